@@ -1,0 +1,174 @@
+"""The verbs: ``reca run``, ``reca compose``, one verb for each stage, and what one does with a registered model.
+
+Every import that costs time stands inside the verb that needs it: a run starts this file once for each stage.
+"""
+
+import argparse
+import importlib
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from reca import workspace
+from reca.config import Config, ConfigError, compose
+from reca.errors import UserError
+
+PLAIN_STAGES = {
+    "ingest": "read images into shards and a manifest",
+    "extract": "compute what the frozen parts of the base model say about the images",
+    "train": "align the base model; resumes where it stopped",
+    "report": "compare base and aligned; write the page and the verdict",
+    "register": "hand the model to the registry, and promote it if the verdict allows",
+}
+PER_BENCHMARK_STAGES = {
+    "generate": "draw a benchmark's samples with the base or the aligned model",
+    "score": "score the samples of a benchmark",
+}
+FLOW_VERBS = {
+    "run": "align, measure and register a model: everything, as far as it is not up to date",
+    "submit": "the same on a worker: check the overrides, then hand them to a deployment",
+    "deploy": "create work pools, limits and deployments on the Prefect server",
+    "ui": "open the Prefect and MLflow pages of this project",
+    "demo": "`reca run` on the embedded default",
+}
+PASSED_ON = {*FLOW_VERBS, "pretrain"}
+"""Verbs whose arguments are read elsewhere."""
+LAUNCHED = "RECA_LAUNCHED"
+GUARD = "RECA_GUARD_PID"
+LAST_WORDS_SECONDS = 20
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb.
+
+    Returns:
+        0; 2 for a mistake that the user can mend, told in one message; 130 after Ctrl-C.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    passed_on = words[1:] if words[:1] and words[0] in PASSED_ON else []
+    options = parser().parse_args(words[:1] if passed_on else words)
+    options.arguments = passed_on
+    try:
+        options.verb_function(options)
+    except (ConfigError, UserError) as error:
+        print(f"reca {options.verb}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\nreca {options.verb}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader went away, as in `reca lineage … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="reca", description="Reconstruction alignment, from images to a registered model.")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    def verb(name: str, function: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        one = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        one.set_defaults(verb_function=function)
+        return one
+
+    for name, text in FLOW_VERBS.items():
+        verb(name, _start_flows, text)
+    overrides = verb("compose", _compose, "write params.yaml from conf/ and overrides")
+    overrides.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as train.max_steps=40 or data=folder")
+    for name, text in PLAIN_STAGES.items():
+        verb(name, _stage, text)
+    for name, text in PER_BENCHMARK_STAGES.items():
+        stage = verb(name, _stage, text)
+        stage.add_argument("which", choices=("base", "aligned"))
+        stage.add_argument("benchmark")
+    verb("pretrain", _pretrain, "make the base weights of a tiny preset again")
+    verb("doctor", _doctor, "say whether this machine and this project are fit for a run")
+    verb("lineage", _lineage, "tell where a registered model came from").add_argument("model", metavar="NAME@ALIAS")
+    verb("rollback", _rollback, "make the previous champion the champion again").add_argument("name", metavar="NAME")
+    verb("reproduce", _reproduce, "make a registered model again and compare").add_argument("model", metavar="NAME@ALIAS")
+    return top
+
+
+def _compose(options: argparse.Namespace) -> None:
+    root = workspace.project_root()
+    changed = compose(options.overrides).save(root / "params.yaml")
+    print("params.yaml written" if changed else "params.yaml unchanged")
+
+
+def _stage(options: argparse.Namespace) -> None:
+    root = workspace.project_root()
+    config = Config.load(root / "params.yaml")
+    _end_with_guard()
+    if options.verb in ("extract", "train") and config.hardware.processes > 1 and LAUNCHED not in os.environ:
+        _launch_processes(config)
+    stage = getattr(importlib.import_module(f"reca.stages.{options.verb}"), options.verb)
+    arguments = (options.which, options.benchmark) if options.verb in PER_BENCHMARK_STAGES else ()
+    stage(config, root, *arguments)
+
+
+def _launch_processes(config: Config) -> None:
+    """Start this very command again, once for each device; does not return."""
+    os.environ[LAUNCHED] = "1"
+    kind = ["--cpu"] if config.hardware.device == "cpu" else ["--multi_gpu"]
+    count = ["--num_processes", str(config.hardware.processes), "--num_machines", "1", "--mixed_precision", "no"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", *kind, *count, "--dynamo_backend", "no"]
+    sys.stdout.flush()
+    os.execv(sys.executable, [*launch, "-m", "reca", *sys.argv[1:]])
+
+
+def _end_with_guard() -> None:
+    """End this process when the guard of the flow that wants its result is gone (flows/guard.py)."""
+    guard = os.environ.get(GUARD)
+    if guard is None:
+        return
+    try:
+        descriptor = os.pidfd_open(int(guard))
+    except ProcessLookupError:
+        raise UserError("the flow that started this stage has ended") from None
+
+    def watch() -> None:
+        select.select([descriptor], [], [])  # readable when that process has ended, however it ended
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(LAST_WORDS_SECONDS)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True, name="watch the guard").start()
+
+
+def _start_flows(options: argparse.Namespace) -> None:
+    """Become ``python -m flows``: Prefect stays out of this package; does not return."""
+    verb = "run" if options.verb == "demo" else options.verb
+    source = str(Path(__file__).resolve().parent.parent)  # flows/ lies beside reca/
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "flows", verb, *options.arguments])
+
+
+def _pretrain(options: argparse.Namespace) -> None:
+    _call("reca.pretraining", "main", options.arguments)
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    _call("reca.doctor", "doctor", workspace.project_root())
+
+
+def _lineage(options: argparse.Namespace) -> None:
+    _call("reca.registry", "print_lineage", workspace.project_root(), options.model)
+
+
+def _rollback(options: argparse.Namespace) -> None:
+    _call("reca.registry", "rollback", workspace.project_root(), options.name)
+
+
+def _reproduce(options: argparse.Namespace) -> None:
+    _call("reca.reproduce", "reproduce", workspace.project_root(), options.model)
+
+
+def _call(module: str, function: str, *arguments: object) -> None:
+    getattr(importlib.import_module(module), function)(*arguments)
