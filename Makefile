@@ -1,0 +1,26 @@
+# The whole vocabulary of this project; .ci/run and people use the same words.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check
+
+help:   ## this list
+	@sed -n 's/^\([a-z-]*\): *[a-z ]*##/  make \1\t/p' $(MAKEFILE_LIST)
+
+setup:   ## make .venv with the exact versions of requirements.lock; nothing to do when it is up to date
+	@for python in $${PYTHON:-} python3.11 python3 python; do \
+	  if $$python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then \
+	    exec $$python scripts/environment.py; \
+	  fi; \
+	done; \
+	echo "setup: Python 3.11 was not found; install it, or name it: make setup PYTHON=/path/to/python3.11" >&2; exit 2
+
+demo: setup   ## set up, then run the main job on the embedded default
+	@.venv/bin/reca demo
+
+test: setup   ## set up, then run the tests (make test ARGS="tests/unit -k name")
+	@.venv/bin/python -m pytest $(ARGS)
+
+check: setup   ## the static part: style, types, who imports whom, docstrings
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports --no-logo
