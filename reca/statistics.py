@@ -1,0 +1,125 @@
+"""How sure a score is: bootstrap intervals, resampling prompts.
+
+Images of one prompt are alike, so the prompt is drawn, with all its images (a cluster bootstrap). Prompts are
+drawn within their category, and the overall score is the plain mean of the category means in every draw, as in the
+score itself. For a comparison, one draw serves both models, so what prompts have in common cancels.
+
+Scores are given as ``{category: {prompt id: values of its images}}``. Results do not depend on the order of
+categories or prompts, and a category's interval does not depend on which other categories there are.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Values = Mapping[str, Mapping[str, Sequence[float]]]
+"""Category -> prompt id -> one value per image."""
+Draws = NDArray[np.float64]
+"""One score per bootstrap draw."""
+OVERALL = "overall"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A score with its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Delta:
+    """Two scores and their difference ``aligned - base`` with its interval."""
+
+    base: float
+    aligned: float
+    delta: float
+    low: float
+    high: float
+
+
+def means(values: Values) -> dict[str, float]:
+    """The score of every category (mean over its images), and ``overall`` (plain mean of these).
+
+    Raises:
+        ValueError: There is no category, or one has no images.
+    """
+    scores = {}
+    for category, prompts in sorted(values.items()):
+        totals, numbers = _totals(category, prompts)
+        scores[category] = float(totals.sum() / numbers.sum())
+    if not scores:
+        raise ValueError("there is nothing to average: no category has values")
+    return {OVERALL: float(np.mean(list(scores.values()))), **scores}
+
+
+def intervals(values: Values, confidence: float = 0.95, draws: int = 4000, seed: int = 0) -> dict[str, Interval]:
+    """Scores with percentile intervals, for ``overall`` and every category.
+
+    Raises:
+        ValueError: There is no category, or one has no images.
+    """
+    drawn = _draw(values, draws, seed)
+    return {name: Interval(value, *_bounds(drawn[name], confidence)) for name, value in means(values).items()}
+
+
+def paired_delta(
+    base: Values, aligned: Values, confidence: float = 0.95, draws: int = 4000, seed: int = 0
+) -> dict[str, Delta]:
+    """Differences ``aligned - base`` with percentile intervals, for ``overall`` and every category.
+
+    Raises:
+        ValueError: The two were not measured on the same prompts, so there are no pairs.
+    """
+    _check_pairs(base, aligned)
+    before, after = means(base), means(aligned)
+    drawn_before, drawn_after = _draw(base, draws, seed), _draw(aligned, draws, seed)
+    return {
+        name: Delta(
+            before[name],
+            after[name],
+            after[name] - before[name],
+            *_bounds(drawn_after[name] - drawn_before[name], confidence),
+        )
+        for name in before
+    }
+
+
+def _draw(values: Values, draws: int, seed: int) -> dict[str, Draws]:
+    """Scores of ``draws`` resampled sets of prompts, for ``overall`` and every category."""
+    scores: dict[str, Draws] = {}
+    for category, prompts in sorted(values.items()):
+        totals, numbers = _totals(category, prompts)
+        # How often each prompt is drawn: the same counts for every model with this many prompts.
+        rng = np.random.default_rng([seed, *category.encode()])
+        times = rng.multinomial(len(totals), np.full(len(totals), 1 / len(totals)), size=draws)
+        with np.errstate(invalid="ignore"):  # a draw of nothing but prompts without values is not a number
+            scores[category] = (times @ totals) / (times @ numbers)
+    return {OVERALL: np.mean(list(scores.values()), axis=0), **scores}
+
+
+def _totals(category: str, prompts: Mapping[str, Sequence[float]]) -> tuple[Draws, Draws]:
+    """Sum and number of each prompt's values, prompts in order of their id."""
+    ordered = [prompts[name] for name in sorted(prompts)]
+    totals = np.array([np.sum(values) for values in ordered], np.float64)
+    numbers = np.array([len(values) for values in ordered], np.float64)
+    if not numbers.sum():
+        raise ValueError(f"category {category!r} has no values")
+    return totals, numbers
+
+
+def _bounds(drawn: Draws, confidence: float) -> tuple[float, float]:
+    low, high = np.nanquantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def _check_pairs(base: Values, aligned: Values) -> None:
+    if base.keys() != aligned.keys():
+        raise ValueError(f"different categories: {', '.join(sorted(base))} and {', '.join(sorted(aligned))}")
+    for category in base:
+        if alone := base[category].keys() ^ aligned[category].keys():
+            example = sorted(alone)[0]
+            raise ValueError(f"{category}: {len(alone)} prompts were measured once only, for instance {example!r}")
