@@ -1,0 +1,1 @@
+"""How the shipped base weights were made; a one-off whose results stand in ``data/bases/``."""
