@@ -1,0 +1,128 @@
+"""The extract cache, whole and damaged."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from reca.data.embeddings import (
+    INDEX,
+    Embeddings,
+    EmbeddingsError,
+    Field,
+    smallest_integers,
+    write_index,
+    write_shard,
+)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    generator = torch.Generator().manual_seed(0)
+    shards = []
+    for number in range(3):
+        fields = {
+            "semantic": torch.randn(4, 5, 6, generator=generator).bfloat16(),
+            "target": smallest_integers(torch.randint(0, 1000, (4, 9), generator=generator)),
+        }
+        names = [f"image-{number}-{row}" for row in range(4)]
+        shards.append(write_shard(tmp_path / f"shard-{number:05d}.safetensors", names, fields))
+    fields = {"semantic": Field([5, 6], "bfloat16"), "target": Field([9], "int16")}
+    write_index(tmp_path, shards, fields, error={"max": 0.01})
+    return tmp_path
+
+
+def test_rows_come_back_in_the_order_asked(cache: Path) -> None:
+    embeddings = Embeddings.open(cache)
+    assert len(embeddings.ids) == 12
+    assert embeddings.error == {"max": 0.01}
+    asked = ["image-2-3", "image-0-1", "image-2-3", "image-1-0"]
+    semantic, target = embeddings.rows("semantic", asked), embeddings.rows("target", asked)
+    assert semantic.shape == (4, 5, 6)
+    assert semantic.dtype == torch.float32
+    assert target.dtype == torch.int64
+    assert torch.equal(semantic[0], semantic[2])
+    assert torch.equal(target[1], embeddings.rows("target", ["image-0-1"])[0])
+    assert not torch.equal(semantic[0], semantic[1])
+
+
+def test_values_survive(tmp_path: Path) -> None:
+    values = {"semantic": torch.randn(2, 3, 4), "target": torch.tensor([[0, 32767], [5, 6]]).to(torch.int16)}
+    shard = write_shard(tmp_path / "shard-00000.safetensors", ["a", "b"], values)
+    write_index(tmp_path, [shard], {"semantic": Field([3, 4], "float32"), "target": Field([2], "int16")})
+    embeddings = Embeddings.open(tmp_path)
+    assert torch.equal(embeddings.rows("semantic", ["b", "a"]), values["semantic"].flip(0))
+    assert torch.equal(embeddings.rows("target", ["a"]), torch.tensor([[0, 32767]]))
+
+
+def test_reading_maps_the_file_instead_of_loading_it(tmp_path: Path) -> None:
+    """A shard of 64 MiB costs a few pages of memory when one row of it is read."""
+    shard = write_shard(tmp_path / "shard-00000.safetensors", ["a", "b"], {"semantic": torch.zeros(2, 8, 2**20)})
+    write_index(tmp_path, [shard], {"semantic": Field([8, 2**20], "float32")})
+    embeddings = Embeddings.open(tmp_path)
+    before = _private_memory_mib()
+    tensor = embeddings._tensor(0, "semantic")
+    assert tensor.shape == (2, 8, 2**20)
+    assert _private_memory_mib() - before < 16
+
+
+def _private_memory_mib() -> float:
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Dirty", "Private_Clean"))) / 1024
+
+
+def test_missing_index(cache: Path) -> None:
+    (cache / INDEX).unlink()
+    with pytest.raises(EmbeddingsError, match=r"index\.json is missing.*reca extract"):
+        Embeddings.open(cache)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}', '{"format": 99}'])
+def test_unreadable_index(cache: Path, text: str) -> None:
+    (cache / INDEX).write_text(text)
+    with pytest.raises(EmbeddingsError, match=r"index\.json.*reca extract"):
+        Embeddings.open(cache)
+
+
+def test_half_written_shard(cache: Path) -> None:
+    path = cache / "shard-00001.safetensors"
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(EmbeddingsError, match=r"shard-00001\.safetensors has \d+ bytes instead of \d+.*reca extract"):
+        Embeddings.open(cache)
+
+
+def test_flipped_bit(cache: Path) -> None:
+    path = cache / "shard-00002.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(EmbeddingsError, match=r"shard-00002\.safetensors is damaged.*reca extract"):
+        Embeddings.open(cache)
+
+
+def test_missing_shard(cache: Path) -> None:
+    (cache / "shard-00000.safetensors").unlink()
+    with pytest.raises(EmbeddingsError, match=r"shard-00000\.safetensors is missing.*reca extract"):
+        Embeddings.open(cache)
+
+
+def test_shard_without_a_field_that_the_index_promises(cache: Path) -> None:
+    index = json.loads((cache / INDEX).read_text())
+    index["fields"]["moments"] = {"shape": [2], "dtype": "float32"}
+    (cache / INDEX).write_text(json.dumps(index))
+    with pytest.raises(EmbeddingsError, match="moments"):
+        Embeddings.open(cache).rows("moments", ["image-0-0"])
+
+
+def test_unknown_image_and_field(cache: Path) -> None:
+    embeddings = Embeddings.open(cache)
+    with pytest.raises(EmbeddingsError, match="image stranger"):
+        embeddings.rows("semantic", ["stranger"])
+    with pytest.raises(EmbeddingsError, match="no field 'moments', only semantic, target"):
+        embeddings.rows("moments", ["image-0-0"])
+
+
+def test_codes_take_the_smallest_type_that_holds_them() -> None:
+    assert smallest_integers(torch.tensor([0, 32767])).dtype == torch.int16
+    assert smallest_integers(torch.tensor([0, 32768])).dtype == torch.int32
