@@ -1,0 +1,1 @@
+"""How a run is shown: what is read, what is drawn, one page, one card. Nothing here computes a score."""

@@ -1,0 +1,227 @@
+"""The page: what stands on it, in which order, in which words. The template only lays it out."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from reca.config import Config, flatten
+from reca.reporting import charts, gallery
+from reca.reporting.inputs import Pair, Record
+from reca.reporting.words import BENCHMARKS, benchmark_words, category_words, per_cent, points
+
+TEMPLATES = Path(__file__).parent / "templates"
+SWATCHES = {
+    "red": "#dc2828", "orange": "#f58c1e", "yellow": "#f0e128", "green": "#28a53c", "blue": "#2850e1",
+    "purple": "#872da5", "pink": "#fa96cd", "brown": "#7d4b28", "black": "#111111", "white": "#ffffff",
+}  # fmt: skip
+"""GenEval's colour names; any other is shown without a swatch."""
+CURVES = (  # title, column of train.csv, column of held_out.csv
+    ("Reconstruction loss (RecA)", "loss_reconstruction", "reconstruction_loss"),
+    ("Text-to-image loss", "loss_text_to_image", "text_to_image_loss"),
+    ("Understanding loss", "loss_understanding", ""),
+    ("All losses, weighted", "loss", ""),
+    ("Gradient norm", "grad_norm", ""),
+    ("Learning rate", "learning_rate", ""),
+    ("Images per second", "images_per_second", ""),
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that is shown; nothing is read or computed after this."""
+
+    config: Config
+    pairs: Mapping[str, Pair]
+    deltas: Mapping[str, Record]
+    """As in ``deltas.json``."""
+    verdict: Record
+    """As in ``verdict.json``."""
+    train_curve: Mapping[str, list[float]]
+    held_out_curve: Mapping[str, list[float]]
+    training: Record
+    """``result.json`` of the model, or empty."""
+    lineage: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the forest chart, ready to print."""
+
+    label: str
+    overall: bool
+    n: int | None
+    base: str
+    aligned: str
+    delta: str
+    low: str
+    high: str
+    direction: str
+    dumbbell: Markup
+    interval: Markup
+
+
+def render_page(report: Report) -> str:
+    """The whole page as HTML; the same inputs give the same text."""
+    views = [_view(report, name) for name in report.pairs]
+    return _template().render(
+        name=f"reca-{report.config.model.name}",
+        style=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
+        sections=[{"anchor": view["name"], "title": view["short"]} for view in views]
+        + [{"anchor": name, "title": title} for name, title in _FIXED_SECTIONS],
+        verdict=report.verdict,
+        verdict_word="Passed" if report.verdict["passed"] else "Refused",
+        verdict_sentence=_verdict_sentence(report.verdict),
+        tiles=[{"title": view["short"], **vars(view["rows"][0])} for view in views],
+        interval_words=_interval_words(report.config),
+        draws=f"{report.config.evaluate.bootstrap_draws:,}".replace(",", " "),
+        scenes_words=_SCENES_WORDS if "scenes" in report.pairs else "",
+        benchmarks=views,
+        absent=[
+            (words.title, f"Not measured: evaluate.benchmarks does not name {name!r}.")
+            for name, words in BENCHMARKS.items()
+            if name not in report.pairs
+        ],
+        curves=list(_curves(report)),
+        training_facts=_training_facts(report),
+        lineage=report.lineage,
+        settings=list(_settings(report.config)),
+        config_digest=report.config.digest(),
+        swatches=SWATCHES,
+        prompts_shown=gallery.PROMPTS_SHOWN,
+        images_shown=gallery.IMAGES_SHOWN,
+        questions_shown=gallery.QUESTIONS_SHOWN,
+    )
+
+
+_FIXED_SECTIONS = (("training", "Training"), ("lineage", "Lineage"), ("settings", "Settings"))
+_SCENES_WORDS = (
+    "The drawing benchmark is not the published GenEval: it has GenEval's six categories, wording and scoring rules, "
+    "but its prompts name shapes that we render, and its detector was trained on those, so its numbers compare with "
+    "other reports like this one and with nothing else."
+)
+
+
+@cache
+def _template() -> Any:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template("report.html")
+
+
+def _interval_words(config: Config) -> str:
+    return f"{100 * config.evaluate.confidence:g} % interval"
+
+
+def _verdict_sentence(verdict: Record) -> str:
+    open_rules = sum(bool(rule["skipped"]) for rule in verdict["rules"])
+    failed = sum(not rule["passed"] and not rule["skipped"] for rule in verdict["rules"])
+    if not verdict["passed"]:
+        rules = "one rule is" if failed == 1 else f"{failed} rules are"
+        return f"The aligned model may not become champion: {rules} not met. It is registered all the same, as refused."
+    if open_rules:
+        rest = "the comparison with the present champion follows" if open_rules == 1 else f"{open_rules} rules follow"
+        return f"Every rule that this report can judge is met; {rest} at registration."
+    return "Every rule is met: the aligned model may become champion."
+
+
+def _view(report: Report, name: str) -> dict[str, Any]:
+    pair, deltas, words = report.pairs[name], report.deltas[name], benchmark_words(name)
+    bounds = [deltas["overall"], *deltas["categories"].values()]
+    scale = charts.delta_scale([bound[end] for bound in bounds for end in ("low", "high")])
+    sizes = {category: len(ids) for category, ids in pair.categories.items()}
+    rows = [_row("overall", deltas["overall"], scale, sum(sizes.values()))]
+    if len(deltas["categories"]) > 1:
+        rows += [_row(category, deltas["categories"][category], scale, sizes.get(category)) for category in sizes]
+    pictured = any("file" in sample for sample in pair.base.samples)
+    originals = any(sample.get("original") for sample in pair.base.samples)
+    return {
+        "name": name,
+        "title": words.title,
+        "short": words.short,
+        "question": words.question,
+        "caption": f"Scores and paired changes; n is the number of {'prompts' if pictured else 'questions'}.",
+        "rows": rows,
+        "score_axis": charts.axis(charts.PERCENT),
+        "delta_axis": charts.axis(scale, signed=True),
+        "measured": _measured_words(pair),
+        "groups": gallery.drawn(pair) if pictured and not originals else (),
+        "rebuilt": gallery.rebuilt(pair) if originals else (),
+        "answers": gallery.answered(pair) if any("answer" in sample for sample in pair.base.samples) else (),
+    }
+
+
+def _row(category: str, delta: Record, scale: charts.Scale, n: int | None) -> Row:
+    label = category_words(category)
+    return Row(
+        label=label,
+        overall=category == "overall",
+        n=n,
+        base=per_cent(delta["base"]),
+        aligned=per_cent(delta["aligned"]),
+        delta=points(delta["delta"]),
+        low=points(delta["low"]),
+        high=points(delta["high"]),
+        direction=charts.direction(delta["low"], delta["high"]),
+        dumbbell=charts.dumbbell(label, delta["base"], delta["aligned"]),
+        interval=charts.interval(label, delta["delta"], delta["low"], delta["high"], scale),
+    )
+
+
+def _measured_words(pair: Pair) -> str:
+    score, parts = pair.aligned.score, []
+    if protocol := score.get("protocol"):
+        parts.append(f"Protocol: {protocol}.")
+    if judge := score.get("judge"):
+        known = ", ".join(f"{kind} {100 * value:.1f} %" for kind, value in _numbers(judge.get("accuracy")))
+        accuracy = f"; its own accuracy: {known}" if known else ""
+        parts.append(f"Scored by {judge.get('name', 'an unnamed judge')} {judge.get('version', '')}".strip() + f"{accuracy}.")
+    counts = [f"{m.which} {m.score.get('scored', '?')} of {m.score.get('expected', '?')}" for m in (pair.base, pair.aligned)]
+    failed = sum(measured.score.get("failed") or 0 for measured in (pair.base, pair.aligned))
+    parts.append(f"Scored: {', '.join(counts)}" + (f"; {failed} could not be scored." if failed else "; none failed."))
+    return " ".join(parts)
+
+
+def _numbers(accuracy: Any) -> Iterator[tuple[str, float]]:
+    for kind, value in flatten(accuracy).items() if isinstance(accuracy, dict) else ():
+        if isinstance(value, int | float) and 0 <= value <= 1:
+            yield kind.replace("_", " "), float(value)
+
+
+def _curves(report: Report) -> Iterator[dict[str, Any]]:
+    for title, train_column, held_out_column in CURVES:
+        series = [
+            charts.Series("training batches", "train", _points(report.train_curve, train_column)),
+            charts.Series("held-out images", "held-out", _points(report.held_out_curve, held_out_column)),
+        ]
+        if any(y == y for line in series for _, y in line.points):
+            yield {"title": title, "drawing": charts.curves(title, series)}
+
+
+def _points(curve: Mapping[str, list[float]], column: str) -> tuple[tuple[float, float], ...]:
+    return tuple(zip(curve.get("step", []), curve.get(column, []), strict=False))
+
+
+def _training_facts(report: Report) -> str:
+    facts, train = report.training, report.config.train
+    if not facts:
+        return "outputs/model/result.json is missing, so how training went is not known."
+    steps = facts.get("steps", facts.get("step", train.max_steps))
+    seconds = facts.get("wall_seconds", facts.get("seconds"))
+    took = f" in {seconds / 60:.1f} minutes" if isinstance(seconds, int | float) else ""
+    mixture = ", ".join(f"{name.replace('_', ' ')} {weight:g}" for name, weight in train.mixture.model_dump().items())
+    return (
+        f"{steps} optimizer steps of {train.global_batch_size} images{took}; learning rate {train.learning_rate:g} "
+        f"({train.schedule}); weights of the losses: {mixture}."
+    )
+
+
+def _settings(config: Config) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    for section, values in config.to_dict().items():
+        flat = flatten(values) if isinstance(values, dict) else {section: values}
+        yield section, [(key, "none" if value is None else str(value)) for key, value in flat.items()]

@@ -1,0 +1,234 @@
+"""Outputs of earlier stages as the contract has them, made of rendered scenes instead of a model's samples.
+
+The "base" gets two things in five right, the "aligned" four in five: a picture is right when it is rendered
+from its prompt, and wrong when it is some other scene.
+"""
+
+import json
+import random
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from reca.config import Config, compose
+from reca.data import scenes
+from reca.stages.result import write_result
+
+SKILL = {"base": 0.4, "aligned": 0.8}
+CHECKPOINTS = {"base": "b" * 64, "aligned": "a" * 64}
+SMALL = (
+    "evaluate.scenes.prompts_per_category=5",
+    "evaluate.scenes.images_per_prompt=4",
+    "evaluate.understanding.num_images=20",
+    "evaluate.fidelity.num_images=14",
+    "evaluate.bootstrap_draws=200",
+)
+
+
+@pytest.fixture
+def outputs_of() -> Any:
+    """:func:`write_outputs`."""
+    return write_outputs
+
+
+def write_outputs(root: Path, *overrides: str, prompt_of: Any = None) -> Config:
+    """A project folder whose stages up to ``score`` are done; returns its configuration.
+
+    ``prompt_of(prompt)`` may replace the text of each drawing prompt.
+    """
+    config = compose([*SMALL, *overrides])
+    config.save(root / "params.yaml")
+    for which in ("base", "aligned"):
+        if "scenes" in config.evaluate.benchmarks:
+            _scenes(root, which, config, prompt_of or (lambda prompt: prompt))
+        if "understanding" in config.evaluate.benchmarks:
+            _understanding(root, which, config)
+        if "fidelity" in config.evaluate.benchmarks:
+            _fidelity(root, which, config)
+    _training(root, config)
+    return config
+
+
+def _scenes(root: Path, which: str, config: Config, prompt_of: Any) -> None:
+    settings = config.evaluate.scenes
+    folder, rows, items = root / f"outputs/samples/{which}/scenes", [], []
+    for number, entry in enumerate(scenes.benchmark_prompts(settings.seed, settings.prompts_per_category)):
+        rng, prompt_id = random.Random(f"{which}-{number}"), f"{number:05d}"
+        values, files, details = [], [], []
+        for index in range(settings.images_per_prompt):
+            right = rng.random() < SKILL[which]
+            scene = _matching(entry["include"], rng) if right else scenes.sample_scene(7, rng.randrange(10**6))
+            file = f"{prompt_id}_{index}.png"
+            _save(folder / file, scene)
+            rows.append(
+                {
+                    "prompt_id": prompt_id,
+                    "category": entry["tag"],
+                    "prompt": prompt_of(entry["prompt"]),
+                    "index": index,
+                    "seed": 1000 * number + index,
+                    "file": file,
+                    "guidance_scale": 2.0,
+                    "num_steps": None,
+                    "checkpoint": CHECKPOINTS[which],
+                    "metadata": entry,
+                }
+            )
+            values.append(float(right))
+            files.append(file)
+            details.append(_detail(scene, right))
+        items.append(
+            {"prompt_id": prompt_id, "category": entry["tag"], "values": values, "files": files, "details": details}
+        )
+    _write(root, which, "scenes", rows, items, settings.images_per_prompt, settings.seed)
+
+
+def _understanding(root: Path, which: str, config: Config) -> None:
+    rows, items = [], []
+    for number in range(config.evaluate.understanding.num_images):
+        rng = random.Random(f"{which}-question-{number}")
+        for question in scenes.questions(scenes.sample_scene(11, number), random.Random(number)):
+            prompt_id, right = f"{number:04d}-{question.kind}", rng.random() < 0.95
+            answer = question.answer if right else "a <b>guess</b>"
+            rows.append(
+                {
+                    "prompt_id": prompt_id,
+                    "category": question.kind,
+                    "question": question.text,
+                    "expected": question.answer,
+                    "answer": answer,
+                    "checkpoint": CHECKPOINTS[which],
+                }
+            )
+            items.append({"prompt_id": prompt_id, "category": question.kind, "values": [float(right)]})
+    _write(root, which, "understanding", rows, items, 1, config.evaluate.understanding.seed)
+
+
+def _fidelity(root: Path, which: str, config: Config) -> None:
+    folder, rows, items = root / f"outputs/samples/{which}/fidelity", [], []
+    for number in range(config.evaluate.fidelity.num_images):
+        rng, prompt_id = random.Random(f"{which}-rebuilt-{number}"), f"{number:016x}"
+        scene = scenes.sample_scene(13, number)
+        kept = [shape for shape in scene.shapes if rng.random() < 0.2 + 0.8 * SKILL[which]]
+        _save(folder / f"original_{prompt_id}.png", scene)
+        rebuilt = scenes.Scene(tuple(kept), scene.background, scene.shade)
+        _save(folder / f"{prompt_id}.png", rebuilt)
+        value = len(kept) / len(scene.shapes)
+        rows.append(
+            {
+                "prompt_id": prompt_id,
+                "category": "scene",
+                "file": f"{prompt_id}.png",
+                "original": f"original_{prompt_id}.png",
+                "metadata": scenes.metadata(scene),
+                "checkpoint": CHECKPOINTS[which],
+            }
+        )
+        items.append(
+            {
+                "prompt_id": prompt_id,
+                "category": "scene",
+                "values": [value],
+                "files": [f"{prompt_id}.png"],
+                "details": [_detail(rebuilt, value == 1)],
+            }
+        )
+    _write(root, which, "fidelity", rows, items, 1, config.evaluate.fidelity.seed)
+
+
+def _training(root: Path, config: Config) -> None:
+    curves = root / "outputs/curves"
+    curves.mkdir(parents=True, exist_ok=True)
+    columns = "step,loss,loss_reconstruction,loss_text_to_image,loss_understanding,learning_rate,grad_norm"
+    rng, lines, held_out = random.Random(0), [columns + ",images_per_second"], ["step,reconstruction_loss,text_to_image_loss"]
+    for step in range(1, config.train.max_steps + 1):
+        fall = 2.5 * 0.99**step + 1.5
+        noisy = [fall * rng.uniform(0.9, 1.1) for _ in range(3)]
+        lines.append(f"{step},{sum(noisy)},{noisy[0]},{noisy[1]},{noisy[2]},{7e-4:.2e},{rng.uniform(0.3, 0.6)},210.5")
+        if step % config.train.eval_every == 0:
+            held_out.append(f"{step},{fall},{fall + 0.2}")
+    (curves / "train.csv").write_text("\n".join(lines) + "\n")
+    (curves / "held_out.csv").write_text("\n".join(held_out) + "\n")
+    model = root / "outputs/model"
+    model.mkdir(parents=True, exist_ok=True)
+    (model / "model.safetensors").write_bytes(b"aligned weights")
+    base = root / config.model.checkpoint
+    base.mkdir(parents=True, exist_ok=True)
+    (base / "model.safetensors").write_bytes(b"base weights")
+    facts = {"steps": config.train.max_steps, "fingerprint": "f" * 16, "wall_seconds": 312.4}
+    write_result(model, "train", config, ("model", "train", "seed"), **facts)
+
+
+def _write(
+    root: Path, which: str, name: str, rows: list[dict[str, Any]], items: list[dict[str, Any]], images: int, seed: int
+) -> None:
+    samples, scores = root / f"outputs/samples/{which}/{name}", root / f"outputs/scores/{which}"
+    samples.mkdir(parents=True, exist_ok=True)
+    scores.mkdir(parents=True, exist_ok=True)
+    (samples / "manifest.jsonl").write_text(_lines(rows))
+    (scores / f"{name}.items.jsonl").write_text(_lines(items))
+    by_category: dict[str, list[float]] = {}
+    for item in items:
+        by_category.setdefault(item["category"], []).append(fmean(item["values"]))
+    categories = {
+        category: {"value": fmean(values), "low": fmean(values) - 0.1, "high": fmean(values) + 0.1, "n": len(values)}
+        for category, values in by_category.items()
+    }
+    overall = fmean(category["value"] for category in categories.values())
+    score = {
+        "benchmark": name,
+        "which": which,
+        "protocol": f"variant: {name} on rendered scenes",
+        "overall": {"value": overall, "low": overall - 0.05, "high": overall + 0.05},
+        "categories": categories,
+        "expected": len(rows),
+        "scored": len(rows),
+        "failed": 0,
+        "images_per_prompt": images,
+        "seed": seed,
+        "settings": {"guidance_scale": 2.0},
+        "checkpoint": CHECKPOINTS[which],
+        "judge": {"name": "scene detector", "version": "1", "accuracy": {"shape": 0.991, "color": 0.997}},
+        "unit": "fraction",
+    }
+    (scores / f"{name}.json").write_text(json.dumps(score))
+
+
+def _lines(rows: Iterable[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def _save(path: Path, scene: scenes.Scene) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(scenes.render([scene])[0]).save(path)
+
+
+def _detail(scene: scenes.Scene, right: bool) -> dict[str, Any]:
+    found = [{"class": shape.kind, "color": shape.color, "score": 0.97} for shape in scene.shapes]
+    return {"correct": right, "reason": "" if right else "not what the prompt asks for", "detections": found}
+
+
+_CENTRES = {
+    "left of": ((0.25, 0.5), (0.72, 0.55)),
+    "right of": ((0.75, 0.5), (0.28, 0.45)),
+    "above": ((0.5, 0.25), (0.45, 0.72)),
+    "below": ((0.5, 0.75), (0.55, 0.28)),
+}
+
+
+def _matching(include: list[dict[str, Any]], rng: random.Random) -> scenes.Scene:
+    """A scene that shows what the clauses ask for."""
+    wanted = [clause for clause in include for _ in range(clause["count"])]
+    places: list[tuple[float, float]] = [(0.25, 0.27), (0.74, 0.3), (0.28, 0.75), (0.73, 0.72)]
+    relation = next((clause["position"][0] for clause in include if "position" in clause), None)
+    if relation:  # the moved object comes second in the clauses, first in the table
+        places = list(reversed(_CENTRES[relation]))
+    shapes = [
+        scenes.Shape(clause["class"], clause.get("color") or rng.choice(list(scenes.COLORS)), x, y, 3.6 / 24)
+        for clause, (x, y) in zip(wanted, places, strict=False)
+    ]
+    return scenes.Scene(tuple(shapes), rng.choice(list(scenes.BACKGROUNDS)), 0.0)
