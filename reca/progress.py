@@ -29,14 +29,14 @@ class Progress:
         if not finished and now - self._last_line < SECONDS_BETWEEN_LINES:
             return
         self._last_line, self._last_done = now, done
-        words = [f"PROGRESS {done}/{self.total} {self.unit}", *self._times(done, now - self._began), text]
-        print(" ".join(word for word in words if word), flush=True)
+        words = ", ".join(filter(None, [*self._times(done, now - self._began), text]))
+        print(f"PROGRESS {done}/{self.total} {self.unit} {words}", flush=True)
 
     def _times(self, done: int, elapsed: float) -> list[str]:
         times = [f"{clock(elapsed)} elapsed"]
         if self._start < done < self.total:
             times.append(f"{clock(elapsed / (done - self._start) * (self.total - done))} left")
-        return [", ".join(times)]
+        return times
 
 
 def clock(seconds: float) -> str:

@@ -1,0 +1,154 @@
+"""Any photograph as an upright 8-bit RGB image, and the one resize that every model family uses."""
+
+import io
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageOps
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# What cameras, phones and the web produce. Nothing that starts another program or loads fonts (EPS, PDF, SVG, WMF).
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "AVIF")
+SIGNATURES = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"RIFF....WEBP": "WEBP",
+    b"II\\*\x00": "TIFF",
+    b"MM\x00\\*": "TIFF",
+    b"GIF8[79]a": "GIF",
+    b"....ftypavi[fs]": "AVIF",
+    b"BM": "BMP",
+}
+HEIC = re.compile(rb"....ftyp(heic|heix|hevc|mif1|msf1)", re.DOTALL)
+# Pillow's own guard knows one limit for the whole process; decode() has the caller's, and looks before it decodes.
+Image.MAX_IMAGE_PIXELS = None
+
+
+class BadImage(Exception):
+    """Bytes that are no usable image.
+
+    Args:
+        reason: A slug to count by: ``empty``, ``not-an-image``, ``unsupported``, ``too-many-pixels``, ``too-small``,
+            ``truncated`` or ``broken``.
+        detail: What was found, for people; the same on every machine.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+def decode(data: bytes, max_pixels: int | None = None, min_side: int = 1) -> Image.Image:
+    """Decode the first frame, turn it upright (EXIF), and make it 8-bit RGB, transparent parts white.
+
+    Colour profiles are not applied: the numbers in the file are taken as sRGB.
+
+    Args:
+        data: A whole image file.
+        max_pixels: Larger images are refused when only their header has been read; ``None``: no limit.
+        min_side: Images whose shorter side has fewer pixels are refused.
+
+    Raises:
+        BadImage: The bytes are no such image.
+    """
+    image = _open(data)
+    width, height = image.size
+    if max_pixels is not None and width * height > max_pixels:
+        raise BadImage("too-many-pixels", f"{width}x{height} is more than {max_pixels} pixels")
+    if min(width, height) < min_side:
+        raise BadImage("too-small", f"{width}x{height}, the shorter side is below {min_side} pixels")
+    try:
+        image.load()
+    except Exception as error:  # damaged files make Pillow raise nearly anything
+        raise BadImage(_kind_of_damage(data, error), f"{image.format} of {width}x{height} does not decode") from None
+    try:
+        return _to_rgb(_upright(image))
+    except Exception as error:
+        raise BadImage("unsupported", f"{image.format} of mode {image.mode}: {type(error).__name__}") from None
+
+
+def _open(data: bytes) -> Image.Image:
+    if not data:
+        raise BadImage("empty", "0 bytes")
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except Exception as error:
+        if HEIC.match(data):
+            raise BadImage("unsupported", "HEIC; convert it to JPEG or PNG") from None
+        kind = signature(data)
+        if kind is None:
+            raise BadImage("not-an-image", f"{len(data)} bytes that begin as no image format we read") from None
+        raise BadImage(_kind_of_damage(data, error), f"{kind} whose header does not decode") from None
+
+
+def signature(data: bytes) -> str | None:
+    """The format that the first bytes of a file announce, or ``None``."""
+    for pattern, kind in SIGNATURES.items():
+        if re.match(pattern, data, re.DOTALL):
+            return kind
+    return None
+
+
+def _kind_of_damage(data: bytes, error: Exception) -> str:
+    cut_webp = signature(data) == "WEBP" and int.from_bytes(data[4:8], "little") + 8 > len(data)
+    words = str(error).lower()
+    cut = cut_webp or any(word in words for word in ("truncated", "eof", "end of file", "not enough", "too short"))
+    return "truncated" if cut or len(data) < 32 else "broken"
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image) if image.getexif().get(ExifTags.Base.Orientation, 1) != 1 else image
+    except Exception:  # an unreadable EXIF block says nothing about the pixels
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        return _from_levels(np.asarray(image).astype(np.float32), 65535.0)
+    if image.mode in ("I", "F"):
+        levels = np.asarray(image).astype(np.float32)
+        return _from_levels(levels, _full_scale(levels))
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _full_scale(levels: NDArray[np.float32]) -> float:
+    """What white is in a file whose sample type does not say so: the least usual ceiling that holds all values."""
+    top = float(levels.max())
+    if not np.isfinite(levels).all():
+        raise ValueError("infinite or undefined samples")
+    return next((ceiling for ceiling in (1.0, 255.0, 65535.0) if top <= ceiling), top)
+
+
+def _from_levels(levels: NDArray[np.float32], white: float) -> Image.Image:
+    eight_bit = np.round(np.clip(levels / white, 0, 1) * 255).astype(np.uint8)
+    return Image.fromarray(eight_bit).convert("RGB")
+
+
+def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
+    """Cut the largest centred square and resize it (bicubic, anti-aliased): (size, size, 3) RGB.
+
+    An image that is ``size`` x ``size`` already comes out as it is, bit for bit.
+    """
+    width, height = image.size
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    square = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+    return np.asarray(square.convert("RGB"))
+
+
+def square_tensor(images: Sequence[Image.Image], size: int) -> "Tensor":
+    """Images as models read them: (B, 3, size, size) float32 in [-1, 1]."""
+    import torch
+
+    stacked = np.stack([to_square(image, size) for image in images])
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1

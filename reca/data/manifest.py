@@ -1,0 +1,134 @@
+"""The data set that ``ingest`` writes: one row an image in ``manifest.parquet``, the images in tar shards beside it."""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from reca.data.images import BadImage, decode
+from reca.errors import UserError
+
+MANIFEST = "manifest.parquet"
+Split = Literal["train", "held_out"]
+OPEN_SHARDS = 8
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("sha256", pa.string()),
+        ("shard", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("split", pa.string()),
+        ("source", pa.string()),
+        ("caption", pa.string()),
+        ("full_caption", pa.string()),
+        ("ground_truth", pa.string()),
+        # Where the image's bytes lie in the shard: one seek instead of a walk through the tar.
+        ("file", pa.string()),
+        ("offset", pa.int64()),
+        ("length", pa.int64()),
+    ]
+)
+
+
+def split_of(sha256: str, held_out_fraction: float) -> Split:
+    """Which split an image belongs to: a function of its own hash, so adding images never moves another one.
+
+    The hash is hashed once more, because ``data.num_images`` takes the images with the smallest hashes.
+    """
+    draw = int.from_bytes(hashlib.sha256(f"split {sha256}".encode()).digest()[:8], "big") / 2**64
+    return "held_out" if draw < held_out_fraction else "train"
+
+
+def write_manifest(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write ``manifest.parquet`` with the columns of ``SCHEMA``."""
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=SCHEMA), folder / MANIFEST, compression="zstd")
+
+
+def read_manifest(folder: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """The manifest's rows in order of their id, or only some of its columns.
+
+    Raises:
+        UserError: There is no data set in ``folder``, or its manifest cannot be read.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UserError(f"{path} is missing: {folder} holds no data set; run `reca ingest`")
+    try:
+        return pq.read_table(path, columns=None if columns is None else list(columns))
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}); {_way_out(folder)}") from None
+
+
+class ImageReader:
+    """Images of a data set by id, in any order; keeps the shards that it read last open. Not for several threads.
+
+    Raises:
+        UserError: As :func:`read_manifest`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        table = read_manifest(folder, ["id", "split", "shard", "file", "offset", "length"])
+        self._rows: dict[str, dict[str, Any]] = {row["id"]: row for row in table.to_pylist()}
+        self._open: OrderedDict[str, BinaryIO] = OrderedDict()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._open.values():
+            file.close()
+        self._open.clear()
+
+    def ids(self, split: Split | None = None) -> list[str]:
+        """All ids in order, or those of one split."""
+        return [key for key, row in self._rows.items() if split is None or row["split"] == split]
+
+    def load(self, image_id: str) -> Image.Image:
+        """The image, upright RGB.
+
+        Raises:
+            KeyError: The data set has no such image.
+            UserError: Its shard is missing or damaged; the message names it.
+        """
+        row = self._rows[image_id]
+        path = self._folder / row["shard"]
+        try:
+            file = self._shard(row["shard"])
+            file.seek(row["offset"])
+            return decode(file.read(row["length"]))
+        except FileNotFoundError:
+            raise UserError(f"{path} is missing; {_way_out(self._folder)}") from None
+        except (BadImage, OSError) as error:
+            raise UserError(f"{path} is damaged at {row['file']} ({error}); {_way_out(self._folder)}") from None
+
+    def _shard(self, name: str) -> BinaryIO:
+        if name not in self._open:
+            self._open[name] = (self._folder / name).open("rb")
+            if len(self._open) > OPEN_SHARDS:
+                self._open.popitem(last=False)[1].close()
+        self._open.move_to_end(name)
+        return self._open[name]
+
+
+def load_images(
+    folder: Path, ids: Iterable[str] | None = None, split: Split | None = None
+) -> Iterator[tuple[str, Image.Image]]:
+    """Read images of a data set one after the other: those with the given ids in that order, or a split, or all.
+
+    Raises:
+        UserError: The data set or one of its shards is missing or damaged.
+    """
+    with ImageReader(folder) as reader:
+        for image_id in reader.ids(split) if ids is None else ids:
+            yield image_id, reader.load(image_id)
+
+
+def _way_out(folder: Path) -> str:
+    return f"restore it with `dvc checkout {folder.name}` or make it again: remove {folder} and run `reca ingest`"

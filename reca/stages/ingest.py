@@ -1,0 +1,154 @@
+"""``ingest``: images from any source become one data set of upright, distinct, readable images."""
+
+import json
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+from reca.config import Config, ScenesData
+from reca.data.images import BadImage
+from reca.data.manifest import split_of, write_manifest
+from reca.data.shards import ShardWriter
+from reca.data.sources import open_source
+from reca.data.sources.base import Item, Rejected, Source
+from reca.data.spool import Picture, Spool
+from reca.errors import UserError
+from reca.files import whole_folder, write_text
+from reca.progress import Progress
+from reca.stages.result import write_result
+
+A = TypeVar("A")
+B = TypeVar("B")
+DATASET = "outputs/dataset"
+QUARANTINE = "quarantine.jsonl"
+BYTES_PER_PIXEL = 8
+"""Of the most wasteful image there is: 16-bit RGBA, not compressed."""
+HEADROOM_BYTES = 16 * 2**20
+
+
+def ingest(config: Config, root: Path) -> None:
+    """Read the images that ``config.data`` names; write ``outputs/dataset``.
+
+    The same images give the same bytes, whatever their order, their names' times, or the number of threads.
+
+    Raises:
+        UserError: The source cannot be read, too many of its images are bad, or nothing usable is left.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong with an image goes to the quarantine
+    folder = root / DATASET
+    try:
+        with whole_folder(folder) as unfinished:
+            _ingest(config, root, unfinished)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"cannot write {folder}: {reason}; make room or make it writable, then run again") from error
+
+
+def _ingest(config: Config, root: Path, folder: Path) -> None:
+    max_pixels, min_side = _limits(config)
+    source = open_source(config.data, config.seed, root, max_pixels * BYTES_PER_PIXEL + HEADROOM_BYTES)
+    spool = Spool(folder.parent)
+    rejected = _read_all(config, source, spool, max_pixels, min_side)
+    _check(config, root, len(spool) + spool.duplicates, rejected)
+    rows = _write_shards(config, spool, folder)
+    splits = Counter(row["split"] for row in rows)
+    if not splits["train"]:
+        fraction = config.data.held_out_fraction
+        raise UserError(f"all {len(rows)} images are held out (data.held_out_fraction={fraction}): none to train on")
+    if not splits["held_out"]:
+        print("ingest: no image is held out: there are too few, or data.held_out_fraction is too small")
+    write_manifest(folder, rows)
+    write_text(folder / QUARANTINE, _quarantine_lines(rejected))
+    reasons = dict(sorted(Counter(entry.reason for entry in rejected).items()))
+    facts = {"images": len(rows), "train": splits["train"], "held_out": splits["held_out"]}
+    facts |= {"duplicates": spool.duplicates, "quarantined": len(rejected)}
+    write_result(folder, "ingest", config, ("data", "seed"), **facts, reasons=reasons)
+    print("ingest: " + ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in facts.items()))
+
+
+def _limits(config: Config) -> tuple[int, int]:
+    if isinstance(config.data, ScenesData):
+        return config.data.image_size**2, 1
+    return config.data.max_pixels, config.data.min_side
+
+
+def _read_all(config: Config, source: Source, spool: Spool, max_pixels: int, min_side: int) -> list[Rejected]:
+    def examine(entry: Item | Rejected) -> Picture | Rejected:
+        if isinstance(entry, Rejected):
+            return entry
+        try:
+            return Picture.of(entry, max_pixels, min_side)
+        except BadImage as bad:
+            return Rejected(entry.source, bad.reason, bad.detail)
+
+    rejected: list[Rejected] = []
+    progress = Progress(source.total, source.unit)
+    wanted = config.data.num_images if source.endless else None
+    threads = config.hardware.threads
+    with ThreadPoolExecutor(threads) as pool:
+        for result in _in_order(pool, examine, source, ahead=2 * threads):
+            if isinstance(result, Rejected):
+                rejected.append(result)
+            else:
+                spool.add(result)
+            progress.update(source.done, f"{len(spool)} good, {spool.duplicates} duplicates, {len(rejected)} bad")
+            if wanted is not None and len(spool) >= wanted:
+                break
+    return sorted(rejected, key=lambda entry: (entry.source, entry.reason))
+
+
+def _in_order(pool: Executor, function: Callable[[A], B], inputs: Iterable[A], ahead: int) -> Iterator[B]:
+    """``map`` on a pool that never holds more than ``ahead`` inputs: a source may be larger than the memory."""
+    waiting: deque[Future[B]] = deque()
+    for entry in inputs:
+        waiting.append(pool.submit(function, entry))
+        if len(waiting) >= ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _check(config: Config, root: Path, good: int, rejected: list[Rejected]) -> None:
+    """Stop when too much is bad; the list of what is bad is kept where the user can read it."""
+    total, allowed = good + len(rejected), config.data.max_bad_fraction
+    if good and len(rejected) <= allowed * total:
+        return
+    if not total:
+        raise UserError(f"data.source={config.data.source} holds no image; look at the section data of params.yaml")
+    quarantine = root / config.paths.state / "ingest" / QUARANTINE
+    write_text(quarantine, _quarantine_lines(rejected))
+    worst = ", ".join(f"{reason} {count}" for reason, count in Counter(r.reason for r in rejected).most_common(4))
+    share = f"{len(rejected)} of {total} images are bad ({len(rejected) / total:.1%}; {worst})"
+    raise UserError(
+        f"{share}; data.max_bad_fraction allows {allowed:.1%}. "
+        f"Which ones and why: {quarantine}. Mend or remove them, or allow more with data.max_bad_fraction"
+    )
+
+
+def _write_shards(config: Config, spool: Spool, folder: Path) -> list[dict[str, Any]]:
+    rows = []
+    with ShardWriter(folder) as shards:
+        for picture, stored in spool.pictures(config.data.num_images):
+            key, said = picture.sha256[:16], picture.description
+            member = shards.add(key, picture.suffix, stored, said.ground_truth)
+            row = {
+                "id": key,
+                "sha256": picture.sha256,
+                "width": picture.width,
+                "height": picture.height,
+                "split": split_of(picture.sha256, config.data.held_out_fraction),
+                "source": picture.source,
+                "caption": said.caption,
+                "full_caption": said.full_caption,
+                "ground_truth": json.dumps(said.ground_truth, sort_keys=True) if said.ground_truth else None,
+            }
+            rows.append(row | asdict(member))
+    return rows
+
+
+def _quarantine_lines(rejected: list[Rejected]) -> str:
+    return "".join(json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entry in rejected)
