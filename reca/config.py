@@ -52,6 +52,8 @@ class ModelSection(Section):
     """Folder in the official layout (relative to the project), or a hub id."""
     revision: str | None = None
     """Commit of the hub repository; required for a hub id, so that a run can be repeated."""
+    prompt_dropout: Fraction
+    """How often a training sample loses its condition, for classifier-free guidance."""
     train_vision: bool = False
     """Janus: train the understanding encoder too. Off: its embeddings may be cached."""
 
@@ -154,8 +156,6 @@ class TrainSection(Section):
     """Which caption the text-to-image loss reads, where the data has both: the two controls of docs/experiments.md."""
     prompt_templates: PositiveInt | None
     """How many prompt templates L_RecA draws from; ``None``: all of reca/objectives/templates.py."""
-    prompt_dropout: Fraction
-    """How often the condition is dropped, for classifier-free guidance."""
     save_every: PositiveInt
     eval_every: PositiveInt
     keep_last: PositiveInt
@@ -254,6 +254,8 @@ class TrackingSection(Section):
     uri: str | None = None
     """MLflow tracking URI; ``None``: SQLite at ``mlruns/mlflow.db``."""
     experiment: str
+    copy_limit_mib: NonNegativeInt
+    """Weights up to this size are copied into MLflow; bigger ones are registered by their DVC hash."""
 
 
 class PathsSection(Section):
