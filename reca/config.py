@@ -107,6 +107,8 @@ class HubData(Section):
     revision: str | None = None
     split: str = "train"
     image_column: str = "image"
+    caption_column: str | None = None
+    """The column whose text is an image's caption; ``None``: images have none."""
     num_images: PositiveInt | None = None
     held_out_fraction: Fraction
     max_bad_fraction: Fraction
