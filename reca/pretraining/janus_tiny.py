@@ -1,0 +1,87 @@
+"""An empty Janus with small numbers, and its word tokenizer."""
+
+from typing import Any
+
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import JanusConfig, JanusForConditionalGeneration, PreTrainedTokenizerFast
+
+from reca.data.scenes import COLORS, NUMBERS, RELATIONS, SHAPES, plural
+from reca.models.janus import ASSISTANT, BOI, EOI, IMAGE, USER, Janus
+from reca.objectives.templates import TEMPLATES
+
+BOS, EOS, PAD, UNKNOWN = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>", "<unk>"
+GIST_TOKENS, GIST_LAYER = 8, 3
+IMAGE_SIZE, PATCH, CODES_PER_SIDE, CODEBOOK = 24, 6, 6, 2048
+WIDTH, HEADS = 96, 4
+QUESTION_WORDS = "a an and of photo what color is the how many are there where relative to shape yes no"
+SPARE_TEMPLATES = 8
+"""Templates whose words the tokenizer knows: the first, short ones."""
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word: everything that scenes, captions, questions and the first templates can say."""
+    special = [UNKNOWN, PAD, BOS, EOS, USER, ASSISTANT, BOI, EOI, IMAGE]
+    special += [f"<gist_{number}>" for number in range(GIST_TOKENS)]
+    words = [*SHAPES, *map(plural, SHAPES), *COLORS, *NUMBERS, *QUESTION_WORDS.split()]
+    words += " ".join(RELATIONS).split() + " ".join(TEMPLATES[:SPARE_TEMPLATES]).split()
+    vocabulary = {word: number for number, word in enumerate(dict.fromkeys(special + words))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(special)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD, unk_token=UNKNOWN
+    )
+
+
+def build(options: dict[str, Any]) -> Janus:
+    """A randomly initialised ``janus_tiny``; seed torch's generator first."""
+    tokenizer = build_tokenizer()
+    ids = tokenizer.convert_tokens_to_ids
+    config = JanusConfig(
+        text_config={
+            "model_type": "llama",
+            "vocab_size": len(tokenizer),
+            "hidden_size": WIDTH,
+            "intermediate_size": 256,
+            "num_hidden_layers": 7,
+            "num_attention_heads": HEADS,
+            "num_key_value_heads": HEADS,
+            "max_position_embeddings": 128,
+            "initializer_range": 0.05,
+            "bos_token_id": ids(BOS),
+            "eos_token_id": ids(EOS),
+            "pad_token_id": ids(PAD),
+            "tie_word_embeddings": False,
+        },
+        vision_config={
+            "image_size": IMAGE_SIZE,
+            "patch_size": PATCH,
+            "hidden_size": WIDTH,
+            "num_hidden_layers": 4,
+            "num_attention_heads": HEADS,
+            "mlp_ratio": 3.0,
+            "num_image_tokens": (IMAGE_SIZE // PATCH) ** 2,
+            "projection_dim": WIDTH,
+            "depth": 2,
+            "initializer_range": 0.05,
+        },
+        vq_config={
+            "embed_dim": 8,
+            "num_embeddings": CODEBOOK,
+            "latent_channels": 64,
+            "base_channels": 32,
+            "channel_multiplier": [1, 1, 2],
+            "num_res_blocks": 1,
+            "num_patches": CODES_PER_SIDE,
+            "projection_dim": WIDTH,
+            "image_token_embed_dim": WIDTH,
+            "num_hidden_layers": 2,
+            "double_latent": False,
+        },
+        image_token_id=ids(IMAGE),
+        tie_word_embeddings=False,
+        gist={"tokens": GIST_TOKENS, "layer": GIST_LAYER},
+    )
+    return Janus(JanusForConditionalGeneration(config), tokenizer, options)
+
+
