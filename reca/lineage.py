@@ -27,8 +27,20 @@ RESULT_SECTIONS = ("model", "data", "extract", "train", "generate", "evaluate", 
 GENERATED = ("params.yaml", LOCK)
 """Files that every run rewrites; they are recorded whole with the run and do not make a tree dirty."""
 PACKAGES = (
-    "torch transformers diffusers accelerate safetensors numpy pillow pyarrow pydantic hydra-core dvc prefect mlflow"
-).split()
+    "torch",
+    "transformers",
+    "diffusers",
+    "accelerate",
+    "safetensors",
+    "numpy",
+    "pillow",
+    "pyarrow",
+    "pydantic",
+    "hydra-core",
+    "dvc",
+    "prefect",
+    "mlflow",
+)
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ def _judge_one(rule: GateRule, deltas: Deltas, champion: Champion | None, no_cha
     def result(passed: bool, value: float | None, reason: str, skipped: bool = False) -> RuleResult:
         return RuleResult(describe(rule), passed, value, rule.minimum, reason, skipped)
 
-    measured: Deltas | None = deltas
+    measured = deltas
     if rule.versus == "champion":
         if champion is None:
             return result(False, None, no_champion, skipped=True)

@@ -1,0 +1,254 @@
+"""Register: hand the aligned model to the registry, and make it champion if the verdict allows.
+
+Not a DVC stage: it acts on something outside. It may be killed anywhere and run again; the same lineage gives the
+same version. A refusal is an outcome, with its reasons, not an error.
+"""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from reca import registry, tracking
+from reca.config import Config
+from reca.errors import UserError
+from reca.files import write_json
+from reca.lineage import Lineage, check_outputs, check_params, collect, uncommitted_patch
+from reca.registry import Version
+from reca.statistics import OVERALL, Values, paired_delta
+from reca.verdict import Champion, Verdict, judge
+
+MODEL, REPORT, SCORES, CURVES = "outputs/model", "outputs/report", "outputs/scores", "outputs/curves"
+REQUIREMENTS = ("mlflow", "torch", "transformers", "safetensors", "numpy", "pillow")
+"""What the registered model needs to draw."""
+NO_CHAMPION = "there is no champion yet"
+STATE_FILE = "register.json"
+
+
+def register(config: Config, root: Path) -> None:
+    """Register what lies in ``outputs/``, set ``challenger``, and move ``champion`` on a passing verdict.
+
+    Args:
+        config: The composed configuration.
+        root: The project folder.
+
+    Raises:
+        UserError: Outputs are missing or not what DVC recorded, or MLflow's store cannot be used.
+    """
+    check_params(root)
+    check_outputs(root, (MODEL, REPORT))
+    lineage = collect(config, root)
+    report = _read_json(root / REPORT / "verdict.json")
+    deltas = _read_json(root / REPORT / "deltas.json")
+    _check_report(report, lineage)
+    name = registry.model_name(config.model.name)
+    store = tracking.locate(config, root)
+    with tracking.opened(store) as client:
+        experiment = tracking.experiment_id(client, store)
+        for run_id in tracking.reconcile(client, experiment):
+            print(f"run {run_id} was left running by a process that is gone; marked as killed")
+        rival = _champion(client, config, root, name, report["benchmark_set"], lineage)
+        verdict = judge(config.register_.gate, deltas, rival, NO_CHAMPION)
+        version = registry.find(client, name, lineage.digest)
+        known = version is not None
+        if version is None:
+            version = _create(client, experiment, config, root, lineage, report, deltas, verdict)
+        if not registry.was_decided(client, version):
+            registry.update(client, version, _verdict_tags(verdict), _description(verdict, deltas))
+            registry.challenge(client, version)
+            if verdict.passed:
+                registry.promote(client, version)
+        version = registry.resolve(client, f"{name}/{version.number}")
+        champion = registry.champion(client, name)
+    _tell(version, champion, known)
+    write_json(root / config.paths.state / STATE_FILE, _summary(version, champion, known))
+
+
+def _create(
+    client: Any,
+    experiment: str,
+    config: Config,
+    root: Path,
+    lineage: Lineage,
+    report: Mapping[str, Any],
+    deltas: Mapping[str, Any],
+    verdict: Verdict,
+) -> Version:
+    """A version of the lineage's finished run; a new run, unless a killed registration left a finished one."""
+    name = registry.model_name(config.model.name)
+    run = tracking.find_finished(client, experiment, lineage.digest)
+    if run is None:
+        run_id = _log_run(client, experiment, config, root, lineage, deltas)
+        run = client.get_run(run_id)
+    scores = {f"score.{key}": f"{value:.6f}" for key, value in _numbers(deltas).items()}
+    tags = {
+        **tracking.lineage_tags(lineage),
+        **scores,
+        "benchmark_set": report["benchmark_set"],
+        **_verdict_tags(verdict),
+    }
+    model_id = run.data.tags["model.id"]
+    return registry.create(client, name, run.info.run_id, model_id, tags, _description(verdict, deltas))
+
+
+def _log_run(
+    client: Any, experiment: str, config: Config, root: Path, lineage: Lineage, deltas: Mapping[str, Any]
+) -> str:
+    name = f"{config.model.name} {lineage.config_digest[:6]} {lineage.digest[:6]}"
+    with tracking.started(client, experiment, name, tracking.run_tags(lineage, _note(deltas))) as run_id:
+        tracking.log_params(client, run_id, config.flat())
+        tracking.log_dataset(client, run_id, lineage)
+        model_id = _log_model(config, root, lineage)
+        tracking.log_metrics(client, run_id, _numbers(deltas), model_id)
+        points = tracking.log_curves(client, run_id, root / CURVES)
+        points += tracking.log_curves(client, run_id, root / config.paths.state / "system")
+        _log_files(client, run_id, config, root, lineage)
+        client.set_tag(run_id, "model.id", model_id)
+    print(f"run {run_id}: {points} points of curves, the report, the scores and the model are logged")
+    return run_id
+
+
+def _log_model(config: Config, root: Path, lineage: Lineage) -> str:
+    settings = {
+        "family": config.model.family,
+        "options": config.model.model_dump(mode="json"),
+        "sampling": config.generate.model_dump(mode="json"),
+        "batch_size": config.hardware.generate_batch_size,
+    }
+    # A local part of a version ("2.13.0+cpu") names a build of this machine; the index has the release only.
+    requirements = [f"{name}=={lineage.versions[name].split('+')[0]}" for name in REQUIREMENTS]
+    size = sum(path.stat().st_size for path in (root / MODEL).rglob("*") if path.is_file())
+    if size <= config.tracking.copy_limit_mib * 2**20:
+        return registry.log_model({"checkpoint": root / MODEL}, settings, requirements)
+    with tempfile.TemporaryDirectory() as folder:
+        reference = Path(folder) / "reference.json"
+        write_json(reference, tracking.dvc_reference(root, MODEL, lineage))
+        print(f"the model has {size / 2**20:,.0f} MiB: registered by its DVC hash, not copied")
+        return registry.log_model({"reference": reference}, settings, requirements)
+
+
+def _log_files(client: Any, run_id: str, config: Config, root: Path, lineage: Lineage) -> None:
+    for file in ("params.yaml", "dvc.lock", f"{config.data.path}.dvc"):
+        if (root / file).is_file():
+            client.log_artifact(run_id, str(root / file))
+    client.log_artifacts(run_id, str(root / REPORT), "report")
+    client.log_artifacts(run_id, str(root / SCORES), "scores")
+    client.log_dict(run_id, lineage.to_dict(), "lineage.json")
+    patch = uncommitted_patch(root) if lineage.git.dirty else None
+    if patch:
+        client.log_text(run_id, patch, "uncommitted.patch")
+
+
+def _champion(
+    client: Any, config: Config, root: Path, name: str, benchmark_set: str, lineage: Lineage
+) -> Champion | None:
+    """The champion with the deltas of this model against it, or why there are none."""
+    champion = registry.champion(client, name)
+    if champion is None or champion.tags.get(tracking.LINEAGE) == lineage.digest:
+        return None
+    theirs = champion.tags.get("benchmark_set", "")
+    if theirs != benchmark_set:
+        obstacle = (
+            f"it was measured on another benchmark set ({theirs[:8] or 'unknown'}, here {benchmark_set[:8]}): other "
+            "prompts, seeds or judges. Measure with its `evaluate` settings, or drop the champion rules from "
+            "register.gate for this run"
+        )
+        return Champion(champion.number, None, obstacle)
+    deltas: dict[str, Any] = {}
+    for benchmark in config.evaluate.benchmarks:
+        file = f"aligned/{benchmark}.items.jsonl"
+        try:
+            before = _values(Path(client.download_artifacts(champion.run_id, f"scores/{file}")))
+            after = _values(root / SCORES / file)
+            deltas[benchmark] = _paired(before, after, config)
+        except (OSError, ValueError, KeyError) as error:
+            return Champion(champion.number, None, f"its answers to {benchmark} cannot be used ({error})")
+    return Champion(champion.number, deltas)
+
+
+def _paired(before: Values, after: Values, config: Config) -> dict[str, Any]:
+    evaluate = config.evaluate
+    found = paired_delta(before, after, evaluate.confidence, evaluate.bootstrap_draws, config.seed)
+    records = {name: {"delta": one.delta, "low": one.low, "high": one.high} for name, one in found.items()}
+    return {"overall": records.pop(OVERALL), "categories": records}
+
+
+def _values(path: Path) -> Values:
+    values: dict[str, dict[str, list[float]]] = {}
+    for line in path.read_text().splitlines():
+        item = json.loads(line)
+        values.setdefault(item["category"], {})[item["prompt_id"]] = item["values"]
+    return values
+
+
+def _check_report(report: Mapping[str, Any], lineage: Lineage) -> None:
+    """Refuse a report about other weights: its scores would be given to this model."""
+    reported = report["checkpoint"]["aligned"]
+    if reported != lineage.weights_digest:
+        raise UserError(
+            f"{REPORT} is about other weights ({str(reported)[:12]}…) than those in {MODEL} "
+            f"({lineage.weights_digest[:12]}…); run `reca run`, which measures again"
+        )
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); run `reca report`") from None
+
+
+def _numbers(deltas: Mapping[str, Any]) -> dict[str, float]:
+    """``{"scenes/overall/delta": …}`` for MLflow."""
+    numbers: dict[str, float] = {}
+    for benchmark, scores in deltas.items():
+        for category, delta in {"overall": scores["overall"], **scores["categories"]}.items():
+            numbers |= {f"{benchmark}/{category}/{kind}": float(value) for kind, value in delta.items()}
+    return numbers
+
+
+def _verdict_tags(verdict: Verdict) -> dict[str, str]:
+    reasons = "; ".join(verdict.reasons)
+    return {"verdict": "passed" if verdict.passed else "refused", "verdict.reasons": reasons[:5000] or "none"}
+
+
+def _description(verdict: Verdict, deltas: Mapping[str, Any]) -> str:
+    lines = ["**Passed.**" if verdict.passed else "**Refused**: it may not become champion.", ""]
+    for rule in verdict.rules:
+        sign = "skipped" if rule.skipped else "passed" if rule.passed else "failed"
+        lines.append(f"- {sign}: {rule.text} ({rule.reason})")
+    return "\n".join([*lines, "", _note(deltas)])
+
+
+def _note(deltas: Mapping[str, Any]) -> str:
+    lines = ["| benchmark | base | aligned | delta (points) |", "|---|---|---|---|"]
+    for benchmark, scores in deltas.items():
+        one = scores["overall"]
+        interval = f"{100 * one['delta']:+.1f} [{100 * one['low']:+.1f}, {100 * one['high']:+.1f}]"
+        lines.append(f"| {benchmark} | {one['base']:.3f} | {one['aligned']:.3f} | {interval} |")
+    return "\n".join(lines)
+
+
+def _summary(version: Version, champion: Version | None, known: bool) -> dict[str, Any]:
+    aliases = [alias for alias in (registry.CHAMPION, registry.CHALLENGER) if alias in version.aliases]
+    return {
+        "name": version.name,
+        "version": version.number,
+        "alias": aliases[0] if aliases else "none",
+        "run_id": version.run_id,
+        "verdict": version.tags.get("verdict", ""),
+        "reasons": version.tags.get("verdict.reasons", ""),
+        "champion": champion.number if champion else None,
+        "new": not known,
+    }
+
+
+def _tell(version: Version, champion: Version | None, known: bool) -> None:
+    aliases = ", ".join(version.aliases) or "none"
+    print(f"{version} {'was registered before' if known else 'registered'}; aliases: {aliases}")
+    verdict, reasons = version.tags.get("verdict", ""), version.tags.get("verdict.reasons", "none")
+    print(f"verdict: {verdict}" + (f" ({reasons})" if reasons != "none" else ""))
+    if registry.ROLLED_BACK in version.tags:
+        print(f"it was rolled back {version.tags[registry.ROLLED_BACK]} and is not promoted again")
+    print(f"champion: {champion if champion else 'none'}")

@@ -1,0 +1,185 @@
+"""Projects as the stages leave them, in temporary folders, and one migrated MLflow database that is copied for each."""
+
+import hashlib
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from reca import tracking
+from reca.config import Config
+from reca.digest import weights_digest
+from reca.lineage import dvc_md5
+from reca.statistics import paired_delta
+from reca.store_errors import check_database
+from reca.verdict import judge
+
+NAME = "reca-janus_tiny"
+PROMPTS = 12
+
+
+@dataclass
+class Project:
+    """A project folder with finished outputs, as small as can be."""
+
+    root: Path
+    config: Config
+
+    def results(self, weights: int = 0, skill: float = 0.8, benchmark_set: str = "s" * 64, lock: bool = True) -> None:
+        """Write base and aligned weights, scores, curves, the report and (with ``lock``) ``dvc.lock``.
+
+        Args:
+            weights: Seed of the aligned weights: equal seeds, equal weights.
+            skill: Share of prompts that the aligned model gets right; the base gets half of them.
+            benchmark_set: As in ``verdict.json``.
+            lock: Whether DVC made all this.
+        """
+        outputs = self.root / "outputs"
+        _weights(self.root / self.config.model.checkpoint, 999)
+        _weights(outputs / "model", weights)
+        _result(outputs / "model", "train", self.config, ("model", "train", "seed"))
+        (outputs / "dataset").mkdir(parents=True, exist_ok=True)
+        (outputs / "dataset/shard-00000.tar").write_bytes(b"images")
+        _result(outputs / "dataset", "ingest", self.config, ("data",))
+        (outputs / "curves").mkdir(exist_ok=True)
+        (outputs / "curves/train.csv").write_text("step,loss,grad_norm\n1,3.5,1.0\n2,3.25,\n3,nan,0.5\n")
+        deltas = self._scores(skill)
+        self._report(deltas, benchmark_set)
+        if lock:
+            self.lock()
+
+    def lock(self, **params: Any) -> None:
+        """Write ``dvc.lock`` about what lies in ``outputs/`` (JSON is YAML)."""
+        values = self.config.to_dict()
+        stages = {
+            "ingest": _stage(self.root, [self.config.data.path], ["outputs/dataset"], {"data": values["data"]}),
+            "train": _stage(
+                self.root,
+                ["outputs/dataset", self.config.model.checkpoint],
+                ["outputs/model", "outputs/curves"],
+                {"model.family": values["model"]["family"], "train": {**values["train"], **params}, "seed": 0},
+            ),
+            "report": _stage(self.root, ["outputs/model"], ["outputs/report"], {}),
+        }
+        (self.root / "dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": stages}))
+
+    def store(self) -> tracking.Store:
+        return tracking.locate(self.config, self.root)
+
+    def registered(self) -> dict[str, Any]:
+        """What the last registration told the flow."""
+        return json.loads((self.root / ".reca/register.json").read_text())
+
+    def sql(self, query: str) -> list[tuple[Any, ...]]:
+        """Ask the database itself, not MLflow."""
+        connection = sqlite3.connect(self.root / "mlruns/mlflow.db")
+        try:
+            return connection.execute(query).fetchall()
+        finally:
+            connection.close()
+
+    def _scores(self, skill: float) -> dict[str, Any]:
+        deltas = {}
+        for benchmark in self.config.evaluate.benchmarks:
+            sides = {}
+            for which, share in (("base", 0.5), ("aligned", skill)):
+                rows = [
+                    {"prompt_id": f"p{n}", "category": f"c{n % 2}", "values": [float(n // 2 < share * PROMPTS / 2)]}
+                    for n in range(PROMPTS)
+                ]
+                folder = self.root / "outputs/scores" / which
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / f"{benchmark}.items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+                (folder / f"{benchmark}.json").write_text(json.dumps({"benchmark": benchmark, "which": which}))
+                sides[which] = {
+                    category: {row["prompt_id"]: row["values"] for row in rows if row["category"] == category}
+                    for category in ("c0", "c1")
+                }
+            found = {name: vars(one) for name, one in paired_delta(sides["base"], sides["aligned"], draws=200).items()}
+            deltas[benchmark] = {"overall": found.pop("overall"), "categories": found}
+        return deltas
+
+    def _report(self, deltas: dict[str, Any], benchmark_set: str) -> None:
+        report = self.root / "outputs/report"
+        report.mkdir(parents=True, exist_ok=True)
+        record = {
+            **judge(self.config.register_.gate, deltas).to_dict(),
+            "benchmark_set": benchmark_set,
+            "checkpoint": {"aligned": weights_digest(self.root / "outputs/model")},
+        }
+        (report / "verdict.json").write_text(json.dumps(record))
+        (report / "deltas.json").write_text(json.dumps(deltas))
+        (report / "index.html").write_text("<h1>report</h1>")
+
+
+@pytest.fixture(scope="session")
+def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow database; migrating one takes seconds, copying it nothing."""
+    database = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    check_database(database)
+    return database
+
+
+@pytest.fixture
+def make_project(tmp_path: Path, migrated_database: Path) -> Callable[..., Project]:
+    """Projects with a database that is ready; ``name`` tells several of one test apart."""
+
+    def make(name: str = "project", database: bool = True, **sections: dict[str, Any]) -> Project:
+        root = tmp_path / name
+        (root / "mlruns").mkdir(parents=True)
+        if database:
+            shutil.copy(migrated_database, root / "mlruns/mlflow.db")
+        (root / "conf/data").mkdir(parents=True)
+        values = Config.load().to_dict()
+        (root / values["data"]["path"]).write_text("the recipe\n")
+        for section, changes in sections.items():
+            values[section] |= changes
+        config = Config.validated(values)
+        config.save(root / "params.yaml")
+        return Project(root, config)
+
+    return make
+
+
+@pytest.fixture
+def project(make_project: Callable[..., Project]) -> Iterator[Project]:
+    """One project with results that pass the gate."""
+    one = make_project()
+    one.results()
+    yield one
+
+
+def _weights(folder: Path, seed: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    values = np.random.default_rng(seed).standard_normal(64).astype(np.float32)
+    save_file({"weight": values}, folder / "model.safetensors")
+
+
+def _result(folder: Path, stage: str, config: Config, sections: tuple[str, ...]) -> None:
+    values = config.to_dict()
+    params = {name: values[name] for name in sections}
+    (folder / "result.json").write_text(json.dumps({"stage": stage, "params": params}))
+
+
+def _stage(root: Path, deps: list[str], outs: list[str], params: dict[str, Any]) -> dict[str, Any]:
+    entries = {
+        kind: [{"path": path, "hash": "md5", "md5": dvc_md5(root / path)} for path in paths]
+        for kind, paths in (("deps", deps), ("outs", outs))
+    }
+    return {"cmd": "a command", **entries, **({"params": {"params.yaml": params}} if params else {})}
+
+
+def fingerprint(folder: Path) -> str:
+    """Names and bytes of all files below a folder."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
+    return digest.hexdigest()
