@@ -127,9 +127,10 @@ def expand(pattern: str, root: Path) -> list[str]:
     found: list[str] = []
     for shard in shards:
         matches = sorted(glob.glob(shard, root_dir=root)) if glob.has_magic(shard) else [shard]
-        found += [match for match in matches if (root / match).is_file()]
-        if not matches or len(matches) == 1 and not (root / matches[0]).is_file():
+        files = [match for match in matches if (root / match).is_file()]
+        if not files:
             raise UserError(f"data.urls={pattern!r}: there is no file {root / shard}")
+        found += files
     return list(dict.fromkeys(found))
 
 
