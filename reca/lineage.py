@@ -118,7 +118,7 @@ def collect(config: Config, root: Path) -> Lineage:
         python=platform.python_version(),
         device=_device(config.hardware.device),
         platform=platform.platform(),
-        versions=_versions(),
+        versions=current_versions(),
     )
 
 
@@ -303,7 +303,8 @@ def _device(name: str) -> str:
     return f"cpu: {found.group(1).strip() if found else platform.machine()}"
 
 
-def _versions() -> dict[str, str]:
+def current_versions() -> dict[str, str]:
+    """The installed versions of the packages that a result may depend on."""
     found = {}
     for package in PACKAGES:
         try:

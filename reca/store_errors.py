@@ -1,9 +1,7 @@
 """What can go wrong with MLflow's store, in words: a broken, missing, full or read-only database, an absent server."""
 
 import errno
-import os
 import sqlite3
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,16 +34,18 @@ def explained(database: Path | None, uri: str) -> Iterator[None]:
         raise StoreError(message) from error
 
 
+def is_absent(database: Path) -> bool:
+    """Whether there is no database yet; an empty file is none."""
+    return not database.exists() or (database.is_file() and database.stat().st_size == 0)
+
+
 def check_database(database: Path | None) -> None:
-    """Look at the SQLite file before MLflow does, and make it when it is not there.
+    """Look at the SQLite file before MLflow does; nothing to say about a server or a file that is not there yet.
 
     Raises:
         StoreError: The file is broken or not a database of MLflow.
     """
-    if database is None:
-        return
-    if not database.exists() or database.stat().st_size == 0:
-        _create(database)
+    if database is None or is_absent(database):
         return
     try:
         connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
@@ -60,19 +60,6 @@ def check_database(database: Path | None) -> None:
         raise StoreError(_broken(database, answer))
     if "alembic_version" not in tables or "runs" not in tables:
         raise StoreError(_broken(database, "it is no database of MLflow"))
-
-
-def _create(database: Path) -> None:
-    """Migrate a new database under a temporary name: one that was killed half-way is never taken for whole."""
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    print(f"making {database} (once; some seconds)", flush=True)
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=database.parent, prefix=".mlflow-") as folder:
-        new = Path(folder) / database.name
-        store = SqlAlchemyStore(f"sqlite:///{new}", str(database.parent / "artifacts"))
-        store._dispose_engine()
-        os.replace(new, database)
 
 
 def _message(error: Exception, database: Path | None, uri: str) -> str | None:

@@ -11,6 +11,7 @@ import math
 import os
 import re
 import socket
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,11 +29,12 @@ import psutil  # type: ignore[import-untyped]
 from mlflow.data.dataset_source import DatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from reca.config import Config
 from reca.errors import UserError
 from reca.lineage import Lineage
-from reca.store_errors import check_database, explained
+from reca.store_errors import check_database, explained, is_absent
 
 URI = "MLFLOW_TRACKING_URI"
 FLOW_RUN = "RECA_FLOW_RUN_ID"
@@ -124,6 +126,8 @@ def opened(store: Store) -> Iterator[Client]:
         UserError: The store is broken, full, read-only or not reachable; the message names the file and the way out.
     """
     with explained(store.database, store.uri), _locked(store.lock), _used(store):
+        if store.database is not None and is_absent(store.database):
+            create_database(store.database)
         check_database(store.database)
         yield mlflow.MlflowClient(store.uri)
 
@@ -135,11 +139,22 @@ def reading(store: Store) -> Iterator[Client]:
     Raises:
         UserError: There is no database yet, or it cannot be read.
     """
-    if store.database is not None and not store.database.is_file():
+    if store.database is not None and is_absent(store.database):
         raise UserError(f"nothing is registered yet: {store.database} does not exist; `reca run` makes the first model")
     with explained(store.database, store.uri), _used(store):
         check_database(store.database)
         yield mlflow.MlflowClient(store.uri)
+
+
+def create_database(database: Path) -> None:
+    """Migrate a new database under a temporary name: one that was killed half-way is never taken for whole."""
+    _quiet()
+    print(f"making {database} (once; some seconds)", flush=True)
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=database.parent, prefix=".mlflow-") as folder:
+        new = Path(folder) / database.name
+        SqlAlchemyStore(f"sqlite:///{new}", str(database.parent / "artifacts"))._dispose_engine()
+        os.replace(new, database)
 
 
 def experiment_id(client: Client, store: Store) -> str:

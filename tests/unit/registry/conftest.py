@@ -18,7 +18,6 @@ from reca.config import Config
 from reca.digest import weights_digest
 from reca.lineage import dvc_md5
 from reca.statistics import paired_delta
-from reca.store_errors import check_database
 from reca.verdict import judge
 
 NAME = "reca-janus_tiny"
@@ -123,7 +122,7 @@ class Project:
 def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty MLflow database; migrating one takes seconds, copying it nothing."""
     database = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    check_database(database)
+    tracking.create_database(database)
     return database
 
 
