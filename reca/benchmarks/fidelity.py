@@ -1,0 +1,220 @@
+"""Reconstruction: does an image come back from the model's own understanding embeddings?
+
+Held-out images go through ``encode_semantic`` and ``reconstruct``. Categories, each a mean over images of numbers in
+0..1:
+
+- ``similarity``: structural similarity with the original, negative values counted as 0;
+
+and where the truth is known (rendered scenes), with what the scene detector sees at GenEval's threshold:
+
+- ``objects``: share of the true shapes that are there (shape and colour, as a multiset);
+- ``counts``: 1 where the number of objects is right, whatever they are;
+- ``relations``: share of the pairs of true shapes that stand to each other as they should. Only shapes whose kind
+  and colour occur once in the scene make pairs; scenes without a pair have no say. A pair is right when each of
+  the two is found exactly once and GenEval's ``relative_position`` holds their true relation;
+- ``exact_scene``: 1 where the multiset of shapes and colours is right and nothing is added.
+
+The overall score is the plain mean of the categories, as in every benchmark here. The peak signal-to-noise ratio
+has no ceiling and is told in the details only.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+from PIL import Image
+
+from reca.benchmarks import geneval
+from reca.benchmarks.base import ItemScore, Judge
+from reca.benchmarks.samples import Pixels, Row, UnreadableSample, read_png, save_png, to_pixels
+from reca.benchmarks.scene_judge import FOLDER, SceneJudge, describe
+from reca.benchmarks.similarity import peak_signal_to_noise, structural_similarity
+from reca.config import Config, FidelityBenchmark, ScenesData
+from reca.data.images import square_tensor
+from reca.data.scenes import Scene, metadata, relation, render, sample_scene
+from reca.errors import UserError
+from reca.nn.random import SampleRng, derive_seed
+
+if TYPE_CHECKING:
+    from reca.models.base import Sampling, UnifiedModel
+    from reca.nn.scene_detector import Detection
+
+DATASET = Path("outputs/dataset")
+
+
+class Fidelity:
+    """Reconstruction of held-out images.
+
+    Args:
+        settings: How many images, and the seed that draws scenes.
+        image_size: Side in pixels of rendered scenes; ``None``: the images are the data set's held-out ones.
+        dataset: Folder of the data set.
+        judge_folder: Where the scene detector lies.
+    """
+
+    name: ClassVar[str] = "fidelity"
+    images_per_prompt = 1
+
+    def __init__(self, settings: FidelityBenchmark, image_size: int | None, dataset: Path, judge_folder: Path) -> None:
+        self.seed = settings.seed
+        self.protocol = "variant: reconstruction of held-out " + ("photographs" if image_size is None else "scenes")
+        self._num_images, self._image_size = settings.num_images, image_size
+        self._dataset, self._judge = dataset, SceneJudge(judge_folder)
+
+    @classmethod
+    def from_config(cls, config: Config, root: Path) -> Self:
+        """Set up from ``evaluate.fidelity``: scenes where the data are scenes, else the data set's held-out images."""
+        size = config.data.image_size if isinstance(config.data, ScenesData) else None
+        return cls(config.evaluate.fidelity, size, root / DATASET, root / FOLDER)
+
+    @property
+    def judge(self) -> Judge:
+        """The scene detector; photographs need no judge but arithmetic."""
+        return Judge(name="ssim", version="1") if self._image_size is None else self._judge.identity
+
+    def plan(self) -> list[Row]:
+        """One row per image.
+
+        Raises:
+            UserError: There is no data set, or it holds no image back.
+        """
+        rows = self._scene_rows() if self._image_size is not None else self._dataset_rows()
+        return [
+            {**row, "index": 0, "seed": derive_seed(self.name, self.seed, row["prompt_id"])}
+            for row in rows[: self._num_images]
+        ]
+
+    def _scene_rows(self) -> list[Row]:
+        return [
+            {"prompt_id": f"{number:04d}", "category": "scene", "scene": number, "metadata": _truth(scene)}
+            for number, scene in enumerate(self._scenes)
+        ]
+
+    def _dataset_rows(self) -> list[Row]:
+        from reca.data.manifest import read_manifest
+
+        table = read_manifest(self._dataset, ["id", "split"]).to_pylist()
+        held_out = sorted(row["id"] for row in table if row["split"] == "held_out")
+        if not held_out:
+            raise UserError(
+                f"{self._dataset} holds no image back, so fidelity has nothing to measure: raise "
+                "data.held_out_fraction, give more images, or leave fidelity out of evaluate.benchmarks"
+            )
+        return [{"prompt_id": name, "category": "photograph", "metadata": None} for name in held_out]
+
+    @cached_property
+    def _scenes(self) -> list[Scene]:
+        base = derive_seed("benchmark", self.name, self.seed)  # 63 bits: no seed of training data comes near
+        return [sample_scene(base, index) for index in range(self._num_images)]
+
+    def _originals(self, rows: Sequence[Row]) -> list[Image.Image]:
+        if self._image_size is not None:
+            pixels = render([self._scenes[row["scene"]] for row in rows], self._image_size)
+            return [Image.fromarray(image) for image in pixels]
+        from reca.data.manifest import load_images
+
+        return [image for _, image in load_images(self._dataset, [row["prompt_id"] for row in rows])]
+
+    def make(self, model: "UnifiedModel", rows: Sequence[Row], sampling: "Sampling", folder: Path) -> list[Row]:
+        """Reconstruct each row's image; the original is saved beside it, at the size that the model draws."""
+        originals = self._originals(rows)
+        device = next(model.parameters()).device
+        semantic = model.encode_semantic(square_tensor(originals, model.spec.understanding_size).to(device))
+        images = model.reconstruct(semantic, sampling, SampleRng([row["seed"] for row in rows]))
+        targets = to_pixels(square_tensor(originals, model.spec.generation_size))
+        made = []
+        for row, pixels, target in zip(rows, to_pixels(images), targets, strict=True):
+            names = {"file": f"{row['prompt_id']}.png", "original": f"{row['prompt_id']}_original.png"}
+            save_png(pixels, folder / names["file"])
+            save_png(target, folder / names["original"])
+            made.append({**row, **names})
+        return made
+
+    def score(self, rows: Sequence[Row], folder: Path) -> list[ItemScore]:
+        """Every image in every category it has a say in."""
+        known = [row for row in rows if row["metadata"] is not None]
+        found = dict(
+            zip(
+                (row["prompt_id"] for row in known),
+                self._judge.look(folder, [row["file"] for row in known]) if known else [],
+                strict=True,
+            )
+        )
+        return [item for row in rows for item in _score_image(row, folder, found.get(row["prompt_id"]))]
+
+    def details(self, items: Sequence[ItemScore]) -> dict[str, Any]:
+        """Mean peak signal-to-noise ratio in decibels, over images that differ from their original at all."""
+        ratios = [ratio for item in items for detail in item.details if (ratio := detail.get("psnr")) is not None]
+        return {"psnr_mean": float(np.mean(ratios)) if ratios else None}
+
+
+def _truth(scene: Scene) -> Row:
+    """GenEval metadata of the scene, and its shapes and pairs as this benchmark asks for them."""
+    identities = [(shape.kind, shape.color) for shape in scene.shapes]
+    alone = [shape for shape in scene.shapes if identities.count((shape.kind, shape.color)) == 1]
+    pairs = [
+        [[first.kind, first.color], relation(first, second), [second.kind, second.color]]
+        for first, second in combinations(alone, 2)
+    ]
+    return {**metadata(scene), "objects": [list(identity) for identity in identities], "pairs": pairs}
+
+
+def _score_image(row: Row, folder: Path, detections: "Sequence[Detection] | None") -> list[ItemScore]:
+    truth = row["metadata"]
+    values: dict[str, float | None] = {}
+    try:
+        drawn, original = read_png(folder, row["file"]), read_png(folder, row["original"])
+        values["similarity"] = _similarity(drawn, original)
+        detail: dict[str, Any] = {"psnr": peak_signal_to_noise(drawn, original)}
+    except UnreadableSample as error:
+        values["similarity"], detail = None, {"error": str(error)}
+    if truth is not None:
+        values |= compare_scene(truth, detections)
+        detail["seen"] = [describe(detection) for detection in _kept(detections or ())]
+    files = (row["file"], row["original"])
+    return [  # what was seen is told once, with the first category
+        ItemScore(row["prompt_id"], name, (value,), files, (detail if number == 0 else {},))
+        for number, (name, value) in enumerate(values.items())
+    ]
+
+
+def _similarity(drawn: Pixels, original: Pixels) -> float:
+    return max(0.0, min(1.0, structural_similarity(drawn, original)))
+
+
+def _kept(detections: "Sequence[Detection]") -> "list[Detection]":
+    return [detection for found in geneval.select(detections, "scene").values() for detection in found]
+
+
+def compare_scene(truth: Row, detections: "Sequence[Detection] | None") -> dict[str, float | None]:
+    """What of a scene is there again; every value ``None`` where there was no image to look at.
+
+    Args:
+        truth: ``objects`` as (kind, colour) and ``pairs`` as (object, relation, object); both objects of a pair are
+            the only ones of their kind and colour.
+        detections: What the detector reported, or ``None``.
+    """
+    names = ["objects", "counts", *(["relations"] if truth["pairs"] else []), "exact_scene"]
+    if detections is None:
+        return dict.fromkeys(names)
+    kept = _kept(detections)
+    wanted = Counter((kind, color) for kind, color in truth["objects"])
+    seen = Counter((detection.name, detection.color) for detection in kept)
+    values: dict[str, float | None] = {
+        "objects": (wanted & seen).total() / wanted.total(),
+        "counts": float(len(kept) == wanted.total()),
+        "exact_scene": float(wanted == seen),
+    }
+    if truth["pairs"]:
+        values["relations"] = float(np.mean([_pair_holds(pair, kept) for pair in truth["pairs"]]))
+    return {name: values[name] for name in names}
+
+
+def _pair_holds(pair: Sequence[Any], kept: "Sequence[Detection]") -> bool:
+    first, wanted, second = pair
+    a, b = ([d.box for d in kept if [d.name, d.color] == list(identity)] for identity in (first, second))
+    return len(a) == len(b) == 1 and wanted in geneval.relative_position(a[0], b[0])
