@@ -65,6 +65,9 @@ class ScenesData(Section):
     path: str
     num_images: PositiveInt
     image_size: PositiveInt
+    """Side in pixels, of the benchmarks' rendered scenes too."""
+    held_out: Literal["conf/data/scenes.yaml"] = "conf/data/scenes.yaml"
+    """What benchmarks of held-out images depend on in ``dvc.yaml``: scenes are rendered anew, whatever was ingested."""
     held_out_fraction: Fraction
     max_bad_fraction: Fraction
 
@@ -76,6 +79,8 @@ class FolderData(Section):
     path: str
     num_images: PositiveInt | None = None
     """At most this many images, the first in order of content hash; ``None``: all."""
+    image_size: None = None
+    held_out: Literal["outputs/dataset"] = "outputs/dataset"
     held_out_fraction: Fraction
     max_bad_fraction: Fraction
     """More unreadable files than this share of all stop the stage."""
@@ -92,6 +97,8 @@ class WebDatasetData(Section):
     path: str
     urls: str
     num_images: PositiveInt | None = None
+    image_size: None = None
+    held_out: Literal["outputs/dataset"] = "outputs/dataset"
     held_out_fraction: Fraction
     max_bad_fraction: Fraction
     max_pixels: PositiveInt
@@ -110,6 +117,8 @@ class HubData(Section):
     caption_column: str | None = None
     """The column whose text is an image's caption; ``None``: images have none."""
     num_images: PositiveInt | None = None
+    image_size: None = None
+    held_out: Literal["outputs/dataset"] = "outputs/dataset"
     held_out_fraction: Fraction
     max_bad_fraction: Fraction
     max_pixels: PositiveInt
