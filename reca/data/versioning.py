@@ -17,7 +17,7 @@ from reca.config import Config, FolderData, HubData, WebDatasetData
 from reca.data.sources.base import Rejected, printable
 from reca.data.sources.folder import LEFT_OUT, list_files
 from reca.errors import UserError
-from reca.files import whole_file, write_json, write_text
+from reca.files import write_json, write_text
 
 GLOB_OR_BRACE = re.compile(r"[*?\[{]")
 RECORDS = ".dvc/tmp/reca"
@@ -138,10 +138,8 @@ def _mirror(path: Path, root: Path, files: Mapping[str, Path], rejected: list[Re
             write_text(copy / LEFT_OUT, "".join(lines))
         write_json(record, {"origin": origin, "files": state})
     except OSError as error:
-        where = error.filename or copy
-        raise UserError(
-            f"cannot copy {path} to {copy}: {where}: {error.strerror}; mend that, then run again"
-        ) from error
+        problem = f"{error.filename or copy}: {error.strerror}"
+        raise UserError(f"cannot copy {path} to {copy}: {problem}; mend that, then run again") from error
     return copy.relative_to(root)
 
 
@@ -184,8 +182,9 @@ def _copied(source: Path, target: Path, known: list[int] | None) -> list[int]:
         return state
     target.parent.mkdir(parents=True, exist_ok=True)
     # Never in place: with hard links, the file that stands there is the one in DVC's cache.
-    with whole_file(target) as temporary:
-        shutil.copyfile(source, temporary)
+    temporary = target.with_name(f".{target.name}.partial")  # left over by a kill, the next mirroring removes it
+    shutil.copyfile(source, temporary)
+    os.replace(temporary, target)
     return state
 
 
