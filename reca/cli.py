@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from reca import workspace
 from reca.config import Config, ConfigError, compose
@@ -69,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(prog="reca", description="Reconstruction alignment, from images to a registered model.")
+    top = argparse.ArgumentParser("reca", description="Reconstruction alignment, from images to a registered model.")
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
 
     def verb(name: str, function: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
@@ -80,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
     for name, text in FLOW_VERBS.items():
         verb(name, _start_flows, text)
     overrides = verb("compose", _compose, "write params.yaml from conf/ and overrides")
-    overrides.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as train.max_steps=40 or data=folder")
+    overrides.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="train.max_steps=40, data=folder, …")
     for name, text in PLAIN_STAGES.items():
         verb(name, _stage, text)
     for name, text in PER_BENCHMARK_STAGES.items():
@@ -89,9 +88,11 @@ def parser() -> argparse.ArgumentParser:
         stage.add_argument("benchmark")
     verb("pretrain", _pretrain, "make the base weights of a tiny preset again")
     verb("doctor", _doctor, "say whether this machine and this project are fit for a run")
-    verb("lineage", _lineage, "tell where a registered model came from").add_argument("model", metavar="NAME@ALIAS")
+    lineage = verb("lineage", _lineage, "tell where a registered model came from")
+    reproduce = verb("reproduce", _reproduce, "make a registered model again and compare")
+    for one in (lineage, reproduce):
+        one.add_argument("model", metavar="NAME@ALIAS")
     verb("rollback", _rollback, "make the previous champion the champion again").add_argument("name", metavar="NAME")
-    verb("reproduce", _reproduce, "make a registered model again and compare").add_argument("model", metavar="NAME@ALIAS")
     return top
 
 
@@ -144,8 +145,6 @@ def _end_with_guard() -> None:
 def _start_flows(options: argparse.Namespace) -> None:
     """Become ``python -m flows``: Prefect stays out of this package; does not return."""
     verb = "run" if options.verb == "demo" else options.verb
-    source = str(Path(__file__).resolve().parent.parent)  # flows/ lies beside reca/
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", "flows", verb, *options.arguments])
 

@@ -1,0 +1,48 @@
+"""What a run shows on Prefect's pages: progress while it works, tables and pictures when it is done."""
+
+import base64
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+
+SECONDS_BETWEEN_UPDATES = 5.0
+
+
+class StageProgress:
+    """The progress artifact of one stage; made at its first word, renewed every five seconds."""
+
+    def __init__(self, stage: str) -> None:
+        self._key = re.sub(r"[^a-z0-9]+", "-", f"progress-{stage}".lower()).strip("-")
+        self._stage = stage
+        self._artifact: UUID | None = None
+        self._last = float("-inf")
+
+    def update(self, done: int, total: int, text: str) -> None:
+        """Say how far the stage is."""
+        now = time.monotonic()
+        if now - self._last < SECONDS_BETWEEN_UPDATES:
+            return
+        self._last = now
+        percent = 100.0 * done / max(total, 1)
+        if self._artifact is None:
+            self._artifact = create_progress_artifact(percent, self._key, f"{self._stage}: {text}")
+        else:
+            update_progress_artifact(self._artifact, percent, f"{self._stage}: {text}")
+
+    def finish(self) -> None:
+        """The stage has ended well."""
+        if self._artifact is not None:
+            update_progress_artifact(self._artifact, 100.0, f"{self._stage}: done")
+
+

@@ -1,0 +1,66 @@
+"""What DVC knows, read only: the stages of ``dvc.yaml``, their order, and which of them are out of date."""
+
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+from reca.errors import UserError
+
+GPU = "gpu"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of ``dvc.yaml``."""
+
+    name: str
+    needs: frozenset[str]
+    """Stages whose outputs it reads."""
+    stale: bool
+    """Whether its dependencies, parameters or outputs differ from ``dvc.lock``."""
+    uses_gpu: bool
+    """From ``meta: {resource: gpu}``."""
+
+
+def read_graph(root: Path) -> list[Stage]:
+    """The stages, each after those that it needs.
+
+    Raises:
+        UserError: The folder is no DVC project, ``dvc.yaml`` is wrong, or tracked data is not here.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo(str(root)) as repo:
+            graph = repo.index.graph
+            missing = [str(out) for stage in graph if stage.is_data_source for out in stage.outs if not out.exists]
+            if missing:
+                raise UserError(f"data that DVC tracks is not here: {', '.join(missing)}; fetch it with `dvc pull`")
+            with repo.lock:
+                stages = {stage.name: _stage(stage, graph) for stage in graph if not stage.is_data_source}
+    except DvcException as error:
+        raise UserError(f"DVC cannot read the pipeline of {root}: {_whole_message(error)}") from None
+    order = TopologicalSorter({name: sorted(stages[name].needs) for name in sorted(stages)})
+    return [stages[name] for name in order.static_order()]
+
+
+def _stage(stage: Any, graph: Any) -> Stage:
+    needs = (other for other in graph.successors(stage) if not other.is_data_source)  # edges lead to what is needed
+    return Stage(
+        name=stage.name,  # `addressing` would depend on this process's working directory
+        needs=frozenset(other.name for other in needs),
+        stale=bool(stage.changed()),
+        uses_gpu=(stage.meta or {}).get("resource") == GPU,
+    )
+
+
+def _whole_message(error: BaseException) -> str:
+    """DVC chains its errors; the useful one is often the cause."""
+    parts = [str(error)]
+    while error.__cause__ is not None:
+        error = error.__cause__
+        if str(error) and str(error) not in parts[-1]:
+            parts.append(str(error))
+    return ": ".join(parts)
