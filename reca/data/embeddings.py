@@ -136,7 +136,9 @@ class Embeddings:
             EmbeddingsError: The field or an image is not in the cache.
         """
         if field not in self.fields:
-            raise EmbeddingsError(f"{self.folder} has no field {field!r}, only {', '.join(self.fields) or 'none'}; {AGAIN}")
+            raise EmbeddingsError(
+                f"{self.folder} has no field {field!r}, only {', '.join(self.fields) or 'none'}; {AGAIN}"
+            )
         missing = next((name for name in ids if name not in self._places), None)
         if missing is not None:
             raise EmbeddingsError(f"image {missing} of the data set is not in {self.folder}; {AGAIN}")

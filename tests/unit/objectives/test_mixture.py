@@ -31,9 +31,7 @@ def test_only_reconstruction_and_only_dialogues() -> None:
     assert mixed(0, 0, 1).counts == {"reconstruction": 0, "text_to_image": 0, "understanding": 64}
 
 
-@given(
-    st.floats(0.1, 10), st.floats(0.1, 10), st.floats(0, 2), st.integers(128, 512), st.floats(0.1, 10)
-)
+@given(st.floats(0.1, 10), st.floats(0.1, 10), st.floats(0, 2), st.integers(128, 512), st.floats(0.1, 10))
 def test_only_the_ratio_of_the_image_weights_counts(a: float, b: float, c: float, batch: int, factor: float) -> None:
     mixture = mixed(a, b, 0, batch)
     assert mixture.images == batch

@@ -1,0 +1,92 @@
+"""``train``: align the base model with its own understanding (RecA), from the extract cache or from the images."""
+
+import shutil
+from pathlib import Path
+
+from reca.config import Config
+from reca.data.embeddings import Embeddings
+from reca.data.manifest import MANIFEST, read_manifest
+from reca.digest import file_digest
+from reca.errors import UserError
+from reca.files import whole_folder
+from reca.objectives.mixture import Mixture, mix
+from reca.stages.result import write_result
+from reca.training.base_model import base_digest, base_folder, load_base
+from reca.training.checkpoint import CheckpointStore, fingerprint
+from reca.training.loop import Record, train_model
+from reca.training.process import StopRequest, end_with_parent, prepare
+from reca.training.samples import Samples
+from reca.training.storage import explained
+
+DATASET = Path("outputs/dataset")
+EMBEDDINGS = Path("outputs/embeddings")
+MODEL = Path("outputs/model")
+CURVES = Path("outputs/curves")
+SECTIONS = ("model", "train", "seed")
+
+
+def train(config: Config, root: Path) -> None:
+    """Write ``outputs/curves`` (CSV, how the run went) and ``outputs/model`` (the family's official layout).
+
+    ``outputs/model`` is a function of the configuration and the data: what differs between two equal runs, such as
+    wall time, stands beside the curves.
+
+    Raises:
+        UserError: Data, embeddings or base are missing or damaged, the data lacks what the mixture needs, the loss
+            diverged, the disk is full or read-only, or another process trains the same.
+        Interrupted: SIGTERM or SIGINT: the last step is saved, and the same command continues from it.
+    """
+    end_with_parent()
+    with StopRequest() as stop:
+        mixture = _mixture(config)
+        base = base_folder(config, root)
+        read_manifest(root / DATASET, ["id"])
+        name = fingerprint(config, file_digest(root / DATASET / MANIFEST), base_digest(base))
+        store = CheckpointStore(root / config.paths.state, name, config.train.keep_last)
+        with store.lock():
+            device = prepare(config.hardware.device, config.hardware.threads)
+            embeddings = Embeddings.open(root / EMBEDDINGS)
+            model = load_base(config, base, device)
+            samples = Samples(model, root / DATASET, embeddings, config.train, mixture, config.seed, device)
+            values = config.to_dict()
+            record = train_model(
+                model,
+                samples,
+                config.train,
+                store,
+                seed=config.seed,
+                micro_batch_size=config.hardware.micro_batch_size,
+                params={section: values[section] for section in SECTIONS},
+                stop=stop,
+            )
+            with explained(root / CURVES, "the training curves"), whole_folder(root / CURVES) as folder:
+                for curve in sorted((store.folder / "curves").glob("*.csv")):
+                    shutil.copyfile(curve, folder / curve.name)
+                write_result(folder, "train", config, SECTIONS, **_how_it_went(record))
+        with explained(root / MODEL, "the aligned model"), whole_folder(root / MODEL) as folder:
+            model.eval()
+            model.save_official(folder)
+            write_result(folder, "train", config, SECTIONS, steps=config.train.max_steps, fingerprint=name)
+
+
+def _mixture(config: Config) -> Mixture:
+    weights = config.train.mixture
+    try:
+        return mix(
+            {
+                "reconstruction": weights.reconstruction,
+                "text_to_image": weights.text_to_image,
+                "understanding": weights.understanding,
+            },
+            config.train.global_batch_size,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _how_it_went(record: Record) -> dict[str, object]:
+    return {
+        "wall_seconds": round(record.seconds, 1),
+        "resumed_after": record.resumed_after,
+        "code": [{"from_step": step, "digest": digest} for step, digest in record.code],
+    }

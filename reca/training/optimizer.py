@@ -1,0 +1,67 @@
+"""AdamW over what is trained, and the learning rate as a function of the step."""
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import nn
+
+FINAL_FRACTION = 0.05
+"""Cosine ends at this share of the peak."""
+
+
+def freeze(model: nn.Module, trainable: set[str]) -> dict[str, nn.Parameter]:
+    """Freeze for real all but the named parameters: no gradient, no optimizer state; returns those that train.
+
+    Raises:
+        ValueError: A name is not a parameter of the model, or nothing is to be trained.
+    """
+    known = dict(model.named_parameters())
+    unknown = sorted(trainable - known.keys())
+    if unknown or not trainable:
+        raise ValueError(f"the model has no parameters {unknown[:3]}" if unknown else "the model trains no parameter")
+    for name, parameter in known.items():
+        parameter.requires_grad_(name in trainable)
+    return {name: parameter for name, parameter in known.items() if name in trainable}
+
+
+def set_training_mode(model: nn.Module) -> None:
+    """Training mode for modules that hold trained parameters, evaluation mode for wholly frozen ones."""
+    model.train()
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            module.eval()
+
+
+def build_optimizer(
+    parameters: Mapping[str, nn.Parameter], betas: tuple[float, float], weight_decay: float
+) -> torch.optim.AdamW:
+    """AdamW; one-dimensional parameters (biases, norms) do not decay. Its rate is set before every step."""
+    matrices = [parameter for parameter in parameters.values() if parameter.ndim > 1]
+    vectors = [parameter for parameter in parameters.values() if parameter.ndim <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    on_cuda = all(parameter.is_cuda for parameter in parameters.values())
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, betas=betas, fused=on_cuda)
+
+
+def learning_rate(
+    step: int, peak: float, schedule: Literal["constant", "cosine"], warmup_steps: int, max_steps: int
+) -> float:
+    """The rate of a step, counted from 1: a linear ramp to ``peak``, then constant or half a cosine to 5 % of it."""
+    if step < warmup_steps:
+        return peak * step / warmup_steps
+    if schedule == "constant" or max_steps == warmup_steps:
+        return peak
+    progress = (step - warmup_steps) / (max_steps - warmup_steps)
+    return peak * (FINAL_FRACTION + (1 - FINAL_FRACTION) * (1 + math.cos(math.pi * progress)) / 2)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the rate of all groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate

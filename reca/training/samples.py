@@ -1,0 +1,183 @@
+"""From ids to losses: which images stand in a step, and what the model is given of each."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from reca.config import TrainSection
+from reca.data.batches import EpochSampler
+from reca.data.embeddings import Embeddings
+from reca.data.images import square_tensor
+from reca.data.manifest import ImageReader, read_manifest
+from reca.errors import UserError
+from reca.models.base import Dialogue, Loss, Semantic, Target, UnifiedModel
+from reca.nn.random import SampleRng, derive_seed
+from reca.objectives.mixture import Kind, Mixture
+from reca.objectives.templates import choose_templates
+
+HELD_OUT_IMAGES = 128
+"""Enough for a loss whose noise is far below its change; more would only cost time."""
+CAPTION_COLUMNS = {"sparse": "caption", "full": "full_caption"}
+
+
+class Samples:
+    """The training samples of a run, and the held-out ones.
+
+    What the model declares cacheable is read from the extract cache, everything else is computed from the images.
+    All noise of a sample is a function of (seed, step, kind, id).
+
+    Args:
+        model: Whose losses are asked for.
+        dataset: The folder that ``ingest`` wrote.
+        embeddings: The extract cache.
+        settings: The ``train`` section.
+        mixture: Samples of each kind in a step.
+        seed: The run's seed.
+        device: Where the model is.
+
+    Raises:
+        UserError: The data has no training images, or not the captions or questions that the mixture needs, or
+            the cache does not hold what the model needs.
+    """
+
+    def __init__(
+        self,
+        model: UnifiedModel,
+        dataset: Path,
+        embeddings: Embeddings,
+        settings: TrainSection,
+        mixture: Mixture,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self._model, self._embeddings, self._device, self._seed = model, embeddings, device, seed
+        self._templates = settings.prompt_templates
+        self._reader = ImageReader(dataset)
+        self.mixture = mixture
+        column = CAPTION_COLUMNS[settings.captions]
+        table = read_manifest(dataset, ["id", "split", column, "ground_truth"])
+        train = table.filter(pc.equal(table["split"], "train"))
+        held_out = table.filter(pc.equal(table["split"], "held_out")).slice(0, HELD_OUT_IMAGES)
+        if not len(train):
+            raise UserError(f"{dataset} has no training images; lower data.held_out_fraction or add images")
+        ids = train["id"].to_pylist()
+        self.held_out: list[str] = held_out["id"].to_pylist()
+        self._captions = _captions(train, column) | _captions(held_out, column)
+        self._questions: dict[str, list[dict[str, str]]] = {}
+        self._check_cache([*ids, *self.held_out])
+        if mixture.counts["text_to_image"]:
+            self._check_captions(ids, column)
+        self._images = EpochSampler(ids, seed, "images") if mixture.images else None
+        self._dialogues: EpochSampler | None = None
+        if mixture.counts["understanding"]:
+            self._questions = _questions(train)
+            if not self._questions:
+                raise UserError(
+                    "train.mixture.understanding is positive, but no training image has questions; "
+                    "set train.mixture.understanding=0, or use data with ground truth"
+                )
+            self._dialogues = EpochSampler(self._questions, seed, "dialogues")
+
+    def _check_cache(self, ids: Sequence[str]) -> None:
+        for name in sorted(self._model.cacheable):
+            self._embeddings.rows(name, ids[:1])
+        known = set(self._embeddings.ids)
+        missing = [name for name in ids if name not in known] if self._model.cacheable else []
+        if missing:
+            raise UserError(
+                f"{len(missing)} of {len(ids)} images are not in {self._embeddings.folder} (the first is "
+                f"{missing[0]}); run `reca extract` again"
+            )
+
+    def _check_captions(self, ids: Sequence[str], column: str) -> None:
+        without = [name for name in ids if name not in self._captions]
+        if without:
+            raise UserError(
+                f"train.mixture.text_to_image is positive, but {len(without)} of {len(ids)} training images have no "
+                f"{column!r} in the manifest (the first is {without[0]}); set train.mixture.text_to_image=0, or give "
+                "every image a caption"
+            )
+
+    @property
+    def per_step(self) -> int:
+        """Samples of a step, of all kinds."""
+        return sum(self.mixture.counts.values())
+
+    @property
+    def held_out_kinds(self) -> tuple[Kind, ...]:
+        """The losses that can be measured on the held-out images."""
+        if not self.held_out:
+            return ()
+        captioned = all(name in self._captions for name in self.held_out)
+        return ("reconstruction", "text_to_image") if captioned else ("reconstruction",)
+
+    def step(self, step: int) -> dict[Kind, list[str]]:
+        """The ids of a step by kind; the image losses share one stream, so RecA and control see the same images."""
+        counts = self.mixture.counts
+        found: dict[Kind, list[str]] = {}
+        if self._images is not None:
+            images = self._images.step(step, self.mixture.images)
+            found["reconstruction"] = images[: counts["reconstruction"]]
+            found["text_to_image"] = images[counts["reconstruction"] :]
+        if self._dialogues is not None:
+            found["understanding"] = self._dialogues.step(step, counts["understanding"])
+        return {kind: ids for kind, ids in found.items() if ids}
+
+    def loss(self, kind: Kind, ids: Sequence[str], *moment: object) -> Loss:
+        """The mean loss of some samples.
+
+        Args:
+            kind: Which loss.
+            ids: Its images.
+            *moment: What the noise depends on besides (seed, kind, id): ``"train", step``.
+        """
+        seeds = [derive_seed(self._seed, *moment, kind, name) for name in ids]
+        rng = SampleRng(seeds)
+        if kind == "understanding":
+            dialogues = [self._dialogue(name, seed) for name, seed in zip(ids, seeds, strict=True)]
+            pixels = self._pixels(ids, self._model.spec.understanding_size)
+            return self._model.understanding_loss(pixels, dialogues, rng)
+        target = self._target(ids, seeds)
+        if kind == "text_to_image":
+            return self._model.text_to_image_loss([self._captions[name] for name in ids], target, rng)
+        prompts = choose_templates(seeds, self._templates)
+        return self._model.reconstruction_loss(self._semantic(ids), prompts, target, rng)
+
+    def _semantic(self, ids: Sequence[str]) -> Semantic:
+        if "semantic" in self._model.cacheable:
+            return Semantic(self._embeddings.rows("semantic", ids).to(self._device))
+        return self._model.encode_semantic(self._pixels(ids, self._model.spec.understanding_size))
+
+    def _target(self, ids: Sequence[str], seeds: Sequence[int]) -> Target:
+        if "target" in self._model.cacheable:
+            return Target(self._embeddings.rows("target", ids).to(self._device))
+        # Its own stream: whether the target is cached must not move the draws of the loss.
+        rng = SampleRng([derive_seed(seed, "target") for seed in seeds])
+        return self._model.encode_target(self._pixels(ids, self._model.spec.generation_size), rng)
+
+    def _pixels(self, ids: Sequence[str], size: int) -> Tensor:
+        return square_tensor([self._reader.load(name) for name in ids], size).to(self._device)
+
+    def _dialogue(self, name: str, seed: int) -> Dialogue:
+        questions = self._questions[name]
+        chosen = questions[derive_seed("question", seed) % len(questions)]
+        return Dialogue(chosen["text"], chosen["answer"])
+
+
+def _captions(table: Any, column: str) -> dict[str, str]:
+    pairs = zip(table["id"].to_pylist(), table[column].to_pylist(), strict=True)
+    return {name: caption for name, caption in pairs if caption}
+
+
+def _questions(table: Any) -> dict[str, list[dict[str, str]]]:
+    found: dict[str, list[dict[str, str]]] = {}
+    for name, text in zip(table["id"].to_pylist(), table["ground_truth"].to_pylist(), strict=True):
+        truth: Mapping[str, Any] = json.loads(text) if text else {}
+        if truth.get("questions"):
+            found[name] = truth["questions"]
+    return found
