@@ -70,10 +70,11 @@ def _what(config: Config) -> str:
 
 def _score_table(pairs: Mapping[str, Pair], deltas: Mapping[str, Record], config: Config) -> Iterator[str]:
     interval = f"{100 * config.evaluate.confidence:g} % interval"
-    rows = [("benchmark", "n", "base", "aligned", "change", interval)]
+    rows: list[tuple[str, ...]] = [("benchmark", "n", "base", "aligned", "change", interval)]
     for name, pair in pairs.items():
         delta, title = deltas[name], benchmark_words(name).short
-        rows.append(_score_row(f"**{title}**", sum(map(len, pair.categories.values())), delta["overall"]))
+        prompts = {prompt for ids in pair.categories.values() for prompt in ids}
+        rows.append(_score_row(f"**{title}**", len(prompts), delta["overall"]))
         if len(delta["categories"]) > 1:
             rows += [
                 _score_row(category_words(category), len(ids), delta["categories"][category])
@@ -86,8 +87,7 @@ def _score_table(pairs: Mapping[str, Pair], deltas: Mapping[str, Record], config
         "about the luck of the training seed."
     )
     for pair in pairs.values():
-        if protocol := pair.aligned.score.get("protocol"):
-            yield f"\n{benchmark_words(pair.benchmark).short}: {_cell(str(protocol))}."
+        yield f"\n{benchmark_words(pair.name).short}: {_cell(pair.aligned.scores.protocol)}."
 
 
 def _score_row(label: str, n: int, delta: Record) -> tuple[str, ...]:
@@ -137,7 +137,9 @@ def _limits(config: Config) -> Iterator[str]:
 def _licence_words(licence: str) -> str:
     if licence == OURS:
         return "Apache-2.0, as this project; see `LICENSE` in its repository."
-    return f"`{_cell(licence)}`, as the base model that these weights are derived from; read its card before you use them."
+    return (
+        f"`{_cell(licence)}`, as the base model that these weights are derived from; read its card before you use them."
+    )
 
 
 def _table(rows: list[tuple[str, ...]]) -> str:

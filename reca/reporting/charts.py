@@ -35,13 +35,13 @@ def direction(low: float, high: float) -> str:
 
 
 def dumbbell(label: str, base: float, aligned: float) -> Markup:
-    """Base and aligned score of one category on the axis 0 to 100 %, joined by a line."""
+    """Base (ring) and aligned (dot, which fits into the ring) on the axis 0 to 100 %, joined by a line."""
     return _row(
         f"{label}: base {100 * base:.1f} %, aligned {100 * aligned:.1f} %",
         PERCENT,
         _line(base, aligned, class_="join " + ("gain" if aligned >= base else "loss")),
-        tag("circle", cx=percent(base), cy=MIDDLE, r=5, class_="base"),
-        tag("circle", cx=percent(aligned), cy=MIDDLE, r=6, class_="aligned"),
+        tag("circle", cx=percent(base), cy=MIDDLE, r=6.5, class_="base"),
+        tag("circle", cx=percent(aligned), cy=MIDDLE, r=4.5, class_="aligned"),
     )
 
 

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from reca.reporting.charts import direction
-from reca.reporting.gallery import files_of
-from reca.reporting.inputs import Pair, Record
+from reca.reporting.inputs import Measured, Pair, Record
 from reca.reporting.words import benchmark_words, category_words, points
 
-COLUMNS = 7
+COLUMNS = 5
+LABEL, GAP = 0.95, 0.09  # inches: room for a row's label, between two images
 INK, SOFT, LINE = "#1b1d22", "#5a6070", "#e2dfd8"
 COLORS = {"up": "#117a53", "down": "#b3372b", "unclear": "#7a7466"}
 Rows = Sequence[tuple[str, Sequence[Path]]]
@@ -23,56 +23,55 @@ def draw_overview(path: Path, pairs: Mapping[str, Pair], deltas: Mapping[str, Re
     rows = image_rows(pairs)
     # Agg with a fixed size and resolution and no date: the same inputs give the same bytes.
     figure = Figure(figsize=(12.8, 4.9), dpi=150, facecolor="white")
+    panels: Any = figure.subfigures(1, 2, width_ratios=(1.32, 1), wspace=0.0) if rows else [None, figure]
     if rows:
-        left, right = figure.subfigures(1, 2, width_ratios=(1.28, 1), wspace=0.0)
-        _draw_images(left, rows)
-    else:
-        right = figure
-    _draw_deltas(right, deltas, confidence)
+        _draw_images(panels[0], rows)
+    _draw_deltas(panels[1], deltas, confidence)
     figure.savefig(path, metadata={"Software": None})
 
 
 def image_rows(pairs: Mapping[str, Pair]) -> Rows:
     """The first images of the reconstruction benchmark, else the first prompt of every drawing category."""
     for pair in pairs.values():
-        shown = [row for row in pair.base.samples if row.get("original")][:COLUMNS]
-        if shown:
-            ids = [str(row["prompt_id"]) for row in shown]
-            originals = [pair.base.folder / row["original"] for row in shown]
-            return [("input", originals), ("base", _first(pair, "base", ids)), ("aligned", _first(pair, "aligned", ids))]
+        rows = [row for row in pair.base.samples if "original" in row][:COLUMNS]
+        if rows:
+            originals = [pair.base.folder / str(row["original"]) for row in rows]
+            ids = [str(row["prompt_id"]) for row in rows]
+            return [("input", originals), *((side.scores.which, _first(side, ids)) for side in pair.sides)]
     for pair in pairs.values():
         if any("file" in row for row in pair.base.samples):
             ids = [ids[0] for ids in pair.categories.values()][:COLUMNS]
-            return [("base", _first(pair, "base", ids)), ("aligned", _first(pair, "aligned", ids))]
+            return [(side.scores.which, _first(side, ids)) for side in pair.sides]
     return []
 
 
-def _first(pair: Pair, which: str, ids: Sequence[str]) -> list[Path]:
-    measured = pair.base if which == "base" else pair.aligned
-    return [measured.folder / next(iter(files_of(measured, prompt_id)), "none") for prompt_id in ids]
+def _first(measured: Measured, ids: Sequence[str]) -> list[Path]:
+    return [measured.folder / str(measured.samples_of[prompt_id][0].get("file")) for prompt_id in ids]
 
 
 def _draw_images(panel: Any, rows: Rows) -> None:
     from PIL import Image
 
-    axes = panel.subplots(len(rows), max(len(paths) for _, paths in rows), squeeze=False)
-    panel.subplots_adjust(left=0.115, right=0.985, top=0.93, bottom=0.05, wspace=0.08, hspace=0.08)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for line, (label, paths) in zip(axes, rows, strict=True):
-        place = line[0].get_position()
-        panel.text(0.105, (place.y0 + place.y1) / 2, label, ha="right", va="center", fontsize=13, color=INK)
-        for axis, path in zip(line, paths, strict=False):
-            if not path.is_file():
-                continue
-            with Image.open(path) as opened:
-                image = opened.convert("RGB")
-            axis.imshow(image, interpolation="nearest" if max(image.size) <= 64 else "antialiased")
+    width, height = panel.bbox.width / panel.figure.dpi, panel.bbox.height / panel.figure.dpi  # inches
+    columns = max(len(paths) for _, paths in rows)
+    stride = min((width - LABEL - 0.1) / columns, (height - 0.2) / len(rows))
+    top = (height + stride * len(rows)) / 2
+    for number, (label, paths) in enumerate(rows):
+        bottom = top - (number + 1) * stride
+        panel.text((LABEL - 0.12) / width, (bottom + stride / 2) / height, label, ha="right", va="center", fontsize=13)
+        for column, path in enumerate(paths):
+            left, side = LABEL + column * stride, stride - GAP
+            axis = panel.add_axes((left / width, (bottom + GAP / 2) / height, side / width, side / height))
+            axis.set_axis_off()
+            if path.is_file():
+                with Image.open(path) as opened:
+                    image = opened.convert("RGB")
+                axis.imshow(image, interpolation="nearest" if max(image.size) <= 64 else "antialiased")
 
 
 def _draw_deltas(panel: Any, deltas: Mapping[str, Record], confidence: float) -> None:
     axis = panel.subplots()
-    panel.subplots_adjust(left=0.34, right=0.965, top=0.86, bottom=0.12)
+    panel.subplots_adjust(left=0.31, right=0.97, top=0.86, bottom=0.12)
     y, labels = 0.0, []
     for name, delta in deltas.items():
         several = len(delta["categories"]) > 1
@@ -94,9 +93,10 @@ def _draw_deltas(panel: Any, deltas: Mapping[str, Record], confidence: float) ->
     axis.grid(axis="x", color=LINE, linewidth=0.8)
     axis.set_axisbelow(True)
     axis.set_frame_on(False)
-    axis.margins(x=0.16)
+    low, high = axis.get_xlim()
+    axis.set_xlim(low, high + 0.14 * (high - low))  # room for the numbers
     axis.set_title(
-        f"aligned − base, points, with {100 * confidence:g} % intervals", loc="right", fontsize=11, color=SOFT, pad=10
+        f"aligned − base, points, with {100 * confidence:g} % intervals", loc="center", fontsize=11, color=SOFT, pad=10
     )
 
 
@@ -105,6 +105,6 @@ def _draw_row(axis: Any, y: float, delta: Record) -> None:
     axis.plot([100 * delta["low"], 100 * delta["high"]], [y, y], color=color, linewidth=2.6, solid_capstyle="round")
     axis.plot([100 * delta["delta"]], [y], "o", color=color, markersize=7)
     axis.annotate(
-        points(delta["delta"]), (100 * delta["delta"], y), (0, 6), textcoords="offset points",
-        ha="center", va="bottom", fontsize=9, color=color,
+        points(delta["delta"]), (100 * delta["high"], y), (7, 0), textcoords="offset points",
+        ha="left", va="center", fontsize=9.5, color=color,
     )  # fmt: skip

@@ -1,11 +1,12 @@
 """What is shown of the samples: chosen by a fixed rule, never by how they turned out."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from reca.reporting.inputs import Measured, Pair, Record
+from reca.benchmarks.base import ItemScore
+from reca.reporting.inputs import Measured, Pair
 from reca.reporting.pictures import Picture, load_picture
 from reca.reporting.words import category_words
 
@@ -31,9 +32,10 @@ class Shot:
     picture: Picture | None
     file: str
     value: float | None
-    """0 to 1; ``None``: not scored."""
-    things: tuple[Thing, ...]
-    note: str
+    """0 to 1; ``None``: it could not be scored."""
+    things: tuple[Thing, ...] | None
+    """``None``: nobody looked for things in it."""
+    note: str = ""
     """Why it is wrong, in the scorer's words; empty if it is right."""
 
     @property
@@ -91,7 +93,7 @@ class Answered:
 def drawn(pair: Pair) -> tuple[Group, ...]:
     """The first prompts of every category, in the benchmark's own order."""
     return tuple(
-        Group(category_words(name), tuple(_comparison(pair, prompt_id) for prompt_id in ids[:PROMPTS_SHOWN]))
+        Group(category_words(name), tuple(_comparison(pair, name, prompt_id) for prompt_id in ids[:PROMPTS_SHOWN]))
         for name, ids in pair.categories.items()
     )
 
@@ -99,10 +101,9 @@ def drawn(pair: Pair) -> tuple[Group, ...]:
 def rebuilt(pair: Pair) -> tuple[Rebuilt, ...]:
     """The first images of the benchmark, whatever became of them."""
     shown = []
-    for prompt_id in list(pair.base.item)[:REBUILT_SHOWN]:
-        base, aligned = (next(_shots(measured, prompt_id, 1), _NOTHING) for measured in (pair.base, pair.aligned))
-        original = next((row.get("original") for row in pair.base.samples_of.get(prompt_id, [])), None)
-        shown.append(Rebuilt(load_picture(pair.base.folder / original) if original else None, base, aligned))
+    for prompt_id, rows in list(pair.base.samples_of.items())[:REBUILT_SHOWN]:
+        original = load_picture(pair.base.folder / str(rows[0]["original"]))
+        shown.append(Rebuilt(original, *(_rebuilt_shot(measured, prompt_id) for measured in pair.sides)))
     return tuple(shown)
 
 
@@ -114,62 +115,62 @@ def answered(pair: Pair) -> tuple[Answered, ...]:
 
 
 def _answered(pair: Pair, kind: str, prompt_id: str) -> Answered:
-    base, aligned = (measured.samples_of.get(prompt_id, [{}])[0] for measured in (pair.base, pair.aligned))
+    base, aligned = (measured.samples_of.get(prompt_id, [{}])[0] for measured in pair.sides)
     return Answered(
         category_words(kind),
         str(base.get("question", prompt_id)),
         str(base.get("expected", "")),
         str(base.get("answer", "")),
         str(aligned.get("answer", "")),
-        (mean_of(pair.base.item[prompt_id]) or 0) >= 1,
-        (mean_of(pair.aligned.item[prompt_id]) or 0) >= 1,
+        (mean_of(pair.base.item[kind, prompt_id]) or 0) >= 1,
+        (mean_of(pair.aligned.item[kind, prompt_id]) or 0) >= 1,
     )
 
 
-def _comparison(pair: Pair, prompt_id: str) -> Comparison:
-    base, aligned = (tuple(_shots(measured, prompt_id, IMAGES_SHOWN)) for measured in (pair.base, pair.aligned))
-    rows = pair.base.samples_of.get(prompt_id, [])
+def _comparison(pair: Pair, category: str, prompt_id: str) -> Comparison:
+    base, aligned = (measured.item[category, prompt_id] for measured in pair.sides)
+    rows = pair.base.samples_of.get(prompt_id, [{}])
     return Comparison(
-        str(rows[0].get("prompt", prompt_id)) if rows else prompt_id,
-        base,
-        aligned,
-        max(0, len(files_of(pair.base, prompt_id)) - IMAGES_SHOWN),
-        mean_of(pair.base.item[prompt_id]),
-        mean_of(pair.aligned.item[prompt_id]),
+        str(rows[0].get("prompt", prompt_id)),
+        tuple(_shots(pair.base, base)),
+        tuple(_shots(pair.aligned, aligned)),
+        max(0, len(base.files) - IMAGES_SHOWN),
+        mean_of(base),
+        mean_of(aligned),
     )
 
 
-_NOTHING = Shot(None, "", None, (), "")
+def _shots(measured: Measured, item: ItemScore) -> Iterator[Shot]:
+    for number, file in enumerate(item.files[:IMAGES_SHOWN]):
+        detail = item.details[number] if number < len(item.details) else {}
+        yield Shot(load_picture(measured.folder / file), file, item.values[number], seen(detail), note(detail))
 
 
-def _shots(measured: Measured, prompt_id: str, most: int) -> Iterator[Shot]:
-    item = measured.item[prompt_id]
-    values, details = item.get("values", []), item.get("details", [])
-    for number, file in enumerate(files_of(measured, prompt_id)[:most]):
-        value = values[number] if number < len(values) else None
-        detail = details[number] if number < len(details) else {}
-        yield Shot(load_picture(measured.folder / file), file, value, seen(detail), note(detail))
+def _rebuilt_shot(measured: Measured, prompt_id: str) -> Shot:
+    """A reconstruction: right or wrong as a whole scene where the truth is known, else how similar it is."""
+    items = {item.category: item for item in measured.items if item.prompt_id == prompt_id}
+    whole = items.get("exact_scene") or items.get("similarity")
+    detail: dict[str, Any] = {}
+    for item in items.values():
+        detail |= item.details[0] if item.details else {}
+    file = str(measured.samples_of[prompt_id][0]["file"])
+    return Shot(load_picture(measured.folder / file), file, mean_of(whole) if whole else None, seen(detail))
 
 
-def files_of(measured: Measured, prompt_id: str) -> list[str]:
-    """The image files of a prompt, as the scorer lists them."""
-    scored = measured.item[prompt_id].get("files")
-    return scored or [row["file"] for row in measured.samples_of.get(prompt_id, []) if "file" in row]
-
-
-def seen(detail: Any) -> tuple[Thing, ...]:
+def seen(detail: Mapping[str, Any]) -> tuple[Thing, ...] | None:
     """What the scorer saw, equal things together, in the order in which they were found."""
-    found = detail.get("detections", []) if isinstance(detail, dict) else []
-    counted = Counter((str(thing.get("class", "?")), thing.get("color")) for thing in found)
+    if "seen" not in detail:
+        return None
+    counted = Counter((str(thing["name"]), thing.get("color")) for thing in detail["seen"])
     return tuple(Thing(label, color, count) for (label, color), count in counted.items())
 
 
-def note(detail: Any) -> str:
+def note(detail: Mapping[str, Any]) -> str:
     """Why an image is wrong, in the scorer's words."""
-    return str(detail.get("reason") or "") if isinstance(detail, dict) else ""
+    return "; ".join(map(str, detail.get("reasons", ())))
 
 
-def mean_of(item: Record) -> float | None:
-    """The score of one prompt: the mean over its images."""
-    values = item.get("values")
+def mean_of(item: ItemScore) -> float | None:
+    """The score of one prompt: the mean over its scored images."""
+    values = [value for value in item.values if value is not None]
     return sum(values) / len(values) if values else None

@@ -2,18 +2,23 @@
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from reca.benchmarks.base import ItemScore, Scores, read_items, read_scores
+from reca.benchmarks.samples import Row, read_manifest
 from reca.errors import UserError
 
 Which = Literal["base", "aligned"]
-WHICH: tuple[Which, Which] = ("base", "aligned")
 Record = dict[str, Any]
+Values = dict[str, dict[str, list[float]]]
+"""Category -> prompt id -> scored values, as :mod:`reca.statistics` takes them."""
 Read = TypeVar("Read")
+COMPARABLE = ("protocol", "judge", "seed", "images_per_prompt", "settings")
+"""What must be equal in the score files of base and aligned."""
 
 
 class MissingInput(UserError):
@@ -24,23 +29,22 @@ class MissingInput(UserError):
 class Measured:
     """One benchmark on one model: the score file, its items, and the samples that were scored."""
 
-    benchmark: str
-    which: Which
-    score: Record
-    items: list[Record]
-    samples: list[Record]
+    scores: Scores
+    items: Sequence[ItemScore]
+    """One for each prompt and category."""
+    samples: Sequence[Row]
     folder: Path
     """Where the sample files lie."""
 
     @cached_property
-    def item(self) -> dict[str, Record]:
-        """Items by prompt id."""
-        return {str(item["prompt_id"]): item for item in self.items}
+    def item(self) -> dict[tuple[str, str], ItemScore]:
+        """Items by category and prompt id."""
+        return {(item.category, item.prompt_id): item for item in self.items}
 
     @cached_property
-    def samples_of(self) -> dict[str, list[Record]]:
+    def samples_of(self) -> dict[str, list[Row]]:
         """Samples by prompt id, in the benchmark's own order."""
-        found: dict[str, list[Record]] = {}
+        found: dict[str, list[Row]] = {}
         for sample in self.samples:
             found.setdefault(str(sample["prompt_id"]), []).append(sample)
         return found
@@ -54,17 +58,38 @@ class Pair:
     aligned: Measured
 
     @property
-    def benchmark(self) -> str:
+    def name(self) -> str:
         """The benchmark's name."""
-        return self.base.benchmark
+        return self.base.scores.benchmark
+
+    @property
+    def sides(self) -> tuple[Measured, Measured]:
+        """Base and aligned."""
+        return self.base, self.aligned
 
     @cached_property
     def categories(self) -> dict[str, list[str]]:
         """Prompt ids by category, both in the benchmark's own order."""
         found: dict[str, list[str]] = {}
         for item in self.base.items:
-            found.setdefault(str(item["category"]), []).append(str(item["prompt_id"]))
+            found.setdefault(item.category, []).append(item.prompt_id)
         return found
+
+    @cached_property
+    def values(self) -> tuple[Values, Values]:
+        """Scored values of base and aligned.
+
+        A prompt that could be scored on one side only makes no pair and is left out on both; the score files say how
+        many values failed.
+        """
+        base: Values = {}
+        aligned: Values = {}
+        for key, item in self.base.item.items():
+            scored = [[value for value in one.values if value is not None] for one in (item, self.aligned.item[key])]
+            if all(scored):
+                base.setdefault(item.category, {})[item.prompt_id] = scored[0]
+                aligned.setdefault(item.category, {})[item.prompt_id] = scored[1]
+        return base, aligned
 
 
 def read_pair(outputs: Path, benchmark: str) -> Pair:
@@ -73,21 +98,24 @@ def read_pair(outputs: Path, benchmark: str) -> Pair:
     Raises:
         MissingInput: A file is missing or broken, or base and aligned were measured differently.
     """
-    base, aligned = (read_measured(outputs, which, benchmark) for which in WHICH)
-    for what in ("seed", "images_per_prompt", "protocol", "judge", "settings"):
-        if base.score.get(what) != aligned.score.get(what):
-            _refuse_pair(benchmark, f"{what} is {base.score.get(what)!r} and {aligned.score.get(what)!r}")
-    if base.item.keys() != aligned.item.keys():
-        odd = sorted(base.item.keys() ^ aligned.item.keys())
-        _refuse_pair(benchmark, f"{len(odd)} prompts are on one side only, such as {odd[0]!r}")
-    return Pair(base, aligned)
+    pair = Pair(read_measured(outputs, "base", benchmark), read_measured(outputs, "aligned", benchmark))
+    base, aligned = pair.sides
+    for what in COMPARABLE:
+        before, after = getattr(base.scores, what), getattr(aligned.scores, what)
+        if before != after:
+            raise _unlike(benchmark, f"{what} is {before!r} in the one and {after!r} in the other")
+    if odd := sorted(base.item.keys() ^ aligned.item.keys()):
+        raise _unlike(benchmark, f"{len(odd)} prompts are in one of them only, such as {odd[0][1]!r}")
+    if missing := sorted(set(pair.categories) - set(pair.values[0])):
+        raise _unlike(benchmark, f"no prompt of {missing[0]!r} was scored in both")
+    return pair
 
 
-def _refuse_pair(benchmark: str, difference: str) -> None:
-    raise MissingInput(
+def _unlike(benchmark: str, difference: str) -> MissingInput:
+    return MissingInput(
         f"outputs/scores/base/{benchmark}.json and outputs/scores/aligned/{benchmark}.json cannot be compared: "
-        f"{difference}; run {_again('generate', 'base', benchmark)} and {_again('generate', 'aligned', benchmark)}, "
-        "then score both"
+        f"{difference}; make both anew: `dvc repro generate-base@{benchmark} generate-aligned@{benchmark} "
+        f"score-base@{benchmark} score-aligned@{benchmark}`"
     )
 
 
@@ -97,34 +125,27 @@ def read_measured(outputs: Path, which: Which, benchmark: str) -> Measured:
     Raises:
         MissingInput: A file is missing or broken; the message names it and the stage that writes it.
     """
-    score_again, generate_again = _again("score", which, benchmark), _again("generate", which, benchmark)
-    scores, folder = outputs / "scores" / which, outputs / "samples" / which / benchmark
-    score = _read(scores / f"{benchmark}.json", json.loads, score_again)
-    items = _read(scores / f"{benchmark}.items.jsonl", _lines, score_again)
-    samples = _read(folder / "manifest.jsonl", _lines, generate_again)
-    for key in ("overall", "categories"):
-        if key not in score:
-            raise MissingInput(f"{scores / f'{benchmark}.json'} has no {key!r}; run {score_again} again")
+    folder = outputs / "samples" / which / benchmark
+    score_stage, generate_stage = f"score-{which}@{benchmark}", f"generate-{which}@{benchmark}"
+    scores = _read(outputs / f"scores/{which}/{benchmark}.json", read_scores, score_stage)
+    items = _read(outputs / f"scores/{which}/{benchmark}.items.jsonl", read_items, score_stage)
+    samples = _read(folder / "manifest.jsonl", lambda path: read_manifest(path.parent), generate_stage)
     if not items:
-        raise MissingInput(f"{scores / f'{benchmark}.items.jsonl'} is empty; run {score_again} again")
-    return Measured(benchmark, which, score, items, samples, folder)
+        raise MissingInput(f"outputs/scores/{which}/{benchmark}.items.jsonl is empty; {_again(score_stage)}")
+    return Measured(scores, items, samples, folder)
 
 
-def _again(stage: str, which: str, benchmark: str) -> str:
-    return f"`dvc repro -s {stage}-{which}@{benchmark}`"
+def _again(stage: str) -> str:
+    return f"run stage {stage} again: `dvc repro {stage}`, or the whole job: `reca run`"
 
 
-def _read(path: Path, parse: Callable[[str], Read], again: str) -> Read:
+def _read(path: Path, read: Callable[[Path], Read], stage: str) -> Read:
     if not path.is_file():
-        raise MissingInput(f"{path} is missing; run {again} (or the whole job: `reca run`)")
+        raise MissingInput(f"{path} is missing; {_again(stage)}")
     try:
-        return parse(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise MissingInput(f"{path} cannot be read ({error}); run {again} again") from None
-
-
-def _lines(text: str) -> list[Record]:
-    return [json.loads(line) for line in text.splitlines() if line.strip()]
+        return read(path)
+    except (UserError, OSError) as error:
+        raise MissingInput(f"{error} ({_again(stage)})") from None
 
 
 def read_optional(path: Path) -> Record:

@@ -24,6 +24,8 @@ CURVES = (  # title, column of train.csv, column of held_out.csv
     ("Reconstruction loss (RecA)", "loss_reconstruction", "reconstruction_loss"),
     ("Text-to-image loss", "loss_text_to_image", "text_to_image_loss"),
     ("Understanding loss", "loss_understanding", ""),
+)
+MORE_CURVES = (
     ("All losses, weighted", "loss", ""),
     ("Gradient norm", "grad_norm", ""),
     ("Learning rate", "learning_rate", ""),
@@ -44,7 +46,7 @@ class Report:
     train_curve: Mapping[str, list[float]]
     held_out_curve: Mapping[str, list[float]]
     training: Record
-    """``result.json`` of the model, or empty."""
+    """``result.json`` of the curves, or empty."""
     lineage: Sequence[tuple[str, str]]
 
 
@@ -86,7 +88,8 @@ def render_page(report: Report) -> str:
             for name, words in BENCHMARKS.items()
             if name not in report.pairs
         ],
-        curves=list(_curves(report)),
+        curves=list(_curves(report, CURVES)),
+        more_curves=list(_curves(report, MORE_CURVES)),
         training_facts=_training_facts(report),
         lineage=report.lineage,
         settings=list(_settings(report.config)),
@@ -134,25 +137,28 @@ def _view(report: Report, name: str) -> dict[str, Any]:
     pair, deltas, words = report.pairs[name], report.deltas[name], benchmark_words(name)
     bounds = [deltas["overall"], *deltas["categories"].values()]
     scale = charts.delta_scale([bound[end] for bound in bounds for end in ("low", "high")])
-    sizes = {category: len(ids) for category, ids in pair.categories.items()}
-    rows = [_row("overall", deltas["overall"], scale, sum(sizes.values()))]
+    sizes = {category: len(prompts) for category, prompts in pair.values[0].items()}
+    rows = [_row("overall", deltas["overall"], scale, len({p for prompts in pair.values[0].values() for p in prompts}))]
     if len(deltas["categories"]) > 1:
         rows += [_row(category, deltas["categories"][category], scale, sizes.get(category)) for category in sizes]
-    pictured = any("file" in sample for sample in pair.base.samples)
-    originals = any(sample.get("original") for sample in pair.base.samples)
+    pictured, originals, questions = (
+        any(key in row for row in pair.base.samples) for key in ("file", "original", "answer")
+    )
+    counted = "images" if originals else "prompts" if pictured else "questions"
     return {
         "name": name,
         "title": words.title,
         "short": words.short,
         "question": words.question,
-        "caption": f"Scores and paired changes; n is the number of {'prompts' if pictured else 'questions'}.",
+        "caption": f"Scores and paired changes; n is the number of {counted}.",
+        "categories": sizes,
         "rows": rows,
         "score_axis": charts.axis(charts.PERCENT),
         "delta_axis": charts.axis(scale, signed=True),
         "measured": _measured_words(pair),
         "groups": gallery.drawn(pair) if pictured and not originals else (),
         "rebuilt": gallery.rebuilt(pair) if originals else (),
-        "answers": gallery.answered(pair) if any("answer" in sample for sample in pair.base.samples) else (),
+        "answers": gallery.answered(pair) if questions else (),
     }
 
 
@@ -174,27 +180,23 @@ def _row(category: str, delta: Record, scale: charts.Scale, n: int | None) -> Ro
 
 
 def _measured_words(pair: Pair) -> str:
-    score, parts = pair.aligned.score, []
-    if protocol := score.get("protocol"):
-        parts.append(f"Protocol: {protocol}.")
-    if judge := score.get("judge"):
-        known = ", ".join(f"{kind} {100 * value:.1f} %" for kind, value in _numbers(judge.get("accuracy")))
-        accuracy = f"; its own accuracy: {known}" if known else ""
-        parts.append(f"Scored by {judge.get('name', 'an unnamed judge')} {judge.get('version', '')}".strip() + f"{accuracy}.")
-    counts = [f"{m.which} {m.score.get('scored', '?')} of {m.score.get('expected', '?')}" for m in (pair.base, pair.aligned)]
-    failed = sum(measured.score.get("failed") or 0 for measured in (pair.base, pair.aligned))
-    parts.append(f"Scored: {', '.join(counts)}" + (f"; {failed} could not be scored." if failed else "; none failed."))
+    scores = pair.aligned.scores
+    judge, parts = scores.judge, [f"Protocol: {scores.protocol}."]
+    known = ", ".join(f"{kind.replace('_', ' ')} {100 * value:.1f} %" for kind, value in judge.accuracy.items())
+    parts.append(
+        f"Judge: {judge.name} {judge.version}"
+        + (f"; measured on cases whose truth is known: {known}." if known else ".")
+    )
+    failed = [one.scores.failed for one in pair.sides]
+    if any(failed):
+        parts.append(f"Could not be scored, and left out: base {failed[0]}, aligned {failed[1]} of {scores.expected}.")
+    else:
+        parts.append(f"All {scores.expected} values of either model could be scored.")
     return " ".join(parts)
 
 
-def _numbers(accuracy: Any) -> Iterator[tuple[str, float]]:
-    for kind, value in flatten(accuracy).items() if isinstance(accuracy, dict) else ():
-        if isinstance(value, int | float) and 0 <= value <= 1:
-            yield kind.replace("_", " "), float(value)
-
-
-def _curves(report: Report) -> Iterator[dict[str, Any]]:
-    for title, train_column, held_out_column in CURVES:
+def _curves(report: Report, wanted: Sequence[tuple[str, str, str]]) -> Iterator[dict[str, Any]]:
+    for title, train_column, held_out_column in wanted:
         series = [
             charts.Series("training batches", "train", _points(report.train_curve, train_column)),
             charts.Series("held-out images", "held-out", _points(report.held_out_curve, held_out_column)),
@@ -208,16 +210,12 @@ def _points(curve: Mapping[str, list[float]], column: str) -> tuple[tuple[float,
 
 
 def _training_facts(report: Report) -> str:
-    facts, train = report.training, report.config.train
-    if not facts:
-        return "outputs/model/result.json is missing, so how training went is not known."
-    steps = facts.get("steps", facts.get("step", train.max_steps))
-    seconds = facts.get("wall_seconds", facts.get("seconds"))
+    train, seconds = report.config.train, report.training.get("wall_seconds")
     took = f" in {seconds / 60:.1f} minutes" if isinstance(seconds, int | float) else ""
     mixture = ", ".join(f"{name.replace('_', ' ')} {weight:g}" for name, weight in train.mixture.model_dump().items())
     return (
-        f"{steps} optimizer steps of {train.global_batch_size} images{took}; learning rate {train.learning_rate:g} "
-        f"({train.schedule}); weights of the losses: {mixture}."
+        f"{train.max_steps} optimizer steps of {train.global_batch_size} images{took}; learning rate "
+        f"{train.learning_rate:g} ({train.schedule}); weights of the losses: {mixture}."
     )
 
 

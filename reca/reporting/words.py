@@ -17,7 +17,7 @@ class BenchmarkWords:
 BENCHMARKS = {
     "scenes": BenchmarkWords(
         title="Drawing what the prompt says",
-        short="Drawing (GenEval's rules)",
+        short="Drawing",
         question=(
             "The model draws every prompt several times; a detector looks for what the prompt names, and an image is "
             "right only if everything is there. 100 % means every image of every category is right; the overall "
@@ -52,7 +52,9 @@ _CATEGORIES = {
 def benchmark_words(name: str) -> BenchmarkWords:
     """How a benchmark is presented; one this module does not know is called by its own name."""
     plain = name.replace("_", " ")
-    return BENCHMARKS.get(name, BenchmarkWords(plain.capitalize(), plain, "Scores run from 0 to 100 %; higher is better."))
+    return BENCHMARKS.get(
+        name, BenchmarkWords(plain.capitalize(), plain, "Scores run from 0 to 100 %; higher is better.")
+    )
 
 
 def category_words(name: str) -> str:

@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from reca import lineage
+from reca.benchmarks.base import Scores
 from reca.config import Config, GateRule
-from reca.digest import weights_digest
 from reca.files import whole_folder, write_json, write_text
 from reca.reporting.card import licence_of, render_card
 from reca.reporting.figure import draw_overview
-from reca.reporting.inputs import Measured, Pair, Record, read_curve, read_optional, read_pair
+from reca.reporting.inputs import MissingInput, Pair, Record, read_curve, read_optional, read_pair
 from reca.reporting.page import Report, render_page
 from reca.reporting.words import benchmark_words, category_words, points
 from reca.stages.result import write_result
-from reca.statistics import OVERALL, Values, paired_delta
+from reca.statistics import OVERALL, paired_delta
 from reca.verdict import Verdict, judge
 
 AT_REGISTRATION = "compared when the model is registered, with the champion of that moment"
@@ -41,11 +41,13 @@ def report(config: Config, root: Path) -> None:
             and the stage to run again.
     """
     outputs = root / "outputs"
-    pairs = {name: read_pair(outputs, name) for name in config.evaluate.benchmarks}
-    deltas = {name: compare(pair, config) for name, pair in pairs.items()}
+    pairs: dict[str, Pair] = {name: read_pair(outputs, name) for name in config.evaluate.benchmarks}
+    _check_one_model(pairs)
+    deltas: dict[str, Record] = {name: compare(pair, config) for name, pair in pairs.items()}
     verdict = judge(config.register_.gate, deltas, no_champion=AT_REGISTRATION)
     record = verdict_record(config, pairs, verdict)
-    origin = lineage_rows(config, root)
+    first = next(iter(pairs.values()))
+    origin = lineage_rows(config, root, first.aligned.scores, first.base.scores)
     shown = in_plain_words(record, config.register_.gate)
     page = render_page(
         Report(
@@ -55,7 +57,7 @@ def report(config: Config, root: Path) -> None:
             verdict=shown,
             train_curve=read_curve(outputs / "curves/train.csv"),
             held_out_curve=read_curve(outputs / "curves/held_out.csv"),
-            training=read_optional(outputs / "model/result.json"),
+            training=read_optional(outputs / "curves/result.json"),
             lineage=origin,
         )
     )
@@ -71,39 +73,44 @@ def report(config: Config, root: Path) -> None:
     _tell(deltas, verdict, outputs / "report/index.html")
 
 
+def _check_one_model(pairs: Mapping[str, Pair]) -> None:
+    """Refuse scores of different weights under one name."""
+    for which in (0, 1):
+        found = {pair.sides[which].scores.checkpoint: pair.name for pair in pairs.values()}
+        if len(found) > 1:
+            side = next(iter(pairs.values())).sides[which].scores.which
+            told = ", ".join(f"{name}: {checkpoint[:12]}" for checkpoint, name in found.items())
+            raise MissingInput(
+                f"outputs/scores/{side} tells of different weights ({told}): some samples are out of date; "
+                "run `dvc repro`, or the whole job: `reca run`"
+            )
+
+
 def compare(pair: Pair, config: Config) -> Record:
     """One benchmark's entry of ``deltas.json``: ``{"overall": …, "categories": {name: …}}``."""
     evaluate = config.evaluate
-    found = paired_delta(
-        values_of(pair.base), values_of(pair.aligned), evaluate.confidence, evaluate.bootstrap_draws, config.seed
-    )
+    found = paired_delta(*pair.values, evaluate.confidence, evaluate.bootstrap_draws, config.seed)
     records = {name: asdict(delta) for name, delta in found.items()}
     return {"overall": records[OVERALL], "categories": {name: records[name] for name in pair.categories}}
 
 
-def values_of(measured: Measured) -> Values:
-    """The items as :mod:`reca.statistics` takes them: category -> prompt id -> values."""
-    values: dict[str, dict[str, Sequence[float]]] = {}
-    for prompt_id, item in measured.item.items():
-        values.setdefault(str(item["category"]), {})[prompt_id] = item["values"]
-    return values
-
-
 def verdict_record(config: Config, pairs: Mapping[str, Pair], verdict: Verdict) -> Record:
     """``verdict.json``: the rules' outcome and what is needed to compare this model with another one."""
-    sides = {"base": [pair.base for pair in pairs.values()], "aligned": [pair.aligned for pair in pairs.values()]}
+    base, aligned = ([pair.sides[which].scores for pair in pairs.values()] for which in (0, 1))
     return {
         **verdict.to_dict(),
         "benchmark_set": benchmark_set(config, pairs),
         "config_digest": config.digest(*lineage.RESULT_SECTIONS),
-        "checkpoint": {which: side[0].score.get("checkpoint") for which, side in sides.items()},
-        "scores": {which: {one.benchmark: _plain_scores(one.score) for one in side} for which, side in sides.items()},
+        "checkpoint": {"base": base[0].checkpoint, "aligned": aligned[0].checkpoint},
+        "scores": {
+            which: {one.benchmark: _plain_scores(one) for one in side}
+            for which, side in (("base", base), ("aligned", aligned))
+        },
     }
 
 
-def _plain_scores(score: Record) -> dict[str, float]:
-    categories = {name: category["value"] for name, category in score["categories"].items()}
-    return {"overall": score["overall"]["value"], **categories}
+def _plain_scores(scores: Scores) -> dict[str, float]:
+    return {OVERALL: scores.overall.value, **{name: one.value for name, one in scores.categories.items()}}
 
 
 def benchmark_set(config: Config, pairs: Mapping[str, Pair]) -> str:
@@ -115,8 +122,8 @@ def benchmark_set(config: Config, pairs: Mapping[str, Pair]) -> str:
     asked = {
         name: {
             "prompts": [_asked(sample) for sample in pair.base.samples],
-            "protocol": pair.base.score.get("protocol"),
-            "judge": pair.base.score.get("judge"),
+            "protocol": pair.base.scores.protocol,
+            "judge": pair.base.scores.judge.model_dump(),
         }
         for name, pair in sorted(pairs.items())
     }
@@ -141,7 +148,7 @@ def rule_words(rule: GateRule) -> str:
     return f"{score}: against the {rule.versus}, {what} must be at least {points(rule.minimum)} points."
 
 
-def lineage_rows(config: Config, root: Path) -> list[tuple[str, str]]:
+def lineage_rows(config: Config, root: Path, scores: Scores, base_scores: Scores) -> list[tuple[str, str]]:
     """Where the aligned model comes from, as far as it is known, as (what, value) rows."""
     git = lineage.read_git(root)
     hashes = lineage.recorded_hashes(lineage.read_lock(root))
@@ -152,18 +159,12 @@ def lineage_rows(config: Config, root: Path) -> list[tuple[str, str]]:
         ("data hash (DVC)", hashes.get(config.data.path, "")),
         ("data set hash (DVC)", hashes.get("outputs/dataset", "not recorded: DVC did not run the earlier stages")),
         ("configuration digest", config.digest(*lineage.RESULT_SECTIONS)),
-        ("base model", config.model.checkpoint),
-        ("base weights", lineage.base_digest(config, root)),
-        ("aligned weights", _digest_or_note(root / "outputs/model")),
-        ("training fingerprint", str(read_optional(root / "outputs/model/result.json").get("fingerprint", ""))),
-        ("device", config.hardware.device),
+        ("base model", config.model.checkpoint + (f"@{config.model.revision}" if config.model.revision else "")),
+        ("base weights", base_scores.checkpoint),
+        ("aligned weights", scores.checkpoint),
         ("versions", ", ".join(_versions())),
     ]
     return [(what, value) for what, value in rows if value]
-
-
-def _digest_or_note(folder: Path) -> str:
-    return weights_digest(folder) if any(folder.glob("*.safetensors")) else f"{folder.name} holds no weights"
 
 
 def _versions() -> list[str]:
@@ -180,6 +181,8 @@ def _tell(deltas: Mapping[str, Record], verdict: Verdict, page: Path) -> None:
     for name, delta in deltas.items():
         overall = delta["overall"]
         interval = f"[{points(overall['low'])}, {points(overall['high'])}]"
-        print(f"{name}: {overall['base']:.3f} -> {overall['aligned']:.3f}, {points(overall['delta'])} points {interval}")
+        print(
+            f"{name}: {overall['base']:.3f} -> {overall['aligned']:.3f}, {points(overall['delta'])} points {interval}"
+        )
     print("verdict: " + ("passed" if verdict.passed else "refused: " + "; ".join(verdict.reasons)))
     print(f"report: {page}")

@@ -4,19 +4,21 @@ The "base" gets two things in five right, the "aligned" four in five: a picture 
 from its prompt, and wrong when it is some other scene.
 """
 
-import json
 import random
-from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from reca.benchmarks.base import ItemScore, Judge, Scores, values_of, write_items
+from reca.benchmarks.samples import write_manifest
 from reca.config import Config, compose
 from reca.data import scenes
+from reca.files import write_json
 from reca.stages.result import write_result
+from reca.statistics import intervals
 
 SKILL = {"base": 0.4, "aligned": 0.8}
 CHECKPOINTS = {"base": "b" * 64, "aligned": "a" * 64}
@@ -80,10 +82,8 @@ def _scenes(root: Path, which: str, config: Config, prompt_of: Any) -> None:
             )
             values.append(float(right))
             files.append(file)
-            details.append(_detail(scene, right))
-        items.append(
-            {"prompt_id": prompt_id, "category": entry["tag"], "values": values, "files": files, "details": details}
-        )
+            details.append({"seen": _seen(scene), "reasons": [] if right else ["expected circle>=1, found 0"]})
+        items.append(ItemScore(prompt_id, entry["tag"], tuple(values), tuple(files), tuple(details)))
     _write(root, which, "scenes", rows, items, settings.images_per_prompt, settings.seed)
 
 
@@ -104,7 +104,8 @@ def _understanding(root: Path, which: str, config: Config) -> None:
                     "checkpoint": CHECKPOINTS[which],
                 }
             )
-            items.append({"prompt_id": prompt_id, "category": question.kind, "values": [float(right)]})
+            detail = {"question": question.text, "expected": question.answer, "answer": answer, "parsable": right}
+            items.append(ItemScore(prompt_id, question.kind, (float(right),), details=(detail,)))
     _write(root, which, "understanding", rows, items, 1, config.evaluate.understanding.seed)
 
 
@@ -117,26 +118,21 @@ def _fidelity(root: Path, which: str, config: Config) -> None:
         _save(folder / f"original_{prompt_id}.png", scene)
         rebuilt = scenes.Scene(tuple(kept), scene.background, scene.shade)
         _save(folder / f"{prompt_id}.png", rebuilt)
-        value = len(kept) / len(scene.shapes)
+        names = (f"{prompt_id}.png", f"original_{prompt_id}.png")
         rows.append(
             {
                 "prompt_id": prompt_id,
                 "category": "scene",
-                "file": f"{prompt_id}.png",
-                "original": f"original_{prompt_id}.png",
+                "file": names[0],
+                "original": names[1],
                 "metadata": scenes.metadata(scene),
                 "checkpoint": CHECKPOINTS[which],
             }
         )
-        items.append(
-            {
-                "prompt_id": prompt_id,
-                "category": "scene",
-                "values": [value],
-                "files": [f"{prompt_id}.png"],
-                "details": [_detail(rebuilt, value == 1)],
-            }
-        )
+        share, detail = len(kept) / len(scene.shapes), {"psnr": 20.0, "seen": _seen(rebuilt)}
+        items.append(ItemScore(prompt_id, "similarity", (0.5 + share / 2 - 0.01,), names, (detail,)))
+        items.append(ItemScore(prompt_id, "objects", (share,), names, ({},)))
+        items.append(ItemScore(prompt_id, "exact_scene", (float(share == 1),), names, ({},)))
     _write(root, which, "fidelity", rows, items, 1, config.evaluate.fidelity.seed)
 
 
@@ -144,7 +140,11 @@ def _training(root: Path, config: Config) -> None:
     curves = root / "outputs/curves"
     curves.mkdir(parents=True, exist_ok=True)
     columns = "step,loss,loss_reconstruction,loss_text_to_image,loss_understanding,learning_rate,grad_norm"
-    rng, lines, held_out = random.Random(0), [columns + ",images_per_second"], ["step,reconstruction_loss,text_to_image_loss"]
+    rng, lines, held_out = (
+        random.Random(0),
+        [columns + ",images_per_second"],
+        ["step,reconstruction_loss,text_to_image_loss"],
+    )
     for step in range(1, config.train.max_steps + 1):
         fall = 2.5 * 0.99**step + 1.5
         noisy = [fall * rng.uniform(0.9, 1.1) for _ in range(3)]
@@ -153,53 +153,33 @@ def _training(root: Path, config: Config) -> None:
             held_out.append(f"{step},{fall},{fall + 0.2}")
     (curves / "train.csv").write_text("\n".join(lines) + "\n")
     (curves / "held_out.csv").write_text("\n".join(held_out) + "\n")
-    model = root / "outputs/model"
-    model.mkdir(parents=True, exist_ok=True)
-    (model / "model.safetensors").write_bytes(b"aligned weights")
-    base = root / config.model.checkpoint
-    base.mkdir(parents=True, exist_ok=True)
-    (base / "model.safetensors").write_bytes(b"base weights")
-    facts = {"steps": config.train.max_steps, "fingerprint": "f" * 16, "wall_seconds": 312.4}
-    write_result(model, "train", config, ("model", "train", "seed"), **facts)
+    write_result(curves, "train", config, ("model", "train", "seed"), wall_seconds=312.4)
 
 
 def _write(
-    root: Path, which: str, name: str, rows: list[dict[str, Any]], items: list[dict[str, Any]], images: int, seed: int
+    root: Path, which: str, name: str, rows: list[dict[str, Any]], items: list[ItemScore], images: int, seed: int
 ) -> None:
     samples, scores = root / f"outputs/samples/{which}/{name}", root / f"outputs/scores/{which}"
-    samples.mkdir(parents=True, exist_ok=True)
-    scores.mkdir(parents=True, exist_ok=True)
-    (samples / "manifest.jsonl").write_text(_lines(rows))
-    (scores / f"{name}.items.jsonl").write_text(_lines(items))
-    by_category: dict[str, list[float]] = {}
-    for item in items:
-        by_category.setdefault(item["category"], []).append(fmean(item["values"]))
-    categories = {
-        category: {"value": fmean(values), "low": fmean(values) - 0.1, "high": fmean(values) + 0.1, "n": len(values)}
-        for category, values in by_category.items()
-    }
-    overall = fmean(category["value"] for category in categories.values())
-    score = {
-        "benchmark": name,
-        "which": which,
-        "protocol": f"variant: {name} on rendered scenes",
-        "overall": {"value": overall, "low": overall - 0.05, "high": overall + 0.05},
-        "categories": categories,
-        "expected": len(rows),
-        "scored": len(rows),
-        "failed": 0,
-        "images_per_prompt": images,
-        "seed": seed,
-        "settings": {"guidance_scale": 2.0},
-        "checkpoint": CHECKPOINTS[which],
-        "judge": {"name": "scene detector", "version": "1", "accuracy": {"shape": 0.991, "color": 0.997}},
-        "unit": "fraction",
-    }
-    (scores / f"{name}.json").write_text(json.dumps(score))
-
-
-def _lines(rows: Iterable[dict[str, Any]]) -> str:
-    return "".join(json.dumps(row) + "\n" for row in rows)
+    write_manifest(samples, rows)
+    write_items(scores / f"{name}.items.jsonl", items)
+    found = intervals(values_of(items), draws=50)
+    overall = found.pop("overall")
+    score = Scores(
+        benchmark=name,
+        which=which,
+        protocol=f"variant: {name} on rendered scenes",
+        overall=asdict(overall),
+        categories={key: {**asdict(one), "n": len(values_of(items)[key])} for key, one in found.items()},
+        expected=sum(len(item.values) for item in items),
+        scored=sum(len(item.values) for item in items),
+        failed=0,
+        images_per_prompt=images,
+        seed=seed,
+        settings={"generate": {"guidance_scale": 2.0}},
+        checkpoint=CHECKPOINTS[which],
+        judge=Judge(name="scene_detector", version="c1724431", accuracy={"exact_scene": 0.9998, "color": 1.0}),
+    )
+    write_json(scores / f"{name}.json", score.model_dump(mode="json"))
 
 
 def _save(path: Path, scene: scenes.Scene) -> None:
@@ -207,9 +187,8 @@ def _save(path: Path, scene: scenes.Scene) -> None:
     Image.fromarray(scenes.render([scene])[0]).save(path)
 
 
-def _detail(scene: scenes.Scene, right: bool) -> dict[str, Any]:
-    found = [{"class": shape.kind, "color": shape.color, "score": 0.97} for shape in scene.shapes]
-    return {"correct": right, "reason": "" if right else "not what the prompt asks for", "detections": found}
+def _seen(scene: scenes.Scene) -> list[dict[str, Any]]:
+    return [{"name": s.kind, "color": s.color, "box": [0, 0, 8, 8], "score": 0.97} for s in scene.shapes]
 
 
 _CENTRES = {
