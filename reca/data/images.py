@@ -84,7 +84,9 @@ def _open(data: bytes) -> Image.Image:
         kind = signature(data)
         if kind is None:
             raise BadImage("not-an-image", f"{len(data)} bytes that begin as no image format we read") from None
-        raise BadImage(_kind_of_damage(data, error), f"{kind} whose header does not decode") from None
+        raise BadImage(
+            _kind_of_damage(data, error), f"{kind}, damaged or of a rare variant: its header does not decode"
+        ) from None
 
 
 def signature(data: bytes) -> str | None:
@@ -142,7 +144,8 @@ def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
-    square = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+    # Cut first: resize(box=...) would let the filter look beyond the square's edge.
+    square = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(square.convert("RGB"))
 
 
