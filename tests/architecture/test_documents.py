@@ -1,0 +1,53 @@
+"""What the documents tell people to type exists."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from reca.cli import parser
+from reca.config import ROOT
+
+MAKE_TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+HEAVY = ("torch", "transformers", "diffusers", "mlflow", "prefect", "pandas", "dvc", "hydra", "scipy", "matplotlib")
+
+
+def verbs() -> set[str]:
+    """The verbs of the command line."""
+    actions = (action.choices for action in parser()._actions if action.choices)
+    return {verb for choices in actions for verb in choices}
+
+
+def commands(text: str) -> list[list[str]]:
+    """Lines of code blocks and inline code, as words."""
+    blocks = re.findall(r"^```(?:bash|sh|console)?\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()] + re.findall(r"`([^`\n]+)`", text)
+    return [line.strip().removeprefix("$ ").split() for line in lines if line.strip()]
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) < 250
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_commands_in_documents_exist(path) -> None:
+    for words in commands(path.read_text()):
+        if words[0] == "make" and len(words) > 1:
+            assert words[1] in MAKE_TARGETS, f"no such target: {' '.join(words)}"
+        if words[0] in ("reca", ".venv/bin/reca") and len(words) > 1 and words[1].islower() and words[1].isalpha():
+            assert words[1] in verbs(), f"no such verb: {' '.join(words)}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_in_documents_lead_somewhere(path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)", path.read_text()):
+        if "://" not in target:
+            assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_the_command_line_starts_light() -> None:
+    """A run starts `reca` once per stage: what is heavy is imported by the stage that needs it."""
+    code = f"import sys, reca.cli; reca.cli.parser(); print([name for name in {HEAVY!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,141 @@
+"""dvc.yaml tells the truth: its parameters exist and are all that a stage reads, its code is all that a stage runs."""
+
+import ast
+import subprocess
+from functools import cache
+
+import pytest
+from reca.config import ROOT, Config, compose, flatten
+
+from tests.architecture.graph import (
+    BENCHMARKS,
+    PLUMBING,
+    Stage,
+    config_reads,
+    fill,
+    import_graph,
+    modules_run,
+    path_of,
+    read_stages,
+)
+
+STAGES = read_stages()
+TRACKED = {"model", "data", "extract", "train", "generate", "evaluate", "register", "seed"}
+UNTRACKED = {"hardware", "tracking", "paths"}
+TRAINING_ONLY = {"model.name", "model.prompt_dropout", "model.train_vision"}
+"""Keys of ``model`` that say nothing about how a checkpoint is loaded and drawn from."""
+IN_THE_GRAPH = {"data.path", "evaluate", "evaluate.benchmarks"}
+"""The path is a dependency by its content; the benchmarks are the ``foreach``; the section is only a way to its parts."""
+each_stage = pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+
+
+@cache
+def keys() -> frozenset[str]:
+    """Every key of the configuration, sections included."""
+    found: set[str] = set()
+    for key in flatten(compose().to_dict()):
+        parts = key.split(".")
+        found |= {".".join(parts[: length + 1]) for length in range(len(parts))}
+    return frozenset(found)
+
+
+def test_the_stages_are_those_of_the_design() -> None:
+    assert [stage.name for stage in STAGES] == [
+        "ingest", "extract", "train", "generate-base", "generate-aligned", "score-base", "score-aligned", "report"
+    ]  # fmt: skip
+    assert TRACKED | UNTRACKED == {field.alias or name for name, field in Config.model_fields.items()}
+
+
+@each_stage
+def test_parameters_exist_and_change_results(stage: Stage) -> None:
+    for param in stage.params:
+        for benchmark in BENCHMARKS:
+            assert fill(param, {"${item}": benchmark}) in keys(), f"{stage.name}: no such parameter {param}"
+        assert param.split(".")[0] in TRACKED, f"{stage.name}: {param} changes speed or place, not results"
+
+
+@each_stage
+def test_every_parameter_that_the_code_reads_is_tracked(stage: Stage) -> None:
+    """What ``config.a.b`` reads anywhere in the stage's code stands in its params, whole or in parts."""
+    for chosen in stage.choices():
+        declared = [fill(param, chosen) for param in stage.params]
+        reads = {read for module in modules_run(stage, chosen) for read in config_reads(module)}
+        for read in sorted(reads):
+            parts = read.split(".")
+            key = next((".".join(parts[:n]) for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in keys()), "")
+            if key.split(".")[0] not in TRACKED or key in IN_THE_GRAPH or of_other_benchmark(key, chosen["${item}"]):
+                continue
+            leaves = {leaf for leaf in keys() if within(leaf, key)} - {one for one in keys() if has_parts(one)}
+            missing = {leaf for leaf in leaves - TRAINING_ONLY if not any(within(leaf, param) for param in declared)}
+            assert not missing, f"{stage.name} reads config.{read}: name {', '.join(sorted(missing))} in its params"
+
+
+def within(key: str, section: str) -> bool:
+    return f"{key}.".startswith(f"{section}.")
+
+
+def has_parts(key: str) -> bool:
+    return any(other != key and within(other, key) for other in keys())
+
+
+def of_other_benchmark(key: str, benchmark: str) -> bool:
+    """Read in shared code, by another benchmark than the one that this stage runs."""
+    return bool(benchmark) and any(within(key, f"evaluate.{name}") for name in BENCHMARKS if name != benchmark)
+
+
+@each_stage
+def test_code_dependencies_are_what_the_stage_runs(stage: Stage) -> None:
+    """Both ways: nothing that it runs is missing, nothing stands there that it does not run."""
+    ever = set()
+    for chosen in stage.choices():
+        run = {path_of(module).relative_to(ROOT).as_posix() for module in modules_run(stage, chosen)}
+        declared = stage.code(chosen)
+        missing = {path for path in run if not any(path == dep or path.startswith(f"{dep}/") for dep in declared)}
+        assert not missing, f"{stage.name} ({chosen}) runs what dvc.yaml does not name:\n" + lines(missing)
+        ever |= {dep for dep in declared if any(path == dep or path.startswith(f"{dep}/") for path in run)}
+    superfluous = {dep for chosen in stage.choices() for dep in stage.code(chosen)} - ever
+    assert not superfluous, f"{stage.name} never runs what dvc.yaml names:\n" + lines(superfluous)
+
+
+def lines(paths: set[str]) -> str:
+    return "\n".join(f"      - {path}" for path in sorted(paths))
+
+
+def test_plumbing_runs_nothing_but_plumbing() -> None:
+    """What is left out of the dependencies cannot bring in what makes a result."""
+    for module in PLUMBING:
+        imported = import_graph().find_modules_directly_imported_by(module)
+        assert imported <= PLUMBING, f"{module} imports {imported - PLUMBING}"
+
+
+@each_stage
+def test_each_stage_is_one_function_of_one_module(stage: Stage) -> None:
+    tree = ast.parse(path_of(f"reca.stages.{stage.verb}").read_text())
+    function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == stage.verb)
+    wanted = ["config", "root"] + (["which", "benchmark"] if stage.over_benchmarks else [])
+    assert [argument.arg for argument in function.args.args] == wanted
+    which = [stage.name.split("-")[1], "${item}"] if stage.over_benchmarks else []
+    assert stage.definition["cmd"] == " ".join(["python -m reca", stage.verb, *which])
+
+
+@each_stage
+def test_outputs_belong_to_dvc_alone(stage: Stage) -> None:
+    """Everything lies in outputs/, which git ignores, and is cached, so that a second clone reruns nothing."""
+    for kind in ("outs", "metrics", "plots"):
+        for out in stage.definition.get(kind, []):
+            assert isinstance(out, str), f"{stage.name}: {out} has options; cached and not kept between runs is meant"
+            assert out.startswith("outputs/")
+    if (ROOT / ".git").exists():
+        assert subprocess.run(["git", "check-ignore", "-q", "outputs/any"], cwd=ROOT).returncode == 0
+
+
+def test_dvc_settings() -> None:
+    """DVC composes nothing (one truth), adds nothing to git by itself, tells nobody."""
+    config = (ROOT / ".dvc/config").read_text()
+    for line in (
+        "analytics = false",
+        "autostage = false",
+        "[hydra]\n    enabled = false",
+        "url = ../../reca-dvc-remote",
+    ):
+        assert line in config
