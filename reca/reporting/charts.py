@@ -46,8 +46,9 @@ def dumbbell(label: str, base: float, aligned: float) -> Markup:
 
 
 def delta_scale(bounds: Sequence[float]) -> Scale:
-    """One axis for all deltas of a chart; zero is always on it."""
-    return nice_scale([0.0, *bounds])
+    """One axis for all deltas of a chart; zero is always on it, and it is at least a point long."""
+    ends = [0.0, *bounds]
+    return nice_scale(ends if max(ends) - min(ends) > 0.01 else [-0.01, 0.01])
 
 
 def interval(label: str, delta: float, low: float, high: float, scale: Scale) -> Markup:

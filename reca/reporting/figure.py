@@ -6,6 +6,7 @@ from typing import Any
 
 from reca.reporting.charts import direction
 from reca.reporting.inputs import Measured, Pair, Record
+from reca.reporting.pictures import SMALL, open_picture
 from reca.reporting.words import benchmark_words, category_words, points
 
 COLUMNS = 5
@@ -50,8 +51,6 @@ def _first(measured: Measured, ids: Sequence[str]) -> list[Path]:
 
 
 def _draw_images(panel: Any, rows: Rows) -> None:
-    from PIL import Image
-
     width, height = panel.bbox.width / panel.figure.dpi, panel.bbox.height / panel.figure.dpi  # inches
     columns = max(len(paths) for _, paths in rows)
     stride = min((width - LABEL - 0.1) / columns, (height - 0.2) / len(rows))
@@ -63,10 +62,9 @@ def _draw_images(panel: Any, rows: Rows) -> None:
             left, side = LABEL + column * stride, stride - GAP
             axis = panel.add_axes((left / width, (bottom + GAP / 2) / height, side / width, side / height))
             axis.set_axis_off()
-            if path.is_file():
-                with Image.open(path) as opened:
-                    image = opened.convert("RGB")
-                axis.imshow(image, interpolation="nearest" if max(image.size) <= 64 else "antialiased")
+            image = open_picture(path)
+            if image is not None:
+                axis.imshow(image, interpolation="nearest" if max(image.size) <= SMALL else "antialiased")
 
 
 def _draw_deltas(panel: Any, deltas: Mapping[str, Record], confidence: float) -> None:

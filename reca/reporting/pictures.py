@@ -4,6 +4,10 @@ import base64
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 SMALL = 64  # pixels; up to here an image is shown enlarged by a whole number, each of its pixels a square
 LARGEST = 192  # pixels of the longer side that is embedded of a large image
@@ -21,14 +25,21 @@ class Picture:
     pixelated: bool
 
 
-def load_picture(path: Path) -> Picture | None:
-    """Embed one image; ``None`` where the file is missing or is no image (the page then says so)."""
+def open_picture(path: Path) -> "Image | None":
+    """Read one image as RGB; ``None`` where the file is missing or is no image."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(path) as opened:
-            image = opened.convert("RGB")
+            return opened.convert("RGB")
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
+        return None
+
+
+def load_picture(path: Path) -> Picture | None:
+    """Embed one image; ``None`` where the file is missing or is no image (the page then says so)."""
+    image = open_picture(path)
+    if image is None:
         return None
     longest, pixelated = max(image.size), max(image.size) <= SMALL
     if pixelated:
@@ -43,7 +54,7 @@ def load_picture(path: Path) -> Picture | None:
     return Picture(uri, round(width * factor), round(height * factor), round(width * narrow), pixelated)
 
 
-def _encode(image: object, kind: str, **options: object) -> str:
+def _encode(image: "Image", kind: str, **options: bool | int) -> str:
     buffer = io.BytesIO()
-    image.save(buffer, kind, **options)  # type: ignore[attr-defined]
+    image.save(buffer, kind, **options)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -31,38 +31,46 @@ SMALL = (
 )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def outputs_of() -> Any:
     """:func:`write_outputs`."""
     return write_outputs
 
 
-def write_outputs(root: Path, *overrides: str, prompt_of: Any = None) -> Config:
+def write_outputs(
+    root: Path, *overrides: str, prompt_of: Any = None, swap: bool = False, photographs: bool = False
+) -> Config:
     """A project folder whose stages up to ``score`` are done; returns its configuration.
 
-    ``prompt_of(prompt)`` may replace the text of each drawing prompt.
+    Args:
+        root: The project folder.
+        overrides: As for ``reca compose``, beside :data:`SMALL`.
+        prompt_of: May replace the text of each drawing prompt.
+        swap: The aligned model gets the base's skill, and the other way round.
+        photographs: Fidelity is about large images without ground truth.
     """
+    skill = dict(zip(SKILL, reversed(SKILL.values()), strict=True)) if swap else SKILL
     config = compose([*SMALL, *overrides])
     config.save(root / "params.yaml")
     for which in ("base", "aligned"):
         if "scenes" in config.evaluate.benchmarks:
-            _scenes(root, which, config, prompt_of or (lambda prompt: prompt))
+            _scenes(root, which, config, prompt_of or (lambda prompt: prompt), skill[which])
         if "understanding" in config.evaluate.benchmarks:
             _understanding(root, which, config)
         if "fidelity" in config.evaluate.benchmarks:
-            _fidelity(root, which, config)
+            (_photographs if photographs else _fidelity)(root, which, config)
     _training(root, config)
     return config
 
 
-def _scenes(root: Path, which: str, config: Config, prompt_of: Any) -> None:
+def _scenes(root: Path, which: str, config: Config, prompt_of: Any, skill: float) -> None:
     settings = config.evaluate.scenes
     folder, rows, items = root / f"outputs/samples/{which}/scenes", [], []
     for number, entry in enumerate(scenes.benchmark_prompts(settings.seed, settings.prompts_per_category)):
         rng, prompt_id = random.Random(f"{which}-{number}"), f"{number:05d}"
         values, files, details = [], [], []
         for index in range(settings.images_per_prompt):
-            right = rng.random() < SKILL[which]
+            right = rng.random() < skill
             scene = _matching(entry["include"], rng) if right else scenes.sample_scene(7, rng.randrange(10**6))
             file = f"{prompt_id}_{index}.png"
             _save(folder / file, scene)
@@ -133,6 +141,20 @@ def _fidelity(root: Path, which: str, config: Config) -> None:
         items.append(ItemScore(prompt_id, "similarity", (0.5 + share / 2 - 0.01,), names, (detail,)))
         items.append(ItemScore(prompt_id, "objects", (share,), names, ({},)))
         items.append(ItemScore(prompt_id, "exact_scene", (float(share == 1),), names, ({},)))
+    _write(root, which, "fidelity", rows, items, 1, config.evaluate.fidelity.seed)
+
+
+def _photographs(root: Path, which: str, config: Config) -> None:
+    folder, rows, items = root / f"outputs/samples/{which}/fidelity", [], []
+    folder.mkdir(parents=True)
+    for number in range(config.evaluate.fidelity.num_images):
+        prompt_id = f"{number:016x}"
+        names = (f"{prompt_id}.png", f"{prompt_id}_original.png")
+        for name in names:
+            Image.radial_gradient("L").resize((300, 300)).convert("RGB").save(folder / name)
+        row = {"prompt_id": prompt_id, "category": "photograph", "metadata": None, "index": 0, "seed": number}
+        rows.append({**row, "file": names[0], "original": names[1]})
+        items.append(ItemScore(prompt_id, "similarity", (0.5 + 0.3 * SKILL[which],), names, ({"psnr": 20.0},)))
     _write(root, which, "fidelity", rows, items, 1, config.evaluate.fidelity.seed)
 
 
