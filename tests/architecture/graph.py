@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import grimp
 import yaml
+
 from reca.config import ROOT, BenchmarkName, DataSection
 from reca.models.base import FAMILIES
 

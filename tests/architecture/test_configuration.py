@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from reca.config import CONF, ROOT, Config, compose
 
 CHOICES = sorted(path.relative_to(CONF) for path in CONF.glob("*/*.yaml"))

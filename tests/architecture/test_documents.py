@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+
 from reca.cli import parser
 from reca.config import ROOT
 

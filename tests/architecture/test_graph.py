@@ -5,8 +5,8 @@ import subprocess
 from functools import cache
 
 import pytest
-from reca.config import ROOT, Config, compose, flatten
 
+from reca.config import ROOT, Config, compose, flatten
 from tests.architecture.graph import (
     BENCHMARKS,
     PLUMBING,
@@ -25,7 +25,7 @@ UNTRACKED = {"hardware", "tracking", "paths"}
 TRAINING_ONLY = {"model.name", "model.prompt_dropout", "model.train_vision"}
 """Keys of ``model`` that say nothing about how a checkpoint is loaded and drawn from."""
 IN_THE_GRAPH = {"data.path", "evaluate", "evaluate.benchmarks"}
-"""The path is a dependency by its content; the benchmarks are the ``foreach``; the section is only a way to its parts."""
+"""The path is a dependency by its content; the benchmarks are the ``foreach``; the section is a way to its parts."""
 each_stage = pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
 
 
@@ -43,7 +43,7 @@ def test_the_stages_are_those_of_the_design() -> None:
     assert [stage.name for stage in STAGES] == [
         "ingest", "extract", "train", "generate-base", "generate-aligned", "score-base", "score-aligned", "report"
     ]  # fmt: skip
-    assert TRACKED | UNTRACKED == {field.alias or name for name, field in Config.model_fields.items()}
+    assert {field.alias or name for name, field in Config.model_fields.items()} == TRACKED | UNTRACKED
 
 
 @each_stage

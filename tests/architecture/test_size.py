@@ -5,6 +5,7 @@ from pathlib import Path
 from statistics import mean, quantiles
 
 import pytest
+
 from reca.config import ROOT
 
 SOURCES = sorted(path for top in ("reca", "flows", "bench", "scripts") for path in (ROOT / top).rglob("*.py"))
