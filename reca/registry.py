@@ -77,7 +77,7 @@ def resolve(client: Client, reference: str) -> Version:
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
-        numbers = ", ".join(sorted((v.version for v in _versions(client, name)), key=int)) or "none"
+        numbers = ", ".join(sorted(_numbers(client, name), key=int)) or "none"
         raise UserError(f"{name} has no version {number}; there are: {numbers}") from None
     return Version(
         name=name,
@@ -126,7 +126,7 @@ def champions(client: Client, name: str) -> list[str]:
     """Version numbers that were champion, the current one last; steps that were never taken are left out."""
     model = client.get_registered_model(name)
     current = str(model.aliases[CHAMPION]) if CHAMPION in model.aliases else None
-    there = {version.version for version in _versions(client, name)}
+    there = set(_numbers(client, name))
     history = [number for number in json.loads(model.tags.get(HISTORY, "[]")) if number in there]
     if current is None:
         return []
@@ -202,12 +202,13 @@ def _parts(reference: str) -> tuple[str, str | None, str | None]:
     return reference, CHAMPION, None
 
 
-def _versions(client: Client, name: str) -> list[Any]:
-    found: list[Any] = []
+def _numbers(client: Client, name: str) -> list[str]:
+    """The numbers of all versions; MLflow hands them out as integers here and as strings there."""
+    found: list[str] = []
     token = None
     while True:
         page = client.search_model_versions(f"name = '{name}'", page_token=token)
-        found += page
+        found += [str(version.version) for version in page]
         token = page.token
         if not token:
             return found

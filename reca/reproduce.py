@@ -4,6 +4,7 @@
 """
 
 import argparse
+import configparser
 import json
 import os
 import shutil
@@ -262,17 +263,18 @@ def table(rows: Sequence[Comparison]) -> Iterator[str]:
 
 
 def _share_cache(place: Path, root: Path) -> None:
-    """Let a worktree use the project's DVC cache and settings, among them a remote given by a relative path."""
-    local = root / ".dvc/config.local"
-    if local.is_file():
-        shutil.copyfile(local, place / ".dvc/config.local")
-    cache = _run([*_dvc(), "cache", "dir"], root).strip()
-    _run([*_dvc(), "cache", "dir", "--local", str((root / cache).resolve())], place)
-    listing = _run([*_dvc(), "remote", "list"], root)
-    for line in listing.splitlines():
-        name, url = line.split("\t")[0], line.split("\t")[1].split(" (")[0].strip() if "\t" in line else ""
-        if url and "://" not in url and not Path(url).is_absolute():
-            _run([*_dvc(), "remote", "modify", "--local", name, "url", str((root / ".dvc" / url).resolve())], place)
+    """Let a worktree use the project's DVC cache and settings, among them remotes given by a relative path."""
+    settings = configparser.ConfigParser(interpolation=None)
+    settings.read([root / ".dvc/config", root / ".dvc/config.local"])
+    if not settings.has_section("cache"):
+        settings.add_section("cache")
+    settings["cache"]["dir"] = _run([*_dvc(), "cache", "dir"], root).strip()
+    for section in settings.values():
+        url = section.get("url", "")
+        if url and "://" not in url:
+            section["url"] = str((root / ".dvc" / url).resolve())
+    with (place / ".dvc/config.local").open("w") as file:
+        settings.write(file)
 
 
 def _dvc() -> list[str]:

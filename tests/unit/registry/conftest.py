@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,31 +128,46 @@ def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_project(tmp_path: Path, migrated_database: Path) -> Callable[..., Project]:
-    """Projects with a database that is ready; ``name`` tells several of one test apart."""
+    """Projects with a database that is ready (or none); sections of the configuration may be changed."""
 
     def make(name: str = "project", database: bool = True, **sections: dict[str, Any]) -> Project:
-        root = tmp_path / name
-        (root / "mlruns").mkdir(parents=True)
-        if database:
-            shutil.copy(migrated_database, root / "mlruns/mlflow.db")
-        (root / "conf/data").mkdir(parents=True)
-        values = Config.load().to_dict()
-        (root / values["data"]["path"]).write_text("the recipe\n")
-        for section, changes in sections.items():
-            values[section] |= changes
-        config = Config.validated(values)
-        config.save(root / "params.yaml")
-        return Project(root, config)
+        return _make(tmp_path / name, migrated_database if database else None, sections)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def make_template(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) -> Callable[[], Project]:
+    """A project with results, to be copied by the tests of a module."""
+
+    def make() -> Project:
+        project = _make(tmp_path_factory.mktemp("template") / "project", migrated_database, {})
+        project.results()
+        return project
 
     return make
 
 
 @pytest.fixture
-def project(make_project: Callable[..., Project]) -> Iterator[Project]:
+def project(make_project: Callable[..., Project]) -> Project:
     """One project with results that pass the gate."""
     one = make_project()
     one.results()
-    yield one
+    return one
+
+
+def _make(root: Path, database: Path | None, sections: dict[str, dict[str, Any]]) -> Project:
+    (root / "mlruns").mkdir(parents=True)
+    if database:
+        shutil.copy(database, root / "mlruns/mlflow.db")
+    (root / "conf/data").mkdir(parents=True)
+    values = Config.load().to_dict()
+    (root / values["data"]["path"]).write_text("the recipe\n")
+    for section, changes in sections.items():
+        values[section] |= changes
+    config = Config.validated(values)
+    config.save(root / "params.yaml")
+    return Project(root, config)
 
 
 def _weights(folder: Path, seed: int) -> None:
