@@ -84,9 +84,8 @@ def _open(data: bytes) -> Image.Image:
         kind = signature(data)
         if kind is None:
             raise BadImage("not-an-image", f"{len(data)} bytes that begin as no image format we read") from None
-        raise BadImage(
-            _kind_of_damage(data, error), f"{kind}, damaged or of a rare variant: its header does not decode"
-        ) from None
+        detail = f"{kind}, damaged or of a rare variant: its header does not decode"
+        raise BadImage(_kind_of_damage(data, error), detail) from None
 
 
 def signature(data: bytes) -> str | None:

@@ -26,8 +26,9 @@ def test_lines_are_rare_and_the_last_one_comes_once(now: list[float], capsys: py
     shown.update(1000)
     lines = [LINE.fullmatch(line) for line in capsys.readouterr().out.splitlines()]
     assert [int(line[1]) for line in lines if line] == [1, 201, 401, 601, 801, 1000]
-    assert all(line and line[2] == "1000" and line[3] == "images" for line in lines)
-    assert lines[-1] and lines[-1][4] == "0:10 elapsed, 1000 good"
+    assert [line.groups()[1:3] for line in lines if line] == [("1000", "images")] * 6
+    assert lines[-1] is not None
+    assert lines[-1][4] == "0:10 elapsed, 1000 good"
 
 
 def test_time_left_counts_only_what_this_process_did(now: list[float], capsys: pytest.CaptureFixture[str]) -> None:

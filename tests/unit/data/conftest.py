@@ -1,55 +1,26 @@
-"""Real image files of every kind, made by Pillow, and the photographs that two packages ship."""
+"""What the tests of the data side share."""
 
-import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-import skimage
-import sklearn
-from PIL import Image
+from hypothesis import settings
 
 from reca.config import Config, compose
 
-SKIMAGE = Path(skimage.__file__).parent / "data"
-SKLEARN = Path(sklearn.__file__).parent / "datasets" / "images"
+settings.register_profile("reca", deadline=None, max_examples=60)  # a busy machine is no reason to fail
+settings.load_profile("reca")
+FolderOf = Callable[[dict[str, bytes]], Path]
 
 
-def picture(width: int = 48, height: int = 32, seed: int = 0) -> Image.Image:
-    """A smooth RGB image without symmetries, so that any turn or mix-up of channels shows."""
-    rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 256, (3, 4, 3), dtype=np.uint8)
-    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-
-
-def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    """The bytes of an image file."""
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
+@pytest.fixture(scope="session")
+def default_config() -> Config:
+    """The embedded default."""
+    return compose(["hardware.threads=2"])
 
 
 @pytest.fixture
-def photographs() -> list[Path]:
-    """Photographs that scikit-image and scikit-learn ship: JPEG, PNG (RGB, RGBA, greyscale) and GIF."""
-    names = ("astronaut.png", "camera.png", "chelsea.png", "coffee.png", "rocket.jpg", "retina.jpg", "logo.png")
-    return [SKIMAGE / name for name in names] + [SKLEARN / "china.jpg", SKLEARN / "flower.jpg"]
-
-
-@pytest.fixture
-def configured(tmp_path: Path) -> Callable[..., Config]:
-    """A composed configuration of one source, with overrides in Hydra's grammar."""
-
-    def configure(source: str, *overrides: str) -> Config:
-        return compose([f"data={source}", "hardware.threads=2", *overrides])
-
-    return configure
-
-
-@pytest.fixture
-def folder_of(tmp_path: Path) -> Callable[[dict[str, bytes]], Path]:
+def folder_of(tmp_path: Path) -> FolderOf:
     """Write files below ``tmp_path/photos``."""
 
     def write(files: dict[str, bytes]) -> Path:
