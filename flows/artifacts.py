@@ -1,11 +1,9 @@
 """What a run shows on Prefect's pages: progress while it works, tables and pictures when it is done."""
 
 import base64
-import json
 import re
 import time
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 from prefect.artifacts import (
@@ -16,6 +14,9 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
+from flows.summary import Summary, markdown_verdict
+
+LARGEST_PICTURE_BYTES = 2_000_000
 SECONDS_BETWEEN_UPDATES = 5.0
 
 
@@ -46,3 +47,16 @@ class StageProgress:
             update_progress_artifact(self._artifact, 100.0, f"{self._stage}: done")
 
 
+def publish(summary: Summary, figure: Path, run: str) -> None:
+    """Put the outcome on Prefect's pages: scores, verdict, picture, link to the report."""
+    headings = ("base", "aligned", "points", "interval")
+    table = [{"score": row.name, **dict(zip(headings, row.cells(), strict=True))} for row in summary.rows]
+    create_table_artifact(table, "scores", f"Base → aligned in percent; {summary.confidence} % intervals. Run {run}.")
+    create_markdown_artifact(markdown_verdict(summary), "verdict", f"May this model become champion? Run {run}.")
+    if figure.is_file() and figure.stat().st_size <= LARGEST_PICTURE_BYTES:
+        data = base64.b64encode(figure.read_bytes()).decode()
+        create_markdown_artifact(
+            f"![samples](data:image/png;base64,{data})", "samples", f"Base and aligned. Run {run}."
+        )
+    where = f"The page lies at {summary.report}; browsers open file links only when they are pasted."
+    create_link_artifact(summary.report.as_uri(), str(summary.report), "report", where)

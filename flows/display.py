@@ -4,7 +4,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -36,6 +36,9 @@ class Display:
         quiet: Show nothing: a run on a worker has Prefect's pages.
         expected: Seconds that each stage took last time, for the time left of the whole run.
     """
+
+    current: ClassVar["Display"]
+    """What the flow of this process shows itself on: nothing, unless `reca run` says otherwise."""
 
     def __init__(self, quiet: bool = False, expected: dict[str, float] | None = None) -> None:
         self.console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
@@ -105,7 +108,13 @@ class Display:
             if row.outcome == "unchanged":
                 continue
             elapsed = row.seconds if row.outcome else time.monotonic() - row.began
-            table.add_row(_mark(row), Text(name), _bar(row), Text(_clock(elapsed), "dim"), Text(row.text, overflow="ellipsis", no_wrap=True))
+            table.add_row(
+                _mark(row),
+                Text(name),
+                _bar(row),
+                Text(_clock(elapsed), "dim"),
+                Text(row.text, overflow="ellipsis", no_wrap=True),
+            )
         unchanged = sum(row.outcome == "unchanged" for row in rows.values())
         foot = f"{_clock(time.monotonic() - self._began)} elapsed{self._whole_run_left()}"
         if unchanged:
@@ -122,6 +131,9 @@ class Display:
         running = [row for row in self.rows.values() if not row.outcome]
         left -= sum(time.monotonic() - row.began for row in running)
         return f", about {_clock(max(left, 0))} left in all"
+
+
+Display.current = Display(quiet=True)
 
 
 def _mark(row: _Row) -> RenderableType:

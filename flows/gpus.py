@@ -52,7 +52,9 @@ def devices(count: int, say: Callable[[str], None]) -> Iterator[tuple[str, list[
         try:
             stack.enter_context(concurrency(LIMIT, occupy=count, strict=True, lease_duration=LEASE_SECONDS))
         except ConcurrencySlotAcquisitionError as error:
-            raise UserError(f"the Prefect limit {LIMIT!r} cannot be had ({error}); create it with `reca deploy`") from None
+            raise UserError(
+                f"the Prefect limit {LIMIT!r} cannot be had ({error}); create it with `reca deploy`"
+            ) from None
         yield ",".join(locks), list(locks.values())
 
 

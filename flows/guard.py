@@ -12,6 +12,7 @@ First SIGTERM to everything, then, after ``--grace`` seconds, SIGKILL. Only the 
 """
 
 import argparse
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -50,7 +51,8 @@ def main() -> int:
     while child.poll() is None and not stop.is_set():
         stop.wait(0.05)
     end_all(child, options.grace)
-    return child.returncode if child.returncode >= 0 else 128 - child.returncode
+    status = child.wait()
+    return status if status >= 0 else 128 - status
 
 
 def end_all(child: "subprocess.Popen[bytes]", grace: float) -> None:
@@ -65,7 +67,7 @@ def end_all(child: "subprocess.Popen[bytes]", grace: float) -> None:
         for pid in alive:
             if elapsed > grace:
                 _send(pid, signal.SIGKILL)
-            elif pid not in asked and (pid != child.pid or len(alive) == 1 and elapsed > _patience(asked)):
+            elif pid not in asked and (pid != child.pid or (len(alive) == 1 and elapsed > _patience(asked))):
                 _send(pid, signal.SIGTERM)
                 asked.add(pid)
         time.sleep(0.05)
@@ -99,10 +101,8 @@ def _descendants(child: "subprocess.Popen[bytes]") -> list[int]:
 
 
 def _send(pid: int, number: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass
 
 
 def _until_input_closes(stop: threading.Event, _: None) -> None:

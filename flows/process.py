@@ -3,63 +3,102 @@
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
+from reca.errors import UserError
+
+GUARD = (sys.executable, "-I", str(Path(__file__).with_name("guard.py")))
 GRACE_SECONDS = 20.0
 POLL_SECONDS = 0.2
+
+
+class Stopped(UserError):
+    """The run is being ended: nothing may start any more."""
+
+    again = False
+
+
+class Processes:
+    """The commands of one run; once stopped, it starts no more (a task that is retried would)."""
+
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+        self.environment = dict(environment or {})
+        self.stopped = False
+        self._running: set[Guarded] = set()
+        self._lock = threading.Lock()
+
+    def start(
+        self,
+        command: Sequence[str],
+        folder: Path,
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+        hold: Sequence[int] = (),
+    ) -> "Guarded":
+        """Start a command.
+
+        Args:
+            command: Program and arguments.
+            folder: Working directory.
+            log: File that takes stdout and stderr.
+            environment: Variables on top of those of the run.
+            hold: File descriptors that stay open until the last process has ended: locks on devices.
+
+        Raises:
+            Stopped: The run is being ended.
+        """
+        with self._lock:
+            if self.stopped:
+                raise Stopped("the run is being ended")
+            process = Guarded(command, folder, log, {**self.environment, **(environment or {})}, hold)
+            self._running.add(process)
+            return process
+
+    def stop(self) -> None:
+        """End everything, all at the same time, and start nothing more."""
+        with self._lock:
+            self.stopped = True
+            running = list(self._running)
+        for process in running:
+            process.ask_to_stop()
+        for process in running:
+            process.wait()
 
 
 class Guarded:
     """A running command; as a context manager, it and everything that came of it have ended at the block's end.
 
-    The output goes to ``log`` (appended), not through a pipe: the last words of a process that is being ended
-    are not lost, and a flow that is killed breaks no pipe under a stage that is saving its work.
-
-    Args:
-        command: Program and arguments.
-        folder: Working directory.
-        log: File that takes stdout and stderr.
-        environment: Variables on top of this process's own.
-        hold: File descriptors that stay open until the last process has ended: locks on devices.
-        grace_seconds: Time between SIGTERM and SIGKILL.
+    The output goes to a file, not through a pipe: the last words of a process that is being ended are not lost,
+    and a flow that is killed breaks no pipe under a stage that is saving its work.
     """
 
-    running: "set[Guarded]" = set()  # noqa: RUF012 - one set for the process, on purpose
-
     def __init__(
-        self,
-        command: Sequence[str],
-        folder: Path,
-        log: Path,
-        *,
-        environment: Mapping[str, str] | None = None,
-        hold: Sequence[int] = (),
-        grace_seconds: float = GRACE_SECONDS,
+        self, command: Sequence[str], folder: Path, log: Path, environment: Mapping[str, str], hold: Sequence[int]
     ) -> None:
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
-        guard = [sys.executable, "-I", str(Path(__file__).with_name("guard.py")), "--grace", str(grace_seconds), "--"]
         with log.open("ab") as output:
             self._offset = output.tell()
             self._process = subprocess.Popen(
-                [*guard, *command],
+                [*GUARD, "--grace", str(GRACE_SECONDS), "--", *command],
                 cwd=folder,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **_path_of_this_python(), **(environment or {})},
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **_path_of_this_python(), **environment},
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 pass_fds=tuple(hold),
                 start_new_session=True,  # Ctrl-C reaches the flow alone, which then ends the stages in order
             )
-        Guarded.running.add(self)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
+        self.ask_to_stop()
+        self.wait()
 
     def lines(self) -> Iterator[str]:
         """New lines as they come, until the command has ended."""
@@ -75,19 +114,12 @@ class Guarded:
 
     def wait(self) -> int:
         """The command's exit status, once it and its children have ended."""
-        status = self._process.wait()
-        Guarded.running.discard(self)
-        return status
+        return self._process.wait()
 
     def ask_to_stop(self) -> None:
         """Let the guard begin to end the command; returns at once."""
         if self._process.stdin and not self._process.stdin.closed:
             self._process.stdin.close()
-
-    def stop(self) -> int:
-        """End the command and everything below it, if it still runs."""
-        self.ask_to_stop()
-        return self.wait()
 
     def _ended_within(self, seconds: float) -> bool:
         try:
@@ -97,15 +129,6 @@ class Guarded:
         return True
 
 
-def stop_all() -> None:
-    """End every guarded command of this process, all at the same time."""
-    running = list(Guarded.running)
-    for command in running:
-        command.ask_to_stop()
-    for command in running:
-        command.wait()
-
-
 def _path_of_this_python() -> dict[str, str]:
-    """``python`` and ``reca`` in dvc.yaml mean the ones that run this flow, activated or not."""
+    """``python`` in dvc.yaml means the one that runs this flow, activated or not."""
     return {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])}

@@ -20,7 +20,7 @@ from pathlib import Path
 from reca.errors import UserError
 from reca.files import write_json
 
-START_SECONDS = 180
+START_SECONDS = 300
 APPLICATION = "prefect.server.api.server:create_app"
 SETTINGS = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -60,7 +60,7 @@ class PrivateServer:
         """Return when the server answers.
 
         Raises:
-            UserError: It ended, or did not answer in three minutes; names its log.
+            UserError: It ended, or did not answer in five minutes; names its log.
         """
         deadline = time.monotonic() + START_SECONDS
         while not _answers(self.address):

@@ -19,7 +19,7 @@ from flows.display import Display
 from flows.gpus import devices
 from flows.graph import Stage
 from flows.lineage import disagreements
-from flows.process import Guarded
+from flows.process import Processes
 from reca.errors import UserError
 
 DVC = (sys.executable, "-m", "dvc")
@@ -45,9 +45,13 @@ class Workplace:
     """Where and for what a flow run works."""
 
     root: Path
+    state: Path
     logs: Path
+    name: str
+    """The flow run's."""
     config: dict[str, Any]
     """The composed configuration, as plain containers."""
+    processes: Processes
     display: Display
 
     @property
@@ -130,7 +134,12 @@ def _reproduce(stage: Stage, workplace: Workplace) -> str:
 
 
 def run_command(
-    name: str, command: Sequence[str], workplace: Workplace, *, environment: dict[str, str] | None = None, hold: Any = ()
+    name: str,
+    command: Sequence[str],
+    workplace: Workplace,
+    *,
+    environment: dict[str, str] | None = None,
+    hold: Any = (),
 ) -> list[str]:
     """Run a command for the task at hand; its lines go to Prefect, its progress to the display.
 
@@ -142,12 +151,12 @@ def run_command(
     """
     log, logger, last = workplace.logs / f"{name}.log", get_run_logger(), deque[str](maxlen=LAST_LINES)
     progress = StageProgress(name)
-    with Guarded(command, workplace.root, log, environment=environment, hold=hold) as process:
+    with workplace.processes.start(command, workplace.root, log, environment, hold) as process:
         for line in process.lines():
             _take(line, name, workplace.display, progress, logger.info, last)
         status = process.wait()
     if status != 0:
-        raise _failure(name, status, list(last), log)
+        raise _failure(name, status, list(last), log, workplace.processes.stopped)
     progress.finish()
     return list(last)
 
@@ -164,11 +173,12 @@ def _take(
         last.append(line.rstrip())
 
 
-def _failure(name: str, status: int, last: list[str], log: Path) -> StageFailed:
-    inner = [int(found[1]) for line in last if (found := EXIT_STATUS.search(line))]
+def _failure(name: str, status: int, last: list[str], log: Path, stopped: bool) -> StageFailed:
+    inner = [int(found[1]) for line in last if (found := EXIT_STATUS.search(line))]  # DVC's own status is always 255
     status = inner[-1] if inner else status
     text = "\n".join(f"  | {line}" for line in last)
-    return StageFailed(f"{name} failed (exit status {status}):\n{text}\n  the whole log: {log}", again=status != USERS_MISTAKE)
+    message = f"{name} failed (exit status {status}):\n{text}\n  the whole log: {log}"
+    return StageFailed(message, again=status != USERS_MISTAKE and not stopped)
 
 
 def _outcome(lines: list[str]) -> str:

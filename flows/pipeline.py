@@ -1,0 +1,82 @@
+"""The flow ``reca``: compose, bring every stage up to date in DVC's order, register, show what came out."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from prefect import flow, get_run_logger, runtime
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows.artifacts import publish
+from flows.display import Display
+from flows.graph import read_graph
+from flows.process import Processes
+from flows.reconcile import reconcile
+from flows.schedule import run_stages
+from flows.stage import Workplace, run_command, run_register
+from flows.summary import summarise
+from reca import workspace
+from reca.config import Config, compose
+
+ISOLATED = "RECA_ISOLATED"
+TRACKING = "MLFLOW_TRACKING_URI"
+THREADS = 16
+
+
+@flow(name="reca", task_runner=ThreadPoolTaskRunner(max_workers=THREADS), persist_result=False)
+def reca(overrides: list[str] | None = None) -> None:
+    """Images in, an aligned, measured and registered model out.
+
+    Args:
+        overrides: Changes to the configuration in Hydra's grammar: ``["train.max_steps=40", "data.num_images=256"]``.
+    """
+    with workplace(workspace.project_root(), list(overrides or [])) as place:
+        stages = read_graph(place.root)
+        place.display.plan([stage.name for stage in stages] + ["register"])
+        run_stages(stages, place)
+        run_register(place)
+        if summary := summarise(place.root, place.state, place.config):
+            publish(summary, place.root / "outputs/report/figures/overview.png", place.name)
+
+
+@contextmanager
+def workplace(root: Path, overrides: list[str]) -> Iterator[Workplace]:
+    """Where this run works: the project, locked, or (on a worker, or if asked to) a worktree of its own.
+
+    Raises:
+        ConfigError: An override is wrong; nothing has happened yet.
+        UserError: Another run works here, or git or DVC cannot.
+    """
+    state = (root / compose(overrides).paths.state).resolve()
+    run_id, name = str(runtime.flow_run.id), str(runtime.flow_run.name)
+    apart = runtime.deployment.id is not None or bool(os.environ.get(ISOLATED))
+    display, logger = Display.current, get_run_logger()
+
+    def say(text: str) -> None:
+        logger.info(text)
+        display.say(text)
+
+    with ExitStack() as stack:
+        if not apart:
+            stack.enter_context(workspace.in_place(state, name))
+        stack.enter_context(workspace.alive(state, run_id))
+        reconcile(state, say)
+        if note := workspace.prepare_dvc(root):
+            say(note)
+        place, environment = root, {"DVC_NO_ANALYTICS": "1"}
+        if apart:
+            place = stack.enter_context(workspace.isolated(root, state, run_id, say))
+            environment[TRACKING] = os.environ.get(TRACKING, f"sqlite:///{root / 'mlruns/mlflow.db'}")
+            overrides = [*overrides, f"paths.state={state}"]
+        processes = Processes(environment)
+        stack.callback(processes.stop)
+        yield _compose(overrides, Workplace(place, state, state / "logs" / run_id, name, {}, processes, display))
+
+
+def _compose(overrides: list[str], place: Workplace) -> Workplace:
+    """Write the workspace's ``params.yaml`` with the workspace's own code, and put its images under DVC."""
+    run_command("compose", [sys.executable, "-m", "reca", "compose", *overrides], place)
+    return replace(place, config=Config.load(place.root / "params.yaml").to_dict())

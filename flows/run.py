@@ -1,0 +1,134 @@
+"""``reca run``: the flow in this process, shown on the terminal, with a Prefect server of its own if there is none."""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from flows.display import Display
+from flows.server import PrivateServer
+from flows.summary import print_summary, summarise
+from reca import workspace
+from reca.config import Config, compose
+from reca.files import write_json
+
+SETTLE_SECONDS = 20.0
+DURATIONS = "durations.json"
+
+
+def run(overrides: list[str], isolated: bool) -> int:
+    """Run the flow and tell what came out.
+
+    Args:
+        overrides: As on the command line.
+        isolated: Work on the last commit, in a worktree, beside whatever goes on in the project.
+
+    Returns:
+        The exit status: 0, or 1 when a stage failed.
+
+    Raises:
+        ConfigError: An override is wrong.
+        UserError: There is something to mend; the message says what.
+    """
+    root = workspace.project_root()
+    config = compose(overrides)
+    state = (root / config.paths.state).resolve()
+    signal.signal(signal.SIGTERM, _interrupt)
+    os.environ.pop("RECA_ISOLATED", None)
+    if isolated:
+        os.environ["RECA_ISOLATED"] = "1"
+    with _lock_unless(isolated, state, overrides), prefect_api(state / "prefect") as wait:
+        for name, value in _CONSOLE.items():
+            os.environ.setdefault(name, value)
+        from flows.pipeline import reca  # Prefect reads its settings when it is imported
+
+        wait()
+        with Display(expected=_durations(state)) as display:
+            Display.current = display
+            try:
+                outcome = reca(overrides, return_state=True)
+            finally:
+                _settle(len(display.rows))
+        write_json(state / DURATIONS, display.seconds())
+        if not outcome.is_completed():
+            return _tell_failure(outcome)
+    _tell_outcome(root, state, config, isolated)
+    return 0
+
+
+_CONSOLE = {
+    # The display tells what happens; Prefect's own lines, tracebacks of a user's mistakes among them, go to its pages.
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+}
+
+
+@contextmanager
+def prefect_api(home: Path) -> Iterator[Any]:
+    """Prefect's API for this process: the one the environment names, or the project's private server.
+
+    Yields:
+        A function that returns when the API answers: there is work to do until then.
+    """
+    if os.environ.get("PREFECT_API_URL"):
+        yield lambda: None
+        return
+    server = PrivateServer(home)
+    server.configure()
+    try:
+        yield server.wait
+    finally:
+        server.release()
+
+
+def _lock_unless(isolated: bool, state: Path, overrides: list[str]) -> Any:
+    return nullcontext() if isolated else workspace.in_place(state, " ".join(["reca run", *overrides]))
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _settle(expected: int) -> None:
+    """Wait until the server has put down every task of the newest run: their states travel as events."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+    from prefect.client.schemas.sorting import FlowRunSort
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    EventsWorker.drain_all(timeout=SETTLE_SECONDS)
+    APILogWorker.drain_all(timeout=SETTLE_SECONDS)
+    deadline = time.monotonic() + SETTLE_SECONDS
+    with get_client(sync_client=True) as client:
+        newest = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)
+        chosen = FlowRunFilter(id=FlowRunFilterId(any_=[run.id for run in newest]))
+        while newest and time.monotonic() < deadline:
+            tasks = client.read_task_runs(flow_run_filter=chosen)
+            if len(tasks) >= expected and all(task.state and task.state.is_final() for task in tasks):
+                return
+            time.sleep(0.2)
+
+
+def _tell_failure(outcome: Any) -> int:
+    error = outcome.result(raise_on_failure=False)
+    print(f"reca run: {error if isinstance(error, BaseException) else outcome.message}", file=sys.stderr)
+    return 1 if getattr(error, "again", True) else 2
+
+
+def _tell_outcome(root: Path, state: Path, config: Config, isolated: bool) -> None:
+    summary = None if isolated else summarise(root, state, config.to_dict())
+    if summary:
+        print_summary(summary, Display().console)
+
+
+def _durations(state: Path) -> dict[str, float]:
+    try:
+        return dict(json.loads((state / DURATIONS).read_text()))
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,59 @@
+"""Stages in DVC's order, as many side by side as the machine takes."""
+
+import concurrent.futures
+from typing import Any
+
+from prefect.futures import PrefectConcurrentFuture
+from prefect.states import State
+
+from flows.graph import Stage
+from flows.lineage import disagreements
+from flows.stage import Workplace, run_stage
+
+Future = PrefectConcurrentFuture[Any]
+
+
+def run_stages(stages: list[Stage], place: Workplace) -> None:
+    """Run what is out of date.
+
+    A stage that is up to date and reads nothing of a stage that ran is put down as unchanged without asking DVC
+    again. A failure starts nothing new; what already runs may finish, for its work is kept.
+
+    The tasks run in threads (``submit``), which is safe here: their commands end with this process, by their guards.
+
+    Raises:
+        StageFailed: The first failure.
+    """
+    limit: int = place.config["hardware"]["parallel_stages"]
+    waiting, visited = list(stages), set[str]()
+    finished: dict[str, Future] = {}
+    running: dict[str, Future] = {}
+    failure: BaseException | None = None
+    while running or (waiting and not failure):
+        for stage in [stage for stage in waiting if stage.needs <= finished.keys()]:
+            if failure or len(running) >= limit:
+                break
+            unchanged = not (
+                stage.stale or stage.needs & visited or disagreements(place.root, stage.name, place.config)
+            )
+            if not unchanged:
+                visited.add(stage.name)
+            waiting.remove(stage)
+            upstream = [finished[name] for name in sorted(stage.needs)]  # drawn as arrows on Prefect's pages
+            running[stage.name] = run_stage.submit(stage, place, unchanged, wait_for=upstream)
+        concurrent.futures.wait(
+            [future.wrapped_future for future in running.values()], return_when=concurrent.futures.FIRST_COMPLETED
+        )
+        for name in [name for name, future in running.items() if future.wrapped_future.done()]:
+            finished[name] = running.pop(name)
+            failure = failure or _failure(finished[name])
+    if failure:
+        raise failure
+
+
+def _failure(future: Future) -> BaseException | None:
+    state = future.wrapped_future.result()
+    if not isinstance(state, State) or state.is_completed():
+        return None
+    error = state.result(raise_on_failure=False)
+    return error if isinstance(error, BaseException) else RuntimeError(f"ended as {state.name}: {state.message}")
