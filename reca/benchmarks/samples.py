@@ -46,7 +46,7 @@ def read_manifest(folder: Path) -> list[Row]:
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise UserError(f"{path} is missing: make the samples first with `reca generate {'/'.join(folder.parts[-2:])}`")
+        raise UserError(f"{path} is missing: make the samples first with `reca generate {' '.join(folder.parts[-2:])}`")
     try:
         return [json.loads(line) for line in path.read_text().splitlines()]
     except ValueError as error:

@@ -25,7 +25,7 @@ from reca.pretraining.detector_card import model_card
 TRAIN_SEED, HELD_OUT_SEED = 110, 111
 NUM_TRAIN, NUM_HELD_OUT = 40_000, 4_000
 BATCH_SIZE, LEARNING_RATE, WARMUP = 96, 2e-3, 100
-NEGATIVES, RECONSTRUCTED = 0.08, 0.3
+NEGATIVES, RECONSTRUCTED = 0.125, 0.3
 """Shares of a batch that show no shape at all, and that pass through an image tokenizer when one is given."""
 SCORE_THRESHOLD = 0.3
 IMAGE_SIZE = 24
@@ -204,11 +204,14 @@ def _without_shapes(images: Tensor, rng: torch.Generator) -> Tensor:
                 patches = functional.unfold(images[row : row + 1], 4, stride=4)
                 order = torch.randperm(patches.shape[-1], generator=rng)
                 result[row] = functional.fold(patches[:, :, order], (size, size), 4, stride=4)[0]
-            case 1:  # patches of random colours
-                coarse = torch.rand((1, 3, size // 4, size // 4), generator=rng) * 2 - 1
-                result[row] = functional.interpolate(coarse, (size, size))[0]
-            case 2:  # fine noise
-                result[row] = torch.rand((3, size, size), generator=rng) * 2 - 1
+            case 1:  # patches or clouds of random colours, two pixels to a third of the image wide
+                cells = int(torch.randint(3, size // 2 + 1, (), generator=rng))
+                coarse = torch.rand((1, 3, cells, cells), generator=rng) * 2 - 1
+                mode = "bilinear" if torch.rand((), generator=rng) < 0.5 else "nearest"
+                result[row] = functional.interpolate(coarse, (size, size), mode=mode)[0]
+            case 2:  # fine noise on the image's own ground
+                strength = torch.rand((), generator=rng)
+                result[row] = images[row, :, :1, :1] + strength * torch.randn((3, size, size), generator=rng)
             case _:  # the ground alone
                 result[row] = images[row, :, :1, :1]
     return result
@@ -221,10 +224,10 @@ def detection_loss(output: DetectorOutput, batch: SceneBatch, valid: Tensor) -> 
     heat = torch.zeros_like(output.heat).flatten(1)
     heat[row, cell] = 1
     heat = heat.view_as(output.heat)
-    # The cells around a centre may fire as well (only the maximum counts), so errors there weigh little: a centre
-    # on the border of two cells then scores high in both instead of one half in each.
+    # The cells around a centre may fire as well (only the maximum counts), so errors there weigh next to nothing:
+    # a centre on the corner of four cells then scores high in all of them instead of a quarter in each.
     near = (functional.max_pool2d(heat[:, None], 3, 1, 1)[:, 0] > heat).float()
-    weight = 1 + 6 * heat - 0.85 * near
+    weight = 1 + 6 * heat - 0.97 * near
     objects = max(len(row), 1)
     where = functional.binary_cross_entropy_with_logits(output.heat, heat, weight, reduction="sum") / objects
 

@@ -47,7 +47,7 @@ def score(config: Config, root: Path, which: str, benchmark: str) -> None:
 
 def _check(folder: Path, rows: Sequence[dict[str, Any]], config: Config, benchmark: str) -> dict[str, Any]:
     """The facts of the generation, when the samples are complete and those that the configuration asks for."""
-    again = f"run `reca generate {'/'.join(folder.parts[-2:]).replace('/', ' ')}`"
+    again = f"run `reca generate {' '.join(folder.parts[-2:])}`"
     try:
         made = read_result(folder)
     except FileNotFoundError as error:
