@@ -6,7 +6,8 @@ import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO
+from tarfile import InvalidHeaderError, ReadError, TruncatedHeaderError  # type: ignore[attr-defined]
+from typing import IO, Self
 
 from reca.config import WebDatasetData
 from reca.data.sources.base import IMAGE_SUFFIXES, Item, Rejected, Source, describe, printable
@@ -18,6 +19,18 @@ CHOICE = re.compile(r"\{([^{}]*,[^{}]*)\}")
 BUFFER_BYTES = 1 << 20
 LARGEST_TEXT_BYTES = 1 << 20
 IGNORED_SUFFIXES = frozenset({".cls", ".id", ".index", ".url", ".npy", ".npz", ".pyd", ".pkl"})
+
+
+class StrictHeader(tarfile.TarInfo):
+    """Says when a header is cut or damaged; tarfile takes that for the end of the shard, without a word."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:
+        """Read the next header."""
+        try:
+            return super().fromtarfile(tarfile)
+        except (TruncatedHeaderError, InvalidHeaderError) as error:
+            raise ReadError(str(error)) from error
 
 
 class WebDatasetSource(Source):
@@ -53,7 +66,7 @@ class WebDatasetSource(Source):
     def _read_shard(self, shard: str) -> Iterator[Item | Rejected]:
         name = public_url(shard) if is_url(shard) else PurePosixPath(shard).name
         try:
-            with self._open(shard) as stream, tarfile.open(fileobj=stream, mode="r|*") as tar:
+            with self._open(shard) as stream, _tar(stream) as tar:
                 yield from self._read_members(tar, name)
         except (tarfile.TarError, EOFError) as error:
             yield Rejected(name, "broken-shard", f"{type(error).__name__}: the shard is cut or is no tar file")
@@ -68,21 +81,23 @@ class WebDatasetSource(Source):
     def _read_members(self, tar: tarfile.TarFile, shard: str) -> Iterator[Item | Rejected]:
         """Group neighbouring members with one key: an image and what describes it."""
         key, group = "", dict[str, tuple[str, bytes]]()
-        for member in tar:
-            source = f"{shard}#{printable(PurePosixPath(member.name).name)}"
-            if member.isdir():
-                continue
-            problem = self._problem(member)
-            if problem is not None:
-                yield Rejected(source, *problem)
-                continue
-            stem, suffix = split_key(member.name)
-            if stem != key:
-                yield from _finished(group)
-                key, group = stem, {}
-            file = tar.extractfile(member)
-            if file is not None and suffix not in IGNORED_SUFFIXES:
-                group[suffix] = (source, file.read())
+        try:
+            for member in tar:
+                source = f"{shard}#{printable(PurePosixPath(member.name).name)}"
+                problem = self._problem(member)
+                if problem is not None:
+                    yield Rejected(source, *problem)
+                    continue
+                stem, suffix = split_key(member.name)
+                if stem != key:
+                    yield from _finished(group)
+                    key, group = stem, {}
+                file = tar.extractfile(member)  # None for a folder
+                if file is not None and suffix not in IGNORED_SUFFIXES:
+                    group[suffix] = (source, file.read())
+        except tarfile.TarError:
+            yield from _finished(group)  # whole, though the shard is not
+            raise
         yield from _finished(group)
 
     def _problem(self, member: tarfile.TarInfo) -> tuple[str, str] | None:
@@ -91,12 +106,16 @@ class WebDatasetSource(Source):
             return "unsafe-path", "an absolute path, or one that climbs with .."
         if member.issym() or member.islnk():
             return "link", "a link; only files are read"
-        if not member.isfile():
+        if not member.isfile() and not member.isdir():
             return "not-a-file", "a pipe or a device"
         largest = LARGEST_TEXT_BYTES if path.suffix.lower() in (".txt", ".json") else self._largest_file
         if member.size > largest:
             return "too-large", f"{member.size} bytes"
         return None
+
+
+def _tar(stream: IO[bytes]) -> tarfile.TarFile:
+    return tarfile.open(fileobj=stream, mode="r|*", tarinfo=StrictHeader)
 
 
 def _finished(group: dict[str, tuple[str, bytes]]) -> Iterator[Item]:
