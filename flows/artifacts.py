@@ -4,6 +4,7 @@ import base64
 import re
 import time
 from pathlib import Path
+from typing import cast
 from uuid import UUID
 
 from prefect.artifacts import (
@@ -37,7 +38,7 @@ class StageProgress:
         self._last = now
         percent = 100.0 * done / max(total, 1)
         if self._artifact is None:
-            self._artifact = create_progress_artifact(percent, self._key, f"{self._stage}: {text}")
+            self._artifact = cast(UUID, create_progress_artifact(percent, self._key, f"{self._stage}: {text}"))
         else:
             update_progress_artifact(self._artifact, percent, f"{self._stage}: {text}")
 

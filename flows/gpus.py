@@ -42,7 +42,8 @@ def devices(count: int, say: Callable[[str], None]) -> Iterator[tuple[str, list[
     Raises:
         UserError: The host has fewer devices, or the limit was never created.
     """
-    from prefect.concurrency.sync import ConcurrencySlotAcquisitionError, concurrency
+    from prefect.concurrency._asyncio import ConcurrencySlotAcquisitionError
+    from prefect.concurrency.sync import concurrency
 
     names = visible_devices()
     if len(names) < count:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from prefect import flow, get_run_logger, runtime
 from prefect.task_runners import ThreadPoolTaskRunner
@@ -16,17 +17,18 @@ from flows.graph import read_graph
 from flows.process import Processes
 from flows.reconcile import reconcile
 from flows.schedule import run_stages
-from flows.stage import Workplace, run_command, run_register
+from flows.stage import run_register
 from flows.summary import summarise
+from flows.workplace import Workplace, run_command
 from reca import workspace
 from reca.config import Config, compose
 
 ISOLATED = "RECA_ISOLATED"
 TRACKING = "MLFLOW_TRACKING_URI"
-THREADS = 16
+RUNNER: Any = ThreadPoolTaskRunner(max_workers=16)
 
 
-@flow(name="reca", task_runner=ThreadPoolTaskRunner(max_workers=THREADS), persist_result=False)
+@flow(name="reca", task_runner=RUNNER, persist_result=False)
 def reca(overrides: list[str] | None = None) -> None:
     """Images in, an aligned, measured and registered model out.
 

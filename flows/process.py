@@ -26,7 +26,7 @@ class Processes:
 
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
         self.environment = dict(environment or {})
-        self.stopped = False
+        self._stop = threading.Event()
         self._running: set[Guarded] = set()
         self._lock = threading.Lock()
 
@@ -57,10 +57,19 @@ class Processes:
             self._running.add(process)
             return process
 
+    @property
+    def stopped(self) -> bool:
+        """Whether the run is being ended."""
+        return self._stop.is_set()
+
+    def pause(self, seconds: float) -> None:
+        """Wait, but no longer than the run lasts."""
+        self._stop.wait(seconds)
+
     def stop(self) -> None:
         """End everything, all at the same time, and start nothing more."""
         with self._lock:
-            self.stopped = True
+            self._stop.set()
             running = list(self._running)
         for process in running:
             process.ask_to_stop()
@@ -115,6 +124,10 @@ class Guarded:
     def wait(self) -> int:
         """The command's exit status, once it and its children have ended."""
         return self._process.wait()
+
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
 
     def ask_to_stop(self) -> None:
         """Let the guard begin to end the command; returns at once."""

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFilter, FlowRunFilterState
 from prefect.client.schemas.filters import FlowRunFilterStateType as StateTypes
 from prefect.client.schemas.objects import StateType
-from prefect.states import Cancelled, Crashed
+from prefect.states import Cancelled, Crashed, State
 
 from reca import workspace
 
@@ -29,7 +30,7 @@ def reconcile(state: Path, say: Callable[[str], None]) -> None:
             if not workspace.is_dead(state, str(run.id)):
                 continue
             wanted = run.state is not None and run.state.type == StateType.CANCELLING
-            end = (
+            end: State[Any] = (
                 Cancelled() if wanted else Crashed(message="its process ended without a word (killed, or a power cut)")
             )
             client.set_flow_run_state(run.id, end, force=True)

@@ -19,6 +19,11 @@ from reca.files import write_json
 
 SETTLE_SECONDS = 20.0
 DURATIONS = "durations.json"
+_CONSOLE = {
+    # The display tells what happens; Prefect's own lines, tracebacks of a user's mistakes among them, go to its pages.
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+}
 
 
 def run(overrides: list[str], isolated: bool) -> int:
@@ -61,16 +66,13 @@ def run(overrides: list[str], isolated: bool) -> int:
     return 0
 
 
-_CONSOLE = {
-    # The display tells what happens; Prefect's own lines, tracebacks of a user's mistakes among them, go to its pages.
-    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
-    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
-}
-
-
 @contextmanager
-def prefect_api(home: Path) -> Iterator[Any]:
+def prefect_api(home: Path, port: int | None = None) -> Iterator[Any]:
     """Prefect's API for this process: the one the environment names, or the project's private server.
+
+    Args:
+        home: The private server's home.
+        port: Where it listens if it must be started.
 
     Yields:
         A function that returns when the API answers: there is work to do until then.
@@ -78,7 +80,7 @@ def prefect_api(home: Path) -> Iterator[Any]:
     if os.environ.get("PREFECT_API_URL"):
         yield lambda: None
         return
-    server = PrivateServer(home)
+    server = PrivateServer(home, port)
     server.configure()
     try:
         yield server.wait

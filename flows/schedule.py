@@ -3,14 +3,14 @@
 import concurrent.futures
 from typing import Any
 
-from prefect.futures import PrefectConcurrentFuture
 from prefect.states import State
 
 from flows.graph import Stage
 from flows.lineage import disagreements
-from flows.stage import Workplace, run_stage
+from flows.stage import run_stage
+from flows.workplace import Workplace
 
-Future = PrefectConcurrentFuture[Any]
+Future = Any  # PrefectConcurrentFuture; `submit` is typed by its base class, which has no `wrapped_future`
 
 
 def run_stages(stages: list[Stage], place: Workplace) -> None:
@@ -40,7 +40,7 @@ def run_stages(stages: list[Stage], place: Workplace) -> None:
                 visited.add(stage.name)
             waiting.remove(stage)
             upstream = [finished[name] for name in sorted(stage.needs)]  # drawn as arrows on Prefect's pages
-            running[stage.name] = run_stage.submit(stage, place, unchanged, wait_for=upstream)
+            running[stage.name] = run_stage.submit(stage, place, unchanged, wait_for=upstream, return_state=False)
         concurrent.futures.wait(
             [future.wrapped_future for future in running.values()], return_when=concurrent.futures.FIRST_COMPLETED
         )

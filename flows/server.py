@@ -47,7 +47,7 @@ class PrivateServer:
             fcntl.flock(lock, fcntl.LOCK_EX)
             found = _running(home)
             self.started = found is None
-            self.address, self._pid = found or self._start(port or _free_port())
+            self.address, self._pid = found or self._start(port or free_port())
 
     def configure(self) -> None:
         """Point Prefect, once it is imported in this process and its children, to this server."""
@@ -131,7 +131,8 @@ def _answers(address: str) -> bool:
         return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of loopback that nothing uses now."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])

@@ -1,0 +1,130 @@
+"""Deployments: what a Prefect server needs to run the flow by schedule or on demand, and submitting to it."""
+
+import os
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flows.gpus import LIMIT, visible_devices
+from flows.server import SETTINGS, running_server
+from reca import workspace
+from reca.config import Config, compose
+from reca.errors import UserError
+
+if TYPE_CHECKING:
+    from prefect.events.schemas.automations import AutomationCore
+
+POOLS = {"cpu": "runs on the processor", "gpu": "runs on GPUs"}
+ZOMBIES = "reca: a run without a heartbeat has crashed"
+SILENCE = timedelta(seconds=90)
+"""Three of the heartbeats that prefect.yaml asks for."""
+
+
+def deploy(gpus: int | None) -> int:
+    """Create work pools, the limit ``gpu``, the zombie watch and the deployments; doing it again changes nothing.
+
+    Args:
+        gpus: Slots of the limit; ``None``: as many as this machine has GPUs, at least one.
+
+    Raises:
+        UserError: No Prefect server is named or runs, or `prefect deploy` fails.
+    """
+    root = workspace.project_root()
+    address = use_server(root)
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.workers.process import ProcessWorker
+
+    slots = gpus if gpus is not None else max(len(visible_devices()), 1)
+    template = ProcessWorker.get_default_base_job_template()
+    with get_client(sync_client=True) as client:
+        existing = {pool.name for pool in client.read_work_pools()}
+        for name, text in POOLS.items():
+            if name not in existing:
+                client.create_work_pool(
+                    WorkPoolCreate(name=name, type="process", description=text, base_job_template=template)
+                )
+        client.upsert_global_concurrency_limit_by_name(LIMIT, slots)
+        if not client.read_automations_by_name(ZOMBIES):
+            client.create_automation(_zombie_watch())
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise UserError(f"`prefect deploy --all` failed:\n{done.stdout}{done.stderr}")
+    print(f"deployments of prefect.yaml are on {address}, work pools {', '.join(POOLS)}, limit {LIMIT} = {slots}")
+    print(f"start a worker:  PREFECT_API_URL={address} prefect worker start --pool cpu --type process")
+    print("ask for a run:   reca submit train.max_steps=40")
+    return 0
+
+
+def submit(overrides: list[str], deployment: str) -> int:
+    """Check the overrides, then create a run of a deployment: Prefect itself would take any words.
+
+    Raises:
+        ConfigError: An override is wrong.
+        UserError: No server, or no such deployment.
+    """
+    root = workspace.project_root()
+    compose(overrides)
+    address = use_server(root)
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+
+    with get_client(sync_client=True) as client:
+        try:
+            found = client.read_deployment_by_name(f"reca/{deployment}")
+        except ObjectNotFound:
+            raise UserError(
+                f"there is no deployment {deployment!r} on {address}; create it with `reca deploy`"
+            ) from None
+        given = list(found.parameters.get("overrides") or [])
+        run = client.create_flow_run_from_deployment(found.id, parameters={"overrides": [*given, *overrides]})
+    print(f"{run.name} is queued for work pool {found.work_pool_name}")
+    print(f"watch it:  {address.removesuffix('/api')}/runs/flow-run/{run.id}")
+    return 0
+
+
+def use_server(root: Path) -> str:
+    """Point Prefect to the server that the environment names, or to the project's own while `reca ui` serves it.
+
+    Returns:
+        The address of its API.
+    """
+    os.environ.update({name: value for name, value in SETTINGS.items() if name not in os.environ})
+    address = os.environ.get("PREFECT_API_URL")
+    if address is None:
+        home = (root / Config.load(root / "params.yaml").paths.state).resolve() / "prefect"
+        server = running_server(home)
+        if server is None:
+            raise UserError("no Prefect server: set PREFECT_API_URL to yours, or keep `reca ui` open, which serves one")
+        address = os.environ["PREFECT_API_URL"] = f"{server}/api"
+    return address
+
+
+def _zombie_watch() -> "AutomationCore":
+    from prefect.events.actions import ChangeFlowRunState
+    from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+    from prefect.events.schemas.events import ResourceSpecification
+    from prefect.states import StateType
+
+    ends = ("Completed", "Failed", "Cancelled", "Crashed")
+    return AutomationCore(
+        name=ZOMBIES,
+        description="Every flow run says every 30 s that it is alive; after 90 s of silence it is dead.",
+        trigger=EventTrigger(
+            after={"prefect.flow-run.heartbeat"},
+            expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{end}" for end in ends)},
+            match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=SILENCE,
+        ),
+        actions=[
+            ChangeFlowRunState(
+                name=None, state=StateType.CRASHED, message="no heartbeat: its process is gone", force=False
+            )
+        ],
+    )
