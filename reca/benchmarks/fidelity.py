@@ -90,7 +90,13 @@ class Fidelity:
 
     def _scene_rows(self) -> list[Row]:
         return [
-            {"prompt_id": f"{number:04d}", "category": "scene", "scene": number, "metadata": _truth(scene)}
+            {
+                "prompt_id": f"{number:04d}",
+                "category": "scene",
+                "scene": number,
+                "image_size": self._image_size,
+                "metadata": _truth(scene),
+            }
             for number, scene in enumerate(self._scenes)
         ]
 

@@ -68,6 +68,7 @@ class Understanding:
                 "category": question.kind,
                 "index": 0,
                 "scene": number,
+                "image_size": self._image_size,
                 "question": question.text,
                 "expected": question.answer,
             }

@@ -40,23 +40,23 @@ def generate(config: Config, root: Path, which: str, benchmark: str) -> None:
     state = root / config.paths.state / "samples" / which / benchmark / _fingerprint(plan, shared)
     finished = _finished(state)
     pending = [row for row in plan if row_key(row) not in finished]
-    progress = Progress(len(plan), "samples", start=len(plan) - len(pending))
-    if finished:
-        print(f"generate {which} {benchmark}: {len(plan) - len(pending)} of {len(plan)} samples are there already")
+    done = len(plan) - len(pending)
+    progress = Progress(len(plan), "samples", start=done)
+    if done:
+        print(f"generate {which} {benchmark}: {done} of {len(plan)} samples are there already")
     if pending:
         model = _load(config, folder)
         for made in _batches(bench, model, pending, config, state):
             finished |= {row_key(row): row for row in made}
-            progress.update(len(plan) - len(pending) + len(finished.keys() & {row_key(row) for row in pending}))
+            done += len(made)
+            progress.update(done)
     rows = [{**finished[row_key(row)], **shared} for row in plan]
-    output = root / "outputs/samples" / which / benchmark
-    with whole_folder(output) as temporary:
-        for row in rows:
-            for name in _files(row):
-                shutil.copyfile(state / name, temporary / name)
-        write_manifest(temporary, rows)
-        sections = ("model", "generate", "evaluate")
-        write_result(temporary, "generate", config, sections, which=which, checkpoint=checkpoint, expected=len(rows))
+    with whole_folder(root / "outputs/samples" / which / benchmark) as output:
+        for name in (name for row in rows for name in _files(row)):
+            shutil.copyfile(state / name, output / name)
+        write_manifest(output, rows)
+        sections = ("data", "model", "generate", "evaluate")
+        write_result(output, "generate", config, sections, which=which, checkpoint=checkpoint, expected=len(rows))
     shutil.rmtree(state)
 
 
@@ -70,9 +70,8 @@ def checkpoint_folder(config: Config, root: Path, which: str) -> Path:
         raise UserError(f"unknown model {which!r}; known: base, aligned")
     folder = root / (config.model.checkpoint if which == "base" else MODEL)
     if not folder.is_dir():
-        way_out = (
-            "restore it (`git checkout`, `dvc pull`) or set model.checkpoint" if which == "base" else "`reca train`"
-        )
+        restore = "restore it (`git checkout`, `dvc pull`) or set model.checkpoint"
+        way_out = restore if which == "base" else "make it with `reca train`"
         raise UserError(f"{folder} is missing: there is no {which} model; {way_out}")
     return folder
 
@@ -84,6 +83,7 @@ def _fingerprint(plan: Sequence[Row], shared: Row) -> str:
 
 def _load(config: Config, folder: Path) -> "UnifiedModel":
     import torch
+    from safetensors import SafetensorError
 
     from reca.models.base import load_model
 
@@ -91,7 +91,10 @@ def _load(config: Config, folder: Path) -> "UnifiedModel":
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(config.hardware.threads)
-    model = load_model(config.model.family, folder, config.model.model_dump(), torch.device(name))
+    try:
+        model = load_model(config.model.family, folder, config.model.model_dump(), torch.device(name))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"the model in {folder} cannot be loaded: {error}; restore or make it again") from error
     return model.eval()
 
 
