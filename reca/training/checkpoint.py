@@ -7,6 +7,7 @@
 
 import hashlib
 import json
+import pickle
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -171,7 +172,7 @@ class CheckpointStore:
             raise TornCheckpoint(f"{Path(error.filename).name} is missing") from None
         except (ValueError, KeyError, TypeError) as error:
             raise TornCheckpoint(f"{META} is damaged ({error!r})") from None
-        except (SafetensorError, RuntimeError, OSError) as error:
+        except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError) as error:
             raise TornCheckpoint(f"it cannot be read ({error})") from None
         return Checkpoint(step, weights, optimizer, facts)
 

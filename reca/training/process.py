@@ -5,19 +5,23 @@ import os
 import signal
 import sys
 from types import FrameType
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def prepare(device: str, threads: int) -> torch.device:
+def prepare(device: str, threads: int) -> "torch.device":
     """Choose the device, limit the threads, and make the CPU deterministic.
 
     Args:
         device: ``cpu``, ``cuda``, or ``auto`` for CUDA where there is a GPU.
         threads: CPU threads.
     """
+    import torch
+
     torch.set_num_threads(threads)
     chosen = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
     if chosen.type == "cpu":

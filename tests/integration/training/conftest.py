@@ -1,0 +1,159 @@
+"""A small real project: ingested scenes, a randomly initialised Janus as base, and a child process that trains it."""
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from reca.config import Config, compose
+from reca.pretraining.janus_tiny import build
+from reca.stages.extract import extract
+from reca.stages.ingest import ingest
+
+SMALL = (
+    "data.num_images=48",
+    "data.held_out_fraction=0.2",
+    "extract.images_per_shard=16",
+    "train.max_steps=8",
+    "train.warmup_steps=2",
+    "train.save_every=3",
+    "train.eval_every=4",
+    "train.global_batch_size=8",
+    "hardware.micro_batch_size=4",
+    "hardware.threads=1",
+    "model.checkpoint=base",
+)
+CHILD_SECONDS = 240
+# The real command, but every flush to disk and every row of a curve takes a while: time to be killed in between.
+SLOWLY = """
+import sys, time
+import reca.files
+from reca.training import monitor
+
+def slowed(function):
+    def slow(*arguments):
+        time.sleep(0.15)
+        return function(*arguments)
+    return slow
+
+reca.files.sync = slowed(reca.files.sync)
+monitor.Curve.add = slowed(monitor.Curve.add)
+from reca.cli import main
+sys.exit(main())
+"""
+
+
+@dataclass
+class Project:
+    """A project folder; ``overrides`` on top of ``SMALL`` make its configuration."""
+
+    root: Path
+    config: Config
+    children: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def configure(self, *overrides: str) -> Config:
+        """Compose again and write params.yaml, as ``reca compose`` does."""
+        self.config = compose([*SMALL, *overrides])
+        self.config.save(self.root / "params.yaml")
+        return self.config
+
+    @property
+    def checkpoints(self) -> Path:
+        """The one folder of checkpoints."""
+        folders = [path for path in (self.root / ".reca/checkpoints").iterdir() if path.is_dir()]
+        assert len(folders) == 1, folders
+        return folders[0]
+
+    def steps(self) -> list[str]:
+        """Names of the saved steps."""
+        return sorted(path.name for path in self.checkpoints.iterdir() if path.name.isdigit())
+
+    def curve(self, name: str) -> list[dict[str, str]]:
+        """A finished curve without its speed, which no two runs share."""
+        with (self.root / "outputs/curves" / name).open() as file:
+            return [
+                {key: cell for key, cell in row.items() if key != "images_per_second"} for row in csv.DictReader(file)
+            ]
+
+    def recorded(self) -> int:
+        """Rows of the training curve so far."""
+        path = next((self.root / ".reca/checkpoints").glob("*/curves/train.csv"), None)
+        return path.read_text().count("\n") - 1 if path else 0
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The aligned weights."""
+        return load_file(self.root / "outputs/model/model.safetensors")
+
+    def start(self, stage: str, slowly: bool = False) -> subprocess.Popen[str]:
+        """Start ``reca <stage>`` as the flow does: its own process, in the project."""
+        child = subprocess.Popen(
+            [sys.executable, *(("-c", SLOWLY) if slowly else ("-m", "reca")), stage],
+            cwd=self.root,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self.children.append(child)
+        return child
+
+    def finish(self, stage: str) -> str:
+        """Run a stage to its end; returns what it printed."""
+        output, _ = (child := self.start(stage)).communicate(timeout=CHILD_SECONDS)
+        assert child.returncode == 0, output
+        return output
+
+    def kill_when(self, stage: str, condition: Callable[[], bool]) -> None:
+        """Start a stage and end it with SIGKILL as soon as something is true."""
+        child = self.start(stage, slowly=True)
+        self.wait_for(condition, child)
+        child.kill()
+        child.communicate()
+        assert child.returncode == -signal.SIGKILL
+
+    def wait_for(self, condition: Callable[[], bool], child: subprocess.Popen[str]) -> None:
+        """Poll until something is true while the child runs."""
+        until = time.monotonic() + CHILD_SECONDS
+        while not condition():
+            assert child.poll() is None, f"ended too early: {child.communicate()[0]}"
+            assert time.monotonic() < until, "waited too long"
+            time.sleep(0.005)
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project that every test gets a copy of."""
+    root = tmp_path_factory.mktemp("template")
+    (root / "dvc.yaml").write_text("stages: {}\n")
+    project = Project(root, compose())
+    config = project.configure()
+    (root / "conf/data").mkdir(parents=True)
+    shutil.copy(Path(__file__).resolve().parents[3] / config.data.path, root / config.data.path)
+    torch.manual_seed(0)
+    build({"train_vision": False}).save_official(root / "base")
+    ingest(config, root)
+    extract(config, root)
+    return root
+
+
+@pytest.fixture
+def project(template: Path, tmp_path: Path) -> Iterator[Project]:
+    root = tmp_path / "project"
+    shutil.copytree(template, root)
+    made = Project(root, Config.load(root / "params.yaml"))
+    yield made
+    for child in made.children:
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.communicate()

@@ -1,0 +1,113 @@
+"""Extraction that is killed goes on where it was, and never hands out half a shard."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from reca.errors import UserError
+from reca.stages.extract import extract
+from reca.stages.train import train
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (root / "outputs/embeddings").iterdir()}
+
+
+def state(root: Path) -> Path:
+    return next(path for path in (root / ".reca/extract").iterdir() if path.is_dir())
+
+
+def test_killed_extraction_continues(project, template: Path) -> None:
+    for path in (project.root / "outputs/embeddings").iterdir():
+        path.unlink()
+    (project.root / "outputs/embeddings").rmdir()
+    shards = ("shard-00000.json", "shard-00001.json")
+    project.kill_when(
+        "extract", lambda: all(list((project.root / ".reca/extract").glob(f"*/{name}")) for name in shards)
+    )
+    folder = state(project.root)
+    assert not (project.root / "outputs/embeddings").exists()
+    before = (folder / "shard-00000.safetensors").stat().st_mtime_ns
+    half = folder / "shard-00001.safetensors"
+    half.write_bytes(half.read_bytes()[:100])  # and the disk lost the end of the second one
+    kept = {path.name: path.stat().st_mtime_ns for path in folder.glob("shard-00000.*")}
+    output = project.finish("extract")
+    assert "16 of 47 images were extracted by an earlier attempt" in output or "32 of 47" in output
+    assert kept["shard-00000.safetensors"] == before
+    assert contents(project.root) == contents(template)
+    published = project.root / "outputs/embeddings/shard-00000.safetensors"
+    assert published.stat().st_mtime_ns == before  # the very file that was finished before the kill
+    assert not folder.exists()
+
+
+def test_other_base_shares_nothing(project) -> None:
+    """Finished shards are named by what decides their content; another base's are not looked at."""
+    from reca.stages import extract as stage
+
+    first = stage._fingerprint(project.config, project.root, project.root / "base")
+    assert stage._fingerprint(project.configure("model.name=x"), project.root, project.root / "base") == first
+    changed = project.configure("extract.dtype=float32")
+    assert stage._fingerprint(changed, project.root, project.root / "base") != first
+    weights = project.root / "base/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+    project.configure()
+    assert stage._fingerprint(project.config, project.root, project.root / "base") != first
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """A file system of 192 KiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=192k", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip(
+            "mounting a tmpfs is not permitted here; tests/unit/training/test_checkpoint.py limits files instead"
+        )
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.parametrize("stage", [extract, train])
+def test_full_disk(project, small_disk: Path, stage) -> None:
+    config = project.configure(f"paths.state={small_disk}", "train.max_steps=1", "train.warmup_steps=0",
+                               "extract.images_per_shard=47", "extract.dtype=float32")  # fmt: skip
+    with pytest.raises(UserError, match=r"cannot write .*small.*No space left.*paths\.state"):
+        stage(config, project.root)
+
+
+def test_a_model_that_stores_samples_is_found_out(project, monkeypatch: pytest.MonkeyPatch) -> None:
+    from reca.models.base import Target
+    from reca.models.janus import Janus
+
+    def noisy(self, images, rng) -> Target:
+        return Target(rng.normal("posterior", (4,)))
+
+    monkeypatch.setattr(Janus, "encode_target", noisy)
+    with pytest.raises(TypeError, match="Janus declares its target cacheable, but encode_target draws"):
+        extract(project.config, project.root)
+
+
+BLOCKED = """
+import sys
+from importlib.abc import MetaPathFinder
+class Absent(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"hydra", "omegaconf", "prefect", "dvc", "mlflow", "pandas", "datasets", "diffusers"}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+import reca.stages.extract, reca.stages.train, reca.models.janus
+"""
+
+
+def test_training_needs_none_of_the_orchestration() -> None:
+    done = subprocess.run([sys.executable, "-c", BLOCKED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_index_names_what_was_measured(template: Path) -> None:
+    index = json.loads((template / "outputs/embeddings/index.json").read_text())
+    assert set(index["error"]["semantic"]) == {"max", "relative_rms"}
+    assert [len(shard["ids"]) for shard in index["shards"]] == [16, 16, 15]

@@ -1,0 +1,171 @@
+"""An interrupted run ends with the weights of an uninterrupted one, bit for bit, wherever it was interrupted."""
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from reca.errors import UserError
+from reca.stages.result import read_result
+from reca.stages.train import train
+from reca.training import loop, monitor
+from reca.training.process import Interrupted
+
+
+@pytest.fixture(scope="module")
+def straight(template: Path, tmp_path_factory: pytest.TempPathFactory):
+    """The same run without interruption."""
+    from reca.config import Config
+
+    root = tmp_path_factory.mktemp("straight") / "project"
+    shutil.copytree(template, root)
+    train(Config.load(root / "params.yaml"), root)
+    return root
+
+
+def same_as(straight: Path, project) -> None:
+    """Weights bit for bit, curves row for row."""
+    expected, found = load_file(straight / "outputs/model/model.safetensors"), project.weights()
+    assert expected.keys() == found.keys()
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    reference = type(project)(straight, project.config)
+    for name in ("train.csv", "held_out.csv"):
+        assert project.curve(name) == reference.curve(name)
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
+    """Deliver a real SIGTERM to this process while a step's row is written."""
+    original, waiting = monitor.Curve.add, list(steps)
+
+    def add(self: monitor.Curve, row) -> None:
+        original(self, row)
+        if waiting and row["step"] == waiting[0] and "loss" in row:
+            waiting.pop(0)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(monitor.Curve, "add", add)
+
+
+def test_killed_at_three_points(project, straight: Path) -> None:
+    """kill -9 between two checkpoints, in the middle of one, and after the last one, before the model is written."""
+    project.kill_when("train", lambda: project.recorded() >= 5)
+    assert project.steps() == ["000003"]
+
+    project.kill_when("train", lambda: any(project.checkpoints.glob(".000006.*/model.safetensors")))
+    assert project.steps() == ["000003"]
+    assert not (project.root / "outputs/model").exists()
+
+    project.kill_when("train", lambda: (project.checkpoints / "000008").exists())
+    assert not (project.root / "outputs/model").exists()
+
+    output = project.finish("train")
+    assert "all 8 steps are done already" in output
+    assert not list(project.checkpoints.glob(".*"))
+    assert read_result(project.root / "outputs/curves")["resumed_after"] == [3]
+    same_as(straight, project)
+
+
+def test_told_to_end(project, straight: Path) -> None:
+    """SIGTERM: the step is finished and saved, the exit status says why, the next run continues there."""
+    child = project.start("train", slowly=True)
+    project.wait_for(lambda: project.recorded() >= 2, child)
+    child.terminate()
+    output, _ = child.communicate(timeout=120)
+    assert child.returncode == 143, output
+    last = project.steps()[-1]
+    assert f"told to end (signal 15); saved as {project.checkpoints / last}" in output.replace("/private", "")
+    assert 2 <= int(last) < 8
+    assert f"resuming after step {int(last)} from" in project.finish("train")
+    same_as(straight, project)
+
+
+def test_interrupted_in_process(project, straight: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt_at(monkeypatch, 2, 3, 7)
+    for step in (2, 3, 7):
+        with pytest.raises(Interrupted) as caught:
+            train(project.config, project.root)
+        assert caught.value.code == 143
+        assert int(project.steps()[-1]) == step
+    train(project.config, project.root)
+    assert read_result(project.root / "outputs/curves")["resumed_after"] == [2, 3, 7]
+    same_as(straight, project)
+
+
+def test_torn_checkpoint_is_passed_over(
+    project, straight: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupt_at(monkeypatch, 7)
+    with pytest.raises(Interrupted):
+        train(project.config, project.root)
+    torn = project.checkpoints / "000007" / "model.safetensors"
+    torn.write_bytes(torn.read_bytes()[:-1])
+    train(project.config, project.root)
+    said = capsys.readouterr().out
+    assert f"passing over the checkpoint {torn.parent}: model.safetensors has" in said
+    assert "resuming after step 6" in said
+    same_as(straight, project)
+
+
+def test_other_settings_start_anew(
+    project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupt_at(monkeypatch, 2)
+    with pytest.raises(Interrupted):
+        train(project.config, project.root)
+    for other in ("train.learning_rate=1e-4", "model.name=another_preset"):
+        config = project.configure(other, "train.max_steps=2")
+        train(config, project.root)
+        assert "resuming" not in capsys.readouterr().out
+        assert [row["step"] for row in project.curve("train.csv")] == ["1", "2"]
+    folders = [path for path in (project.root / ".reca/checkpoints").iterdir() if path.is_dir()]
+    assert len(folders) == 3
+
+
+def test_finished_run_is_not_trained_again(project, straight: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(project.config, project.root)
+    capsys.readouterr()
+    shutil.rmtree(project.root / "outputs/model")  # as DVC does before a stage runs
+    shutil.rmtree(project.root / "outputs/curves")
+    train(project.config, project.root)
+    assert "all 8 steps are done already" in capsys.readouterr().out
+    same_as(straight, project)
+
+
+def test_edited_code(project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """An unfinished run goes on and says so; a finished one is not passed off as the new code's."""
+    interrupt_at(monkeypatch, 4)
+    with pytest.raises(Interrupted):
+        train(project.config, project.root)
+    monkeypatch.setattr(loop, "code_digest", lambda: "f" * 16)
+    train(project.config, project.root)
+    assert "WARNING the code of training has changed" in capsys.readouterr().out
+    code = read_result(project.root / "outputs/curves")["code"]
+    assert [entry["from_step"] for entry in code] == [1, 5]
+    monkeypatch.setattr(loop, "code_digest", lambda: "e" * 16)
+    train(project.config, project.root)
+    assert "by other code: training anew" in capsys.readouterr().out
+    assert read_result(project.root / "outputs/curves")["code"] == [{"from_step": 1, "digest": "e" * 16}]
+
+
+def test_micro_batches_change_nothing_but_rounding(project, straight: Path) -> None:
+    config = project.configure("hardware.micro_batch_size=3", "train.max_steps=1", "train.warmup_steps=1")
+    train(config, project.root)
+    one = project.curve("train.csv")[0]
+    config = project.configure("hardware.micro_batch_size=64", "train.max_steps=1", "train.warmup_steps=1")
+    shutil.rmtree(project.root / ".reca")
+    train(config, project.root)
+    other = project.curve("train.csv")[0]
+    for key in ("loss", "loss_reconstruction", "loss_text_to_image", "loss_understanding", "grad_norm"):
+        assert float(one[key]) == pytest.approx(float(other[key]), rel=1e-5)
+
+
+def test_state_folder_that_cannot_be_written(project) -> None:
+    """A file where the folder should be: the one obstacle that stops root too."""
+    (project.root / "state").write_text("")
+    config = project.configure("paths.state=state/inside")
+    with pytest.raises((UserError, NotADirectoryError), match="state"):
+        train(config, project.root)

@@ -1,0 +1,299 @@
+"""Checkpoints: whole or not there, kept or removed, one's own or nobody's."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from reca.config import Config, compose
+from reca.errors import UserError
+from reca.training.checkpoint import META, STATE, WEIGHTS, CheckpointStore, fingerprint, restore
+from reca.training.optimizer import build_optimizer
+
+
+@pytest.fixture
+def network() -> dict[str, nn.Parameter]:
+    torch.manual_seed(0)
+    return dict(nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)).named_parameters())
+
+
+def stepped(network: dict[str, nn.Parameter], steps: int) -> torch.optim.AdamW:
+    optimizer = build_optimizer(network, (0.9, 0.95), 0.01)
+    for _ in range(steps):
+        for value in network.values():
+            value.grad = value.detach().clone() + 1
+        optimizer.step()
+    return optimizer
+
+
+def store(root: Path, name: str = "a" * 16, keep_last: int = 2) -> CheckpointStore:
+    return CheckpointStore(root, name, keep_last)
+
+
+def save(target: CheckpointStore, network: dict[str, nn.Parameter], *steps: int) -> None:
+    for step in steps:
+        target.save(step, network, stepped(network, 1), {"seed": 0}, {"seconds": float(step)})
+
+
+def test_what_was_saved_comes_back(tmp_path: Path, network: dict[str, nn.Parameter]) -> None:
+    optimizer = stepped(network, 3)
+    store(tmp_path).save(3, network, optimizer, {"seed": 0}, {"seconds": 1.5})
+    checkpoint = store(tmp_path).latest()
+    assert checkpoint is not None
+    assert (checkpoint.step, checkpoint.facts) == (3, {"seconds": 1.5})
+    other = {name: nn.Parameter(torch.zeros_like(value)) for name, value in network.items()}
+    fresh = build_optimizer(other, (0.9, 0.95), 0.01)
+    restore(checkpoint, other, fresh, tmp_path)
+    assert all(torch.equal(other[name], value) for name, value in network.items())
+    for name, value in network.items():
+        for key, state in optimizer.state[value].items():
+            assert torch.equal(fresh.state[other[name]][key], state)
+
+
+def test_meta_says_what_it_is(tmp_path: Path, network: dict[str, nn.Parameter]) -> None:
+    save(store(tmp_path), network, 7)
+    meta = json.loads((tmp_path / "checkpoints" / ("a" * 16) / "000007" / META).read_text())
+    assert (meta["fingerprint"], meta["step"], meta["params"]) == ("a" * 16, 7, {"seed": 0})
+
+
+def test_retention(tmp_path: Path, network: dict[str, nn.Parameter]) -> None:
+    save(kept := store(tmp_path, keep_last=2), network, 1, 2, 3, 1_000_000)
+    assert kept.steps() == [3, 1_000_000]
+    assert sorted(path.name for path in kept.folder.iterdir()) == ["000003", "1000000"]
+
+
+def test_other_fingerprints_are_not_seen(tmp_path: Path, network: dict[str, nn.Parameter]) -> None:
+    save(store(tmp_path, "a" * 16), network, 5)
+    assert store(tmp_path, "b" * 16).latest() is None
+
+
+def test_a_folder_that_was_moved_here_is_not_taken(
+    tmp_path: Path, network: dict[str, nn.Parameter], capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(store(tmp_path, "a" * 16), network, 5)
+    shutil.copytree(tmp_path / "checkpoints" / ("a" * 16), tmp_path / "checkpoints" / ("b" * 16))
+    assert store(tmp_path, "b" * 16).latest() is None
+    assert f"belongs to another run ({'a' * 16})" in capsys.readouterr().out
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "no meta": lambda folder: (folder / META).unlink(),
+    "empty meta": lambda folder: (folder / META).write_text(""),
+    "half a meta": lambda folder: _truncate(folder / META),
+    "other meta": lambda folder: (folder / META).write_text("[]"),
+    "no weights": lambda folder: (folder / WEIGHTS).unlink(),
+    "truncated weights": lambda folder: _truncate(folder / WEIGHTS),
+    "flipped bit in the weights": lambda folder: _flip(folder / WEIGHTS),
+    "truncated optimizer": lambda folder: _truncate(folder / STATE),
+    "no optimizer": lambda folder: (folder / STATE).unlink(),
+    "empty folder": lambda folder: [path.unlink() for path in folder.iterdir()],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+def test_torn_checkpoint_is_passed_over_aloud(
+    tmp_path: Path, network: dict[str, nn.Parameter], capsys: pytest.CaptureFixture[str], damage
+) -> None:
+    save(kept := store(tmp_path), network, 10, 20)
+    damage(kept.path(20))
+    checkpoint = kept.latest()
+    assert checkpoint is not None
+    assert checkpoint.step == 10
+    assert f"passing over the checkpoint {kept.path(20)}" in capsys.readouterr().out
+
+
+def test_nothing_whole_means_nothing(tmp_path: Path, network: dict[str, nn.Parameter]) -> None:
+    save(kept := store(tmp_path), network, 10)
+    _truncate(kept.path(10) / WEIGHTS)
+    assert kept.latest() is None
+
+
+def test_a_pickle_that_runs_code_is_not_loaded(tmp_path: Path, network: dict[str, nn.Parameter]) -> None:
+    """Even with a matching hash: only tensors and plain containers are read."""
+
+    class Evil:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "owned"),))
+
+    save(kept := store(tmp_path), network, 1, 2)
+    folder = kept.path(2)
+    torch.save({"state": Evil()}, folder / STATE)
+    meta = json.loads((folder / META).read_text())
+    from reca.digest import file_digest
+
+    meta["files"][STATE] = {"size": (folder / STATE).stat().st_size, "sha256": file_digest(folder / STATE)}
+    (folder / META).write_text(json.dumps(meta))
+    checkpoint = kept.latest()
+    assert checkpoint is not None
+    assert checkpoint.step == 1
+    assert not (tmp_path / "owned").exists()
+
+
+def test_leftovers_of_a_killed_save_are_cleaned(tmp_path: Path, network: dict[str, nn.Parameter]) -> None:
+    save(kept := store(tmp_path), network, 1)
+    (kept.folder / ".000002.abcdef").mkdir()
+    (kept.folder / ".000002.abcdef" / WEIGHTS).write_bytes(b"half")
+    assert kept.steps() == [1]
+    kept.clean()
+    assert [path.name for path in kept.folder.iterdir()] == ["000001"]
+
+
+def test_other_parameters_are_refused(tmp_path: Path, network: dict[str, nn.Parameter]) -> None:
+    save(kept := store(tmp_path), network, 1)
+    checkpoint = kept.latest()
+    assert checkpoint is not None
+    fewer = dict(list(network.items())[:-1])
+    with pytest.raises(UserError, match=r"written by other code: 1\.bias differs; remove the folder"):
+        restore(checkpoint, fewer, build_optimizer(fewer, (0.9, 0.95), 0), kept.path(1))
+
+
+# -- fingerprint --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def default() -> Config:
+    return compose()
+
+
+def test_fingerprint_changes_with_the_science(default: Config) -> None:
+    science = [
+        "train.learning_rate=1e-4", "train.max_steps=700", "train.mixture.reconstruction=0", "train.captions=full",
+        "train.global_batch_size=32", "seed=1", "model.train_vision=true", "model.name=other", "extract.dtype=float32",
+    ]  # fmt: skip
+    found = [fingerprint(compose([override]), "data", "base") for override in science]
+    found += [fingerprint(default, "other data", "base"), fingerprint(default, "data", "other base")]
+    found.append(fingerprint(default, "data", "base"))
+    assert len(set(found)) == len(found)
+
+
+def test_fingerprint_ignores_speed_place_and_housekeeping(default: Config) -> None:
+    same = [
+        "hardware.micro_batch_size=7", "hardware.threads=1", "paths.state=/elsewhere", "train.save_every=5",
+        "train.eval_every=5", "train.keep_last=9", "generate.guidance_scale=5", "tracking.experiment=x",
+        "evaluate.scenes.seed=9",
+    ]  # fmt: skip
+    assert {fingerprint(compose([override]), "data", "base") for override in same} == {
+        fingerprint(default, "data", "base")
+    }
+
+
+# -- lock ---------------------------------------------------------------------------------------------------------
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from reca.training.storage import exclusive
+with exclusive(Path(sys.argv[1]) / "checkpoints" / f"{'a' * 16}.lock", "x"):
+    print("held", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+def hold(root: Path, seconds: float) -> subprocess.Popen[str]:
+    child = subprocess.Popen([sys.executable, "-c", HOLD, str(root), str(seconds)], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "held\n"
+    return child
+
+
+def test_second_trainer_is_told_who_trains(tmp_path: Path) -> None:
+    child = hold(tmp_path, 60)
+    holder = rf"a{{16}} is in the hands of process {child.pid} on .*since"
+    with pytest.raises(UserError, match=holder), store(tmp_path).lock(wait_seconds=0.3):
+        pass
+    with store(tmp_path, "b" * 16).lock(wait_seconds=0):
+        pass  # another run's lock is another lock
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    with store(tmp_path).lock(wait_seconds=5):
+        pass  # the kernel has freed it
+
+
+def test_second_trainer_waits_its_turn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    child = hold(tmp_path, 1)
+    with store(tmp_path).lock(wait_seconds=60):
+        assert child.wait(5) == 0
+    assert "waiting up to 60 s" in capsys.readouterr().out
+
+
+# -- disks --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs is not permitted here; test_file_size_limit covers the same path")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def big(elements: int) -> dict[str, nn.Parameter]:
+    return {"weight": nn.Parameter(torch.zeros(elements, 1))}
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [pytest.param(80_000, id="weights do not fit"), pytest.param(20_000, id="optimizer does not fit")],
+)
+def test_full_disk(small_disk: Path, elements: int) -> None:
+    kept = store(small_disk)
+    small = big(2_000)
+    save(kept, small, 1)
+    parameters = big(elements)
+    with pytest.raises(UserError, match=r"checkpoint of step 2 to .*small.*No space left.*paths\.state"):
+        kept.save(2, parameters, stepped(parameters, 1), {}, {})
+    assert [path.name for path in kept.folder.iterdir()] == ["000001"]
+    assert kept.latest() is not None
+
+
+def test_file_size_limit(tmp_path: Path) -> None:
+    """The same without a mount: what a quota or ``ulimit -f`` does."""
+    kept, parameters = store(tmp_path), big(100_000)
+    optimizer = stepped(parameters, 1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot write the checkpoint of step 2 to .*File too large.*paths\.state"):
+            kept.save(2, parameters, optimizer, {}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(kept.folder.iterdir()) == []
+
+
+def test_read_only_state_folder(tmp_path: Path, network: dict[str, nn.Parameter]) -> None:
+    """Root may write anywhere but on a read-only mount, so that is what this uses."""
+    folder = tmp_path / "closed"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", folder], capture_output=True).returncode:
+        if os.geteuid() == 0:
+            pytest.skip("root cannot be refused without a read-only mount, and mounting is not permitted here")
+        folder.chmod(0o500)
+    try:
+        with pytest.raises(UserError, match=r"closed.*(Read-only|Permission).*paths\.state"):
+            save(store(folder), network, 1)
+        with pytest.raises(UserError, match=r"cannot write a lock to .*closed"), store(folder).lock():
+            pass
+    finally:
+        subprocess.run(["umount", "-l", folder], capture_output=True)
