@@ -103,9 +103,9 @@ def render_page(report: Report) -> str:
 
 _FIXED_SECTIONS = (("training", "Training"), ("lineage", "Lineage"), ("settings", "Settings"))
 _SCENES_WORDS = (
-    "The drawing benchmark is not the published GenEval: it has GenEval's six categories, wording and scoring rules, "
-    "but its prompts name shapes that we render, and its detector was trained on those, so its numbers compare with "
-    "other reports like this one and with nothing else."
+    "The drawing benchmark is not the published GenEval: it has its six categories, wording and scoring rules, but "
+    "asks for shapes that we render and trusts a detector trained on those; compare its numbers with reports like this "
+    "one only."
 )
 
 
@@ -182,7 +182,7 @@ def _row(category: str, delta: Record, scale: charts.Scale, n: int | None) -> Ro
 def _measured_words(pair: Pair) -> str:
     scores = pair.aligned.scores
     judge, parts = scores.judge, [f"Protocol: {scores.protocol}."]
-    known = ", ".join(f"{kind.replace('_', ' ')} {100 * value:.1f} %" for kind, value in judge.accuracy.items())
+    known = ", ".join(f"{kind.replace('_', ' ')} {100 * value:.4g} %" for kind, value in judge.accuracy.items())
     parts.append(
         f"Judge: {judge.name} {judge.version}"
         + (f"; measured on cases whose truth is known: {known}." if known else ".")

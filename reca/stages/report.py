@@ -137,7 +137,10 @@ def _asked(sample: Record) -> list[Any]:
 
 def in_plain_words(record: Record, rules: Sequence[GateRule]) -> Record:
     """The verdict with each rule as a sentence for readers."""
-    told = [{**result, "text": rule_words(rule)} for rule, result in zip(rules, record["rules"], strict=True)]
+    told = []
+    for rule, result in zip(rules, record["rules"], strict=True):
+        reason = result["reason"] if result["value"] is None else f"measured: {result['reason']}"
+        told.append({**result, "text": rule_words(rule), "reason": reason})
     return {**record, "rules": told}
 
 
