@@ -8,7 +8,7 @@ question-answer pairs.
 """
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -84,7 +84,12 @@ def sample_scene(seed: int, index: int) -> Scene:
     count = rng.choice([1, 2, 2, 3, 3, 4, 4])
     centres = _place(rng, count)
     # Two scenes in five repeat one kind, so that counts above one are common enough to learn.
-    repeat, kind, color, one_color = rng.random() < 0.4, rng.choice(SHAPES), rng.choice(list(COLORS)), rng.random() < 0.5
+    repeat, kind, color, one_color = (
+        rng.random() < 0.4,
+        rng.choice(SHAPES),
+        rng.choice(list(COLORS)),
+        rng.random() < 0.5,
+    )
     shapes = []
     for number, (x, y) in enumerate(centres):
         odd_one_out = number == count - 1 and count > 2 and rng.random() < 0.3
@@ -111,7 +116,7 @@ def _place(rng: random.Random, count: int) -> list[tuple[float, float]]:
                 return centres
 
 
-def signed_distance(kind: str, x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.float32]:
+def signed_distance(kind: str, x: NDArray[np.floating[Any]], y: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
     """Distance to the outline of a shape of radius 1 at the origin: negative inside, ``y`` pointing down."""
     ax, ay = np.abs(x), np.abs(y)
     radius = np.hypot(x, y)
@@ -135,12 +140,20 @@ def signed_distance(kind: str, x: NDArray[np.float32], y: NDArray[np.float32]) -
     raise ValueError(f"unknown shape {kind!r}; known: {', '.join(SHAPES)}")
 
 
-def render(scenes: Sequence[Scene], size: int = 24) -> NDArray[np.uint8]:
-    """Draw scenes, anti-aliased over one pixel: (N,) scenes -> (N, size, size, 3) RGB."""
+def render(
+    scenes: Sequence[Scene],
+    size: int = 24,
+    colors: Mapping[str, tuple[int, int, int]] = COLORS,
+    backgrounds: Mapping[str, tuple[int, int, int]] = BACKGROUNDS,
+) -> NDArray[np.uint8]:
+    """Draw scenes, anti-aliased over one pixel: (N,) scenes -> (N, size, size, 3) RGB.
+
+    Other ``colors`` and ``backgrounds`` than the scene's own show something else of it, its outlines say.
+    """
     grid = (np.arange(size, dtype=np.float32) + 0.5) / size
     image = np.empty((len(scenes), size, size, 3), np.float32)
     for number, scene in enumerate(scenes):
-        image[number] = np.clip(np.array(BACKGROUNDS[scene.background]) / 255 + scene.shade, 0, 1)
+        image[number] = np.clip(np.array(backgrounds[scene.background]) / 255 + scene.shade, 0, 1)
     # All shapes of one kind are drawn at once; shapes never overlap, so the order does not matter.
     for kind in SHAPES:
         owners = [(n, s) for n, scene in enumerate(scenes) for s in scene.shapes if s.kind == kind]
@@ -150,7 +163,7 @@ def render(scenes: Sequence[Scene], size: int = 24) -> NDArray[np.uint8]:
         x, y, radius = np.array([(s.x, s.y, s.radius) for _, s in owners], np.float32).T[:, :, None, None]
         distance = signed_distance(kind, (grid[None, None, :] - x) / radius, (grid[None, :, None] - y) / radius)
         alpha = np.clip(0.5 - distance * radius * size, 0, 1)[..., None]
-        color = np.array([COLORS[s.color] for _, s in owners], np.float32)[:, None, None] / 255
+        color = np.array([colors[s.color] for _, s in owners], np.float32)[:, None, None] / 255
         for slot in range(MAX_OBJECTS):  # a scene may own several shapes of this kind: blend its k-th ones together
             rank = _rank(rows) == slot
             image[rows[rank]] += alpha[rank] * (color[rank] - image[rows[rank]])

@@ -16,6 +16,7 @@ the layers that read are the understanding half: they stay frozen while the othe
 Without the entry (the official checkpoints) all layers read everything.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoTokenizer, JanusConfig, JanusForConditionalGeneration
 from transformers.cache_utils import DynamicCache
 
@@ -42,6 +43,14 @@ class Turn:
 
     embeds: Tensor
     mask: Tensor
+
+
+def read_config(checkpoint: Path) -> JanusConfig:
+    """The checkpoint's own sizes; the stock class overwrites the grid of codes with that of the vision tower."""
+    config = JanusConfig.from_pretrained(checkpoint)
+    raw = json.loads((checkpoint / "config.json").read_text())
+    config.vq_config.num_patches = raw.get("vq_config", {}).get("num_patches", config.vq_config.num_patches)
+    return config
 
 
 class Janus(UnifiedModel):
@@ -79,7 +88,12 @@ class Janus(UnifiedModel):
             if not (checkpoint / name).is_file():
                 raise FileNotFoundError(f"{checkpoint / name} is missing: {checkpoint} is no Janus checkpoint")
         network, report = JanusForConditionalGeneration.from_pretrained(
-            checkpoint, output_loading_info=True, local_files_only=True, use_safetensors=True, dtype=torch.float32
+            checkpoint,
+            config=read_config(checkpoint),
+            output_loading_info=True,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=torch.float32,
         )
         wrong = {kind: sorted(map(str, keys)) for kind, keys in report.items() if keys}
         if wrong:
@@ -246,7 +260,9 @@ class Janus(UnifiedModel):
         questions = [f"{self.tokenizer.bos_token}{USER} {self._image_text}{d.question}" for d in dialogues]
         ends = [f"\n\n{self._gist_text}{ASSISTANT} {d.answer}{self.tokenizer.eos_token}" for d in dialogues]
         ids, mask = self._ids([question + end for question, end in zip(questions, ends, strict=True)])
-        answers = self.tokenizer([f" {d.answer}{self.tokenizer.eos_token}" for d in dialogues], add_special_tokens=False)
+        answers = self.tokenizer(
+            [f" {d.answer}{self.tokenizer.eos_token}" for d in dialogues], add_special_tokens=False
+        )
         embeds = self._embed(ids)
         semantic = self.encode_semantic(images)
         places = ids == self._id(IMAGE)

@@ -1,1 +1,10 @@
-"""How the shipped base weights were made; a one-off whose results stand in ``data/bases/``."""
+"""How the tiny base models are made: understanding, image tokenizer, drawing (``reca pretrain``)."""
+
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str]) -> int:
+    """``reca pretrain``; see :mod:`reca.pretraining.run`."""
+    from reca.pretraining.run import main as run
+
+    return run(arguments)

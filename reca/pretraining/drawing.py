@@ -22,9 +22,9 @@ from reca.pretraining.schedule import Report, one_cycle, pixels, update
 class Recipe:
     """Steps and sizes of the stage."""
 
-    plain_steps: int = 2000
+    plain_steps: int = 1800
     """Steps that learn what images look like, without any condition."""
-    caption_steps: int = 3000
+    caption_steps: int = 2800
     batch_size: int = 64
     questions_per_step: int = 16
     plain_learning_rate: float = 2e-3
@@ -41,13 +41,6 @@ class Gallery:
     images: Tensor
     """(M, 3, S, S) uint8"""
     questions: Sequence[Sequence[Question]]
-
-
-@torch.no_grad()
-def encode_all(model: Janus, images: Tensor, batch: int = 250) -> Tensor:
-    """Codes of uint8 images: (N, 3, S, S) -> (N, T) int16."""
-    blocks = [model.encode_target(pixels(block), SampleRng([])).values for block in images.split(batch)]
-    return torch.cat(blocks).to(torch.int16)
 
 
 def train(model: Janus, gallery: Gallery, recipe: Recipe, seed: int, report: Report) -> None:
@@ -81,9 +74,7 @@ def train(model: Janus, gallery: Gallery, recipe: Recipe, seed: int, report: Rep
     model.prompt_dropout = dropout
 
 
-def _answer_loss(
-    model: Janus, gallery: Gallery, count: int, generator: torch.Generator, rng: random.Random
-) -> Tensor:
+def _answer_loss(model: Janus, gallery: Gallery, count: int, generator: torch.Generator, rng: random.Random) -> Tensor:
     rows = torch.randint(len(gallery.images), (count,), generator=generator)
     chosen = [rng.choice(gallery.questions[row]) for row in rows]
     dialogues = [Dialogue(question.text, question.answer) for question in chosen]

@@ -26,6 +26,8 @@ class Facts:
     """Kind -> how many; ``None``: some, the sentence does not say. Kinds left out are absent."""
     colors: dict[str, str] = field(default_factory=dict)
     relations: dict[tuple[str, str], str] = field(default_factory=dict)
+    color_sets: dict[str, frozenset[str]] = field(default_factory=dict)
+    """Kind -> all colours it appears in; a sentence that shares one colour says it too."""
     positions: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Kind -> centre as fractions of the image side; images only."""
 
@@ -40,12 +42,14 @@ class Labels:
     """(B, S) int64"""
     relations: Tensor
     """(B, S, S) int64: where the first kind stands, seen from the second"""
+    color_sets: Tensor
+    """(B, S, C) float: whether the kind appears in the colour; NaN where not said"""
     positions: Tensor
     """(B, S, 2) float; NaN where not said"""
 
     def rows(self, index: Tensor) -> "Labels":
         """The labels of some samples."""
-        return Labels(self.counts[index], self.colors[index], self.relations[index], self.positions[index])
+        return Labels(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
 
 
 def scene_facts(scene: Scene) -> Facts:
@@ -56,6 +60,7 @@ def scene_facts(scene: Scene) -> Facts:
         counts={kind: len(shapes) for kind, shapes in groups.items()},
         colors={kind: shapes[0].color for kind, shapes in groups.items() if len({s.color for s in shapes}) == 1},
         relations={(a, b): relation(single[a], single[b]) for a in single for b in single if a != b},
+        color_sets={kind: frozenset(shape.color for shape in shapes) for kind, shapes in groups.items()},
         positions={kind: (shape.x, shape.y) for kind, shape in single.items()},
     )
 
@@ -79,7 +84,9 @@ def random_statement(rng: random.Random) -> tuple[str, Facts]:
     if relations:
         parts[:2] = [f"{parts[0]} {relations[kinds[0], kinds[1]]} {parts[1]}"]
     opening = "a photo of " if rng.random() < 0.5 else ""
-    return opening + " and ".join(parts), Facts(counts, colors, relations)
+    return opening + " and ".join(parts), Facts(
+        counts, colors, relations, {kind: frozenset({color}) for kind, color in colors.items()}
+    )
 
 
 def labels(facts: Sequence[Facts]) -> Labels:
@@ -88,18 +95,22 @@ def labels(facts: Sequence[Facts]) -> Labels:
     counts = torch.zeros(size, slots, dtype=torch.long)
     colors = torch.full((size, slots), UNKNOWN)
     relations = torch.full((size, slots, slots), UNKNOWN)
+    color_sets = torch.zeros(size, slots, len(COLOR_NAMES))
     positions = torch.full((size, slots, 2), float("nan"))
     slot = {kind: number for number, kind in enumerate(SHAPES)}
     for row, fact in enumerate(facts):
         for kind, count in fact.counts.items():
             counts[row, slot[kind]] = UNKNOWN if count is None else count
+            color_sets[row, slot[kind]] = float("nan")
         for kind, color in fact.colors.items():
             colors[row, slot[kind]] = COLOR_NAMES.index(color)
+        for kind, several in fact.color_sets.items():
+            color_sets[row, slot[kind]] = torch.tensor([float(color in several) for color in COLOR_NAMES])
         for (first, second), where in fact.relations.items():
             relations[row, slot[first], slot[second]] = RELATIONS.index(where)
         for kind, centre in fact.positions.items():
             positions[row, slot[kind]] = torch.tensor(centre)
-    return Labels(counts, colors, relations, positions)
+    return Labels(counts, colors, relations, color_sets, positions)
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,25 @@
-"""Stage 1 of pre-training: the VQ tokenizer, an auto-encoder whose latents snap to a codebook.
+"""Stage 1 of pre-training: the VQ tokenizer, in three steps that each have one job.
 
-Codes live on the unit sphere (the stock decoder normalises them), so the nearest code is the one with the
-largest inner product. First the auto-encoder alone learns with a little noise on its latents, then k-means
-over its latents makes the codebook, which from there on follows them as a running mean (VQ-VAE,
-arXiv 1711.00937, appendix A); codes that nobody uses are moved onto latents of the batch.
-The loss is on pixels and, as in VQGAN (arXiv 2012.09841), on features that know what matters: here the
-model's own vision tower, after its patch tags (understanding stage) are learnt.
+1. *Which codes there are.* A patch of a scene is a background, a colour and the outline between them. k-means over
+   outlines, times all colours on all backgrounds, gives a codebook in product form. A codebook trained end to end
+   (4,000 steps, 26 minutes, 2,048 codes) kept colours and lost shapes: the detector found the whole scene in 73 %
+   of decoded images. (docs/decisions.md)
+2. *The encoder* learns to say which code each patch of an image is: cross-entropy over all codes, whose vectors
+   (unit length, as the stock decoder wants them) move along.
+3. *The decoder* learns to draw from the encoder's codes. As in VQGAN (arXiv 2012.09841) its loss is on pixels and on
+   features that know what matters, here those of the model's own vision tower. The codes do not change any more, so
+   drawing can be learnt meanwhile.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
+from reca.data.scenes import BACKGROUNDS, COLORS, Scene, render
 from reca.pretraining.schedule import Report, one_cycle, pixels, update
 
 
@@ -22,112 +27,141 @@ from reca.pretraining.schedule import Report, one_cycle, pixels, update
 class Recipe:
     """Steps and sizes of the stage."""
 
-    plain_steps: int = 600
-    """Steps before there is a codebook."""
-    steps: int = 4000
+    outline_scenes: int = 6000
+    encoder_steps: int = 1200
+    decoder_steps: int = 3000
     batch_size: int = 32
     learning_rate: float = 2e-3
-    noise: float = 0.1
-    commitment: float = 0.25
+    sharpness: float = 20.0
+    """Of the softmax over codes, whose logits are cosines."""
     feature_weight: float = 0.5
-    decay: float = 0.98
-    """Of the running means that the codes follow."""
 
 
+@dataclass(frozen=True)
 class Codebook:
-    """Unit vectors (K, D) that follow the latents assigned to them."""
+    """All kinds of patches: how each looks, (K, 3 * p * p) in [0, 1], and a first guess at its vector (K, D)."""
 
-    def __init__(self, latents: Tensor, size: int, decay: float, generator: torch.Generator) -> None:
-        self.decay, self.generator = decay, generator
-        self.vectors = spherical_kmeans(latents, size, generator)
-        self.sums, self.counts = self.vectors.clone(), torch.ones(size)
+    patches: Tensor
+    vectors: Tensor
 
-    def assign(self, latents: Tensor) -> Tensor:
-        """Nearest code of each latent: (N, D) -> (N,)."""
-        return (latents @ self.vectors.T).argmax(dim=1)
-
-    def follow(self, latents: Tensor, assigned: Tensor, revive: bool) -> None:
-        """Move every code towards the mean of its latents; ``revive`` gives unused codes a new place."""
-        sums = torch.zeros_like(self.sums).index_add_(0, assigned, latents)
-        counts = torch.bincount(assigned, minlength=len(self.counts)).float()
-        self.sums.lerp_(sums, 1 - self.decay)
-        self.counts.lerp_(counts, 1 - self.decay)
-        if revive and bool((unused := self.counts < 0.02).any()):
-            rows = torch.randint(len(latents), (int(unused.sum()),), generator=self.generator)
-            self.sums[unused], self.counts[unused] = latents[rows] * 0.5, 0.5
-        self.vectors = F.normalize(self.sums, dim=-1)
+    def assign(self, images: Tensor, patch: int) -> Tensor:
+        """The nearest kind of each patch: uint8 (N, 3, S, S) -> (N, S/p * S/p)."""
+        norms = self.patches.pow(2).sum(1)
+        found = []
+        for block in images.split(100):
+            flat = F.unfold(block.float() / 255, patch, stride=patch).transpose(1, 2).flatten(0, 1)
+            found.append((norms - 2 * flat @ self.patches.T).argmin(1).view(len(block), -1))
+        return torch.cat(found)
 
 
-def spherical_kmeans(points: Tensor, clusters: int, generator: torch.Generator, rounds: int = 10) -> Tensor:
-    """Unit vectors (clusters, D) around which unit vectors (N, D) gather; empty clusters restart at a point."""
-    centres = points[torch.randperm(len(points), generator=generator)[:clusters]].clone()
+def build_codebook(scenes: Sequence[Scene], size: int, patch: int, codes: int, width: int, seed: int) -> Codebook:
+    """Outlines by k-means, times every colour on every background.
+
+    Args:
+        scenes: Whose outlines are clustered.
+        size: Side of the images in pixels.
+        patch: Side of a patch in pixels.
+        codes: K, a multiple of the number of (background, colour) pairs.
+        width: D, length of a code's vector: six numbers for the two colours, the rest for the outline.
+        seed: Of k-means.
+
+    Raises:
+        ValueError: ``codes`` is not such a multiple.
+    """
+    pairs = len(BACKGROUNDS) * len(COLORS)
+    if codes % pairs:
+        raise ValueError(f"the number of codes ({codes}) is no multiple of {pairs}, the colour pairs")
+    white, black = dict.fromkeys(COLORS, (255, 255, 255)), dict.fromkeys(BACKGROUNDS, (0, 0, 0))
+    drawn = render([replace(scene, shade=0.0) for scene in scenes], size, white, black)[..., :1]
+    covered = torch.from_numpy(drawn).permute(0, 3, 1, 2).float() / 255
+    outlines = kmeans(F.unfold(covered, patch, stride=patch).transpose(1, 2).flatten(0, 1), codes // pairs, seed)
+    ground = torch.tensor(list(BACKGROUNDS.values())).float() / 255
+    paint = torch.tensor(list(COLORS.values())).float() / 255
+    share = outlines[None, None, :, None]  # (1, 1, M, 1, p*p)
+    looks = ground[:, None, None, :, None] * (1 - share) + paint[None, :, None, :, None] * share
+    colors = torch.cat([ground.repeat_interleave(len(paint), 0), paint.repeat(len(ground), 1)], dim=1)
+    _, _, axes = torch.pca_lowrank(outlines, q=width - 6)
+    shape = outlines - outlines.mean(0)
+    parts = [
+        F.normalize(colors - colors.mean(0), dim=-1).repeat_interleave(len(outlines), 0),
+        F.normalize(shape @ axes, dim=-1).repeat(pairs, 1),
+    ]
+    return Codebook(looks.flatten(3).flatten(0, 2), F.normalize(torch.cat(parts, dim=1), dim=-1))
+
+
+def kmeans(points: Tensor, clusters: int, seed: int, rounds: int = 25) -> Tensor:
+    """Centres (clusters, d) of outlines (N, d); the first two are "nothing" and "everything" and stay so."""
+    generator = torch.Generator().manual_seed(seed)
+    mixed = points[(points.max(1).values > 0.02) & (points.min(1).values < 0.98)]
+    centres = mixed[torch.randperm(len(mixed), generator=generator)[:clusters]].clone()
     for _ in range(rounds):
-        nearest = torch.cat([(block @ centres.T).argmax(1) for block in points.split(8192)])
-        sums = torch.zeros_like(centres).index_add_(0, nearest, points)
-        used = torch.bincount(nearest, minlength=clusters) > 0
-        fresh = points[torch.randint(len(points), (clusters,), generator=generator)]
-        centres = torch.where(used[:, None], F.normalize(sums, dim=-1), fresh)
+        nearest = torch.cat([torch.cdist(block, centres).argmin(1) for block in mixed.split(20_000)])
+        number = torch.bincount(nearest, minlength=clusters).float()[:, None]
+        sums = torch.zeros_like(centres).index_add_(0, nearest, mixed)
+        fresh = mixed[torch.randint(len(mixed), (clusters,), generator=generator)]
+        centres = torch.where(number > 0, sums / number.clamp(min=1), fresh)
+    centres[0], centres[1] = 0.0, 1.0
     return centres
 
 
-def encode(vq: JanusVQVAE, images: Tensor) -> Tensor:
-    """Latents on the unit sphere: (B, 3, S, S) -> (B, h, w, D)."""
-    return F.normalize(vq.quant_conv(vq.encoder(images)).permute(0, 2, 3, 1), dim=-1)
-
-
-def decode(vq: JanusVQVAE, latents: Tensor) -> Tensor:
-    """Images of latents: (B, h, w, D) -> (B, 3, S, S)."""
-    return vq.decoder(vq.post_quant_conv(latents.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)))
-
-
-def train(vq: JanusVQVAE, vision: nn.Module, images: Tensor, recipe: Recipe, seed: int, report: Report) -> None:
-    """Train the tokenizer in place.
+def train_encoder(
+    vq: JanusVQVAE, codebook: Codebook, images: Tensor, recipe: Recipe, seed: int, report: Report
+) -> None:
+    """Steps 1 and 2 in place: the encoder and the codes' vectors.
 
     Args:
-        vq: The stock tokenizer, its codebook overwritten at the end.
-        vision: The vision tower whose features the decoded images must keep; frozen here.
+        vq: The stock tokenizer.
+        codebook: Which codes there are.
         images: (N, 3, S, S) uint8.
         recipe: Steps and sizes.
-        seed: Of batches, noise and codebook.
+        seed: Of the batches.
         report: Called after every step.
     """
     generator = torch.Generator().manual_seed(seed)
+    grid = int(vq.config.num_patches)
+    wanted = codebook.assign(images, images.shape[-1] // grid)
+    vectors = nn.Parameter(codebook.vectors.clone())
+    vq.requires_grad_(True)
+    vq.to(memory_format=torch.channels_last).train()
+    weights = [*vq.encoder.parameters(), *vq.quant_conv.parameters(), vectors]
+    optimizer = torch.optim.AdamW(weights, recipe.learning_rate, betas=(0.9, 0.95), weight_decay=1e-4)
+    for step in range(recipe.encoder_steps):
+        rows = torch.randint(len(images), (recipe.batch_size,), generator=generator)
+        latents = vq.quant_conv(vq.encoder(_laid_out(images[rows]))).permute(0, 2, 3, 1).flatten(0, 2)
+        cosines = F.normalize(latents, dim=-1) @ F.normalize(vectors, dim=-1).T
+        truth = wanted[rows].flatten()
+        loss = F.cross_entropy(recipe.sharpness * cosines, truth)
+        update(optimizer, loss, weights, one_cycle(step, recipe.encoder_steps, recipe.learning_rate))
+        right = (cosines.argmax(1) == truth).float().mean().item()
+        report(step + 1, recipe.encoder_steps, f"codes {loss.item():.3f}, right {right:.3f}")
+    with torch.no_grad():
+        vq.quantize.embedding.weight.copy_(F.normalize(vectors, dim=-1))
+    vq.to(memory_format=torch.contiguous_format).eval()
+
+
+def train_decoder(vq: JanusVQVAE, vision: nn.Module, images: Tensor, recipe: Recipe, seed: int, report: Report) -> None:
+    """Step 3 in place: the decoder, from the codes that the encoder gives; ``vision`` is the tower that looks on."""
+    generator = torch.Generator().manual_seed(seed)
+    grid = int(vq.config.num_patches)
     vision.requires_grad_(False)
     vq.requires_grad_(True)
-    vq.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    weights = [p for name, p in vq.named_parameters() if not name.startswith("quantize.")]
-    optimizer = torch.optim.AdamW(weights, recipe.learning_rate, betas=(0.9, 0.95), weight_decay=1e-4)
-    codebook: Codebook | None = None
-    for step in range(recipe.steps):
-        rows = torch.randint(len(images), (recipe.batch_size,), generator=generator)
-        wanted = pixels(images[rows]).contiguous(memory_format=torch.channels_last)
-        if step == recipe.plain_steps:
-            with torch.no_grad():
-                blocks = images[:3000].split(250)
-                latents = torch.cat([encode(vq, pixels(block)).flatten(0, 2) for block in blocks])
-            codebook = Codebook(latents, vq.config.num_embeddings, recipe.decay, generator)
-        latents = encode(vq, wanted)
-        if codebook is None:
-            noise = torch.randn(latents.shape, generator=generator) * recipe.noise
-            quantized, commitment = F.normalize(latents + noise, dim=-1), torch.zeros(())
-        else:
-            flat = latents.detach().flatten(0, 2)
-            assigned = codebook.assign(flat)
-            codes = codebook.vectors[assigned].view_as(latents)
-            commitment = (latents - codes).pow(2).sum(-1).mean()
-            quantized = latents + (codes - latents).detach()  # straight-through: the gradient skips the snap
-            codebook.follow(flat, assigned, revive=step % 20 == 0 and step < 0.8 * recipe.steps)
-        drawn = decode(vq, quantized)
-        loss = reconstruction_loss(vision, drawn, wanted, recipe.feature_weight) + recipe.commitment * commitment
-        update(optimizer, loss, weights, one_cycle(step, recipe.steps, recipe.learning_rate))
-        report(step + 1, recipe.steps, f"reconstruction {loss.item():.4f}")
-    assert codebook is not None, "plain_steps must be smaller than steps"
     with torch.no_grad():
-        vq.quantize.embedding.weight.copy_(codebook.vectors)
-    vq.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+        codes = torch.cat([vq.encode(pixels(block)).image_tokens.view(len(block), -1) for block in images.split(250)])
+    vq.to(memory_format=torch.channels_last).train()
+    weights = [*vq.decoder.parameters(), *vq.post_quant_conv.parameters()]
+    optimizer = torch.optim.AdamW(weights, recipe.learning_rate, betas=(0.9, 0.95), weight_decay=1e-4)
+    vectors = vq.quantize.embedding.weight.detach()
+    for step in range(recipe.decoder_steps):
+        rows = torch.randint(len(images), (recipe.batch_size,), generator=generator)
+        latents = vectors[codes[rows]].unflatten(1, (grid, grid)).permute(0, 3, 1, 2)
+        drawn = vq.decoder(vq.post_quant_conv(latents.contiguous(memory_format=torch.channels_last)))
+        loss = drawing_loss(vision, drawn, _laid_out(images[rows]), recipe.feature_weight)
+        update(optimizer, loss, weights, one_cycle(step, recipe.decoder_steps, recipe.learning_rate))
+        report(step + 1, recipe.decoder_steps, f"drawing {loss.item():.4f}")
+    vq.to(memory_format=torch.contiguous_format).eval()
 
 
-def reconstruction_loss(vision: nn.Module, drawn: Tensor, wanted: Tensor, feature_weight: float) -> Tensor:
+def drawing_loss(vision: nn.Module, drawn: Tensor, wanted: Tensor, feature_weight: float) -> Tensor:
     """Pixels (L1 and four times L2) and the vision tower's features (cosine distance)."""
     error = drawn - wanted
     seen = vision(pixel_values=drawn).last_hidden_state
@@ -135,3 +169,7 @@ def reconstruction_loss(vision: nn.Module, drawn: Tensor, wanted: Tensor, featur
         shown = vision(pixel_values=wanted).last_hidden_state
     features = 1 - F.cosine_similarity(seen, shown, dim=-1).mean()
     return error.abs().mean() + 4 * error.pow(2).mean() + feature_weight * features
+
+
+def _laid_out(images: Tensor) -> Tensor:
+    return pixels(images).contiguous(memory_format=torch.channels_last)

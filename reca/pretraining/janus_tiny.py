@@ -11,7 +11,7 @@ from reca.objectives.templates import TEMPLATES
 
 BOS, EOS, PAD, UNKNOWN = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>", "<unk>"
 GIST_TOKENS, GIST_LAYER = 8, 3
-IMAGE_SIZE, PATCH, CODES_PER_SIDE, CODEBOOK = 24, 6, 6, 2048
+IMAGE_SIZE, PATCH, CODES_PER_SIDE, CODEBOOK = 24, 6, 6, 3072
 WIDTH, HEADS = 96, 4
 QUESTION_WORDS = "a an and of photo what color is the how many are there where relative to shape yes no"
 SPARE_TEMPLATES = 8
@@ -66,7 +66,7 @@ def build(options: dict[str, Any]) -> Janus:
             "initializer_range": 0.05,
         },
         vq_config={
-            "embed_dim": 8,
+            "embed_dim": 16,
             "num_embeddings": CODEBOOK,
             "latent_channels": 64,
             "base_channels": 32,
@@ -82,6 +82,5 @@ def build(options: dict[str, Any]) -> Janus:
         tie_word_embeddings=False,
         gist={"tokens": GIST_TOKENS, "layer": GIST_LAYER},
     )
+    config.vq_config.num_patches = CODES_PER_SIDE  # the stock class has set it to the vision tower's grid
     return Janus(JanusForConditionalGeneration(config), tokenizer, options)
-
-

@@ -23,18 +23,24 @@ from reca.data.scenes import COLORS, MAX_OBJECTS, RELATIONS, SHAPES, Question, S
 from reca.models.base import Dialogue, Semantic
 from reca.models.janus import Janus
 from reca.nn.random import SampleRng
-from reca.objectives.templates import TEMPLATES
+from reca.objectives.templates import SIMPLE, TEMPLATES
 from reca.pretraining.facts import UNKNOWN, Labels, Tags, labels, patch_tags, random_statement, scene_facts
 from reca.pretraining.schedule import Report, one_cycle, pixels, update
+
 
 @dataclass(frozen=True)
 class Recipe:
     """Steps and sizes of the stage."""
 
-    tag_steps: int = 400
-    joint_steps: int = 2600
+    tag_steps: int = 1500
+    joint_steps: int = 2400
     batch_size: int = 64
+    refine_steps: int = 800
+    """Further joint steps, in which the gists also learn all colours of kinds that appear in several."""
     questions_per_step: int = 32
+    practice_steps: int = 2500
+    """Steps of answers alone, by the layers above the gists."""
+    practice_questions: int = 64
     learning_rate: float = 2e-3
     statements: int = 60_000
 
@@ -48,6 +54,7 @@ class Probes(nn.Module):
         self.patch = nn.Linear(width, 1 + slots + len(COLORS) + 2)
         self.count = nn.Linear(width, MAX_OBJECTS + 1)
         self.color = nn.Linear(width, len(COLORS))
+        self.color_set = nn.Linear(width, len(COLORS))
         self.position = nn.Linear(width, 2)
         self.relation = nn.Sequential(nn.Linear(2 * width, 2 * width), nn.GELU(), nn.Linear(2 * width, len(RELATIONS)))
         self.whole = nn.Linear(slots * width, 64)
@@ -73,6 +80,11 @@ class Probes(nn.Module):
         if bool(known.any()):
             loss = loss + 5 * F.mse_loss(self.position(gists)[known], truth.positions[known])
         return loss
+
+    def color_set_loss(self, gists: Tensor, truth: Labels) -> Tensor:
+        """In which colours each kind appears: all of them, also where its shapes differ."""
+        known = ~truth.color_sets.isnan()
+        return F.binary_cross_entropy_with_logits(self.color_set(gists)[known], truth.color_sets[known])
 
     def relations(self, gists: Tensor, truth: Labels) -> tuple[Tensor, Tensor]:
         """Logits of every known relation of the batch, and the truth."""
@@ -112,7 +124,6 @@ def study(scenes: Sequence[Scene], images: Tensor, grid: int, seed: int) -> Stud
 def train(model: Janus, probes: Probes, data: Study, recipe: Recipe, seed: int, report: Report) -> None:
     """Teach the vision tower and the language model; the drawing parts are not touched."""
     vision, generator = model.network.model.vision_model, torch.Generator().manual_seed(seed)
-    rng = random.Random(f"understanding-{seed}")
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     model.network.model.vqmodel.requires_grad_(False)
@@ -123,39 +134,85 @@ def train(model: Janus, probes: Probes, data: Study, recipe: Recipe, seed: int, 
         patches = vision(pixel_values=pixels(data.images[rows])).last_hidden_state
         loss = probes.tag_loss(patches, data.tags.rows(rows))
         update(optimizer, loss, first, one_cycle(step, recipe.tag_steps, recipe.learning_rate))
-        report(step + 1, recipe.tag_steps + recipe.joint_steps, f"tags {loss.item():.3f}")
+        report(step + 1, recipe.tag_steps, f"tags {loss.item():.3f}")
 
+    for steps, rate, color_sets in (
+        (recipe.joint_steps, recipe.learning_rate, False),
+        (recipe.refine_steps, recipe.learning_rate / 2, True),
+    ):
+        join(model, probes, data, recipe, seed, report, steps=steps, rate=rate, color_sets=color_sets)
+    practise(model, data, recipe, seed, report)
+
+
+def join(
+    model: Janus,
+    probes: Probes,
+    data: Study,
+    recipe: Recipe,
+    seed: int,
+    report: Report,
+    *,
+    steps: int,
+    rate: float,
+    color_sets: bool,
+) -> None:
+    """The four pressures together; ``color_sets`` adds a fifth."""
+    rng, generator = random.Random(f"join-{seed}-{color_sets}"), torch.Generator().manual_seed(seed)
     texts, said = zip(*(random_statement(rng) for _ in range(recipe.statements)), strict=True)
     spoken = labels(said)
-    names = ("generation_", "vqmodel")
-    everything = [p for n, p in model.named_parameters() if not any(name in n for name in names)]
-    everything += list(probes.parameters())
-    optimizer = torch.optim.AdamW(everything, recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    for step in range(recipe.joint_steps):
+    drawing = ("generation_", "vqmodel")
+    weights = [p for name, p in model.named_parameters() if not any(part in name for part in drawing)]
+    weights += list(probes.parameters())
+    optimizer = torch.optim.AdamW(weights, rate, betas=(0.9, 0.98), weight_decay=0.01)
+    for step in range(steps):
         rows = torch.randint(len(data.images), (recipe.batch_size,), generator=generator)
         lines = torch.randint(len(texts), (recipe.batch_size,), generator=generator)
         images = pixels(data.images[rows])
-        patches = vision(pixel_values=images).last_hidden_state
-        semantic = model.network.model.aligner(patches)
-        prompts = [TEMPLATES[rng.randrange(8)] for _ in rows]
-        seen = model.gist_states(model.read(prompts, Semantic(semantic)))
+        patches = model.network.model.vision_model(pixel_values=images).last_hidden_state
+        prompts = [TEMPLATES[rng.randrange(SIMPLE)] for _ in rows]
+        seen = model.gist_states(model.read(prompts, Semantic(model.network.model.aligner(patches))))
         sentences = [data.captions[row] for row in rows] + [texts[line] for line in lines]
         told, stated = model.gist_states(model.read(sentences)).chunk(2)
+        facts, statements = data.facts.rows(rows), spoken.rows(lines)
         loss = 0.5 * probes.tag_loss(patches, data.tags.rows(rows))
-        loss = loss + probes.gist_loss(seen, data.facts.rows(rows)) + probes.gist_loss(stated, spoken.rows(lines))
+        loss = loss + probes.gist_loss(seen, facts) + probes.gist_loss(stated, statements)
         loss = loss + probes.alignment_loss(seen, told)
+        if color_sets:
+            loss = loss + 4 * (probes.color_set_loss(seen, facts) + probes.color_set_loss(stated, statements))
         asked = rows[: recipe.questions_per_step]
-        chosen = [rng.choice(_weighted(data.questions[row])) for row in asked]
-        dialogues = [Dialogue(question.text, question.answer) for question in chosen]
-        answers = model.understanding_loss(images[: len(asked)], dialogues, SampleRng([]))
-        update(optimizer, loss + answers.value, everything, one_cycle(step, recipe.joint_steps, recipe.learning_rate))
-        text = f"gists {loss.item():.3f} answers {answers.value.item():.3f}"
-        report(recipe.tag_steps + step + 1, recipe.tag_steps + recipe.joint_steps, text)
+        answers = answer_loss(model, data, asked, rng)
+        update(optimizer, loss + answers, weights, one_cycle(step, steps, rate))
+        report(step + 1, steps, f"gists {loss.item():.3f} answers {answers.item():.3f}")
 
 
-def _weighted(asked: Sequence[Question]) -> list[Question]:
-    """Relations are the hardest to learn and the fewest to ask: they count three times."""
-    return [question for question in asked for _ in range(3 if question.kind == "relation" else 1)]
+def answer_loss(model: Janus, data: Study, rows: Tensor, rng: random.Random) -> Tensor:
+    """One question about each of some scenes."""
+    chosen = [rng.choice(weighted(data.questions[row])) for row in rows]
+    dialogues = [Dialogue(question.text, question.answer) for question in chosen]
+    return model.understanding_loss(pixels(data.images[rows]), dialogues, SampleRng([])).value
+
+
+def weighted(asked: Sequence[Question]) -> list[Question]:
+    """What is hard to learn is asked more often: relations three times, what needs a search by colour twice."""
+    times = {"relation": 3, "existence": 2, "shape": 2}
+    return [question for question in asked for _ in range(times.get(question.kind, 1))]
+
+
+def practise(model: Janus, data: Study, recipe: Recipe, seed: int, report: Report) -> None:
+    """Answers alone: the layers that read stay as they are, those above learn to put it into words."""
+    language_model, generator = model.network.model.language_model, torch.Generator().manual_seed(seed)
+    rng = random.Random(f"practice-{seed}")
+    model.requires_grad_(False)
+    weights = [*language_model.layers[model.gist_layer :].parameters(), *language_model.norm.parameters()]
+    weights += model.network.lm_head.parameters()
+    for parameter in weights:
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.AdamW(weights, recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    for step in range(recipe.practice_steps):
+        rows = torch.randint(len(data.images), (recipe.practice_questions,), generator=generator)
+        loss = answer_loss(model, data, rows, rng)
+        update(optimizer, loss, weights, one_cycle(step, recipe.practice_steps, recipe.learning_rate))
+        report(step + 1, recipe.practice_steps, f"answers {loss.item():.3f}")
 
 
 @torch.no_grad()
@@ -165,7 +222,9 @@ def examine(model: Janus, probes: Probes, data: Study, seed: int, batch: int = 2
     images = pixels(data.images)
     blocks = torch.arange(len(images)).split(batch)
     template = TEMPLATES[0]
-    seen = torch.cat([model.gist_states(model.read([template] * len(b), model.encode_semantic(images[b]))) for b in blocks])
+    seen = torch.cat(
+        [model.gist_states(model.read([template] * len(b), model.encode_semantic(images[b]))) for b in blocks]
+    )
     told = torch.cat([model.gist_states(model.read([data.captions[row] for row in b])) for b in blocks])
     texts, said = zip(*(random_statement(rng) for _ in range(len(images))), strict=True)
     stated = torch.cat([model.gist_states(model.read([texts[row] for row in b])) for b in blocks])

@@ -1,0 +1,172 @@
+"""Does RecA help here? Base, RecA, and two controls with the same images and compute, on prompts fixed beforehand.
+
+    python -m bench.alignment --seeds 0 1
+
+All arms start from the same base and take the same number of steps on the same images:
+
+    reca     half reconstruction, half text-to-image on sparse captions (the default recipe)
+    sparse   text-to-image on sparse captions only: the control that RecA must beat
+    dense    text-to-image on full captions: oracle text that RecA does not need
+
+900 prompts (150 in each of GenEval's six categories), 4 images each, scored once per arm and seed. Intervals:
+paired bootstrap over prompts, the seeds of an arm averaged per prompt; they do not cover the choice of base.
+The table is printed and written to bench/results/alignment.json.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from reca.config import ROOT, Config, compose
+from reca.digest import weights_digest
+from reca.files import write_json
+from reca.stages.extract import extract
+from reca.stages.generate import generate
+from reca.stages.ingest import ingest
+from reca.stages.score import score
+from reca.stages.train import train
+from reca.statistics import Values, means, paired_delta
+
+PROMPTS = (
+    "evaluate.scenes.prompts_per_category=150",
+    "evaluate.scenes.images_per_prompt=4",
+    "evaluate.scenes.seed=31337",
+    "evaluate.benchmarks=[scenes,fidelity,understanding]",
+)
+ARMS: dict[str, tuple[str, ...]] = {
+    "reca": (),
+    "sparse": ("train.mixture.reconstruction=0",),
+    "dense": ("train.mixture.reconstruction=0", "train.captions=full"),
+}
+COMPARISONS = (("reca", "sparse"), ("reca", "base"), ("sparse", "base"), ("dense", "sparse"), ("reca", "dense"))
+
+
+def main() -> None:
+    """Run what is not yet there, then compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--work", type=Path, default=ROOT / ".reca/alignment", help="where arms are kept")
+    parser.add_argument("--compare-only", action="store_true", help="train nothing; compare what is there")
+    parser.add_argument("overrides", nargs="*", help="Hydra overrides for all arms")
+    options = parser.parse_args()
+    if not options.compare_only:
+        for seed in options.seeds:
+            data = prepare(options.work / f"seed-{seed}", [*PROMPTS, *options.overrides, f"seed={seed}"])
+            for arm in options.arms:
+                overrides = [*PROMPTS, *options.overrides, f"seed={seed}", *ARMS[arm]]
+                run_arm(options.work / f"seed-{seed}" / arm, data, compose(overrides))
+        measure(options.work / "base", compose([*PROMPTS, *options.overrides]), "base")
+    results = compare(options.work, options.seeds, options.arms)
+    write_json(ROOT / "bench/results/alignment.json", results)
+    print(table(results))
+
+
+def prepare(work: Path, overrides: Sequence[str]) -> Path:
+    """Images and embeddings of one seed, shared by its arms."""
+    root, config = work / "data", compose(overrides)
+    link_inputs(root)
+    if not (root / "outputs/embeddings/result.json").is_file():
+        ingest(config, root)
+        extract(config, root)
+    return root
+
+
+def link_inputs(root: Path) -> None:
+    """A folder that looks like the project to a stage: same recipe files, same bases."""
+    root.mkdir(parents=True, exist_ok=True)
+    for name in ("conf", "data", "reca"):
+        if not (root / name).exists():
+            os.symlink(ROOT / name, root / name)
+
+
+def run_arm(root: Path, data: Path, config: Config) -> None:
+    """Train and measure one arm."""
+    link_inputs(root)
+    (root / "outputs").mkdir(exist_ok=True)
+    for name in ("dataset", "embeddings"):
+        if not (root / "outputs" / name).exists():
+            os.symlink(data / "outputs" / name, root / "outputs" / name)
+    if not (root / "outputs/model/result.json").is_file():
+        train(config, root)
+    measure(root, config, "aligned")
+
+
+def measure(root: Path, config: Config, which: str) -> None:
+    """Generate and score, unless it has been done."""
+    link_inputs(root)
+    for benchmark in config.evaluate.benchmarks:
+        if benchmark == "fidelity" and which == "base":
+            (root / "outputs").mkdir(exist_ok=True)
+        if not (root / f"outputs/scores/{which}/{benchmark}.json").is_file():
+            generate(config, root, which, benchmark)
+            score(config, root, which, benchmark)
+
+
+def read_items(root: Path, which: str, benchmark: str) -> dict[str, dict[str, list[float]]]:
+    """Category -> prompt id -> values."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for line in (root / f"outputs/scores/{which}/{benchmark}.items.jsonl").read_text().splitlines():
+        item = json.loads(line)
+        found.setdefault(item["category"], {})[item["prompt_id"]] = [v for v in item["values"] if v is not None]
+    return found
+
+
+def pooled(several: Sequence[Mapping[str, Mapping[str, list[float]]]]) -> Values:
+    """The seeds of one arm together: a prompt's images of all seeds are one cluster."""
+    first = several[0]
+    return {
+        category: {prompt: [value for one in several for value in one[category][prompt]] for prompt in first[category]}
+        for category in first
+    }
+
+
+def compare(work: Path, seeds: Sequence[int], arms: Sequence[str]) -> dict[str, Any]:
+    """Means of all arms and the paired differences, seeds pooled and one by one."""
+    results: dict[str, Any] = {"seeds": list(seeds), "base": weights_digest(ROOT / "data/bases/janus_tiny")}
+    for benchmark in ("scenes", "fidelity", "understanding"):
+        items = {"base": [read_items(work / "base", "base", benchmark)] * len(seeds)}
+        for arm in arms:
+            items[arm] = [read_items(work / f"seed-{seed}" / arm, "aligned", benchmark) for seed in seeds]
+        entry: dict[str, Any] = {"means": {arm: means(pooled(several)) for arm, several in items.items()}, "deltas": {}}
+        for after, before in COMPARISONS:
+            if after in items and before in items:
+                entry["deltas"][f"{after} - {before}"] = _deltas(items[before], items[after], seeds)
+        results[benchmark] = entry
+    return results
+
+
+def _deltas(before: Sequence[Any], after: Sequence[Any], seeds: Sequence[int]) -> dict[str, Any]:
+    pairs = {"all": (pooled(before), pooled(after))}
+    pairs |= {f"seed {seed}": (before[number], after[number]) for number, seed in enumerate(seeds)}
+    return {
+        name: {
+            category: [round(number, 4) for number in (delta.delta, delta.low, delta.high)]
+            for category, delta in paired_delta(*pair).items()
+        }
+        for name, pair in pairs.items()
+    }
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """Markdown for docs/experiments.md."""
+    lines = []
+    for benchmark in ("scenes", "fidelity", "understanding"):
+        entry = results[benchmark]
+        names = list(next(iter(entry["means"].values())))
+        lines += [f"### {benchmark}", "", "| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+        for arm, values in entry["means"].items():
+            lines.append(f"| {arm} | " + " | ".join(f"{values[name]:.3f}" for name in names) + " |")
+        for comparison, several in entry["deltas"].items():
+            for pooling, deltas in several.items():
+                cells = [f"{deltas[n][0]:+.3f} [{deltas[n][1]:+.3f}, {deltas[n][2]:+.3f}]" for n in names]
+                lines.append(f"| {comparison} ({pooling}) | " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
