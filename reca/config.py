@@ -136,11 +136,18 @@ class ExtractSection(Section):
 
 
 class MixtureSection(Section):
-    """Weights of the three losses (paper, equation 3): their share of the micro-batches of a step."""
+    """Weights λ of the three losses (paper, equation 3).
+
+    The two image losses split ``train.global_batch_size`` images in proportion to their weights, so 1 : 1 (RecA)
+    and 0 : 1 (its control) see equally many images. A weight of 0 leaves that loss out.
+    """
 
     reconstruction: NonNegativeFloat
+    """Rebuild the image from its own understanding embeddings: L_RecA."""
     text_to_image: NonNegativeFloat
+    """Draw the image of a caption: L_t2i; every training image needs one."""
     understanding: NonNegativeFloat
+    """Answer questions about images, L_i2t: so many dialogues per image of the other two, on top of them."""
 
     @model_validator(mode="after")
     def _something_to_train(self) -> Self:
@@ -155,7 +162,7 @@ class TrainSection(Section):
     max_steps: PositiveInt
     """Optimizer steps."""
     global_batch_size: PositiveInt
-    """Images per loss and optimizer step, over all devices and accumulation."""
+    """Images per optimizer step, of both image losses together, over all devices and accumulation."""
     learning_rate: PositiveFloat = Field(le=1)
     schedule: Literal["constant", "cosine"]
     warmup_steps: NonNegativeInt
