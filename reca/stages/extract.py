@@ -36,7 +36,7 @@ from reca.nn.random import SampleRng, derive_seed
 from reca.progress import Progress
 from reca.stages.result import write_result
 from reca.training.base_model import base_digest, base_folder, load_base
-from reca.training.checkpoint import code_digest
+from reca.training.code import EXTRACTION, code_digest
 from reca.training.process import end_with_parent, prepare
 from reca.training.storage import exclusive, explained
 
@@ -106,7 +106,7 @@ def _fingerprint(config: Config, root: Path, base: Path) -> str:
     parts += [
         file_digest(root / DATASET / MANIFEST),
         base_digest(base),
-        code_digest(("models", "nn", "stages/extract.py")),
+        code_digest(EXTRACTION),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -10,7 +10,7 @@ import json
 import pickle
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,9 +31,6 @@ WEIGHTS, STATE, META = "model.safetensors", "training_state.pt", "meta.json"
 STEP = re.compile(r"\d{6,}")
 NOT_SCIENCE = ("save_every", "eval_every", "keep_last")
 """Keys of the ``train`` section that do not change the weights."""
-CODE = Path(__file__).resolve().parent.parent
-CODE_PARTS = ("training", "objectives", "models", "nn", "data", "stages/train.py")
-"""The code that training runs."""
 
 
 class TornCheckpoint(Exception):
@@ -64,16 +61,6 @@ def fingerprint(config: Config, dataset: str, base: str) -> str:
     parts = {"train": train, "dataset": dataset, "base": base}
     parts |= {section: values[section] for section in ("model", "extract", "seed")}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def code_digest(parts: Sequence[str] = CODE_PARTS) -> str:
-    """Digest (16 hex digits) of code, by default what training runs: an edit between two attempts must be visible."""
-    digest = hashlib.sha256()
-    for part in parts:
-        path = CODE / part
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            digest.update(f"{file.relative_to(CODE).as_posix()}\0{file_digest(file)}\n".encode())
-    return digest.hexdigest()[:16]
 
 
 class CheckpointStore:

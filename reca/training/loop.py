@@ -20,7 +20,8 @@ from reca.nn.random import derive_seed
 from reca.objectives.mixture import Kind
 from reca.progress import Progress
 from reca.training import monitor
-from reca.training.checkpoint import CheckpointStore, code_digest, restore
+from reca.training.checkpoint import CheckpointStore, restore
+from reca.training.code import code_digest
 from reca.training.optimizer import build_optimizer, freeze, learning_rate, set_learning_rate, set_training_mode
 from reca.training.process import Interrupted, StopRequest
 from reca.training.samples import Samples

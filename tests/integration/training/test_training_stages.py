@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,12 @@ from reca.data.embeddings import Embeddings
 from reca.data.images import square_tensor
 from reca.data.manifest import load_images, read_manifest
 from reca.errors import UserError
-from reca.models.base import load_model
+from reca.models.base import Loss, load_model
 from reca.nn.random import SampleRng
 from reca.stages.extract import extract
 from reca.stages.result import read_result
 from reca.stages.train import train
+from reca.training.samples import Samples
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -109,8 +111,6 @@ def test_two_runs_are_equal_to_the_last_byte(project) -> None:
 
 
 def test_held_out_images_are_never_trained_on(project, monkeypatch: pytest.MonkeyPatch) -> None:
-    from reca.training.samples import Samples
-
     seen: dict[str, set[str]] = {"train": set(), "held_out": set()}
     original = Samples.loss
 
@@ -202,17 +202,23 @@ def test_cache_of_other_images_is_refused(project) -> None:
         train(config, project.root)
 
 
-def test_divergence_stops_at_the_last_good_checkpoint(project) -> None:
-    """A real one: a learning rate of 1 without warm-up blows the weights up within some steps."""
-    config = project.configure(
-        "train.learning_rate=1", "train.warmup_steps=0", "train.max_grad_norm=1e9", "train.max_steps=400",
-        "train.eval_every=1000", "train.save_every=1", "train.schedule=constant", "train.global_batch_size=2",
-        "train.mixture.understanding=0",
-    )  # fmt: skip
-    with pytest.raises(UserError, match=r"training stopped at step \d+: the loss is .*train\.learning_rate") as caught:
-        train(config, project.root)
-    assert str(project.checkpoints) in str(caught.value)
+def test_divergence_stops_at_the_last_good_checkpoint(project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sample of step 5 makes the loss NaN; nothing of that step reaches the weights or the disk."""
+    original = Samples.loss
+
+    def poisoned(self: Samples, kind, ids, *moment: object) -> Loss:
+        loss = original(self, kind, ids, *moment)
+        return Loss(loss.value * (math.nan if moment == ("train", 5) else 1), loss.n_targets)
+
+    monkeypatch.setattr(Samples, "loss", poisoned)
+    with pytest.raises(UserError, match=r"training stopped at step 5: the loss is nan.*train\.learning_rate") as caught:
+        train(project.config, project.root)
+    assert f"the last good checkpoint is {project.checkpoints / '000003'}" in str(caught.value)
+    assert project.recorded() == 4
     assert not (project.root / "outputs/model").exists()
+    monkeypatch.undo()
+    train(project.config, project.root)  # the cause is mended: it goes on from there
+    assert [row["step"] for row in project.curve("train.csv")] == [str(step) for step in range(1, 9)]
 
 
 def test_configuration_of_the_stage_is_recorded(project) -> None:
