@@ -209,7 +209,7 @@ def _outermost_tracked(target: Path, root: Path) -> Path:
 
 
 def _add(target: Path, root: Path) -> None:
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "add", "--quiet", target.as_posix()]
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "add", target.as_posix()]
     environment = os.environ | {"DVC_NO_ANALYTICS": "1"}
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     if done.returncode == 0:
