@@ -240,7 +240,7 @@ class GateRule(Section):
     category: str = "overall"
     versus: Literal["base", "champion"]
     bound: Literal["lower", "estimate"]
-    """Whether the lower end of the interval or the estimate itself must reach ``minimum``."""
+    """``lower``: the whole interval must lie above ``minimum``; ``estimate``: the delta itself must reach it."""
     minimum: float
     """Smallest acceptable delta, in the score's own unit (scores run from 0 to 1)."""
 

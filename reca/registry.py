@@ -13,7 +13,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import mlflow
 from mlflow.exceptions import MlflowException
@@ -174,10 +173,11 @@ def rollback(client: Client, name: str) -> tuple[Version, Version]:
     return taken_back, resolve(client, f"{name}@{CHAMPION}")
 
 
-def log_model(artifacts: Mapping[str, Path], settings: Mapping[str, Any], requirements: Sequence[str]) -> str:
+def log_model(artifacts: Mapping[str, Path], requirements: Sequence[str]) -> str:
     """Log the serving code with its artifacts to the active run; returns MLflow's id of the model.
 
     The code of this package is stored with it, so that the model loads where only the requirements are installed.
+    Its settings are one of the artifacts: MLflow would log a ``model_config`` among the run's parameters.
     """
     package = Path(__file__).parent
     info = mlflow.pyfunc.log_model(
@@ -186,7 +186,6 @@ def log_model(artifacts: Mapping[str, Path], settings: Mapping[str, Any], requir
         artifacts={name: str(path) for name, path in artifacts.items()},
         code_paths=[str(package)],
         pip_requirements=list(requirements),
-        model_config=dict(settings),
     )
     model_id: str = info.model_id
     return model_id

@@ -30,7 +30,7 @@ class Drawer(PythonModel):
 
         from reca.models.base import load_model
 
-        self._settings = context.model_config
+        self._settings = json.loads(Path(context.artifacts["settings"]).read_text())
         if "checkpoint" in context.artifacts:
             checkpoint = Path(context.artifacts["checkpoint"])
         else:

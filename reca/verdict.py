@@ -2,8 +2,8 @@
 
 A rule is passed, failed or skipped, and says why:
 
-- *passed* when its delta (or the lower end of its interval) is at least ``minimum``; a delta that is not a
-  number never passes.
+- *passed* when its delta is at least ``minimum``, or, with ``bound: lower``, when the whole interval lies above
+  it (a model that draws just as its base does has shown nothing); what is not a number never passes.
 - *failed* also when what it asks about was not measured: a shorter list of benchmarks must not win by itself.
 - *skipped* only when it compares with the champion and there is none to compare with. The first model is thus
   judged against its base alone.
@@ -43,7 +43,7 @@ class RuleResult:
     """What became of one rule."""
 
     text: str
-    """The rule in words, such as ``scenes overall versus base: lower bound >= +0.0 points``."""
+    """The rule in words, such as ``scenes overall versus base: lower bound > +0.00 points``."""
     passed: bool
     value: float | None
     """The number that was held against ``minimum``; ``None`` where there was none."""
@@ -89,8 +89,8 @@ def judge(
 
 def describe(rule: GateRule) -> str:
     """A rule in words; deltas are given in points, that is hundredths of the score's range."""
-    bound = "lower bound" if rule.bound == "lower" else "delta"
-    return f"{rule.benchmark} {rule.category} versus {rule.versus}: {bound} >= {_points(rule.minimum)} points"
+    bound = "lower bound >" if rule.bound == "lower" else "delta >="
+    return f"{rule.benchmark} {rule.category} versus {rule.versus}: {bound} {_points(rule.minimum)} points"
 
 
 def _judge_one(rule: GateRule, deltas: Deltas, champion: Champion | None, no_champion: str) -> RuleResult:
@@ -110,7 +110,8 @@ def _judge_one(rule: GateRule, deltas: Deltas, champion: Champion | None, no_cha
     value = _number(delta.get("low" if rule.bound == "lower" else "delta"))
     if value is None or math.isnan(value):
         return result(False, None, f"the measured {'bound' if rule.bound == 'lower' else 'delta'} is not a number")
-    return result(value >= rule.minimum, value, _sentence(rule, delta, value))
+    passed = value > rule.minimum if rule.bound == "lower" else value >= rule.minimum
+    return result(passed, value, _sentence(rule, delta, value, passed))
 
 
 def _find(rule: GateRule, deltas: Deltas) -> tuple[Delta | None, str]:
@@ -132,12 +133,13 @@ def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _sentence(rule: GateRule, delta: Delta, value: float) -> str:
+def _sentence(rule: GateRule, delta: Delta, value: float, passed: bool) -> str:
     low, high = _number(delta.get("low")), _number(delta.get("high"))
     interval = f" [{_points(low)}, {_points(high)}]" if low is not None and high is not None else ""
     estimate = _number(delta.get("delta"))
     measured = f"{_points(estimate)}{interval} points" if estimate is not None else f"{_points(value)} points"
-    return measured if value >= rule.minimum else f"{measured}; {_points(value)} is below {_points(rule.minimum)}"
+    missed = "not above" if rule.bound == "lower" else "below"
+    return measured if passed else f"{measured}; {_points(value)} is {missed} {_points(rule.minimum)}"
 
 
 def _points(fraction: float) -> str:

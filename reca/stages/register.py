@@ -119,13 +119,18 @@ def _log_model(config: Config, root: Path, lineage: Lineage) -> str:
     # A local part of a version ("2.13.0+cpu") names a build of this machine; the index has the release only.
     requirements = [f"{name}=={lineage.versions[name].split('+')[0]}" for name in REQUIREMENTS]
     size = sum(path.stat().st_size for path in (root / MODEL).rglob("*") if path.is_file())
-    if size <= config.tracking.copy_limit_mib * 2**20:
-        return registry.log_model({"checkpoint": root / MODEL}, settings, requirements)
+    copied = size <= config.tracking.copy_limit_mib * 2**20
     with tempfile.TemporaryDirectory() as folder:
-        reference = Path(folder) / "reference.json"
-        write_json(reference, tracking.dvc_reference(root, MODEL, lineage))
-        print(f"the model has {size / 2**20:,.0f} MiB: registered by its DVC hash, not copied")
-        return registry.log_model({"reference": reference}, settings, requirements)
+        written = Path(folder)
+        write_json(written / "settings.json", settings)
+        artifacts = {"settings": written / "settings.json"}
+        if copied:
+            artifacts["checkpoint"] = root / MODEL
+        else:
+            write_json(written / "reference.json", tracking.dvc_reference(root, MODEL, lineage))
+            artifacts["reference"] = written / "reference.json"
+            print(f"the model has {size / 2**20:,.0f} MiB: registered by its DVC hash, not copied")
+        return registry.log_model(artifacts, requirements)
 
 
 def _log_files(client: Any, run_id: str, config: Config, root: Path, lineage: Lineage) -> None:

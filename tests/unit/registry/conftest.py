@@ -21,7 +21,7 @@ from reca.statistics import paired_delta
 from reca.verdict import judge
 
 NAME = "reca-janus_tiny"
-PROMPTS = 12
+PROMPTS = 48
 
 
 @dataclass
