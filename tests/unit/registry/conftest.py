@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import sqlite3
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,18 +32,21 @@ class Project:
     root: Path
     config: Config
 
-    def results(self, weights: int = 0, skill: float = 0.8, benchmark_set: str = "s" * 64, lock: bool = True) -> None:
+    def results(
+        self, weights: int | None = 0, skill: float = 0.8, benchmark_set: str = "s" * 64, lock: bool = True
+    ) -> None:
         """Write base and aligned weights, scores, curves, the report and (with ``lock``) ``dvc.lock``.
 
         Args:
-            weights: Seed of the aligned weights: equal seeds, equal weights.
+            weights: Seed of the aligned weights: equal seeds, equal weights; ``None`` keeps those that are there.
             skill: Share of prompts that the aligned model gets right; the base gets half of them.
             benchmark_set: As in ``verdict.json``.
             lock: Whether DVC made all this.
         """
         outputs = self.root / "outputs"
         _weights(self.root / self.config.model.checkpoint, 999)
-        _weights(outputs / "model", weights)
+        if weights is not None:
+            _weights(outputs / "model", weights)
         _result(outputs / "model", "train", self.config, ("model", "train", "seed"))
         (outputs / "dataset").mkdir(parents=True, exist_ok=True)
         (outputs / "dataset/shard-00000.tar").write_bytes(b"images")
@@ -146,6 +150,17 @@ def make_template(tmp_path_factory: pytest.TempPathFactory, migrated_database: P
         return project
 
     return make
+
+
+@pytest.fixture
+def git() -> Callable[..., str]:
+    """``git(folder, *arguments)``."""
+
+    def run(folder: Path, *arguments: str) -> str:
+        command = ["git", "-c", "user.name=t", "-c", "user.email=t@t", *arguments]
+        return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
+
+    return run
 
 
 @pytest.fixture
