@@ -46,14 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb.
 
     Returns:
-        0; 2 for a mistake that the user can mend, told in one message; 130 after Ctrl-C.
+        0; 1 when a comparison failed; 2 for a mistake that the user can mend, told in one message; 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     passed_on = words[1:] if words[:1] and words[0] in PASSED_ON else []
     options = parser().parse_args(words[:1] if passed_on else words)
     options.arguments = passed_on
     try:
-        options.verb_function(options)
+        return options.verb_function(options) or 0
     except (ConfigError, UserError) as error:
         print(f"reca {options.verb}: {error}", file=sys.stderr)
         return 2
@@ -63,7 +63,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader went away, as in `reca lineage … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    return 0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -71,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("reca", description="Reconstruction alignment, from images to a registered model.")
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
 
-    def verb(name: str, function: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+    def verb(name: str, function: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
         one = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         one.set_defaults(verb_function=function)
         return one
@@ -88,17 +87,26 @@ def parser() -> argparse.ArgumentParser:
         stage.add_argument("benchmark")
     verb("pretrain", _pretrain, "make the base weights of a tiny preset again")
     verb("doctor", _doctor, "say whether this machine and this project are fit for a run")
-    lineage = verb("lineage", _lineage, "tell where a registered model came from")
-    reproduce = verb("reproduce", _reproduce, "make a registered model again and compare")
+    lineage = verb("lineage", _registered, "tell where a registered model came from")
+    lineage.add_argument("--json", action="store_true", help="everything, for programs")
+    reproduce = verb("reproduce", _registered, "make a registered model again and compare")
+    reproduce.add_argument(
+        "--no-from-scratch", dest="from_scratch", action="store_false", help="let DVC restore what it has cached"
+    )
     for one in (lineage, reproduce):
         one.add_argument("model", metavar="NAME@ALIAS")
-    verb("rollback", _rollback, "make the previous champion the champion again").add_argument("name", metavar="NAME")
+    verb("rollback", _registered, "make the previous champion the champion again").add_argument("name", metavar="NAME")
     return top
 
 
 def _compose(options: argparse.Namespace) -> None:
     root = workspace.project_root()
-    changed = compose(options.overrides).save(root / "params.yaml")
+    config = compose(options.overrides)
+    if config.data.source != "scenes":
+        from reca.data.versioning import prepare
+
+        config = prepare(config, root)
+    changed = config.save(root / "params.yaml")
     print("params.yaml written" if changed else "params.yaml unchanged")
 
 
@@ -149,25 +157,24 @@ def _start_flows(options: argparse.Namespace) -> None:
     os.execv(sys.executable, [sys.executable, "-m", "flows", verb, *options.arguments])
 
 
-def _pretrain(options: argparse.Namespace) -> None:
-    _call("reca.pretraining", "main", options.arguments)
+def _pretrain(options: argparse.Namespace) -> int:
+    from reca.pretraining import main as pretrain
+
+    return pretrain(options.arguments)
 
 
-def _doctor(options: argparse.Namespace) -> None:
-    _call("reca.doctor", "doctor", workspace.project_root())
+def _doctor(_: argparse.Namespace) -> int:
+    from reca.doctor import doctor
+
+    return doctor(workspace.project_root())
 
 
-def _lineage(options: argparse.Namespace) -> None:
-    _call("reca.registry", "print_lineage", workspace.project_root(), options.model)
+def _registered(options: argparse.Namespace) -> int:
+    from reca import reproduce
 
-
-def _rollback(options: argparse.Namespace) -> None:
-    _call("reca.registry", "rollback", workspace.project_root(), options.name)
-
-
-def _reproduce(options: argparse.Namespace) -> None:
-    _call("reca.reproduce", "reproduce", workspace.project_root(), options.model)
-
-
-def _call(module: str, function: str, *arguments: object) -> None:
-    getattr(importlib.import_module(module), function)(*arguments)
+    commands = {
+        "lineage": reproduce.lineage_command,
+        "rollback": reproduce.rollback_command,
+        "reproduce": reproduce.reproduce_command,
+    }
+    return commands[options.verb](options, workspace.project_root())

@@ -1,0 +1,90 @@
+"""A real Prefect server and a real worker: deployments, runs on demand and by schedule, cancelling."""
+
+import os
+import signal
+import subprocess
+import sys
+from datetime import timedelta
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture
+def worker(server, project):
+    """A process worker of the pool ``cpu``, on the project's deployments."""
+    from flows.deploy import deploy
+
+    assert deploy(gpus=3) == 0
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "cpu", "--type", "process"]
+    with (project.parent / "worker.log").open("w") as log:
+        process = subprocess.Popen(command, cwd=project.parent, stdout=log, stderr=log, start_new_session=True)
+    yield process
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def client(server):
+    """Prefect's API."""
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as one:
+        yield one
+
+
+def test_deployments_on_demand_by_schedule_and_cancelled(worker, client, project, capsys, until, hanging, gone):
+    from prefect.client.schemas.schedules import IntervalSchedule
+    from prefect.states import Cancelling
+
+    from flows.deploy import ZOMBIES, deploy, submit
+    from reca.config import ConfigError
+
+    assert deploy(gpus=3) == 0, "a second time changes nothing"
+    assert client.read_global_concurrency_limit_by_name("gpu").limit == 3
+    assert len(client.read_automations_by_name(ZOMBIES)) == 1
+    nightly = client.read_deployment_by_name("reca/nightly")
+    assert [schedule.schedule.cron for schedule in nightly.schedules] == ["0 3 * * *"]
+    assert client.read_deployment_by_name("reca/on-demand-gpu").work_pool_name == "gpu"
+
+    with pytest.raises(ConfigError, match="stpes"):
+        submit(["train.stpes=1"], "on-demand")
+    assert submit(["train.learning_rate=0.004"], "on-demand") == 0
+    run_id = capsys.readouterr().out.split("/flow-run/")[1].split()[0]
+
+    def ended():
+        run = client.read_flow_run(run_id)
+        return run.state.is_final() and run
+
+    run = until(ended, 400)
+    assert run.state.is_completed(), (run.state, (project.parent / "worker.log").read_text()[-3000:])
+    assert (project / ".reca/registered.jsonl").read_text().split() == ["0.004"]
+    assert not (project / "outputs").exists(), "a scheduled run works in its own folder"
+
+    # a schedule really fires (with SQLAlchemy 2.1 none ever does, and nothing says so)
+    every = IntervalSchedule(interval=timedelta(seconds=15))
+    (added,) = client.create_deployment_schedules(nightly.id, [(every, True)])
+
+    def fired():
+        from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
+
+        chosen = DeploymentFilter(id=DeploymentFilterId(any_=[nightly.id]))
+        runs = client.read_flow_runs(deployment_filter=chosen)
+        return [one for one in runs if one.auto_scheduled and one.state.is_completed()]
+
+    until(fired, 400)
+    client.delete_deployment_schedule(nightly.id, added.id)
+
+    # cancelling through the API ends the stage and its children
+    (project / "hang-train").touch()
+    assert submit(["train.learning_rate=0.005"], "on-demand") == 0
+    run_id = capsys.readouterr().out.split("/flow-run/")[1].split()[0]
+    pids = hanging("train")
+    client.set_flow_run_state(run_id, Cancelling())
+    gone(pids, 120)
+    run = until(ended, 120)
+    assert run.state.name == "Cancelled"

@@ -1,0 +1,63 @@
+"""Ending a run in every way there is: nothing trains on, nothing is lost, the next run puts it right."""
+
+import json
+import signal
+import sqlite3
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_and_its_children(server, project, command, hanging, gone, number):
+    (project / "hang-train").touch()
+    run = command("run")
+    pids = hanging("train")
+    run.send_signal(number)
+    output, _ = run.communicate(timeout=300)
+    assert run.returncode == 130, output
+    assert "interrupted" in output
+    assert "Traceback" not in output
+    gone(pids, 5)
+
+
+def test_kill_9_of_the_flow_leaves_no_orphans_and_the_next_run_continues(
+    server, project, command, hanging, gone, run_flow, events
+):
+    (project / "hang-train").touch()
+    run = command("run")
+    pids = hanging("train")
+    run.kill()
+    run.wait()
+    gone(pids)
+    (project / "hang-train").unlink()
+    again = run_flow()
+    assert again.state.is_completed(), again.error
+    assert [event.what for event in events() if event.stage == "first"] == ["begin", "end"], (
+        "finished work was done twice"
+    )
+
+    from prefect.client.orchestration import get_client
+
+    (log,) = [path for path in (project / ".reca/logs").iterdir() if path.name != str(again.id)]
+    with get_client(sync_client=True) as client:
+        killed = client.read_flow_run(log.name)
+    assert killed.state.name == "Crashed"
+
+
+def test_without_a_server_the_run_has_its_own_and_its_history_is_complete(server, project, command, gone):
+    run = command("run", PREFECT_API_URL=None, PREFECT_HOME=None)
+    output, _ = run.communicate(timeout=600)
+    assert run.returncode == 0, output
+    home = project / ".reca/prefect"
+    with sqlite3.connect(home / "prefect.db") as database:
+        tasks = dict(database.execute("select name, state_name from task_run"))
+        flows = database.execute("select state_type, parameters from flow_run").fetchall()
+        logs = database.execute("select count(*) from log where message like '%Running stage%'").fetchone()[0]
+        artifacts = database.execute("select count(*) from artifact where type = 'progress'").fetchone()[0]
+    assert tasks == {**dict.fromkeys(("first", "train", "side", "report"), "Done"), "register": "Completed"}
+    assert [state for state, _ in flows] == ["COMPLETED"]
+    assert logs == 4
+    assert artifacts == 4
+    gone([json.loads((home / "server.json").read_text())["guard"]])

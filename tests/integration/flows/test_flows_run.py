@@ -1,0 +1,137 @@
+"""The flow over real DVC and a real Prefect server: order, skipping, retries, parameters, locks."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import yaml
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def result(folder, stage):
+    return json.loads((folder / f"outputs/{stage}/result.json").read_text())["params"]
+
+
+def recorded(folder, stage):
+    return yaml.safe_load((folder / "dvc.lock").read_text())["stages"][stage]["params"]["params.yaml"]
+
+
+def test_order_comes_from_the_graph_and_what_is_up_to_date_is_skipped(run_flow, tasks, events, project):
+    run = run_flow("train.max_steps=40")
+    assert run.state.is_completed(), run.error
+    at = {(event.stage, event.what): event.at for event in events()}
+    assert at["first", "end"] < at["train", "begin"] < at["train", "end"] < at["made", "begin"]
+    assert at["side", "begin"] < at["train", "end"], "independent stages wait for each other"
+    assert at["side", "end"] < at["made", "begin"]
+    found = tasks(run.id, 5)
+    assert {name: task.state.name for name, task in found.items()} == {
+        **dict.fromkeys(("first", "train", "side", "report"), "Done"),
+        "register": "Completed",
+    }
+    assert yaml.safe_load((project / "params.yaml").read_text())["train"]["max_steps"] == 40
+
+    again = run_flow("train.max_steps=40")
+    assert {name: task.state.name for name, task in tasks(again.id, 5).items()} == {
+        **dict.fromkeys(("first", "train", "side", "report"), "Unchanged"),
+        "register": "Completed",
+    }
+
+    # DVC's own cut: the stub's result tells the parameter, so what depends on it changes too.
+    other = run_flow("train.max_steps=41")
+    states = {name: task.state.name for name, task in tasks(other.id, 5).items()}
+    assert states["first"] == states["side"] == "Unchanged"
+    assert states["train"] == "Done"
+    back = run_flow("train.max_steps=40")
+    assert {name: task.state.name for name, task in tasks(back.id, 5).items()}["train"] == "Restored"
+    assert len([event for event in events() if (event.stage, event.what) == ("train", "end")]) == 2
+
+
+def test_a_failure_is_tried_again(run_flow, tasks, project, monkeypatch, events):
+    monkeypatch.setattr("flows.stage.PAUSES", (0.1, 0.1))
+    (project / "fail-train").write_text("1")
+    run = run_flow()
+    assert run.state.is_completed(), run.error
+    assert tasks(run.id, 5)["train"].run_count == 2
+    assert [event.what for event in events() if event.stage == "train"] == ["begin", "begin", "end"]
+
+
+def test_a_users_mistake_is_told_once(run_flow, tasks, project, events):
+    (project / "fail-first").write_text("2")
+    run = run_flow()
+    assert run.state.is_failed()
+    assert "first failed (exit status 2)" in str(run.error)
+    assert "something is wrong with first" in str(run.error)
+    found = tasks(run.id, 1)
+    assert found["first"].run_count == 1
+    assert not {"train", "report", "register"} & found.keys()
+    assert not (project / ".reca/registered.jsonl").exists()
+
+
+def test_a_wrong_override_stops_the_flow_before_anything_runs(run_flow, project):
+    before = (project / "params.yaml").read_text()
+    run = run_flow("train.stpes=3")
+    assert run.state.is_failed()
+    assert "train.stpes" in str(run.error)
+    assert (project / "params.yaml").read_text() == before
+
+
+def test_params_edited_during_a_run_make_no_false_lineage(run_flow, project, events, until):
+    """facts/mlops.md §3.3: DVC alone records 0.5 for a model that was trained with 0.001."""
+
+    def edit():
+        until(lambda: any((event.stage, event.what) == ("train", "begin") for event in events()), 300)
+        params = yaml.safe_load((project / "params.yaml").read_text())
+        params["train"]["learning_rate"] = 0.5
+        (project / "params.yaml").write_text(yaml.safe_dump(params))
+
+    editor = threading.Thread(target=edit)
+    editor.start()
+    run = run_flow("train.learning_rate=0.001")
+    editor.join()
+    assert run.state.is_completed(), run.error
+    assert [event.rate for event in events() if (event.stage, event.what) == ("train", "end")] == [0.001, 0.001]
+    assert recorded(project, "train")["train"]["learning_rate"] == 0.001
+    assert result(project, "train")["train"]["learning_rate"] == 0.001
+    assert (project / ".reca/registered.jsonl").read_text().split() == ["0.001"]
+    # Nor does anyone later get that model under the other name.
+    later = run_flow("train.learning_rate=0.5")
+    assert later.state.is_completed(), later.error
+    assert result(project, "train")["train"]["learning_rate"] == 0.5
+
+
+def test_two_runs_at_once_do_not_mix(server, project, command):
+    runs = {rate: command("run", "--isolated", f"train.learning_rate={rate}") for rate in (0.002, 0.003)}
+    for process in runs.values():
+        output, _ = process.communicate(timeout=600)
+        assert process.returncode == 0, output
+    places = [place for place in (project.parent / "workspaces").iterdir() if (place / "dvc.lock").exists()]
+    rates = {recorded(place, "train")["train"]["learning_rate"] for place in places}
+    assert rates == set(runs)
+    for place in places:
+        assert result(place, "train")["train"] == recorded(place, "train")["train"]
+    assert sorted((project / ".reca/registered.jsonl").read_text().split()) == ["0.002", "0.003"]
+    assert not (project / "outputs").exists()
+    assert any((project.parent / "remote").rglob("files/md5/*/*")), "the results were not pushed"
+
+
+def test_a_second_run_in_place_is_told_who_is_there(project, command):
+    holder = (
+        "import sys, time, pathlib; from reca import workspace\n"
+        "with workspace.in_place(pathlib.Path('.reca'), 'golden otter'): print('held', flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", holder], cwd=project, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        began = time.monotonic()
+        second = command("run")
+        output, _ = second.communicate(timeout=300)
+        process.kill()
+    assert second.returncode == 2
+    assert "golden otter" in output
+    assert str(process.pid) in output
+    assert "--isolated" in output
+    assert "Traceback" not in output
+    assert not (project / ".reca/prefect").exists(), f"a server was started for nothing in {time.monotonic() - began} s"
