@@ -101,7 +101,7 @@ def _verdict(verdict: Record) -> Iterator[str]:
     yield "**Passed.**\n" if verdict["passed"] else "**Refused**: it may not become champion.\n"
     for rule in verdict["rules"]:
         state = "left to registration" if rule["skipped"] else "met" if rule["passed"] else "not met"
-        yield f"- {rule['text']}: {state} ({rule['reason']})"
+        yield f"- {rule['text'].removesuffix('.')}: {state} ({rule['reason']})"
 
 
 def _recipe(config: Config) -> Iterator[str]:

@@ -1,6 +1,8 @@
 """One picture that tells the run: inputs and what either model makes of them, and what that did to the scores."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,61 +12,80 @@ from reca.reporting.pictures import SMALL, open_picture
 from reca.reporting.words import benchmark_words, category_words, points
 
 COLUMNS = 5
-LABEL, GAP = 0.95, 0.09  # inches: room for a row's label, between two images
+LABEL, GAP, HEAD = 0.95, 0.09, 0.7  # inches: room for a row's label, between two images, for what stands above
 INK, SOFT, LINE = "#1b1d22", "#5a6070", "#e2dfd8"
 COLORS = {"up": "#117a53", "down": "#b3372b", "unclear": "#7a7466"}
-Rows = Sequence[tuple[str, Sequence[Path]]]
-"""Label of a row and the images in it."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Images in labelled rows."""
+
+    rows: Sequence[tuple[str, Sequence[Path]]]
+    """Label of a row and the images in it; none: there is nothing to show."""
+    heads: Sequence[str] = ()
+    """What stands above each column."""
 
 
 def draw_overview(path: Path, pairs: Mapping[str, Pair], deltas: Mapping[str, Record], confidence: float) -> None:
     """Write the figure as PNG: images on the left where there are any, deltas with intervals on the right."""
     from matplotlib.figure import Figure
 
-    rows = image_rows(pairs)
+    grid = choose_images(pairs)
     # Agg with a fixed size and resolution and no date: the same inputs give the same bytes.
     figure = Figure(figsize=(12.8, 4.9), dpi=150, facecolor="white")
-    panels: Any = figure.subfigures(1, 2, width_ratios=(1.32, 1), wspace=0.0) if rows else [None, figure]
-    if rows:
-        _draw_images(panels[0], rows)
+    panels: Any = figure.subfigures(1, 2, width_ratios=(1.32, 1), wspace=0.0) if grid.rows else [None, figure]
+    if grid.rows:
+        _draw_images(panels[0], grid)
     _draw_deltas(panels[1], deltas, confidence)
     figure.savefig(path, metadata={"Software": None})
 
 
-def image_rows(pairs: Mapping[str, Pair]) -> Rows:
+def choose_images(pairs: Mapping[str, Pair]) -> Grid:
     """The first images of the reconstruction benchmark, else the first prompt of every drawing category."""
     for pair in pairs.values():
         rows = [row for row in pair.base.samples if "original" in row][:COLUMNS]
         if rows:
             originals = [pair.base.folder / str(row["original"]) for row in rows]
             ids = [str(row["prompt_id"]) for row in rows]
-            return [("input", originals), *((side.scores.which, _first(side, ids)) for side in pair.sides)]
+            return Grid([("input", originals), *((side.scores.which, _first(side, ids)) for side in pair.sides)])
     for pair in pairs.values():
         if any("file" in row for row in pair.base.samples):
             ids = [ids[0] for ids in pair.categories.values()][:COLUMNS]
-            return [(side.scores.which, _first(side, ids)) for side in pair.sides]
-    return []
+            prompts = [str(pair.base.samples_of[prompt_id][0].get("prompt", "")) for prompt_id in ids]
+            return Grid([(side.scores.which, _first(side, ids)) for side in pair.sides], prompts)
+    return Grid([])
 
 
 def _first(measured: Measured, ids: Sequence[str]) -> list[Path]:
     return [measured.folder / str(measured.samples_of[prompt_id][0].get("file")) for prompt_id in ids]
 
 
-def _draw_images(panel: Any, rows: Rows) -> None:
+def _draw_images(panel: Any, grid: Grid) -> None:
     width, height = panel.bbox.width / panel.figure.dpi, panel.bbox.height / panel.figure.dpi  # inches
-    columns = max(len(paths) for _, paths in rows)
-    stride = min((width - LABEL - 0.1) / columns, (height - 0.2) / len(rows))
-    top = (height + stride * len(rows)) / 2
-    for number, (label, paths) in enumerate(rows):
-        bottom = top - (number + 1) * stride
-        panel.text((LABEL - 0.12) / width, (bottom + stride / 2) / height, label, ha="right", va="center", fontsize=13)
+    columns, lines = max(len(paths) for _, paths in grid.rows), len(grid.rows)
+    stride = min((width - LABEL - 0.1) / columns, (height - 0.2 - HEAD * bool(grid.heads)) / lines)
+    top = (height + stride * lines) / 2
+
+    def at(column: float, line: float) -> tuple[float, float]:
+        return (LABEL + column * stride) / width, (top - line * stride) / height
+
+    for number, (label, paths) in enumerate(grid.rows):
+        x, y = at(0, number + 0.5)
+        panel.text(x - 0.12 / width, y, label, ha="right", va="center", fontsize=13, color=INK)
         for column, path in enumerate(paths):
-            left, side = LABEL + column * stride, stride - GAP
-            axis = panel.add_axes((left / width, (bottom + GAP / 2) / height, side / width, side / height))
+            left, bottom = at(column, number + 1)
+            side = stride - GAP
+            axis = panel.add_axes((left, bottom + GAP / 2 / height, side / width, side / height))
             axis.set_axis_off()
             image = open_picture(path)
             if image is not None:
                 axis.imshow(image, interpolation="nearest" if max(image.size) <= SMALL else "antialiased")
+    for column, head in enumerate(grid.heads):
+        x, y = at(column + 0.5 - GAP / 2 / stride, 0)
+        lines_of_head = textwrap.wrap(head, 17)
+        text = "\n".join(lines_of_head[:4]).replace("$", r"\$")  # matplotlib reads $…$ as mathematics
+        panel.text(x, y + 0.03 / height, text, ha="center", va="bottom", fontsize=9, color=SOFT)
 
 
 def _draw_deltas(panel: Any, deltas: Mapping[str, Record], confidence: float) -> None:
