@@ -219,12 +219,12 @@ def log_metrics(client: Client, run_id: str, values: Mapping[str, float], model_
     _log_in_batches(client, run_id, metrics)
 
 
-def log_curves(client: Client, run_id: str, folder: Path) -> int:
-    """Log every column of every ``folder/*.csv`` over its ``step`` as ``<file>/<column>``; returns how many points.
+def log_curves(client: Client, run_id: str, files: Iterable[Path]) -> int:
+    """Log every column of CSV files over its ``step`` as ``<file>/<column>``; returns how many points.
 
     A column ``timestamp`` (seconds) dates the points; files without ``step`` are numbered by row.
     """
-    metrics = [point for path in sorted(folder.glob("*.csv")) for point in _read_curve(path)]
+    metrics = [point for path in files if path.is_file() for point in _read_curve(path)]
     _log_in_batches(client, run_id, metrics)
     return len(metrics)
 

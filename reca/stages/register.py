@@ -5,12 +5,13 @@ same version. A refusal is an outcome, with its reasons, not an error.
 """
 
 import json
+import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from reca import registry, tracking
+from reca import registry, system_metrics, tracking
 from reca.config import Config
 from reca.errors import UserError
 from reca.files import write_json
@@ -95,14 +96,15 @@ def _create(
 def _log_run(
     client: Any, experiment: str, config: Config, root: Path, lineage: Lineage, deltas: Mapping[str, Any]
 ) -> str:
-    name = f"{config.model.name} {lineage.config_digest[:6]} {lineage.digest[:6]}"
-    with tracking.started(client, experiment, name, tracking.run_tags(lineage, _note(deltas))) as run_id:
+    title = f"{config.model.name} {lineage.config_digest[:6]} {lineage.digest[:6]}"
+    with tracking.started(client, experiment, title, tracking.run_tags(lineage, _note(deltas))) as run_id:
         tracking.log_params(client, run_id, config.flat())
         tracking.log_dataset(client, run_id, lineage)
         model_id = _log_model(config, root, lineage)
         tracking.log_metrics(client, run_id, _numbers(deltas), model_id)
-        points = tracking.log_curves(client, run_id, root / CURVES)
-        points += tracking.log_curves(client, run_id, root / config.paths.state / "system")
+        curves = sorted((root / CURVES).glob("*.csv"))
+        system = [Path(name)] if (name := os.environ.get(system_metrics.VARIABLE)) else []
+        points = tracking.log_curves(client, run_id, [*curves, *system])
         _log_files(client, run_id, config, root, lineage)
         client.set_tag(run_id, "model.id", model_id)
     print(f"run {run_id}: {points} points of curves, the report, the scores and the model are logged")
@@ -214,8 +216,12 @@ def _numbers(deltas: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _verdict_tags(verdict: Verdict) -> dict[str, str]:
-    reasons = "; ".join(verdict.reasons)
-    return {"verdict": "passed" if verdict.passed else "refused", "verdict.reasons": reasons[:5000] or "none"}
+    rules = json.dumps(verdict.to_dict()["rules"])
+    return {
+        "verdict": "passed" if verdict.passed else "refused",
+        "verdict.reasons": "; ".join(verdict.reasons)[:5000] or "none",
+        "verdict.rules": rules if len(rules) <= 5000 else "[]",
+    }
 
 
 def _description(verdict: Verdict, deltas: Mapping[str, Any]) -> str:
@@ -244,6 +250,7 @@ def _summary(version: Version, champion: Version | None, known: bool) -> dict[st
         "run_id": version.run_id,
         "verdict": version.tags.get("verdict", ""),
         "reasons": version.tags.get("verdict.reasons", ""),
+        "rules": json.loads(version.tags.get("verdict.rules", "[]")),
         "champion": champion.number if champion else None,
         "new": not known,
     }

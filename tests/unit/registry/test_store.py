@@ -1,11 +1,13 @@
 """MLflow's store when it is broken, closed, full, moved, or left behind by a process that is gone."""
 
+import csv
 import os
 import re
 import shutil
 import signal
 import sqlite3
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from reca import tracking
 from reca.errors import UserError
 from reca.stages.register import register
 from reca.store_errors import StoreError, explained
+from reca.system_metrics import sampled
 
 Project = Any  # the class in conftest.py
 
@@ -173,12 +176,11 @@ def test_a_number_of_a_process_that_was_given_out_again_is_not_taken_for_alive()
     assert not tracking._is_gone("not ours")
 
 
-def test_curves_of_any_length_arrive(project: Project) -> None:
+def test_curves_of_any_length_arrive(project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     rows = "".join(f"{step},{step / 10}\n" for step in range(1, 2501))
     (project.root / "outputs/curves/held_out.csv").write_text("step,loss\n" + rows)
-    system = project.root / ".reca/system"
-    system.mkdir(parents=True)
-    (system / "system.csv").write_text("timestamp,memory_gib\n1000.5,1.5\n1002.5,2.5\n")
+    (tmp_path / "system.csv").write_text("timestamp,memory_gib\n1000.5,1.5\n1002.5,2.5\n")
+    monkeypatch.setenv("RECA_SYSTEM_METRICS", str(tmp_path / "system.csv"))
     register(project.config, project.root)
     with tracking.reading(project.store()) as client:
         history = client.get_metric_history(project.registered()["run_id"], "held_out/loss")
@@ -189,3 +191,23 @@ def test_curves_of_any_length_arrive(project: Project) -> None:
             (0, 1000500, 1.5),
             (1, 1002500, 2.5),
         ]
+
+
+def test_what_a_run_costs_is_sampled_while_it_runs(tmp_path: Path) -> None:
+    file = tmp_path / "logs/system.csv"
+    with sampled(file, every_seconds=0.2):
+        ballast = bytearray(200_000_000)
+        time.sleep(1)
+    rows = list(csv.DictReader(file.open()))
+    assert len(rows) >= 3
+    assert float(rows[-1]["run_memory_usage_megabytes"]) > len(ballast) / 1e6
+    stamps = [float(row["timestamp"]) for row in rows]
+    assert stamps == sorted(stamps)
+    assert time.time() - 10 < stamps[0] <= time.time()
+    assert 0 <= float(rows[-1]["cpu_utilization_percentage"]) <= 100
+
+
+def test_sampling_that_fails_does_not_fail_the_run(tmp_path: Path) -> None:
+    (tmp_path / "system.csv").mkdir()
+    with sampled(tmp_path / "system.csv", every_seconds=0.1):
+        time.sleep(0.3)
