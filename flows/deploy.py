@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows.gpus import LIMIT, visible_devices
+from flows.gpus import LIMIT, create_limit
 from flows.server import SETTINGS, running_server
 from reca import workspace
 from reca.config import Config, compose
@@ -37,7 +37,7 @@ def deploy(gpus: int | None) -> int:
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.workers.process import ProcessWorker
 
-    slots = gpus if gpus is not None else max(len(visible_devices()), 1)
+    slots = create_limit(gpus)
     template = ProcessWorker.get_default_base_job_template()
     with get_client(sync_client=True) as client:
         existing = {pool.name for pool in client.read_work_pools()}
@@ -46,7 +46,6 @@ def deploy(gpus: int | None) -> int:
                 client.create_work_pool(
                     WorkPoolCreate(name=name, type="process", description=text, base_job_template=template)
                 )
-        client.upsert_global_concurrency_limit_by_name(LIMIT, slots)
         if not client.read_automations_by_name(ZOMBIES):
             client.create_automation(_zombie_watch())
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]

@@ -28,6 +28,20 @@ def visible_devices() -> list[str]:
     return sorted((path.name[6:] for path in Path("/dev").glob("nvidia[0-9]*")), key=int)
 
 
+def create_limit(slots: int | None = None) -> int:
+    """Create Prefect's limit, or set it anew.
+
+    Args:
+        slots: How many; ``None``: as many as this machine has devices, at least one.
+    """
+    from prefect.client.orchestration import get_client
+
+    slots = slots if slots is not None else max(len(visible_devices()), 1)
+    with get_client(sync_client=True) as client:
+        client.upsert_global_concurrency_limit_by_name(LIMIT, slots)
+    return slots
+
+
 @contextmanager
 def devices(count: int, say: Callable[[str], None]) -> Iterator[tuple[str, list[int]]]:
     """Hold ``count`` devices of this host and as many slots of the limit ``gpu``.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.display import Display
+from flows.gpus import create_limit
 from flows.server import PrivateServer
 from flows.summary import print_summary, summarise
 from reca import workspace
@@ -52,7 +53,8 @@ def run(overrides: list[str], isolated: bool) -> int:
             os.environ.setdefault(name, value)
         from flows.pipeline import reca  # Prefect reads its settings when it is imported
 
-        wait()
+        if wait() and config.hardware.device != "cpu":
+            create_limit()  # of our own server; on another's, `reca deploy` does it, knowing all its hosts
         with Display(expected=_durations(state)) as display:
             Display.current = display
             try:
@@ -75,15 +77,20 @@ def prefect_api(home: Path, port: int | None = None) -> Iterator[Any]:
         port: Where it listens if it must be started.
 
     Yields:
-        A function that returns when the API answers: there is work to do until then.
+        A function that returns when the API answers, and whether the server is ours: there is work to do until then.
     """
     if os.environ.get("PREFECT_API_URL"):
-        yield lambda: None
+        yield lambda: False
         return
     server = PrivateServer(home, port)
     server.configure()
+
+    def wait() -> bool:
+        server.wait()
+        return True
+
     try:
-        yield server.wait
+        yield wait
     finally:
         server.release()
 

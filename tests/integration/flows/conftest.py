@@ -24,6 +24,7 @@ home = pathlib.Path(os.environ.get("STUB_HOME", "."))
 def tell(what):
     with open(home / "events.jsonl", "a") as file:
         event = {"stage": name, "what": what, "at": time.time(), "rate": used["train"]["learning_rate"]}
+        event["gpu"] = os.environ.get("CUDA_VISIBLE_DEVICES")
         file.write(json.dumps(event) + "\\n")
 tell("begin")
 if (home / f"hang-{name}").exists():
@@ -45,8 +46,10 @@ tell("end")
 DVC_YAML = """
 stages:
   report: {cmd: python stage.py made 0.1, deps: [outputs/train, outputs/side], outs: [outputs/made]}
-  train: {cmd: python stage.py train 1, params: [train, seed], deps: [outputs/first], outs: [outputs/train]}
-  side: {cmd: python stage.py side 1, params: [seed], deps: [stage.py], outs: [outputs/side]}
+  train:
+    {meta: &gpu {resource: gpu}, cmd: python stage.py train 1, params: [train, seed], deps: [outputs/first],
+     outs: [outputs/train]}
+  side: {meta: *gpu, cmd: python stage.py side 1, params: [seed], deps: [stage.py], outs: [outputs/side]}
   first: {cmd: python stage.py first 0.1, params: [seed], deps: [stage.py], outs: [outputs/first]}
 """
 

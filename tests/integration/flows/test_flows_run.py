@@ -135,3 +135,26 @@ def test_a_second_run_in_place_is_told_who_is_there(project, command):
     assert "--isolated" in output
     assert "Traceback" not in output
     assert not (project / ".reca/prefect").exists(), f"a server was started for nothing in {time.monotonic() - began} s"
+
+
+def test_stages_on_a_gpu_take_turns(run_flow, events, monkeypatch, tmp_path):
+    from flows import gpus
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # another session's locks lie elsewhere
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    without = run_flow("hardware.device=cuda")
+    assert "create it with `reca deploy`" in str(without.error), without.error
+    assert not [event for event in events() if event.stage == "train"]
+
+    assert gpus.create_limit() == 1
+    run = run_flow("hardware.device=cuda")
+    assert run.state.is_completed(), run.error
+    on_gpu = [event for event in events() if event.stage in ("train", "side")]
+    assert [event.what for event in on_gpu] == ["begin", "end"] * 2, "two stages were on one device"
+    assert {event.gpu for event in on_gpu} == {"7"}
+    assert {event.gpu for event in events() if event.stage == "made"} == {"7"}, (
+        "other stages see what the machine shows"
+    )
+
+    too_many = run_flow("hardware.device=cuda", "hardware.processes=2", "train.learning_rate=0.02")
+    assert "hardware.processes=2" in str(too_many.error)
