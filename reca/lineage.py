@@ -4,6 +4,7 @@ DVC is read as what it leaves behind, the YAML file ``dvc.lock``; nothing here n
 repository to be there: what is missing is said and recorded.
 """
 
+import configparser
 import hashlib
 import json
 import platform
@@ -63,6 +64,8 @@ class Lineage:
     dvc: bool
     """Whether the hashes were recorded by DVC, or computed here the way DVC does."""
     data_path: str
+    data_pointer: str
+    """The ``.dvc`` file of the data or of a folder that holds it; empty where there is none."""
     artifacts: Mapping[str, str]
     """Path -> MD5 (of a folder: ``….dir``) of everything the pipeline read and wrote."""
     config_digest: str
@@ -106,10 +109,14 @@ def collect(config: Config, root: Path) -> Lineage:
     for path in ("outputs/dataset", "outputs/model", config.data.path):
         if path not in artifacts and (root / path).exists():
             artifacts[path] = dvc_md5(root / path)
+    pointer = find_pointer(root, config.data.path)
+    # `dvc add` writes the pointer and names the data in the .gitignore beside it: a part of preparing a run.
+    by_dvc = (pointer, (Path(pointer).parent / ".gitignore").as_posix()) if pointer else ()
     return Lineage(
-        git=read_git(root, generated=(*GENERATED, f"{config.data.path}.dvc")),
+        git=read_git(root, generated=(*GENERATED, *by_dvc)),
         dvc=bool(lock),
         data_path=config.data.path,
+        data_pointer=pointer,
         artifacts=dict(sorted(artifacts.items())),
         config_digest=config.digest(*RESULT_SECTIONS),
         base_digest=base_digest(config, root),
@@ -120,6 +127,20 @@ def collect(config: Config, root: Path) -> Lineage:
         platform=platform.platform(),
         versions=current_versions(),
     )
+
+
+def find_pointer(root: Path, path: str) -> str:
+    """The ``.dvc`` file that names ``path`` or a folder above it, relative to the project; empty: there is none."""
+    inside = not Path(path).is_absolute()
+    folders = [Path(path), *Path(path).parents][:-1] if inside else []
+    return next((f"{folder.as_posix()}.dvc" for folder in folders if (root / f"{folder}.dvc").is_file()), "")
+
+
+def dvc_cache(root: Path) -> Path:
+    """The folder of DVC's cache, as the project's settings name it."""
+    settings = configparser.ConfigParser(interpolation=None)
+    settings.read([root / ".dvc/config", root / ".dvc/config.local"])
+    return root / ".dvc" / settings.get("cache", "dir", fallback="cache")
 
 
 def base_digest(config: Config, root: Path) -> str:

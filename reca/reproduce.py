@@ -220,14 +220,14 @@ def prepare(place: Path, root: Path, origin: Origin) -> None:
     for name in RECORDED_FILES:
         if (origin.files / name).is_file():
             shutil.copyfile(origin.files / name, place / name)
-    data = f"{origin.lineage['data_path']}.dvc"
-    if (origin.files / Path(data).name).is_file():
-        write_text(place / data, (origin.files / Path(data).name).read_text())
+    pointer = origin.lineage["data_pointer"]
+    if pointer:
+        write_text(place / pointer, (origin.files / Path(pointer).name).read_text())
     _share_cache(place, root)
     # Only the data must come: everything else is made again. What the cache lacks is looked for in the remote.
     _succeeds([*_dvc(), "checkout", "--quiet", "--allow-missing"], place)
-    if (place / data).is_file() and not (place / origin.lineage["data_path"]).exists():
-        _run([*_dvc(), "pull", data], place)
+    if pointer and not (place / origin.lineage["data_path"]).exists():
+        _run([*_dvc(), "pull", pointer], place)
 
 
 def run_stages(place: Path, from_scratch: bool) -> None:

@@ -33,7 +33,7 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from reca.config import Config
 from reca.errors import UserError
-from reca.lineage import Lineage
+from reca.lineage import Lineage, dvc_cache
 from reca.store_errors import check_database, explained, is_absent
 
 URI = "MLFLOW_TRACKING_URI"
@@ -169,9 +169,10 @@ def experiment_id(client: Client, store: Store) -> str:
         return client.create_experiment(store.experiment, artifact_location=wanted)
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
-    if wanted is not None and found.artifact_location.removeprefix("file://") != wanted:
+    there = found.artifact_location.removeprefix("file://")
+    if wanted is not None and there.startswith("/") and there != wanted:
         raise UserError(
-            f"{store.database} keeps the artifacts of experiment {store.experiment!r} in {found.artifact_location}, "
+            f"{store.database} keeps the artifacts of experiment {store.experiment!r} in {there}, "
             f"not in {wanted}: the project was moved or copied. Move it back, or set tracking.experiment to a new name"
         )
     return found.experiment_id
@@ -264,10 +265,12 @@ def dvc_reference(root: Path, path: str, lineage: Lineage) -> dict[str, str]:
     """
     if not lineage.dvc:
         raise UserError(f"{path} is bigger than tracking.copy_limit_mib and not under DVC; run it with `reca run`")
-    local = root / ".dvc/config.local"
-    found = re.search(r"^\s*dir\s*=\s*(.+?)\s*$", local.read_text(), re.MULTILINE) if local.is_file() else None
-    cache = root / ".dvc" / found.group(1) if found else root / ".dvc/cache"
-    return {"md5": lineage.artifacts[path], "path": path, "commit": lineage.git.commit or "", "cache": str(cache)}
+    return {
+        "md5": lineage.artifacts[path],
+        "path": path,
+        "commit": lineage.git.commit or "",
+        "cache": str(dvc_cache(root)),
+    }
 
 
 def lineage_tags(lineage: Lineage) -> dict[str, str]:

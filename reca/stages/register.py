@@ -105,7 +105,7 @@ def _log_run(
         curves = sorted((root / CURVES).glob("*.csv"))
         system = [Path(name)] if (name := os.environ.get(system_metrics.VARIABLE)) else []
         points = tracking.log_curves(client, run_id, [*curves, *system])
-        _log_files(client, run_id, config, root, lineage)
+        _log_files(client, run_id, root, lineage)
         client.set_tag(run_id, "model.id", model_id)
     print(f"run {run_id}: {points} points of curves, the report, the scores and the model are logged")
     return run_id
@@ -135,9 +135,9 @@ def _log_model(config: Config, root: Path, lineage: Lineage) -> str:
         return registry.log_model(artifacts, requirements)
 
 
-def _log_files(client: Any, run_id: str, config: Config, root: Path, lineage: Lineage) -> None:
-    for file in ("params.yaml", "dvc.lock", f"{config.data.path}.dvc"):
-        if (root / file).is_file():
+def _log_files(client: Any, run_id: str, root: Path, lineage: Lineage) -> None:
+    for file in ("params.yaml", "dvc.lock", lineage.data_pointer):
+        if file and (root / file).is_file():
             client.log_artifact(run_id, str(root / file))
     client.log_artifacts(run_id, str(root / REPORT), "report")
     client.log_artifacts(run_id, str(root / SCORES), "scores")

@@ -175,11 +175,11 @@ def _make(root: Path, database: Path | None, sections: dict[str, dict[str, Any]]
     (root / "mlruns").mkdir(parents=True)
     if database:
         shutil.copy(database, root / "mlruns/mlflow.db")
-    (root / "conf/data").mkdir(parents=True)
     values = Config.load().to_dict()
-    (root / values["data"]["path"]).write_text("the recipe\n")
     for section, changes in sections.items():
         values[section] |= changes
+    (root / values["data"]["path"]).parent.mkdir(parents=True)
+    (root / values["data"]["path"]).write_text("the recipe\n")
     config = Config.validated(values)
     config.save(root / "params.yaml")
     return Project(root, config)

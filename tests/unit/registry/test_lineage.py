@@ -175,3 +175,23 @@ def test_a_missing_base_says_how_to_get_it(make_project: Callable[..., Project])
     (project.root / "data/bases/none").rmdir()
     with pytest.raises(UserError, match=r"base model .*none is missing; restore it"):
         register(project.config, project.root)
+
+
+def test_the_pointer_of_tracked_images_is_recorded_and_makes_no_tree_dirty(
+    make_project: Callable[..., Project], git: Callable[..., str]
+) -> None:
+    project = make_project(data={"path": "data/photos/summer"})
+    project.results(lock=False)
+    (project.root / ".gitignore").write_text("/outputs/\n/mlruns/\n/data/bases/\n")
+    git(project.root, "init", "--quiet")
+    git(project.root, "add", "--all")
+    git(project.root, "commit", "--quiet", "--message", "start")
+    (project.root / "data/photos.dvc").write_text("outs: []\n")  # as `dvc add data/photos` leaves it
+    (project.root / "data/.gitignore").write_text("/photos\n")
+
+    lineage = collect(project.config, project.root)
+
+    assert lineage.data_pointer == "data/photos.dvc"
+    assert lineage.git.dirty == ()
+    register(project.config, project.root)
+    assert list((project.root / "mlruns/artifacts").rglob("photos.dvc"))
