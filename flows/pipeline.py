@@ -22,6 +22,7 @@ from flows.summary import summarise
 from flows.workplace import Workplace, run_command
 from reca import workspace
 from reca.config import Config, compose
+from reca.system_metrics import VARIABLE, sampled
 
 ISOLATED = "RECA_ISOLATED"
 TRACKING = "MLFLOW_TRACKING_URI"
@@ -73,9 +74,12 @@ def workplace(root: Path, overrides: list[str]) -> Iterator[Workplace]:
             place = stack.enter_context(workspace.isolated(root, state, run_id, say))
             environment[TRACKING] = os.environ.get(TRACKING, f"sqlite:///{root / 'mlruns/mlflow.db'}")
             overrides = [*overrides, f"paths.state={state}"]
+        logs = state / "logs" / run_id
+        environment[VARIABLE] = str(logs / "system.csv")
+        stack.enter_context(sampled(logs / "system.csv"))
         processes = Processes(environment)
         stack.callback(processes.stop)
-        yield _compose(overrides, Workplace(place, state, state / "logs" / run_id, name, {}, processes, display))
+        yield _compose(overrides, Workplace(place, state, logs, name, {}, processes, display))
 
 
 def _compose(overrides: list[str], place: Workplace) -> Workplace:

@@ -59,7 +59,8 @@ def summarise(root: Path, state: Path, config: dict[str, Any]) -> Summary | None
             title += ", overall"
         rows.append(_row(title, scores["overall"]))
     registered = _read(state / "register.json")
-    reasons = [_sentence(rule) for rule in verdict["rules"]]
+    rules = registered.get("rules") or verdict["rules"]  # the registry's know the champion
+    reasons = [_sentence(rule) for rule in rules]
     passed = registered.get("verdict", "passed" if verdict["passed"] else "refused") == "passed"
     confidence = round(100 * config["evaluate"]["confidence"])
     return Summary(rows, passed, reasons, confidence, registered, report / "index.html")

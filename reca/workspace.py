@@ -7,6 +7,7 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,8 @@ WORKSPACES = "RECA_WORKSPACES"
 KEPT_WORKSPACES = 2
 """Finished worktrees that stay, so that their outputs can be looked at; their hashes and pictures are in MLflow."""
 DVC = (sys.executable, "-m", "dvc")
+REMOTE = re.compile(r"^(\S+)\s+(\S.*?)(\s+\(default\))?$", re.MULTILINE)
+"""A line of `dvc remote list`: name, absolute URL, whether it is the default."""
 _held: set[Path] = set()
 
 
@@ -161,17 +164,17 @@ def isolated(root: Path, state: Path, run_id: str, say: Callable[[str], None]) -
 def _share_dvc(root: Path, place: Path) -> bool:
     """Give a worktree the project's cache and remotes, whose relative paths would lead astray from there."""
     cache = run_tool([*DVC, "cache", "dir"], root).strip()
-    remotes = [line.split("\t") for line in run_tool([*DVC, "remote", "list"], root).splitlines() if "\t" in line]
+    remotes = REMOTE.findall(run_tool([*DVC, "remote", "list"], root))
     local = root / ".dvc/config.local"
     text = local.read_text() if local.is_file() else ""
     if "[cache]" not in text:
         text += f'[cache]\n    dir = {cache}\n    type = "reflink,hardlink,copy"\n'
-    for name, url, *_ in remotes:
+    for name, url, _ in remotes:
         section = f"""['remote "{name}"']"""
         if section not in text:
-            text += f"{section}\n    url = {url.removesuffix('(default)').strip()}\n"
+            text += f"{section}\n    url = {url}\n"
     write_text(place / ".dvc/config.local", text)
-    return any("(default)" in "\t".join(remote) for remote in remotes)
+    return any(default for _, _, default in remotes)
 
 
 def collect_garbage(root: Path, state: Path, folder: Path) -> None:

@@ -1,5 +1,6 @@
 """The flow over real DVC and a real Prefect server: order, skipping, retries, parameters, locks."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -138,8 +139,13 @@ def test_a_second_run_in_place_is_told_who_is_there(project, command):
 
 
 def test_stages_on_a_gpu_take_turns(run_flow, events, monkeypatch, tmp_path):
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+
     from flows import gpus
 
+    with get_client(sync_client=True) as client, contextlib.suppress(ObjectNotFound):
+        client.delete_global_concurrency_limit_by_name("gpu")  # another test may have made it
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # another session's locks lie elsewhere
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     without = run_flow("hardware.device=cuda")
@@ -152,9 +158,6 @@ def test_stages_on_a_gpu_take_turns(run_flow, events, monkeypatch, tmp_path):
     on_gpu = [event for event in events() if event.stage in ("train", "side")]
     assert [event.what for event in on_gpu] == ["begin", "end"] * 2, "two stages were on one device"
     assert {event.gpu for event in on_gpu} == {"7"}
-    assert {event.gpu for event in events() if event.stage == "made"} == {"7"}, (
-        "other stages see what the machine shows"
-    )
 
     too_many = run_flow("hardware.device=cuda", "hardware.processes=2", "train.learning_rate=0.02")
     assert "hardware.processes=2" in str(too_many.error)
