@@ -1,0 +1,295 @@
+"""The real dvc.yaml under the real DVC: what reruns, what can be compared, what a second clone gets.
+
+``ingest`` runs for real; the outputs of the later stages are small stand-ins of the right form, taken into DVC with
+``dvc commit``: here it matters when a stage would run, not what it does then.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import networkx
+import pytest
+from dvc.repo import Repo
+from PIL import Image
+
+from reca.config import ROOT, compose
+
+SMALL = ("data.num_images=24",)
+BENCHMARKS = ("scenes", "understanding", "fidelity")
+TRAIN_COLUMNS = ("loss", "loss_reconstruction", "loss_text_to_image", "loss_understanding")
+HELD_OUT_COLUMNS = ("reconstruction_loss", "text_to_image_loss")
+
+
+def each(*groups: str) -> set[str]:
+    """``each("score-base")``: that stage for every benchmark."""
+    return {f"{group}@{benchmark}" for group in groups for benchmark in BENCHMARKS}
+
+
+ALIGNED = each("generate-aligned", "score-aligned") | {"report"}
+DEPENDS_ON = {  # an override -> the stages that must run again, no more and no less
+    "seed=5": {"ingest", "extract", "train"} | ALIGNED,
+    "data.num_images=25": {"ingest", "extract", "train"} | ALIGNED,
+    "extract.dtype=float32": {"extract", "train"} | ALIGNED,
+    "train.learning_rate=0.002": {"train"} | ALIGNED,
+    "model.prompt_dropout=0.2": {"train"} | ALIGNED,
+    "generate.guidance_scale=3": each("generate-base", "score-base") | ALIGNED,
+    "evaluate.scenes.images_per_prompt=3": {
+        f"{stage}-{which}@scenes" for stage in ("generate", "score") for which in ("base", "aligned")
+    } | {"report"},
+    "evaluate.confidence=0.9": each("score-base", "score-aligned") | {"report"},
+    "register.gate.0.minimum=0.1": {"report"},
+    "evaluate.benchmarks=[scenes]": {"report"},
+    "hardware.threads=1": set(),
+    "hardware.micro_batch_size=8": set(),
+    "tracking.experiment=other": set(),
+    "paths.state=elsewhere": set(),
+}  # fmt: skip
+
+
+class Project:
+    """A copy of this working tree in a git repository of its own."""
+
+    def __init__(self, root: Path, scratch: Path) -> None:
+        self.root = root
+        binaries = Path(sys.executable).parent
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "GIT_", "AWS_"))},
+            "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": "",
+            "DVC_NO_ANALYTICS": "1",
+            "DVC_SITE_CACHE_DIR": str(scratch / "site"),
+            "DVC_GLOBAL_CONFIG_DIR": str(scratch / "global"),
+            "GIT_CONFIG_GLOBAL": os.devnull,
+            "GIT_CONFIG_NOSYSTEM": "1",
+            "AWS_ACCESS_KEY_ID": "testing",
+            "AWS_SECRET_ACCESS_KEY": "testing",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        } | {f"GIT_{role}_{what}": "test" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+
+    def run(self, *command: str) -> str:
+        """Run a command in the project; its standard output."""
+        done = subprocess.run(command, cwd=self.root, env=self.environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{' '.join(command)}:\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def dvc(self, *arguments: str) -> str:
+        """Run DVC as a user would."""
+        return self.run(sys.executable, "-m", "dvc", *arguments)
+
+    def json(self, *arguments: str) -> Any:
+        """Run DVC and read its JSON."""
+        return json.loads(self.dvc(*arguments, "--json"))
+
+    def compose(self, *overrides: str) -> None:
+        """What ``reca compose`` writes."""
+        compose([*SMALL, *overrides]).save(self.root / "params.yaml")
+
+    def would_run(self) -> set[str]:
+        """The stages that ``dvc repro`` finds changed now, and all that come after them."""
+        with pytest.MonkeyPatch.context() as patch, Repo(str(self.root)) as repo:
+            patch.chdir(self.root)  # DVC looks for dvc.yaml where it stands
+            for name, value in self.environment.items():
+                patch.setenv(name, value)
+            changed = repo.reproduce(dry=True)
+            after = {stage for one in changed for stage in networkx.ancestors(repo.index.graph, one)}
+            return {stage.name for stage in {*changed, *after}}
+
+    def commit(self, message: str) -> None:
+        """Commit everything that git sees."""
+        self.run("git", "add", "--all")
+        self.run("git", "commit", "--quiet", "--message", message)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project in which everything has run, committed; read it, or take a copy."""
+    scratch = tmp_path_factory.mktemp("dvc")
+    project = Project(scratch / "project", scratch)
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    )
+    for name in listed.stdout.decode().split("\0"):
+        if name and (ROOT / name).is_file():
+            (project.root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, project.root / name)
+    (project.root / "dvc.lock").unlink(missing_ok=True)
+    project.compose()
+    project.run("git", "init", "--quiet", "--initial-branch=main")
+    project.commit("the project")
+    said = project.dvc("repro", "--single-item", "ingest")
+    assert "Running stage 'ingest'" in said
+    write_stand_ins(project.root)
+    project.dvc("commit", "--force", "--quiet")
+    project.commit("everything has run")
+    return project
+
+
+@pytest.fixture
+def project(done: Project, tmp_path: Path) -> Iterator[Project]:
+    """The finished project, to be changed: git and DVC put it back afterwards."""
+    yield done
+    done.run("git", "checkout", "--quiet", "--force", "main")
+    done.run("git", "clean", "--quiet", "--force", "-d")
+    done.dvc("checkout", "--quiet", "--force")
+
+
+def write_stand_ins(root: Path) -> None:
+    """Outputs of the stages after ``ingest``: small, and in the form that DVC reads."""
+    for folder in ("embeddings", "model", "curves", "report/figures"):
+        (root / "outputs" / folder).mkdir(parents=True)
+    (root / "outputs/embeddings/index.json").write_text("{}")
+    (root / "outputs/model/model.safetensors").write_bytes(bytes(range(256)))
+    write_table(root / "outputs/curves/train.csv", TRAIN_COLUMNS)
+    write_table(root / "outputs/curves/held_out.csv", HELD_OUT_COLUMNS)
+    Image.new("RGB", (8, 8), "green").save(root / "outputs/report/figures/overview.png")
+    for which in ("base", "aligned"):
+        for benchmark in BENCHMARKS:
+            samples = root / "outputs/samples" / which / benchmark
+            samples.mkdir(parents=True)
+            (samples / "manifest.jsonl").write_text(json.dumps({"which": which, "benchmark": benchmark}))
+            write_score(root, which, benchmark, 0.5)
+
+
+def write_table(path: Path, columns: tuple[str, ...]) -> None:
+    rows = [[step, *(1 / step for _ in columns)] for step in (1, 2, 3)]
+    path.write_text("".join(",".join(map(str, row)) + "\n" for row in [["step", *columns], *rows]))
+
+
+def write_score(root: Path, which: str, benchmark: str, value: float) -> None:
+    folder = root / "outputs/scores" / which
+    folder.mkdir(parents=True, exist_ok=True)
+    # DVC may have linked the old file to its cache: take its place, never write into it.
+    for path, text in (
+        (folder / f"{benchmark}.json", json.dumps({"overall": {"value": value}, "judge": {"name": "none"}})),
+        (folder / f"{benchmark}.items.jsonl", json.dumps({"which": which, "benchmark": benchmark, "values": [value]})),
+    ):
+        path.unlink(missing_ok=True)
+        path.write_text(text)
+
+
+def test_ingest_ran_for_real(done: Project) -> None:
+    result = json.loads((done.root / "outputs/dataset/result.json").read_text())
+    assert result["images"] == 24
+    assert (done.root / "outputs/dataset/manifest.parquet").is_file()
+
+
+def test_nothing_changed_nothing_runs(done: Project) -> None:
+    assert done.would_run() == set()
+    assert done.json("status") == {}
+
+
+@pytest.mark.parametrize("override", DEPENDS_ON)
+def test_a_parameter_reruns_exactly_what_depends_on_it(done: Project, override: str) -> None:
+    before = (done.root / "params.yaml").read_text()
+    done.compose(override)
+    try:
+        assert done.would_run() == DEPENDS_ON[override]
+    finally:
+        (done.root / "params.yaml").write_text(before)
+
+
+def test_photographs_tie_held_out_benchmarks_to_the_data_set(project: Project) -> None:
+    """Scenes are rendered anew; of photographs, the held-out ones are measured, so the base is measured again."""
+    photographs = project.root / "data/photographs"
+    photographs.mkdir()
+    (photographs / "one.png").write_bytes(b"one")
+    project.compose("data=folder", "data.path=data/photographs")
+    assert each("generate-base", "generate-aligned") | {"ingest"} <= project.would_run()
+
+
+def test_code_reruns_what_runs_it_and_comments_can_be_accepted(project: Project) -> None:
+    with (project.root / "reca/stages/score.py").open("a") as file:
+        file.write("\n# a remark\n")
+    with (project.root / "reca/config.py").open("a") as file:
+        file.write("\n# plumbing\n")
+    scores = each("score-base", "score-aligned")
+    assert project.would_run() == scores | {"report"}
+    project.dvc("commit", "--force", "--quiet", *scores)
+    assert project.would_run() == set()
+
+
+def test_runs_can_be_compared(project: Project) -> None:
+    """``dvc params diff``, ``metrics diff``, ``plots`` and ``exp show`` after another run."""
+    project.compose("train.max_steps=700")
+    write_score(project.root, "aligned", "scenes", 0.75)
+    project.dvc("commit", "--force", "--quiet")
+    assert project.json("params", "diff") == {"params.yaml": {"train.max_steps": {"old": 600, "new": 700, "diff": 100}}}
+    changed = {path: values["overall.value"] for path, values in project.json("metrics", "diff").items()}
+    assert changed == {"outputs/scores/aligned/scenes.json": {"old": 0.5, "new": 0.75, "diff": 0.25}}
+    plots = project.json("plots", "diff")
+    assert "errors" not in plots
+    assert {"training loss", "held-out loss"} <= plots["data"].keys()
+    assert any(name.endswith("overview.png") for name in plots["data"])
+    shown = {row["rev"]: row["data"] for row in project.json("exp", "show")}
+    scores = {rev: data["metrics"]["outputs/scores/aligned/scenes.json"]["data"] for rev, data in shown.items()}
+    assert scores["workspace"]["overall"]["value"] == 0.75
+
+
+def test_an_experiment_after_compose(project: Project) -> None:
+    """``reca compose`` then ``dvc exp run``: the composed values are the ones that run; DVC composes nothing."""
+    project.compose("data.num_images=12")
+    project.dvc("exp", "run", "--quiet", "--single-item", "ingest", "--name", "twelve")
+    assert json.loads((project.root / "outputs/dataset/result.json").read_text())["images"] == 12
+    rows = project.json("exp", "show")
+    named = [experiment for row in rows for experiment in row["experiments"] or []]
+    assert [one["name"] for one in named] == ["twelve"]
+    params = named[0]["revs"][0]["data"]["params"]["params.yaml"]["data"]
+    assert params["data"]["num_images"] == 12
+
+
+def second_clone(project: Project, folder: Path) -> Project:
+    """A colleague's clone, with a DVC that has seen nothing yet."""
+    clone = Project(folder / "second", folder)
+    project.run("git", "clone", "--quiet", "--no-hardlinks", str(project.root), str(clone.root))
+    return clone
+
+
+def test_a_second_clone_pulls_and_reruns_nothing(done: Project) -> None:
+    """The default remote is a folder beside the project; a clone beside it finds it."""
+    done.dvc("push", "--quiet")
+    assert (done.root.parent / "reca-dvc-remote").is_dir()
+    clone = second_clone(done, done.root.parent)
+    clone.dvc("pull", "--quiet")
+    assert clone.would_run() == set()
+    assert files(clone.root) == files(done.root)
+
+
+def test_s3_push_and_pull(done: Project, tmp_path: Path) -> None:
+    """The same through an S3 server on loopback (moto's, real HTTP); the credentials never enter a tracked file."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        address = f"http://{host}:{port}"
+        keys = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing"}
+        client = boto3.client("s3", endpoint_url=address, region_name="us-east-1", **keys)
+        client.create_bucket(Bucket="reca")
+        clone = second_clone(done, tmp_path)
+        for one in (done, clone):
+            one.dvc("remote", "add", "--local", "--force", "s3", "s3://reca/remote")
+            one.dvc("remote", "modify", "--local", "s3", "endpointurl", address)
+        done.dvc("push", "--quiet", "--remote", "s3")
+        clone.dvc("pull", "--quiet", "--remote", "s3")
+        assert client.list_objects_v2(Bucket="reca", Prefix="remote/")["KeyCount"] > len(BENCHMARKS)
+        assert clone.would_run() == set()
+        assert files(clone.root) == files(done.root)
+        assert "s3" not in done.run("git", "status", "--porcelain")
+    finally:
+        server.stop()
+
+
+def files(root: Path) -> dict[str, bytes]:
+    outputs = root / "outputs"
+    return {str(path.relative_to(outputs)): path.read_bytes() for path in outputs.rglob("*") if path.is_file()}
