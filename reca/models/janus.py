@@ -9,10 +9,12 @@ An image turn is ``<bos><|User|>: <boi> h_v <eoi> text <|Assistant|>:`` as in th
 continues with ``<boi>`` and the codes, one by one.
 
 **Gist tokens** (Mu et al., arXiv 2304.08467), optional, named in the checkpoint's ``config.json`` as
-``"gist": {"tokens": n, "layer": r}``: n reserved tokens close every user turn. The first r layers read the
+``"gist": {"tokens": n, "layer": r, "scale": s}``: n reserved tokens close every user turn. The first r layers read the
 turn; from there on the codes see the n gist states and nothing else of it. Text and image thus meet in the
 same n states, which is the information bottleneck that RecA asks for (method notes, "rules for porting"), and
 the layers that read are the understanding half: they stay frozen while the others learn to draw.
+What varies among gist states is small beside their mean, so the drawing layers see (state - mean) / s; the means
+stand in the embedding table, under the reserved tokens ``<gist_mean_0>`` and so on.
 Without the entry (the official checkpoints) all layers read everything.
 """
 
@@ -66,7 +68,7 @@ class Janus(UnifiedModel):
         self.train_vision = bool(options.get("train_vision", False))
         self.prompt_dropout = float(options.get("prompt_dropout", 0.0))
         config: JanusConfig = network.config
-        gist = getattr(config, "gist", None) or {"tokens": 0, "layer": 0}
+        gist = getattr(config, "gist", None) or {"tokens": 0, "layer": 0, "scale": 1.0}
         self.gist_tokens, self.gist_layer = int(gist["tokens"]), int(gist["layer"])
         self.spec = Spec(
             understanding_size=config.vision_config.image_size,
@@ -221,12 +223,24 @@ class Janus(UnifiedModel):
         states = self.run_layers(turn.embeds, turn.mask, 0, self.gist_layer)
         return states[:, -self.gist_tokens :]
 
+    def centre_gists(self, states: Tensor) -> None:
+        """Set the means (n, D) and the scale that the drawing layers subtract and divide by, from states (B, n, D)."""
+        means = states.mean(dim=0)
+        with torch.no_grad():
+            self.network.model.language_model.embed_tokens.weight[self._gist_means()] = means
+        self.network.config.gist = {**self.network.config.gist, "scale": float((states - means).std())}
+
+    def _gist_means(self) -> Tensor:
+        names = [f"<gist_mean_{number}>" for number in range(self.gist_tokens)]
+        return torch.tensor(self.tokenizer.convert_tokens_to_ids(names), device=self.network.device)
+
     def _prefix(self, turn: Turn) -> Turn:
         """What the drawing layers see of a turn: its gists (frozen half, hence no gradient), or all of it."""
         if not self.gist_tokens:
             return turn
         with torch.no_grad():
-            states = self.gist_states(turn)
+            states = self.gist_states(turn) - self._embed(self._gist_means())
+            states = states / self.network.config.gist["scale"]
         return Turn(states, torch.ones(states.shape[:2], dtype=torch.bool, device=states.device))
 
     def _code_embeds(self, codes: Tensor) -> Tensor:

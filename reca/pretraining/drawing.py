@@ -50,6 +50,8 @@ def train(model: Janus, gallery: Gallery, recipe: Recipe, seed: int, report: Rep
         parameter.requires_grad_(name in wanted)
     with torch.no_grad():  # codes that look alike start alike
         model.network.model.generation_embeddings.weight.copy_(model.network.model.vqmodel.quantize.embedding.weight)
+        blocks = [gallery.captions[start : start + 500] for start in range(0, 4000, 500)]
+        model.centre_gists(torch.cat([model.gist_states(model.read(block)) for block in blocks]))
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     total = recipe.plain_steps + recipe.caption_steps
     generator, rng = torch.Generator().manual_seed(seed), random.Random(f"drawing-{seed}")

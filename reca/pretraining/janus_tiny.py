@@ -24,10 +24,11 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     special += [f"<gist_{number}>" for number in range(GIST_TOKENS)]
     words = [*SHAPES, *map(plural, SHAPES), *COLORS, *NUMBERS, *QUESTION_WORDS.split()]
     words += " ".join(RELATIONS).split() + " ".join(TEMPLATES[:SPARE_TEMPLATES]).split()
-    vocabulary = {word: number for number, word in enumerate(dict.fromkeys(special + words))}
+    means = [f"<gist_mean_{number}>" for number in range(GIST_TOKENS)]
+    vocabulary = {word: number for number, word in enumerate(dict.fromkeys(special + words + means))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.add_special_tokens(special)
+    tokenizer.add_special_tokens(special + means)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD, unk_token=UNKNOWN
     )
@@ -80,7 +81,7 @@ def build(options: dict[str, Any]) -> Janus:
         },
         image_token_id=ids(IMAGE),
         tie_word_embeddings=False,
-        gist={"tokens": GIST_TOKENS, "layer": GIST_LAYER},
+        gist={"tokens": GIST_TOKENS, "layer": GIST_LAYER, "scale": 1.0},
     )
     config.vq_config.num_patches = CODES_PER_SIDE  # the stock class has set it to the vision tower's grid
     return Janus(JanusForConditionalGeneration(config), tokenizer, options)
