@@ -72,8 +72,9 @@ class SceneDetector(nn.Module):
         )
         self.head = nn.Conv2d(2 * width, 1 + len(self.names) + len(self.colors) + 4, 1)
         # Nearly every cell is empty: start from "no object", and from boxes of a usual size (pixels).
-        nn.init.constant_(self.head.bias[:1], -3.0)
-        nn.init.constant_(self.head.bias[-4:], size / 8)
+        with torch.no_grad():
+            self.head.get_parameter("bias")[:1] = -3.0
+            self.head.get_parameter("bias")[-4:] = size / 8
 
     def forward(self, images: Tensor) -> DetectorOutput:
         """Raw maps of images (B, 3, ``size``, ``size``) in [-1, 1]."""
@@ -114,21 +115,22 @@ class SceneDetector(nn.Module):
         peak = heat == functional.max_pool2d(heat[:, None], 5, 1, 2)[:, 0]
         name_scores, name_ids = output.names.softmax(1).max(1)
         scores, color_ids = heat * name_scores, output.colors.argmax(1)
+        image, row, column = (peak & (scores > threshold)).nonzero().T
+        middle = torch.stack([column, row], dim=1) * STRIDE + STRIDE / 2  # (M, 2): x, y
+        edges = output.edges[image, :, row, column]  # (M, 4)
+        boxes = torch.cat([middle - edges[:, :2], middle + edges[:, 2:]], dim=1)
+        boxes = boxes * torch.tensor((width, height) * 2, device=boxes.device) / self.size
         result: list[list[Detection]] = [[] for _ in images]
-        where = (peak & (scores > threshold)).nonzero()  # (M, 3): image, row, column
-        scale = (width / self.size, height / self.size) * 2
-        for (image, row, column), score, name, color, edges in zip(
-            where.tolist(),
-            scores[tuple(where.T)].tolist(),
-            name_ids[tuple(where.T)].tolist(),
-            color_ids[tuple(where.T)].tolist(),
-            output.edges.permute(0, 2, 3, 1)[tuple(where.T)].tolist(),
-            strict=True,
-        ):
-            x, y = STRIDE * (column + 0.5), STRIDE * (row + 0.5)
-            corners = (x - edges[0], y - edges[1], x + edges[2], y + edges[3])
-            box = tuple(value * factor for value, factor in zip(corners, scale, strict=True))
-            result[image].append(Detection(self.names[name], self.colors[color], box, score))  # type: ignore[arg-type]
+        columns = (
+            image,
+            name_ids[image, row, column],
+            color_ids[image, row, column],
+            boxes,
+            scores[image, row, column],
+        )
+        for number, name, color, (left, top, right, bottom), score in zip(*(c.tolist() for c in columns), strict=True):
+            box = (left, top, right, bottom)
+            result[number].append(Detection(self.names[name], self.colors[color], box, score))
         for detections in result:
             detections.sort(key=lambda detection: -detection.score)
         return result
@@ -137,6 +139,7 @@ class SceneDetector(nn.Module):
         """Write ``model.safetensors``; sizes and names stand in its header."""
         settings = {"names": self.names, "colors": self.colors, "size": self.size, "width": self.width}
         save_file(self.state_dict(), folder / WEIGHTS, {"scene_detector": json.dumps(settings)})
+        (folder / WEIGHTS).chmod(0o644)  # the library makes files that only their owner may read
 
     @classmethod
     def load(cls, folder: Path, device: str | torch.device = "cpu") -> Self:

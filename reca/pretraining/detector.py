@@ -59,7 +59,7 @@ class SceneBatch:
 def train_detector(
     out: Path,
     seed: int = 0,
-    steps: int = 2000,
+    steps: int = 2500,
     progress: Reporter | None = None,
     reconstruct: Reconstruct | None = None,
 ) -> dict[str, float]:

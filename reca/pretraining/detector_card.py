@@ -36,6 +36,6 @@ Measured on {held_out["count"]:,} scenes of seed {held_out["seed"]} at a score a
 Made by `reca.pretraining.detector.train_detector(out, seed={recipe["seed"]}, steps={recipe["steps"]})`: batches of
 {recipe["batch_size"]}, AdamW at {recipe["learning_rate"]} falling to zero, colour jitter, blur, noise and errors by
 patch; {recipe["negatives"]:.0%} of the inputs show no shape, {recipe["reconstructed"]:.0%} passed through the image
-tokenizer. {card["train_seconds"]} seconds on one CPU core with torch {card["torch"]}. SHA-256 of the weights:
-`{card["sha256"]}`.
+tokenizer. {card["train_seconds"]:,} seconds of wall time on one shared CPU core with torch {card["torch"]}.
+SHA-256 of the weights: `{card["sha256"]}`.
 """

@@ -91,7 +91,7 @@ def test_pairing_removes_what_prompts_have_in_common() -> None:
 
 def test_coverage_by_simulation() -> None:
     """95 % intervals hold the true difference in about 95 of 100 experiments (prompts vary, images vary)."""
-    rng, experiments, prompts_each, images = np.random.default_rng(3), 300, 40, 4
+    rng, experiments, prompts_each, images = np.random.default_rng(3), 200, 40, 4
     covered = 0
     for number in range(experiments):
         values: tuple[dict, dict] = ({}, {})
@@ -102,7 +102,7 @@ def test_coverage_by_simulation() -> None:
                 model[category] = {str(i): list(row.astype(float)) for i, row in enumerate(hits)}
         delta = paired_delta(*values, draws=400, seed=number)[OVERALL]
         covered += delta.low <= 0.05 <= delta.high
-    assert 0.91 <= covered / experiments <= 0.985
+    assert 0.9 <= covered / experiments <= 0.99
 
 
 def test_a_prompt_without_values_keeps_its_place() -> None:
