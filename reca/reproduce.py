@@ -146,7 +146,7 @@ def read_origin(root: Path, reference: str) -> Origin:
         version = registry.resolve(client, reference)
         try:
             run = client.get_run(version.run_id)
-            files = Path(client.download_artifacts(version.run_id, "")).resolve()
+            files = tracking.artifact(client, version.run_id, "")
             lineage = json.loads((files / "lineage.json").read_text())
         except Exception as error:
             raise UserError(f"the run {version.run_id} of {version} cannot be read: {error}") from error

@@ -29,6 +29,7 @@ import psutil  # type: ignore[import-untyped]
 from mlflow.data.dataset_source import DatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param
+from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from reca.config import Config
@@ -198,6 +199,18 @@ def find_finished(client: Client, experiment: str, digest: str) -> Any | None:
     query = f"attributes.status = 'FINISHED' and tags.`{LINEAGE}` = '{digest}'"
     runs = client.search_runs([experiment], query, max_results=1)
     return runs[0] if runs else None
+
+
+def artifact(client: Client, run_id: str, path: str) -> Path:
+    """A file or folder that a run logged, on this machine.
+
+    Raises:
+        FileNotFoundError: The run has no such artifact, or no run of that id is left.
+    """
+    try:
+        return Path(client.download_artifacts(run_id, path)).resolve()
+    except MlflowException as error:
+        raise FileNotFoundError(f"run {run_id} has no artifact {path!r}: {error.message}") from None
 
 
 @contextmanager

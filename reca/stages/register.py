@@ -166,7 +166,7 @@ def _champion(
     for benchmark in config.evaluate.benchmarks:
         file = f"aligned/{benchmark}.items.jsonl"
         try:
-            before = _values(Path(client.download_artifacts(champion.run_id, f"scores/{file}")))
+            before = _values(tracking.artifact(client, champion.run_id, f"scores/{file}"))
             after = _values(root / SCORES / file)
             deltas[benchmark] = _paired(before, after, config)
         except (OSError, ValueError, KeyError) as error:
