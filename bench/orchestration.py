@@ -48,14 +48,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--work", type=Path, help="where the copies are made; default: a temporary folder")
+    parser.add_argument("--output", type=Path, default=RESULT, help="where the answer goes")
     parser.add_argument("overrides", nargs="*", default=list(SMOKE), help="Hydra overrides; default: the smoke job")
     options = parser.parse_args()
     measured = [repeat(number, options.overrides, options.work) for number in range(1, options.repeats + 1)]
     result = summarise(measured, options.overrides)
-    write_json(RESULT, result)
+    write_json(options.output, result)
     seconds = result["median_seconds"]
     print(f"bare {seconds['bare']:.1f} s, flow {seconds['flow']:.1f} s, no-op {seconds['noop']:.1f} s")
-    print(f"flow / bare {result['flow_over_bare']:.2f}, no-op / bare {result['noop_over_bare']:.2f}; {RESULT}")
+    print(f"flow / bare {result['flow_over_bare']:.2f}, no-op / bare {result['noop_over_bare']:.2f}; {options.output}")
 
 
 def repeat(number: int, overrides: Sequence[str], work: Path | None) -> dict[str, Any]:

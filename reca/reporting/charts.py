@@ -77,7 +77,13 @@ def axis(scale: Scale, signed: bool = False) -> Markup:
     if any(abs(100 * tick - round(100 * tick)) > 1e-6 for tick in scale.ticks):
         form = form.replace(".0f", ".1f")
     labels = [
-        tag("text", "0" if tick == 0 else form.format(100 * tick), x=percent(scale(tick)), y=14, text_anchor="middle")
+        tag(
+            "text",
+            "0" if tick == 0 else form.format(100 * tick).replace("-", "−"),
+            x=percent(scale(tick)),
+            y=14,
+            text_anchor="middle",
+        )
         for tick in scale.ticks
     ]
     return tag("svg", *labels, class_="axis", height=AXIS, width="100%", aria_hidden="true")
