@@ -1,5 +1,6 @@
 """Files that are whole or not there at all: written under a temporary name, flushed to disk, renamed."""
 
+import ctypes
 import json
 import os
 import shutil
@@ -47,8 +48,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         os.chmod(temporary, 0o755)
-        for entry in sorted(temporary.rglob("*")):
-            sync(entry)
+        sync_all(temporary)
         if path.exists():
             old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
             os.replace(path, old / path.name)
@@ -59,6 +59,18 @@ def whole_folder(path: Path) -> Iterator[Path]:
         sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sync_all(folder: Path) -> None:
+    """Flush everything below a folder: its whole file system at once, since a flush per file costs tens of ms each."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if (syncfs := getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)) is None:  # not Linux
+            os.sync()
+        elif syncfs(descriptor):
+            raise OSError(ctypes.get_errno(), f"cannot flush {folder} to disk")
+    finally:
+        os.close(descriptor)
 
 
 def sync(path: Path) -> None:
