@@ -42,8 +42,14 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """As :func:`whole_file` for a folder; what stood at ``path`` before is replaced."""
+    """As :func:`whole_file` for a folder; what stood at ``path`` before is replaced.
+
+    A folder has one writer at a time, so what a killed one left under its temporary names is swept away first.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{path.name}.*"):
+        if left.is_dir():
+            shutil.rmtree(left)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
         yield temporary
