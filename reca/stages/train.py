@@ -13,7 +13,7 @@ from reca.objectives.mixture import Mixture, mix
 from reca.stages.result import write_result
 from reca.training.base_model import base_digest, base_folder, load_base
 from reca.training.checkpoint import CheckpointStore, fingerprint
-from reca.training.loop import Record, train_model
+from reca.training.loop import Record, Run, train_model
 from reca.training.process import StopRequest, end_with_parent, prepare
 from reca.training.samples import Samples
 from reca.training.storage import explained
@@ -48,17 +48,9 @@ def train(config: Config, root: Path) -> None:
             embeddings = Embeddings.open(root / EMBEDDINGS)
             model = load_base(config, base, device)
             samples = Samples(model, root / DATASET, embeddings, config.train, mixture, config.seed, device)
+            run = Run(model, samples, config.train, config.seed, config.hardware.micro_batch_size)
             values = config.to_dict()
-            record = train_model(
-                model,
-                samples,
-                config.train,
-                store,
-                seed=config.seed,
-                micro_batch_size=config.hardware.micro_batch_size,
-                params={section: values[section] for section in SECTIONS},
-                stop=stop,
-            )
+            record = train_model(run, store, {section: values[section] for section in SECTIONS}, stop)
             with explained(root / CURVES, "the training curves"), whole_folder(root / CURVES) as folder:
                 for curve in sorted((store.folder / "curves").glob("*.csv")):
                     shutil.copyfile(curve, folder / curve.name)

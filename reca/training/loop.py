@@ -41,26 +41,24 @@ class Record:
     """[first step, digest of the code that trained from there], one entry unless the code was edited in between."""
 
 
-def train_model(
-    model: UnifiedModel,
-    samples: Samples,
-    settings: TrainSection,
-    store: CheckpointStore,
-    *,
-    seed: int,
-    micro_batch_size: int,
-    params: Mapping[str, Any],
-    stop: StopRequest,
-) -> Record:
-    """Train to ``settings.max_steps``, from the last whole checkpoint if there is one; the model is changed in place.
+@dataclass(frozen=True)
+class Run:
+    """What is trained, on what, and how."""
+
+    model: UnifiedModel
+    samples: Samples
+    settings: TrainSection
+    seed: int
+    micro_batch_size: int
+    """Samples per forward pass; changes memory and speed, not the result."""
+
+
+def train_model(run: Run, store: CheckpointStore, params: Mapping[str, Any], stop: StopRequest) -> Record:
+    """Train to ``max_steps``, from the last whole checkpoint if there is one; the model is changed in place.
 
     Args:
-        model: The base model.
-        samples: What it is trained on.
-        settings: The recipe.
+        run: The base model, its samples and the recipe.
         store: Where checkpoints and curves lie; the caller holds its lock.
-        seed: The run's seed.
-        micro_batch_size: Samples per forward pass; changes memory and speed, not the result.
         params: Configuration sections to be written beside every checkpoint.
         stop: Asked after every step.
 
@@ -69,7 +67,9 @@ def train_model(
         UserError: A checkpoint or curve cannot be written.
         Interrupted: The run was told to end; its last step is saved.
     """
-    parameters = freeze(model, set(model.trainable()))
+    settings = run.settings
+    parameters = freeze(run.model, set(run.model.trainable()))
+    set_training_mode(run.model)
     optimizer = build_optimizer(parameters, settings.betas, settings.weight_decay)
     done, record = resume(store, parameters, optimizer, settings.max_steps)
     if done == settings.max_steps:
@@ -79,14 +79,14 @@ def train_model(
     progress = Progress(settings.max_steps, "steps", start=done)
     try:
         if not done:
-            curves.measure(model, samples, 0, micro_batch_size)
+            curves.measure(run, 0)
         for step in range(done + 1, settings.max_steps + 1):
             began = time.monotonic()
-            row = take_step(model, samples, parameters, optimizer, settings, step, seed, micro_batch_size, curves.guard)
-            row["images_per_second"] = samples.per_step / (time.monotonic() - began)
+            row = take_step(run, parameters, optimizer, step, curves.guard)
+            row["images_per_second"] = run.samples.per_step / (time.monotonic() - began)
             curves.train(row)
             if step % settings.eval_every == 0 or step == settings.max_steps:
-                curves.measure(model, samples, step, micro_batch_size)
+                curves.measure(run, step)
             record.seconds += time.monotonic() - began
             if step % settings.save_every == 0 or step == settings.max_steps or stop.signal_number is not None:
                 curves.sync()
@@ -138,24 +138,24 @@ def resume(
 
 
 def take_step(
-    model: UnifiedModel,
-    samples: Samples,
+    run: Run,
     parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
-    settings: TrainSection,
     step: int,
-    seed: int,
-    micro_batch_size: int,
     guard: monitor.SpikeGuard,
 ) -> dict[str, float]:
-    """One optimizer step; returns its row of ``train.csv`` but for the speed."""
-    torch.manual_seed(derive_seed(seed, "train", step))  # dropout and the like: also a function of (seed, step)
-    set_training_mode(model)
+    """One optimizer step; returns its row of ``train.csv`` but for the speed.
+
+    Raises:
+        Diverged: The guard stops the run; the weights are still those of the step before.
+    """
+    samples, settings = run.samples, run.settings
+    torch.manual_seed(derive_seed(run.seed, "train", step))  # dropout and the like: also a function of (seed, step)
     optimizer.zero_grad(set_to_none=True)
     losses: dict[Kind, float] = {}
     for kind, ids in samples.step(step).items():
         loss_of = partial(_training_loss, samples, kind, step)
-        parts = in_parts(ids, micro_batch_size)
+        parts = in_parts(ids, run.micro_batch_size)
         losses[kind] = accumulate(list(parameters.values()), parts, samples.mixture.shares[kind], loss_of)
     loss = sum(samples.mixture.shares[kind] * value for kind, value in losses.items())
     grad_norm = float(nn.utils.clip_grad_norm_(parameters.values(), settings.max_grad_norm))
@@ -232,10 +232,10 @@ class Curves:
         with explained(self._folder, "the training curves"):
             self._train.add(row)
 
-    def measure(self, model: UnifiedModel, samples: Samples, step: int, micro_batch_size: int) -> None:
+    def measure(self, run: Run, step: int) -> None:
         """Measure the held-out losses, append them, and raise the copy alarm if it is due."""
         row: dict[str, float | None] = {"step": step}
-        row |= {f"{kind}_loss": value for kind, value in held_out_losses(model, samples, micro_batch_size).items()}
+        row |= {f"{kind}_loss": value for kind, value in held_out_losses(run).items()}
         self._measured.append({column: row.get(column) for column in monitor.HELD_OUT_COLUMNS})
         with explained(self._folder, "the training curves"):
             self._held_out.add(row)
@@ -258,12 +258,14 @@ class Curves:
 
 
 @torch.no_grad()
-def held_out_losses(model: UnifiedModel, samples: Samples, micro_batch_size: int) -> dict[Kind, float]:
+def held_out_losses(run: Run) -> dict[Kind, float]:
     """The mean losses over the held-out images, with the same noise every time."""
-    model.eval()
+    samples = run.samples
+    run.model.eval()
     found: dict[Kind, float] = {}
     for kind in samples.held_out_kinds:
-        losses = [samples.loss(kind, part, "held_out") for part in in_parts(samples.held_out, micro_batch_size)]
+        losses = [samples.loss(kind, part, "held_out") for part in in_parts(samples.held_out, run.micro_batch_size)]
         targets = sum(loss.n_targets for loss in losses)
         found[kind] = sum(float(loss.value) * loss.n_targets for loss in losses) / targets
+    set_training_mode(run.model)
     return found

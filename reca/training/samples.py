@@ -84,8 +84,6 @@ class Samples:
             self._dialogues = EpochSampler(self._questions, seed, "dialogues")
 
     def _check_cache(self, ids: Sequence[str]) -> None:
-        for name in sorted(self._model.cacheable):
-            self._embeddings.rows(name, ids[:1])
         known = set(self._embeddings.ids)
         missing = [name for name in ids if name not in known] if self._model.cacheable else []
         if missing:
@@ -93,6 +91,8 @@ class Samples:
                 f"{len(missing)} of {len(ids)} images are not in {self._embeddings.folder} (the first is "
                 f"{missing[0]}); run `reca extract` again"
             )
+        for name in sorted(self._model.cacheable):
+            self._embeddings.rows(name, ids[:1])
 
     def _check_captions(self, ids: Sequence[str], column: str) -> None:
         without = [name for name in ids if name not in self._captions]

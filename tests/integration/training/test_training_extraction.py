@@ -1,12 +1,14 @@
 """Extraction that is killed goes on where it was, and never hands out half a shard."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from reca.data.manifest import read_manifest
 from reca.errors import UserError
 from reca.stages.extract import extract
 from reca.stages.train import train
@@ -30,16 +32,18 @@ def test_killed_extraction_continues(project, template: Path) -> None:
     )
     folder = state(project.root)
     assert not (project.root / "outputs/embeddings").exists()
-    before = (folder / "shard-00000.safetensors").stat().st_mtime_ns
     half = folder / "shard-00001.safetensors"
     half.write_bytes(half.read_bytes()[:100])  # and the disk lost the end of the second one
-    kept = {path.name: path.stat().st_mtime_ns for path in folder.glob("shard-00000.*")}
+    written = (folder / "shard-00000.safetensors").stat().st_mtime_ns
     output = project.finish("extract")
-    assert "16 of 47 images were extracted by an earlier attempt" in output or "32 of 47" in output
-    assert kept["shard-00000.safetensors"] == before
+    images = len(read_manifest(template / "outputs/dataset"))
+    # Whether the third shard was finished before the kill is a matter of luck; the second one we have damaged.
+    found = re.search(rf"(\d+) of {images} images were extracted by an earlier attempt", output)
+    assert found is not None, output
+    assert int(found[1]) in (16, images - 16)
     assert contents(project.root) == contents(template)
     published = project.root / "outputs/embeddings/shard-00000.safetensors"
-    assert published.stat().st_mtime_ns == before  # the very file that was finished before the kill
+    assert published.stat().st_mtime_ns == written  # the very file that was finished before the kill
     assert not folder.exists()
 
 
@@ -73,7 +77,7 @@ def small_disk(tmp_path: Path):
 @pytest.mark.parametrize("stage", [extract, train])
 def test_full_disk(project, small_disk: Path, stage) -> None:
     config = project.configure(f"paths.state={small_disk}", "train.max_steps=1", "train.warmup_steps=0",
-                               "extract.images_per_shard=47", "extract.dtype=float32")  # fmt: skip
+                               "extract.images_per_shard=64", "extract.dtype=float32")  # fmt: skip
     with pytest.raises(UserError, match=r"cannot write .*small.*No space left.*paths\.state"):
         stage(config, project.root)
 
@@ -92,12 +96,8 @@ def test_a_model_that_stores_samples_is_found_out(project, monkeypatch: pytest.M
 
 BLOCKED = """
 import sys
-from importlib.abc import MetaPathFinder
-class Absent(MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"hydra", "omegaconf", "prefect", "dvc", "mlflow", "pandas", "datasets", "diffusers"}:
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Absent())
+for absent in ("hydra", "omegaconf", "prefect", "dvc", "mlflow", "pandas", "datasets", "diffusers"):
+    sys.modules[absent] = None
 import reca.stages.extract, reca.stages.train, reca.models.janus
 """
 
@@ -110,4 +110,6 @@ def test_training_needs_none_of_the_orchestration() -> None:
 def test_index_names_what_was_measured(template: Path) -> None:
     index = json.loads((template / "outputs/embeddings/index.json").read_text())
     assert set(index["error"]["semantic"]) == {"max", "relative_rms"}
-    assert [len(shard["ids"]) for shard in index["shards"]] == [16, 16, 15]
+    sizes = [len(shard["ids"]) for shard in index["shards"]]
+    assert sum(sizes) == len(read_manifest(template / "outputs/dataset"))
+    assert max(sizes) == 16
