@@ -72,14 +72,14 @@ class ScenesData(Section):
     max_bad_fraction: Fraction
 
 
-class FolderData(Section):
-    """A folder of photographs as it comes; put under DVC when a run is prepared."""
+class _FoundImages(Section):
+    """What every source of images as they come has in common."""
 
-    source: Literal["folder"]
     path: str
     num_images: PositiveInt | None = None
     """At most this many images, the first in order of content hash; ``None``: all."""
     image_size: None = None
+    """Images keep their own sizes."""
     held_out: Literal["outputs/dataset"] = "outputs/dataset"
     held_out_fraction: Fraction
     max_bad_fraction: Fraction
@@ -90,39 +90,29 @@ class FolderData(Section):
     """Images with a shorter side, in pixels, go to the quarantine."""
 
 
-class WebDatasetData(Section):
+class FolderData(_FoundImages):
+    """A folder of photographs as it comes; put under DVC when a run is prepared."""
+
+    source: Literal["folder"]
+
+
+class WebDatasetData(_FoundImages):
     """Tar shards in webdataset layout: a local pattern, or URLs such as ``https://host/{0000..0009}.tar``."""
 
     source: Literal["webdataset"]
-    path: str
     urls: str
-    num_images: PositiveInt | None = None
-    image_size: None = None
-    held_out: Literal["outputs/dataset"] = "outputs/dataset"
-    held_out_fraction: Fraction
-    max_bad_fraction: Fraction
-    max_pixels: PositiveInt
-    min_side: PositiveInt
 
 
-class HubData(Section):
+class HubData(_FoundImages):
     """A data set of the hub, or a local folder that ``datasets.load_dataset`` reads."""
 
     source: Literal["hub"]
-    path: str
     dataset: str
     revision: str | None = None
     split: str = "train"
     image_column: str = "image"
     caption_column: str | None = None
     """The column whose text is an image's caption; ``None``: images have none."""
-    num_images: PositiveInt | None = None
-    image_size: None = None
-    held_out: Literal["outputs/dataset"] = "outputs/dataset"
-    held_out_fraction: Fraction
-    max_bad_fraction: Fraction
-    max_pixels: PositiveInt
-    min_side: PositiveInt
 
 
 DataSection = Annotated[ScenesData | FolderData | WebDatasetData | HubData, Field(discriminator="source")]
