@@ -26,6 +26,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoTokenizer, JanusConfig, JanusForConditionalGeneration
 from transformers.cache_utils import DynamicCache
@@ -89,14 +90,17 @@ class Janus(UnifiedModel):
         for name in ("config.json", "tokenizer.json"):
             if not (checkpoint / name).is_file():
                 raise FileNotFoundError(f"{checkpoint / name} is missing: {checkpoint} is no Janus checkpoint")
-        network, report = JanusForConditionalGeneration.from_pretrained(
-            checkpoint,
-            config=read_config(checkpoint),
-            output_loading_info=True,
-            local_files_only=True,
-            use_safetensors=True,
-            dtype=torch.float32,
-        )
+        try:
+            network, report = JanusForConditionalGeneration.from_pretrained(
+                checkpoint,
+                config=read_config(checkpoint),
+                output_loading_info=True,
+                local_files_only=True,
+                use_safetensors=True,
+                dtype=torch.float32,
+            )
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise ValueError(f"the weights of {checkpoint} (model.safetensors) cannot be read: {error}") from None
         wrong = {kind: sorted(map(str, keys)) for kind, keys in report.items() if keys}
         if wrong:
             raise ValueError(f"{checkpoint} does not fit its own config.json: {wrong}")

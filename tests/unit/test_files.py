@@ -20,12 +20,25 @@ with whole_folder(Path(sys.argv[1])) as folder:
 """
 
 
+def write_half(target: Path) -> None:
+    """Fail in the middle of a file."""
+    with whole_file(target) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+
+
+def fill_half(target: Path) -> None:
+    """Fail in the middle of a folder."""
+    with whole_folder(target) as folder:
+        (folder / "half").write_text("half")
+        raise RuntimeError
+
+
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "file.txt"
     write_text(target, "old")
-    with pytest.raises(RuntimeError), whole_file(target) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
+    with pytest.raises(RuntimeError):
+        write_half(target)
     assert target.read_text() == "old"
     assert [path.name for path in target.parent.iterdir()] == ["file.txt"]
 
@@ -41,9 +54,8 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
         with whole_folder(target) as folder:
             (folder / content).write_text(content)
     assert [path.name for path in target.iterdir()] == ["new"]
-    with pytest.raises(RuntimeError), whole_folder(target) as folder:
-        (folder / "half").write_text("half")
-        raise RuntimeError
+    with pytest.raises(RuntimeError):
+        fill_half(target)
     assert [path.name for path in target.iterdir()] == ["new"]
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 

@@ -1,0 +1,180 @@
+"""What every model family must do, run over each of them (reca/models/base.py says why)."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from reca.config import ROOT, compose
+from reca.data.images import square_tensor
+from reca.data.scenes import QUESTION_KINDS, render, sample_scene
+from reca.models.base import Dialogue, Loss, Sampling, Semantic, UnifiedModel, load_model
+from reca.nn.random import SampleRng
+
+PRESETS = ("janus_tiny",)
+CPU = torch.device("cpu")
+PROMPTS = ["a photo of a red circle", "two squares and a blue ring", "a bar left of a cross"]
+TEMPLATE = "describe the image in detail"
+QUESTIONS = [Dialogue("what color is the circle", "red"), Dialogue("how many rings are there", "two")]
+
+
+def load(preset: str, folder: Path | None = None, **options: object) -> UnifiedModel:
+    """A preset's base."""
+    section = compose([f"model={preset}"]).model
+    place = folder or ROOT / section.checkpoint
+    return load_model(section.family, place, {**section.model_dump(), **options}, CPU)
+
+
+@pytest.fixture(scope="module", params=PRESETS)
+def preset(request: pytest.FixtureRequest) -> str:
+    """Each family's tiny preset."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def model(preset: str) -> UnifiedModel:
+    """Its base, without dropout: losses are compared."""
+    return load(preset, prompt_dropout=0.0)
+
+
+def pictures(model: UnifiedModel, count: int, size: int) -> Tensor:
+    """Rendered scenes as the model reads them."""
+    from PIL import Image
+
+    scenes = [sample_scene(12345, index) for index in range(count)]
+    return square_tensor([Image.fromarray(image) for image in render(scenes, 24)], size)
+
+
+def losses(model: UnifiedModel) -> dict[str, Callable[[], Loss]]:
+    """The three losses on three images each."""
+    seen = pictures(model, 3, model.spec.understanding_size)
+    shown = pictures(model, 3, model.spec.generation_size)
+    target = model.encode_target(shown, SampleRng([1, 2, 3]))
+    return {
+        "reconstruction": lambda: model.reconstruction_loss(
+            model.encode_semantic(seen), [TEMPLATE] * 3, target, SampleRng([4, 5, 6])
+        ),
+        "text_to_image": lambda: model.text_to_image_loss(PROMPTS, target, SampleRng([4, 5, 6])),
+        "understanding": lambda: model.understanding_loss(seen[:2], QUESTIONS, SampleRng([7, 8])),
+    }
+
+
+def test_sizes_are_as_declared(model: UnifiedModel) -> None:
+    spec = model.spec
+    semantic = model.encode_semantic(pictures(model, 2, spec.understanding_size))
+    assert semantic.embeds.shape[:2] == (2, spec.semantic_tokens)
+    target = model.encode_target(pictures(model, 2, spec.generation_size), SampleRng([1, 2]))
+    assert not target.values.requires_grad
+    assert target.values.shape == (2, spec.target_tokens)
+    drawn = model.generate(PROMPTS, Sampling(2.0), SampleRng([1, 2, 3]))
+    assert drawn.shape == (3, 3, spec.generation_size, spec.generation_size)
+    assert drawn.min() >= -1
+    assert drawn.max() <= 1
+
+
+def test_gradients_reach_exactly_what_is_trainable(model: UnifiedModel) -> None:
+    for parameter in model.parameters():
+        parameter.grad = None
+    for loss in losses(model).values():
+        loss().value.backward()
+    reached = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert reached == set(model.trainable())
+    still = {n for n, p in model.named_parameters() if p.grad is not None and not bool(p.grad.abs().sum() > 0)}
+    assert not still, "these are trained in name only"
+
+
+def test_a_loss_is_a_mean_over_its_targets(model: UnifiedModel) -> None:
+    with torch.no_grad():
+        for name, loss in losses(model).items():
+            found = loss()
+            assert torch.isfinite(found.value), name
+            assert found.n_targets > 0
+    target = model.encode_target(pictures(model, 3, model.spec.generation_size), SampleRng([1, 2, 3]))
+    with torch.no_grad():
+        whole = model.text_to_image_loss(PROMPTS, target, SampleRng([1, 2, 3]))
+        parts = [
+            model.text_to_image_loss([prompt], type(target)(target.values[row : row + 1]), SampleRng([row + 1]))
+            for row, prompt in enumerate(PROMPTS)
+        ]
+    together = sum(float(part.value) * part.n_targets for part in parts) / sum(part.n_targets for part in parts)
+    assert together == pytest.approx(float(whole.value), rel=1e-5)
+    assert whole.n_targets == sum(part.n_targets for part in parts)
+
+
+def test_the_loss_on_cached_embeddings_is_the_live_loss(model: UnifiedModel) -> None:
+    assert model.cacheable == {"semantic", "target"}
+    seen = pictures(model, 2, model.spec.understanding_size)
+    target = model.encode_target(pictures(model, 2, model.spec.generation_size), SampleRng([1, 2]))
+    with torch.no_grad():
+        live = model.encode_semantic(seen)
+        values = [
+            float(model.reconstruction_loss(semantic, [TEMPLATE] * 2, target, SampleRng([1, 2])).value)
+            for semantic in (live, Semantic(live.embeds.clone()), Semantic(live.embeds.bfloat16().float()))
+        ]
+    assert values[0] == values[1]
+    assert values[2] == pytest.approx(values[0], rel=5e-3)  # what storing bf16 costs
+
+
+def test_training_the_encoder_forbids_caching_it(preset: str) -> None:
+    assert "semantic" not in load(preset, train_vision=True).cacheable
+
+
+def test_dropout_hides_the_condition(preset: str) -> None:
+    blind = load(preset, prompt_dropout=1.0)
+    target = blind.encode_target(pictures(blind, 1, blind.spec.generation_size), SampleRng([1]))
+    same_length = ["a photo of a red circle", "a photo of a blue frame"]
+    with torch.no_grad():
+        first, second = (float(blind.text_to_image_loss([text], target, SampleRng([1])).value) for text in same_length)
+    assert first == second
+
+
+def test_save_then_load_is_the_identity(model: UnifiedModel, preset: str, tmp_path: Path) -> None:
+    model.save_official(tmp_path / "saved")
+    again = load(preset, tmp_path / "saved")
+    mine, theirs = model.state_dict(), again.state_dict()
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    again.save_official(tmp_path / "twice")
+    assert (tmp_path / "saved/model.safetensors").read_bytes() == (tmp_path / "twice/model.safetensors").read_bytes()
+    drawn = [m.generate(PROMPTS[:1], Sampling(2.0), SampleRng([3])) for m in (model, again)]
+    assert torch.equal(*drawn)
+
+
+def test_an_image_depends_on_its_seed_and_prompt_only(model: UnifiedModel) -> None:
+    together = model.generate(PROMPTS, Sampling(2.0), SampleRng([1, 2, 3]))
+    alone = model.generate(PROMPTS[1:2], Sampling(2.0), SampleRng([2]))
+    assert torch.allclose(alone[0], together[1], atol=1e-4)
+    other = model.generate(PROMPTS[1:2], Sampling(2.0), SampleRng([9]))
+    assert not torch.allclose(other[0], together[1], atol=1e-2)
+    semantic = model.encode_semantic(pictures(model, 2, model.spec.understanding_size))
+    both = model.reconstruct(semantic, Sampling(1.0), SampleRng([1, 2]))
+    one = model.reconstruct(Semantic(semantic.embeds[1:]), Sampling(1.0), SampleRng([2]))
+    assert torch.allclose(one[0], both[1], atol=1e-4)
+
+
+def test_answers_are_words_and_do_not_depend_on_the_batch(model: UnifiedModel) -> None:
+    assert QUESTION_KINDS
+    images = pictures(model, 2, model.spec.understanding_size)
+    asked = ["what color is the circle", "where is the square relative to the ring"]
+    together = model.answer(images, asked)
+    assert [model.answer(images[row : row + 1], asked[row : row + 1])[0] for row in (0, 1)] == together
+    assert all(together)
+
+
+def test_bad_checkpoints_are_named(preset: str, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+        load(preset, tmp_path)
+    broken = tmp_path / "broken"
+    shutil.copytree(ROOT / compose([f"model={preset}"]).model.checkpoint, broken)
+    weights = (broken / "model.safetensors").read_bytes()
+    (broken / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(ValueError, match=r"model\.safetensors"):
+        load(preset, broken)
+
+
+def test_a_prompt_longer_than_the_context_is_refused(model: UnifiedModel) -> None:
+    with pytest.raises(ValueError, match="tokens"):
+        model.generate(["a circle and " * 200], Sampling(1.0), SampleRng([1]))
