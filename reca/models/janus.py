@@ -30,6 +30,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoTokenizer, JanusConfig, JanusForConditionalGeneration
 from transformers.cache_utils import DynamicCache
+from transformers.utils import logging as transformers_logging
 
 from reca.files import whole_folder
 from reca.models.base import Dialogue, Loss, Paradigm, Sampling, Semantic, Spec, Target, UnifiedModel
@@ -90,6 +91,7 @@ class Janus(UnifiedModel):
         for name in ("config.json", "tokenizer.json"):
             if not (checkpoint / name).is_file():
                 raise FileNotFoundError(f"{checkpoint / name} is missing: {checkpoint} is no Janus checkpoint")
+        transformers_logging.disable_progress_bar()
         try:
             network, report = JanusForConditionalGeneration.from_pretrained(
                 checkpoint,
@@ -109,9 +111,11 @@ class Janus(UnifiedModel):
 
     def save_official(self, path: Path) -> None:
         """See :meth:`UnifiedModel.save_official`."""
+        transformers_logging.disable_progress_bar()
         with whole_folder(path) as folder:
             self.network.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
+            (folder / "model.safetensors").chmod(0o644)
 
     def trainable(self) -> Iterable[str]:
         """All but the VQ tokenizer and, unless ``train_vision``, the vision tower; with gists, only what draws.
