@@ -1,0 +1,62 @@
+"""pyproject.toml declares what the code imports, and requirements.lock pins it all."""
+
+import ast
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from reca.config import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+OURS = {"reca", "flows", "tests", "_typeshed"}
+
+
+def name_of(requirement: str) -> str:
+    return re.sub("[-_.]+", "-", requirement).lower()
+
+
+def declared(*extras: str) -> dict[str, Requirement]:
+    """The dependencies, those of extras included, by normal name."""
+    lines = [*PROJECT["dependencies"], *(line for extra in extras for line in PROJECT["optional-dependencies"][extra])]
+    return {name_of(requirement.name): requirement for requirement in map(Requirement, lines)}
+
+
+def imported(folder: Path) -> set[str]:
+    """Top-level names of the packages that are imported below a folder, inside functions too."""
+    found: set[str] = set()
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                found.add(node.module)
+    return {name.split(".")[0] for name in found} - sys.stdlib_module_names - OURS
+
+
+@pytest.mark.parametrize(
+    ("top", "extras"), [("reca", ()), ("flows", ()), ("scripts", ()), ("tests", ("test", "dev")), ("bench", ("test",))]
+)
+def test_imports_are_declared(top: str, extras: tuple[str, ...]) -> None:
+    owners = packages_distributions()
+    local = {path.stem for path in (ROOT / top).rglob("*.py")}  # conftest and the like
+    for module in imported(ROOT / top) - local:
+        distributions = {name_of(name) for name in owners.get(module, [module])}
+        assert distributions & declared(*extras).keys(), f"{top}/ imports {module}: declare it in pyproject.toml"
+
+
+def test_the_lock_pins_what_is_declared() -> None:
+    lines = [
+        line for line in (ROOT / "requirements.lock").read_text().splitlines() if line and not line.startswith("#")
+    ]
+    pins = {name_of(name): version for name, version in (line.split("==") for line in lines)}
+    for name, requirement in declared(*PROJECT["optional-dependencies"]).items():
+        assert name in pins, f"requirements.lock lacks {name}"
+        assert requirement.specifier.contains(pins[name]), (
+            f"requirements.lock has {name} {pins[name]}, not {requirement}"
+        )
+    assert not [version for version in pins.values() if "+" in version], "a local version belongs to one machine"
