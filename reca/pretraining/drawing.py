@@ -22,9 +22,9 @@ from reca.pretraining.schedule import Report, one_cycle, pixels, update
 class Recipe:
     """Steps and sizes of the stage."""
 
-    plain_steps: int = 1800
+    plain_steps: int = 2500
     """Steps that learn what images look like, without any condition."""
-    caption_steps: int = 2800
+    caption_steps: int = 5000
     batch_size: int = 64
     questions_per_step: int = 16
     plain_learning_rate: float = 2e-3
