@@ -39,7 +39,7 @@ QuestionKind = Literal["color", "count", "relation", "shape", "existence"]
 
 # Lengths are fractions of the image side. Centres of two shapes differ by at least MIN_GAP along x or y
 # (Chebyshev distance), so shapes never overlap and each 1/4-image cell holds at most one centre.
-MARGIN, MIN_GAP, MIN_RADIUS, MAX_RADIUS = 4 / 24, 7.6 / 24, 3.3 / 24, 3.9 / 24
+MARGIN, MIN_GAP, MIN_RADIUS, MAX_RADIUS = 4 / 24, 7.8 / 24, 3.3 / 24, 3.9 / 24
 
 
 @dataclass(frozen=True, slots=True)
