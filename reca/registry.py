@@ -10,12 +10,15 @@ be the last one before a kill, and the same steps, taken again, end in the same 
 """
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
 from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
 from reca.errors import UserError
 from reca.tracking import LINEAGE, Client
@@ -173,20 +176,31 @@ def rollback(client: Client, name: str) -> tuple[Version, Version]:
     return taken_back, resolve(client, f"{name}@{CHAMPION}")
 
 
-def log_model(artifacts: Mapping[str, Path], requirements: Sequence[str]) -> str:
+def log_model(artifacts: Mapping[str, Path], requirements: Sequence[str], parameters: Mapping[str, float]) -> str:
     """Log the serving code with its artifacts to the active run; returns MLflow's id of the model.
 
     The code of this package is stored with it, so that the model loads where only the requirements are installed.
     Its settings are one of the artifacts: MLflow would log a ``model_config`` among the run's parameters.
+
+    Args:
+        artifacts: What ``reca/serving.py`` reads: ``settings``, and ``checkpoint`` or ``reference``.
+        requirements: Exact pins; MLflow's own guess would load the model to see what it imports.
+        parameters: What ``predict`` takes besides prompts, with defaults; what the signature does not name is dropped.
     """
     package = Path(__file__).parent
-    info = mlflow.pyfunc.log_model(
-        name="model",
-        python_model=str(package / "serving.py"),
-        artifacts={name: str(path) for name, path in artifacts.items()},
-        code_paths=[str(package)],
-        pip_requirements=list(requirements),
-    )
+    text = Schema([ColSpec("string")])
+    kinds = {int: "long", float: "double"}
+    schema = ParamSchema([ParamSpec(name, kinds[type(value)], value) for name, value in parameters.items()])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # it asks for type hints, whose signatures have no parameters
+        info = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(package / "serving.py"),
+            artifacts={name: str(path) for name, path in artifacts.items()},
+            code_paths=[str(package)],
+            pip_requirements=list(requirements),
+            signature=ModelSignature(text, text, schema),
+        )
     model_id: str = info.model_id
     return model_id
 

@@ -26,25 +26,27 @@ class Drawer(PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Load the weights; on the GPU when there is one."""
-        import torch
-
-        from reca.models.base import load_model
-
         self._settings = json.loads(Path(context.artifacts["settings"]).read_text())
         if "checkpoint" in context.artifacts:
             checkpoint = Path(context.artifacts["checkpoint"])
         else:
             checkpoint = fetch(json.loads(Path(context.artifacts["reference"]).read_text()))
+
+        import torch  # takes seconds; weights that are not there are told before
+
+        from reca.models.base import load_model
+
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = load_model(self._settings["family"], checkpoint, self._settings["options"], device)
 
-    def predict(self, model_input: list[str], params: dict[str, Any] | None = None) -> list[str]:
+    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> list[str]:
         """Draw one image per prompt.
 
         Args:
-            model_input: Prompts.
-            params: ``guidance_scale``, ``temperature``, ``num_steps``, ``seed``; the defaults are those of the
-                configuration that the model was evaluated with, and seed 0.
+            context: What :meth:`load_context` was given.
+            model_input: Prompts: a list, or the first column of the table that MLflow makes of one.
+            params: ``seed`` (0), ``guidance_scale``, ``temperature``, and ``num_steps`` where the family has it; the
+                defaults are those that the model was evaluated with.
 
         Returns:
             Base64 of PNG bytes, in the order of the prompts. The same prompt and seed give the same image, whatever
@@ -56,11 +58,12 @@ class Drawer(PythonModel):
         chosen = {**self._settings["sampling"], **(params or {})}
         seed = chosen.pop("seed", 0)
         sampling, size = Sampling(**chosen), self._settings["batch_size"]
+        prompts = model_input.iloc[:, 0].tolist() if hasattr(model_input, "iloc") else list(model_input)
         images: list[str] = []
-        for start in range(0, len(model_input), size):
-            prompts = list(model_input[start : start + size])
-            rng = SampleRng([derive_seed("serve", seed, prompt) for prompt in prompts])
-            images += [_png(image) for image in self._model.generate(prompts, sampling, rng)]
+        for start in range(0, len(prompts), size):
+            batch = prompts[start : start + size]
+            rng = SampleRng([derive_seed("serve", seed, prompt) for prompt in batch])
+            images += [_png(image) for image in self._model.generate(batch, sampling, rng)]
         return images
 
 

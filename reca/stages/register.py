@@ -112,7 +112,7 @@ def _log_run(
 
 
 def _log_model(config: Config, root: Path, lineage: Lineage) -> str:
-    settings = {
+    settings: dict[str, Any] = {
         "family": config.model.family,
         "options": config.model.model_dump(mode="json"),
         "sampling": config.generate.model_dump(mode="json"),
@@ -132,7 +132,8 @@ def _log_model(config: Config, root: Path, lineage: Lineage) -> str:
             write_json(written / "reference.json", tracking.dvc_reference(root, MODEL, lineage))
             artifacts["reference"] = written / "reference.json"
             print(f"the model has {size / 2**20:,.0f} MiB: registered by its DVC hash, not copied")
-        return registry.log_model(artifacts, requirements)
+        sampling = {name: value for name, value in settings["sampling"].items() if value is not None}
+        return registry.log_model(artifacts, requirements, {"seed": 0, **sampling})
 
 
 def _log_files(client: Any, run_id: str, root: Path, lineage: Lineage) -> None:
