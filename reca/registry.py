@@ -191,8 +191,7 @@ def log_model(artifacts: Mapping[str, Path], requirements: Sequence[str], parame
     text = Schema([ColSpec("string")])
     kinds = {int: "long", float: "double"}
     schema = ParamSchema([ParamSpec(name, kinds[type(value)], value) for name, value in parameters.items()])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # it asks for type hints, whose signatures have no parameters
+    with warnings.catch_warnings(record=True):  # it asks for type hints, but their signatures have no parameters
         info = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(package / "serving.py"),
