@@ -53,6 +53,15 @@ stages:
   first: {cmd: python stage.py first 0.1, params: [seed], deps: [stage.py], outs: [outputs/first]}
 """
 
+DVC_CONFIG = """
+[core]
+    analytics = false
+    check_update = false
+    remote = near
+['remote "near"']
+    url = ../../remote
+"""
+
 REGISTER = '''
 """The real reca, but for `register`, which needs a model."""
 import json, pathlib, sys
@@ -88,13 +97,8 @@ def template(tmp_path_factory) -> Path:
     git(root, "init", "-q")
     git(root, "config", "user.email", "test@example.org")
     git(root, "config", "user.name", "test")
-    dvc = [sys.executable, "-m", "dvc"]
-    for command in (
-        ["init", "-q"],
-        ["config", "core.analytics", "false"],
-        ["remote", "add", "-d", "near", "../remote"],
-    ):
-        subprocess.run([*dvc, *command], cwd=root, check=True, capture_output=True)
+    subprocess.run([sys.executable, "-m", "dvc", "init", "-q"], cwd=root, check=True, capture_output=True)
+    (root / ".dvc/config").write_text(DVC_CONFIG)
     git(root, "add", "-A")
     git(root, "commit", "-qm", "project")
     return root
@@ -125,6 +129,11 @@ def server(tmp_path_factory) -> Iterator[str]:
     private.configure()
     private.wait()
     yield private.address
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    EventsWorker.drain_all(timeout=60)
+    APILogWorker.drain_all(timeout=60)
     private.release()
     os.environ.clear()
     os.environ.update(before)

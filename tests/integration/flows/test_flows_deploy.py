@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture
@@ -38,6 +38,7 @@ def client(server):
 
 
 def test_deployments_on_demand_by_schedule_and_cancelled(worker, client, project, capsys, until, hanging, gone):
+    from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
     from prefect.client.schemas.schedules import IntervalSchedule
     from prefect.states import Cancelling
 
@@ -70,14 +71,14 @@ def test_deployments_on_demand_by_schedule_and_cancelled(worker, client, project
     (added,) = client.create_deployment_schedules(nightly.id, [(every, True)])
 
     def fired():
-        from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
-
         chosen = DeploymentFilter(id=DeploymentFilterId(any_=[nightly.id]))
         runs = client.read_flow_runs(deployment_filter=chosen)
-        return [one for one in runs if one.auto_scheduled and one.state.is_completed()]
+        return [one for one in runs if one.auto_scheduled and (one.state.is_running() or one.state.is_final())]
 
-    until(fired, 400)
+    run_id = until(fired, 400)[0].id
     client.delete_deployment_schedule(nightly.id, added.id)
+    run = until(ended, 400)
+    assert run.state.is_completed(), (run.state, (project.parent / "worker.log").read_text()[-3000:])
 
     # cancelling through the API ends the stage and its children
     (project / "hang-train").touch()

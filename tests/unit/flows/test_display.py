@@ -1,0 +1,146 @@
+"""What a run shows: which stage, how far, how long still; and the table at its end."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from flows.display import Display
+from flows.summary import markdown_verdict, print_summary, summarise
+from flows.workplace import EXIT_STATUS, PROGRESS
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("flows.display.time.monotonic", lambda: now[0])
+    return now
+
+
+def plain(display) -> io.StringIO:
+    display.console = Console(file=io.StringIO(), width=200)
+    return display.console.file
+
+
+def test_in_a_log_a_line_now_and_then(clock):
+    display = Display(expected={"train": 100.0, "report": 20.0})
+    out = plain(display)
+    display.plan(["ingest", "train", "report"])
+    display.ended("ingest", "unchanged")
+    display.started("train")
+    for _ in range(40):
+        clock[0] += 1
+        display.progress("train", int(clock[0]) - 1000, 100, "steps", "0:40 elapsed, 1:00 left")
+    clock[0] += 61
+    display.ended("train", "done")
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "train: started"
+    assert lines[1] == "train: 15/100 steps  0:40 elapsed, 1:00 left, about 1:45 left in all"
+    assert lines[-1] == "train: done after 1:41"
+    assert len(lines) == 4, "a line every 15 s is enough"
+    assert display.seconds() == {"train": 101.0, "report": 20.0}
+
+
+def test_the_whole_is_not_guessed_while_a_stage_has_never_run(clock):
+    display = Display(expected={"train": 100.0})
+    out = plain(display)
+    display.plan(["train", "report"])
+    display.started("train")
+    clock[0] += 20
+    display.progress("train", 1, 100, "steps", "")
+    assert "in all" not in out.getvalue()
+
+
+def test_on_a_terminal_a_table(clock):
+    display = Display()
+    display.plan(["ingest", "extract", "train", "report"])
+    display.ended("ingest", "unchanged")
+    display.started("extract")
+    display.ended("extract", "failed")
+    display.started("train")
+    display.progress("train", 3, 4, "steps", "0:10 left")
+    console = Console(file=io.StringIO(), width=120)
+    console.print(display._render())
+    shown = console.file.getvalue()
+    assert "✗ extract failed" in shown
+    assert "3/4 steps  0:10 left" in shown
+    assert "1 stages unchanged, still to come: report" in shown
+
+
+def test_quiet_says_nothing(capsys):
+    display = Display(quiet=True)
+    display.say("x")
+    display.started("train")
+    display.ended("train", "done")
+    assert capsys.readouterr().out == ""
+
+
+def test_a_stages_progress_line_is_understood():
+    found = PROGRESS.fullmatch("PROGRESS 15/600 steps 0:03 elapsed, 2:01 left loss 0.31")
+    assert found.groups() == ("15", "600", "steps", "0:03 elapsed, 2:01 left loss 0.31")
+
+
+def test_what_the_real_helper_prints_is_understood(capsys):
+    from reca.progress import Progress
+
+    Progress(4, "images").update(4)
+    assert PROGRESS.fullmatch(capsys.readouterr().out.strip()).groups()[:3] == ("4", "4", "images")
+
+
+def test_dvcs_words_for_a_failed_command_are_understood():
+    line = "ERROR: failed to reproduce 'train': failed to run: python -m reca train, exited with 2"
+    assert EXIT_STATUS.search(line)[1] == "2"
+
+
+@pytest.fixture
+def project(tmp_path):
+    score = {"base": 0.5, "aligned": 0.57, "delta": 0.07, "low": 0.05, "high": 0.09}
+    worse = {"base": 0.9, "aligned": 0.88, "delta": -0.02, "low": -0.04, "high": 0.001}
+    deltas = {
+        "scenes": {"overall": score, "categories": {"position": score, "color_attr": worse}},
+        "understanding": {"overall": worse, "categories": {"color": worse}},
+        "fidelity": {"overall": score, "categories": {}},
+    }
+    rule = {"text": "scenes: lower bound > 0", "passed": True, "reason": "+5.0", "skipped": False}
+    report = tmp_path / "outputs/report"
+    report.mkdir(parents=True)
+    (report / "deltas.json").write_text(json.dumps(deltas))
+    (report / "verdict.json").write_text(json.dumps({"passed": True, "rules": [rule]}))
+    return tmp_path
+
+
+CONFIG = {"evaluate": {"confidence": 0.95}}
+
+
+def test_the_summary_shows_scores_verdict_version_and_places(project):
+    state = project / ".reca"
+    state.mkdir()
+    worse_than_champion = {"text": "not worse than the champion", "passed": False, "reason": "-1.0", "skipped": False}
+    registered = {
+        "name": "reca-janus_tiny",
+        "version": "3",
+        "alias": "challenger",
+        "verdict": "refused",
+        "rules": [worse_than_champion],
+        "champion": "2",
+        "new": True,
+    }
+    (state / "register.json").write_text(json.dumps(registered))
+    summary = summarise(project, state, CONFIG)
+    console = Console(file=io.StringIO(), width=120)
+    print_summary(summary, console)
+    shown = console.file.getvalue()
+    for words in (
+        "position", "color attr", "GenEval on rendered scenes, overall", "understanding", "reconstruction", "95 %",
+        "50.0", "57.0", "+7.0", "[+5.0, +9.0]", "verdict: refused", "failed: not worse than the champion (-1.0)",
+        "reca-janus_tiny version 3, alias challenger", "champion: 2", "reca ui", "index.html",
+    ):  # fmt: skip
+        assert words in shown, words
+    assert "color attr" in shown
+    assert "| color |" not in shown, "only GenEval's categories are shown one by one"
+    assert "**Refused**" in markdown_verdict(summary)
+
+
+def test_no_report_no_summary(tmp_path):
+    assert summarise(tmp_path, tmp_path / ".reca", CONFIG) is None
