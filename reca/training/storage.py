@@ -17,7 +17,7 @@ LOCK_WAIT_SECONDS = 60.0
 """A trainer that was told to end needs a while to save; whoever comes after it waits for so long."""
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM}
+CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 # safetensors and torch's zip writer do not hand on the operating system's error, only its words.
 OS_ERROR = re.compile(r"os error (\d+)|\[Errno (\d+)\]")
 
@@ -43,7 +43,7 @@ def explained(folder: Path, what: str) -> Iterator[None]:
         if number in CLOSED:
             raise UserError(
                 f"cannot write {what} to {folder}: {os.strerror(number)}. "
-                "Make the folder writable, or set paths.state to another one, and run again"
+                "Make it a folder that can be written, or set paths.state to another one, and run again"
             ) from error
         raise
 

@@ -108,12 +108,6 @@ class Project:
         self.children.append(child)
         return child
 
-    def finish(self, stage: str) -> str:
-        """Run a stage to its end; returns what it printed."""
-        output, _ = (child := self.start(stage)).communicate(timeout=CHILD_SECONDS)
-        assert child.returncode == 0, output
-        return output
-
     def kill_when(self, stage: str, condition: Callable[[], bool]) -> None:
         """Start a stage and end it with SIGKILL as soon as something is true."""
         child = self.start(stage, slowly=True)
