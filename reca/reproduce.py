@@ -18,6 +18,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from reca import registry, tracking
 from reca.config import Config, flatten
 from reca.digest import weights_digest
@@ -26,7 +28,8 @@ from reca.files import write_text
 from reca.lineage import LOCK, current_versions
 from reca.registry import Version
 
-RECORDED_FILES = ("params.yaml", LOCK)
+PARAMS, STATE = "params.yaml", ".reca"
+"""The state folder is the worktree's own: with the project's, training would find its finished checkpoints."""
 DELTAS = "report/deltas.json"
 
 
@@ -217,9 +220,11 @@ def prepare(place: Path, root: Path, origin: Origin) -> None:
     patch = origin.files / "uncommitted.patch"
     if patch.is_file() and not _succeeds(["git", "apply", "--whitespace=nowarn", str(patch)], place):
         raise UserError(f"the recorded changes of {origin.version} do not apply to their commit; see {patch}")
-    for name in RECORDED_FILES:
-        if (origin.files / name).is_file():
-            shutil.copyfile(origin.files / name, place / name)
+    if (origin.files / LOCK).is_file():
+        shutil.copyfile(origin.files / LOCK, place / LOCK)
+    parameters = yaml.safe_load((origin.files / PARAMS).read_text())
+    parameters["paths"]["state"] = STATE
+    write_text(place / PARAMS, yaml.safe_dump(parameters, sort_keys=True, allow_unicode=True))
     pointer = origin.lineage["data_pointer"]
     if pointer:
         write_text(place / pointer, (origin.files / Path(pointer).name).read_text())

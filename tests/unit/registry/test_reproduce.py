@@ -24,6 +24,7 @@ TRAIN = """
 import json, pathlib, sys, numpy, yaml
 from safetensors.numpy import save_file
 params = yaml.safe_load(open("params.yaml"))
+print("checkpoints are in", params["paths"]["state"])
 assert pathlib.Path("conf/data/scenes.yaml").is_file()
 out = pathlib.Path("outputs/model"); (out / "parts").mkdir(parents=True)
 noise = pathlib.Path("noise.txt").read_text() if pathlib.Path("noise.txt").is_file() else ""
@@ -114,6 +115,9 @@ def test_our_hashes_are_those_of_dvc_and_its_lock_is_read(tracked: Project) -> N
 def test_a_version_comes_out_again_from_its_commit(
     tracked: Project, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
+    values = tracked.config.to_dict() | {"paths": {"state": str(tmp_path / "shared")}}  # as isolated runs have it
+    tracked.config = type(tracked.config).validated(values)
+    tracked.config.save(tracked.root / "params.yaml")
     register(tracked.config, tracked.root)
     (tracked.root / "train.py").write_text(TRAIN.replace('["seed"]', '["seed"] + 1'))  # today's code is another
     commit(tracked, "another recipe")
@@ -124,6 +128,7 @@ def test_a_version_comes_out_again_from_its_commit(
     assert code == 0, said
     assert "equal to the last bit" in said
     assert "Running stage 'train'" in said  # from scratch: not restored from the run cache
+    assert "checkpoints are in .reca" in said  # nor from finished checkpoints
     assert run(tracked, "git", "worktree", "list").count("\n") == 1  # nothing is left behind
     assert reproduce_command(options(model=f"{NAME}@champion", from_scratch=False), tracked.root) == 0
 
