@@ -38,7 +38,7 @@ DEPENDS_ON = {  # an override -> the stages that must run again, no more and no 
     "extract.dtype=float32": {"extract", "train"} | ALIGNED,
     "train.learning_rate=0.002": {"train"} | ALIGNED,
     "model.prompt_dropout=0.2": {"train"} | ALIGNED,
-    "generate.guidance_scale=3": each("generate-base", "score-base") | ALIGNED,
+    "generate.guidance_scale=5": each("generate-base", "score-base") | ALIGNED,
     "evaluate.scenes.images_per_prompt=3": {
         f"{stage}-{which}@scenes" for stage in ("generate", "score") for which in ("base", "aligned")
     } | {"report"},

@@ -152,7 +152,7 @@ def test_leftovers_of_other_settings_stay_apart(config, project, use_model, perf
     use_model(dying(perfect, after=32))
     with pytest.raises(Killed):
         generate(config, project, "base", "scenes")
-    generation = config.generate.model_copy(update={"guidance_scale": 3.0})
+    generation = config.generate.model_copy(update={"guidance_scale": 5.0})
     use_model(perfect)
     generate(config.model_copy(update={"generate": generation}), project, "base", "scenes")
     assert len(perfect.drawn) == 32 + 60

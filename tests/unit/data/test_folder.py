@@ -105,8 +105,11 @@ def test_files_and_folders_without_permission(tmp_path_factory: pytest.TempPathF
     (folder / "locked").mkdir(mode=0o000)
     (folder / "secret.png").chmod(0o000)
     with not_root():
-        found = reasons(folder)
+        reachable = os.access(folder, os.R_OK | os.X_OK, effective_ids=True)
+        found = reasons(folder) if reachable else {}
     (folder / "locked").chmod(0o755)
+    if not reachable:
+        pytest.skip("the temporary folder lies in one that only root may enter")
     assert found == {"secret.png": "unreadable", "locked": "unreadable"}
 
 
