@@ -265,7 +265,9 @@ class Janus(UnifiedModel):
         return Loss(value, codes.numel(), {"code_loss": value.detach()})
 
     def _dropped(self, rng: SampleRng) -> Tensor | None:
-        return rng.uniform("prompt_dropout") < self.prompt_dropout if self.prompt_dropout > 0 else None
+        if not self.training or self.prompt_dropout == 0:
+            return None
+        return rng.uniform("prompt_dropout") < self.prompt_dropout
 
     # -- losses ---------------------------------------------------------------------------------------------
 

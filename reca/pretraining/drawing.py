@@ -45,6 +45,7 @@ class Gallery:
 
 def train(model: Janus, gallery: Gallery, recipe: Recipe, seed: int, report: Report) -> None:
     """Teach the drawing layers in place; what :meth:`Janus.trainable` leaves out does not move."""
+    model.train()
     wanted = set(model.trainable())
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in wanted)
@@ -74,6 +75,7 @@ def train(model: Janus, gallery: Gallery, recipe: Recipe, seed: int, report: Rep
             text = f"{phase}: codes {drawing.item():.3f} answers {answers.item():.3f}"
             report(step + 1 + (0 if plain else recipe.plain_steps), total, text)
     model.prompt_dropout = dropout
+    model.eval()
 
 
 def _answer_loss(model: Janus, gallery: Gallery, count: int, generator: torch.Generator, rng: random.Random) -> Tensor:

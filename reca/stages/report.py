@@ -147,8 +147,9 @@ def in_plain_words(record: Record, rules: Sequence[GateRule]) -> Record:
 def rule_words(rule: GateRule) -> str:
     """One rule of the gate as a sentence."""
     score = f"{benchmark_words(rule.benchmark).short}, {category_words(rule.category)}"
-    what = "even the low end of the interval of the change" if rule.bound == "lower" else "the change"
-    return f"{score}: against the {rule.versus}, {what} must be at least {points(rule.minimum)} points."
+    lower = rule.bound == "lower"
+    what = "even the low end of the interval of the change must be above" if lower else "the change must be at least"
+    return f"{score}: against the {rule.versus}, {what} {points(rule.minimum)} points."
 
 
 def lineage_rows(config: Config, root: Path, scores: Scores, base_scores: Scores) -> list[tuple[str, str]]:

@@ -123,12 +123,16 @@ def test_training_the_encoder_forbids_caching_it(preset: str) -> None:
 
 
 def test_dropout_hides_the_condition(preset: str) -> None:
-    blind = load(preset, prompt_dropout=1.0)
+    blind = load(preset, prompt_dropout=1.0).train()
     target = blind.encode_target(pictures(blind, 1, blind.spec.generation_size), SampleRng([1]))
     same_length = ["a photo of a red circle", "a photo of a blue frame"]
     with torch.no_grad():
         first, second = (float(blind.text_to_image_loss([text], target, SampleRng([1])).value) for text in same_length)
     assert first == second
+    blind.eval()  # what is measured is measured with its condition
+    with torch.no_grad():
+        first, second = (float(blind.text_to_image_loss([text], target, SampleRng([1])).value) for text in same_length)
+    assert first != second
 
 
 def test_save_then_load_is_the_identity(model: UnifiedModel, preset: str, tmp_path: Path) -> None:

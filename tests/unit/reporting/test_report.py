@@ -187,7 +187,7 @@ def test_a_model_that_got_worse_is_refused_with_reasons(outputs_of, tmp_path) ->
     assert verdict["passed"] is False
     page = page_of(tmp_path)
     assert "Refused" in page.text
-    assert "even the low end of the interval of the change must be at least 0.0 points" in page.text
+    assert "even the low end of the interval of the change must be above 0.0 points" in page.text
     assert 'class="whisker down"' in (tmp_path / "outputs/report/index.html").read_text()
     assert "**Refused**" in (tmp_path / "outputs/report/model_card.md").read_text()
 
