@@ -148,8 +148,11 @@ def rule_words(rule: GateRule) -> str:
     """One rule of the gate as a sentence."""
     score = f"{benchmark_words(rule.benchmark).short}, {category_words(rule.category)}"
     lower = rule.bound == "lower"
-    what = "even the low end of the interval of the change must be above" if lower else "the change must be at least"
-    return f"{score}: against the {rule.versus}, {what} {points(rule.minimum)} points."
+    if rule.bound == "lower":
+        asked = f"even the low end of the interval of the change must be above {points(rule.minimum)} points"
+    else:
+        asked = f"the change must be at least {points(rule.minimum)} points"
+    return f"{score}: against the {rule.versus}, {asked}."
 
 
 def lineage_rows(config: Config, root: Path, scores: Scores, base_scores: Scores) -> list[tuple[str, str]]:
