@@ -147,7 +147,6 @@ def in_plain_words(record: Record, rules: Sequence[GateRule]) -> Record:
 def rule_words(rule: GateRule) -> str:
     """One rule of the gate as a sentence."""
     score = f"{benchmark_words(rule.benchmark).short}, {category_words(rule.category)}"
-    lower = rule.bound == "lower"
     if rule.bound == "lower":
         asked = f"even the low end of the interval of the change must be above {points(rule.minimum)} points"
     else:
