@@ -193,7 +193,8 @@ def run_tool(command: list[str], folder: Path) -> str:
         UserError: It is not installed, or failed; holds its own words.
     """
     words = " ".join(command[2:] if command[0] == sys.executable else command)
-    environment = {**os.environ, "DVC_NO_ANALYTICS": "1", "GIT_TERMINAL_PROMPT": "0"}
+    # COLUMNS: DVC lays lists out as tables and would break a long path over two lines.
+    environment = {**os.environ, "DVC_NO_ANALYTICS": "1", "GIT_TERMINAL_PROMPT": "0", "COLUMNS": "10000"}
     try:
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     except FileNotFoundError:

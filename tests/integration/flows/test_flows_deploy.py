@@ -86,6 +86,6 @@ def test_deployments_on_demand_by_schedule_and_cancelled(worker, client, project
     run_id = capsys.readouterr().out.split("/flow-run/")[1].split()[0]
     pids = hanging("train")
     client.set_flow_run_state(run_id, Cancelling())
-    gone(pids, 120)
+    gone(pids, 400)
     run = until(ended, 120)
     assert run.state.name == "Cancelled"

@@ -128,7 +128,7 @@ def test_the_summary_shows_scores_verdict_version_and_places(project):
     }
     (state / "register.json").write_text(json.dumps(registered))
     summary = summarise(project, state, CONFIG)
-    console = Console(file=io.StringIO(), width=120)
+    console = Console(file=io.StringIO(), width=400)  # a long temporary path must not be broken
     print_summary(summary, console)
     shown = console.file.getvalue()
     for words in (
