@@ -7,19 +7,22 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from prefect import flow, get_run_logger, runtime
+from prefect.states import Cancelled, Completed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.artifacts import publish
+from flows.cancellation import CancellationWatch
 from flows.display import Display
 from flows.graph import read_graph
-from flows.process import Processes
+from flows.process import Processes, Stopped
 from flows.reconcile import reconcile
 from flows.schedule import run_stages
 from flows.stage import run_register
 from flows.summary import summarise
-from flows.workplace import Workplace, run_command
+from flows.workplace import StageFailed, Workplace, run_command
 from reca import workspace
 from reca.config import Config, compose
 from reca.system_metrics import VARIABLE, sampled
@@ -30,19 +33,30 @@ RUNNER: Any = ThreadPoolTaskRunner(max_workers=16)
 
 
 @flow(name="reca", task_runner=RUNNER, persist_result=False)
-def reca(overrides: list[str] | None = None) -> None:
+def reca(overrides: list[str] | None = None) -> State[Any]:
     """Images in, an aligned, measured and registered model out.
 
     Args:
         overrides: Changes to the configuration in Hydra's grammar: ``["train.max_steps=40", "data.num_images=256"]``.
     """
     with workplace(workspace.project_root(), list(overrides or [])) as place:
-        stages = read_graph(place.root)
-        place.display.plan([stage.name for stage in stages] + ["register"])
-        run_stages(stages, place)
-        run_register(place)
-        if summary := summarise(place.root, place.state, place.config):
-            publish(summary, place.root / "outputs/report/figures/overview.png", place.name)
+        with CancellationWatch(UUID(runtime.flow_run.id), place.processes.stop) as watch:
+            try:
+                _run(place)
+            except (StageFailed, Stopped):
+                if not watch.cancelled:
+                    raise
+        return Cancelled(message="cancelled; the next run continues") if watch.cancelled else Completed()
+
+
+def _run(place: Workplace) -> None:
+    place = _compose(place)
+    stages = read_graph(place.root)
+    place.display.plan([stage.name for stage in stages] + ["register"])
+    run_stages(stages, place)
+    run_register(place)
+    if summary := summarise(place.root, place.state, place.config):
+        publish(summary, place.root / "outputs/report/figures/overview.png", place.name)
 
 
 @contextmanager
@@ -79,10 +93,10 @@ def workplace(root: Path, overrides: list[str]) -> Iterator[Workplace]:
         stack.enter_context(sampled(logs / "system.csv"))
         processes = Processes(environment)
         stack.callback(processes.stop)
-        yield _compose(overrides, Workplace(place, state, logs, name, {}, processes, display))
+        yield Workplace(place, state, logs, name, overrides, {}, processes, display)
 
 
-def _compose(overrides: list[str], place: Workplace) -> Workplace:
+def _compose(place: Workplace) -> Workplace:
     """Write the workspace's ``params.yaml`` with the workspace's own code, and put its images under DVC."""
-    run_command("compose", [sys.executable, "-m", "reca", "compose", *overrides], place)
+    run_command("compose", [sys.executable, "-m", "reca", "compose", *place.overrides], place)
     return replace(place, config=Config.load(place.root / "params.yaml").to_dict())

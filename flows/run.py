@@ -18,7 +18,7 @@ from reca import workspace
 from reca.config import Config, compose
 from reca.files import write_json
 
-SETTLE_SECONDS = 20.0
+SETTLE_SECONDS, INTERRUPTED_SECONDS = 20.0, 2.0
 DURATIONS = "durations.json"
 _CONSOLE = {
     # The display tells what happens; Prefect's own lines, tracebacks of a user's mistakes among them, go to its pages.
@@ -59,9 +59,13 @@ def run(overrides: list[str], isolated: bool) -> int:
             Display.current = display
             try:
                 outcome = reca(overrides, return_state=True)
-            finally:
-                _settle(len(display.rows))
+            except KeyboardInterrupt:
+                _settle(0, INTERRUPTED_SECONDS)
+                raise
+            _settle(len(display.rows), SETTLE_SECONDS)
         write_json(state / DURATIONS, display.seconds())
+        if outcome.is_cancelled():
+            raise KeyboardInterrupt
         if not outcome.is_completed():
             return _tell_failure(outcome)
     _tell_outcome(root, state, config, isolated)
@@ -103,7 +107,7 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _settle(expected: int) -> None:
+def _settle(expected: int, seconds: float) -> None:
     """Wait until the server has put down every task of the newest run: their states travel as events."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
@@ -111,9 +115,9 @@ def _settle(expected: int) -> None:
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
 
-    EventsWorker.drain_all(timeout=SETTLE_SECONDS)
-    APILogWorker.drain_all(timeout=SETTLE_SECONDS)
-    deadline = time.monotonic() + SETTLE_SECONDS
+    EventsWorker.drain_all(timeout=seconds)
+    APILogWorker.drain_all(timeout=seconds)
+    deadline = time.monotonic() + seconds
     with get_client(sync_client=True) as client:
         newest = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)
         chosen = FlowRunFilter(id=FlowRunFilterId(any_=[run.id for run in newest]))

@@ -41,8 +41,9 @@ class Workplace:
     logs: Path
     name: str
     """The flow run's."""
+    overrides: list[str]
     config: dict[str, Any]
-    """The composed configuration, as plain containers."""
+    """The composed configuration, as plain containers; empty until it is composed."""
     processes: Processes
     display: Display
 

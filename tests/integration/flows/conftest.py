@@ -117,11 +117,14 @@ def project(template, tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory) -> Iterator[str]:
-    """One private server, ours, for all tests; Prefect is imported only after it is named."""
+def server(tmp_path_factory) -> str:
+    """One private server, ours, for all tests; Prefect is imported only after it is named.
+
+    It is neither released nor forgotten at the end: Prefect's own threads talk to it until this process has ended
+    (and would start one of their own); then the kernel takes its lock back, and it ends.
+    """
     from flows.server import PrivateServer
 
-    before = dict(os.environ)
     for name in [name for name in os.environ if name.startswith("PREFECT_")]:
         del os.environ[name]
     os.environ["PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS"] = "2"
@@ -129,15 +132,7 @@ def server(tmp_path_factory) -> Iterator[str]:
     private = PrivateServer(tmp_path_factory.mktemp("prefect") / "home")
     private.configure()
     private.wait()
-    yield private.address
-    from prefect.events.worker import EventsWorker
-    from prefect.logging.handlers import APILogWorker
-
-    EventsWorker.drain_all(timeout=60)
-    APILogWorker.drain_all(timeout=60)
-    private.release()
-    os.environ.clear()
-    os.environ.update(before)
+    return private.address
 
 
 @pytest.fixture

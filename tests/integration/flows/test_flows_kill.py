@@ -22,6 +22,24 @@ def test_a_signal_ends_the_run_and_its_children(server, project, command, hangin
     gone(pids, 5)
 
 
+def test_a_run_cancelled_on_prefects_pages_ends_though_no_worker_minds_it(
+    server, project, command, hanging, gone, until
+):
+    from prefect.client.orchestration import get_client
+    from prefect.states import Cancelling
+
+    (project / "hang-train").touch()
+    run = command("run")
+    pids = hanging("train")
+    (log,) = (project / ".reca/logs").iterdir()
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(log.name, Cancelling())
+        output, _ = run.communicate(timeout=300)
+        assert run.returncode == 130, output
+        gone(pids, 5)
+        assert client.read_flow_run(log.name).state.name == "Cancelled"
+
+
 def test_kill_9_of_the_flow_leaves_no_orphans_and_the_next_run_continues(
     server, project, command, hanging, gone, run_flow, events
 ):
