@@ -43,16 +43,23 @@ class Gallery:
     questions: Sequence[Sequence[Question]]
 
 
+def prepare(model: Janus, captions: Sequence[str]) -> None:
+    """Before the first step: codes that look alike start alike, and the gist states are centred on captions."""
+    with torch.no_grad():
+        model.network.model.generation_embeddings.weight.copy_(model.network.model.vqmodel.quantize.embedding.weight)
+        blocks = [captions[start : start + 500] for start in range(0, 4000, 500)]
+        model.centre_gists(torch.cat([model.gist_states(model.read(block)) for block in blocks]))
+
+
 def train(model: Janus, gallery: Gallery, recipe: Recipe, seed: int, report: Report) -> None:
-    """Teach the drawing layers in place; what :meth:`Janus.trainable` leaves out does not move."""
+    """Teach the drawing layers in place; what :meth:`Janus.trainable` leaves out does not move.
+
+    A model that draws already goes on from where it is: :func:`prepare` is for new ones.
+    """
     model.train()
     wanted = set(model.trainable())
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in wanted)
-    with torch.no_grad():  # codes that look alike start alike
-        model.network.model.generation_embeddings.weight.copy_(model.network.model.vqmodel.quantize.embedding.weight)
-        blocks = [gallery.captions[start : start + 500] for start in range(0, 4000, 500)]
-        model.centre_gists(torch.cat([model.gist_states(model.read(block)) for block in blocks]))
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     total = recipe.plain_steps + recipe.caption_steps
     generator, rng = torch.Generator().manual_seed(seed), random.Random(f"drawing-{seed}")

@@ -139,14 +139,20 @@ def train_encoder(
     vq.to(memory_format=torch.contiguous_format).eval()
 
 
+@torch.no_grad()
+def encode(vq: JanusVQVAE, images: Tensor, batch: int = 250) -> Tensor:
+    """The encoder's codes (N, T) of uint8 images (N, 3, S, S)."""
+    vq.eval()
+    return torch.cat([vq.encode(pixels(block)).image_tokens.view(len(block), -1) for block in images.split(batch)])
+
+
 def train_decoder(vq: JanusVQVAE, vision: nn.Module, images: Tensor, recipe: Recipe, seed: int, report: Report) -> None:
     """Step 3 in place: the decoder, from the codes that the encoder gives; ``vision`` is the tower that looks on."""
     generator = torch.Generator().manual_seed(seed)
     grid = int(vq.config.num_patches)
     vision.requires_grad_(False)
     vq.requires_grad_(True)
-    with torch.no_grad():
-        codes = torch.cat([vq.encode(pixels(block)).image_tokens.view(len(block), -1) for block in images.split(250)])
+    codes = encode(vq, images)
     vq.to(memory_format=torch.channels_last).train()
     weights = [*vq.decoder.parameters(), *vq.post_quant_conv.parameters()]
     optimizer = torch.optim.AdamW(weights, recipe.learning_rate, betas=(0.9, 0.95), weight_decay=1e-4)

@@ -177,16 +177,30 @@ def _champion(
 
 def _paired(before: Values, after: Values, config: Config) -> dict[str, Any]:
     evaluate = config.evaluate
+    before, after = _both_scored(before, after), _both_scored(after, before)
     found = paired_delta(before, after, evaluate.confidence, evaluate.bootstrap_draws, config.seed)
     records = {name: {"delta": one.delta, "low": one.low, "high": one.high} for name, one in found.items()}
     return {"overall": records.pop(OVERALL), "categories": records}
 
 
+def _both_scored(values: Values, other: Values) -> Values:
+    """Without the prompts that the other side has, but without a single scored value: they make no pair."""
+    return {
+        category: {
+            prompt: scored for prompt, scored in prompts.items() if scored and other.get(category, {}).get(prompt) != []
+        }
+        for category, prompts in values.items()
+    }
+
+
 def _values(path: Path) -> Values:
+    """Scored values by category and prompt; a value that could not be scored (null) is left out."""
     values: dict[str, dict[str, list[float]]] = {}
     for line in path.read_text().splitlines():
         item = json.loads(line)
-        values.setdefault(item["category"], {})[item["prompt_id"]] = item["values"]
+        values.setdefault(item["category"], {})[item["prompt_id"]] = [
+            value for value in item["values"] if value is not None
+        ]
     return values
 
 
