@@ -14,12 +14,12 @@ The table is printed and written to bench/results/alignment.json.
 """
 
 import argparse
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from reca.benchmarks.base import read_items, values_of
 from reca.config import ROOT, Config, compose
 from reca.digest import weights_digest
 from reca.files import write_json
@@ -106,13 +106,9 @@ def measure(root: Path, config: Config, which: str) -> None:
             score(config, root, which, benchmark)
 
 
-def read_items(root: Path, which: str, benchmark: str) -> dict[str, dict[str, list[float]]]:
+def read_values(root: Path, which: str, benchmark: str) -> dict[str, dict[str, list[float]]]:
     """Category -> prompt id -> values."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for line in (root / f"outputs/scores/{which}/{benchmark}.items.jsonl").read_text().splitlines():
-        item = json.loads(line)
-        found.setdefault(item["category"], {})[item["prompt_id"]] = [v for v in item["values"] if v is not None]
-    return found
+    return values_of(read_items(root / f"outputs/scores/{which}/{benchmark}.items.jsonl"))
 
 
 def pooled(several: Sequence[Mapping[str, Mapping[str, list[float]]]]) -> Values:
@@ -128,9 +124,9 @@ def compare(work: Path, seeds: Sequence[int], arms: Sequence[str]) -> dict[str, 
     """Means of all arms and the paired differences, seeds pooled and one by one."""
     results: dict[str, Any] = {"seeds": list(seeds), "base": weights_digest(ROOT / "data/bases/janus_tiny")}
     for benchmark in ("scenes", "fidelity", "understanding"):
-        items = {"base": [read_items(work / "base", "base", benchmark)] * len(seeds)}
+        items = {"base": [read_values(work / "base", "base", benchmark)] * len(seeds)}
         for arm in arms:
-            items[arm] = [read_items(work / f"seed-{seed}" / arm, "aligned", benchmark) for seed in seeds]
+            items[arm] = [read_values(work / f"seed-{seed}" / arm, "aligned", benchmark) for seed in seeds]
         entry: dict[str, Any] = {"means": {arm: means(pooled(several)) for arm, several in items.items()}, "deltas": {}}
         for after, before in COMPARISONS:
             if after in items and before in items:

@@ -66,6 +66,20 @@ def intervals(values: Values, confidence: float = 0.95, draws: int = 4000, seed:
     return {name: Interval(value, *_bounds(drawn[name], confidence)) for name, value in means(values).items()}
 
 
+def scored_pairs(base: Values, aligned: Values) -> tuple[Values, Values]:
+    """Both without the prompts that could be scored on one side only, or on none: they make no pair."""
+
+    def kept(values: Values, other: Values) -> Values:
+        found: dict[str, dict[str, Sequence[float]]] = {}
+        for category, prompts in values.items():
+            for prompt, scored in prompts.items():
+                if len(scored) and len(other.get(category, {}).get(prompt, scored)):
+                    found.setdefault(category, {})[prompt] = scored
+        return found
+
+    return kept(base, aligned), kept(aligned, base)
+
+
 def paired_delta(
     base: Values, aligned: Values, confidence: float = 0.95, draws: int = 4000, seed: int = 0
 ) -> dict[str, Delta]:

@@ -175,9 +175,8 @@ def pool_digest(seed: int, sample: int = 256) -> dict[str, Any]:
 def make_gallery(vq: JanusVQVAE, scenes: Sequence[Scene], images: Tensor, recipe: Recipe) -> drawing.Gallery:
     """Images to learn to draw, with sparse captions, and the study scenes for practising answers.
 
-    The codes are the encoder's, as in every later training. The codebook's nearest patches, which the encoder
-    imitates, agree with them on three codes in four only: a base taught those began post-training with a loss of
-    1.62 where a hundred steps reach 1.39, and every arm of a comparison spent its steps on that.
+    The codes are the encoder's, as in every later training, and not the codebook's nearest patches, which it only
+    imitates (docs/experiments.md, 2026-11-24).
     """
     pictured, pictures = scene_pool(GALLERY_SEED, recipe.gallery_images)
     rng = random.Random(f"gallery-{recipe.seed}")

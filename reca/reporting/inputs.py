@@ -8,14 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from reca.benchmarks.base import ItemScore, Scores, read_items, read_scores
+from reca.benchmarks.base import ItemScore, Scores, read_items, read_scores, values_of
 from reca.benchmarks.samples import Row, read_manifest
 from reca.errors import UserError
+from reca.statistics import Values, scored_pairs
 
 Which = Literal["base", "aligned"]
 Record = dict[str, Any]
-Values = dict[str, dict[str, list[float]]]
-"""Category -> prompt id -> scored values, as :mod:`reca.statistics` takes them."""
 Read = TypeVar("Read")
 COMPARABLE = ("protocol", "judge", "seed", "images_per_prompt", "settings")
 """What must be equal in the score files of base and aligned."""
@@ -82,14 +81,7 @@ class Pair:
         A prompt that could be scored on one side only makes no pair and is left out on both; the score files say how
         many values failed.
         """
-        base: Values = {}
-        aligned: Values = {}
-        for key, item in self.base.item.items():
-            scored = [[value for value in one.values if value is not None] for one in (item, self.aligned.item[key])]
-            if all(scored):
-                base.setdefault(item.category, {})[item.prompt_id] = scored[0]
-                aligned.setdefault(item.category, {})[item.prompt_id] = scored[1]
-        return base, aligned
+        return scored_pairs(values_of(self.base.items), values_of(self.aligned.items))
 
 
 def read_pair(outputs: Path, benchmark: str) -> Pair:

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from reca import registry, system_metrics, tracking
+from reca.benchmarks.base import read_items, values_of
 from reca.config import Config
 from reca.errors import UserError
 from reca.files import write_json
 from reca.lineage import Lineage, check_outputs, check_params, collect, uncommitted_patch
 from reca.registry import Version
-from reca.statistics import OVERALL, Values, paired_delta
+from reca.statistics import OVERALL, Values, paired_delta, scored_pairs
 from reca.verdict import Champion, Verdict, judge
 
 MODEL, REPORT, SCORES, CURVES = "outputs/model", "outputs/report", "outputs/scores", "outputs/curves"
@@ -167,41 +168,19 @@ def _champion(
     for benchmark in config.evaluate.benchmarks:
         file = f"aligned/{benchmark}.items.jsonl"
         try:
-            before = _values(tracking.artifact(client, champion.run_id, f"scores/{file}"))
-            after = _values(root / SCORES / file)
+            before = values_of(read_items(tracking.artifact(client, champion.run_id, f"scores/{file}")))
+            after = values_of(read_items(root / SCORES / file))
             deltas[benchmark] = _paired(before, after, config)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, UserError) as error:
             return Champion(champion.number, None, f"its answers to {benchmark} cannot be used ({error})")
     return Champion(champion.number, deltas)
 
 
 def _paired(before: Values, after: Values, config: Config) -> dict[str, Any]:
     evaluate = config.evaluate
-    before, after = _both_scored(before, after), _both_scored(after, before)
-    found = paired_delta(before, after, evaluate.confidence, evaluate.bootstrap_draws, config.seed)
+    found = paired_delta(*scored_pairs(before, after), evaluate.confidence, evaluate.bootstrap_draws, config.seed)
     records = {name: {"delta": one.delta, "low": one.low, "high": one.high} for name, one in found.items()}
     return {"overall": records.pop(OVERALL), "categories": records}
-
-
-def _both_scored(values: Values, other: Values) -> Values:
-    """Without the prompts that the other side has, but without a single scored value: they make no pair."""
-    return {
-        category: {
-            prompt: scored for prompt, scored in prompts.items() if scored and other.get(category, {}).get(prompt) != []
-        }
-        for category, prompts in values.items()
-    }
-
-
-def _values(path: Path) -> Values:
-    """Scored values by category and prompt; a value that could not be scored (null) is left out."""
-    values: dict[str, dict[str, list[float]]] = {}
-    for line in path.read_text().splitlines():
-        item = json.loads(line)
-        values.setdefault(item["category"], {})[item["prompt_id"]] = [
-            value for value in item["values"] if value is not None
-        ]
-    return values
 
 
 def _check_report(report: Mapping[str, Any], lineage: Lineage) -> None:

@@ -15,6 +15,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from reca import tracking
+from reca.benchmarks.base import ItemScore, values_of, write_items
 from reca.config import Config
 from reca.digest import weights_digest
 from reca.lineage import dvc_md5
@@ -93,18 +94,14 @@ class Project:
         for benchmark in self.config.evaluate.benchmarks:
             sides = {}
             for which, share in (("base", 0.5), ("aligned", skill)):
-                rows = [
-                    {"prompt_id": f"p{n}", "category": f"c{n % 2}", "values": [float(n // 2 < share * PROMPTS / 2)]}
-                    for n in range(PROMPTS)
+                items = [
+                    ItemScore(f"p{n}", f"c{n % 2}", (float(n // 2 < share * PROMPTS / 2),)) for n in range(PROMPTS)
                 ]
                 folder = self.root / "outputs/scores" / which
                 folder.mkdir(parents=True, exist_ok=True)
-                (folder / f"{benchmark}.items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+                write_items(folder / f"{benchmark}.items.jsonl", items)
                 (folder / f"{benchmark}.json").write_text(json.dumps({"benchmark": benchmark, "which": which}))
-                sides[which] = {
-                    category: {row["prompt_id"]: row["values"] for row in rows if row["category"] == category}
-                    for category in ("c0", "c1")
-                }
+                sides[which] = values_of(items)
             found = {name: vars(one) for name, one in paired_delta(sides["base"], sides["aligned"], draws=200).items()}
             deltas[benchmark] = {"overall": found.pop("overall"), "categories": found}
         return deltas
