@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--compare-only", action="store_true", help="train nothing; compare what is there")
     parser.add_argument("overrides", nargs="*", help="Hydra overrides for all arms")
     options = parser.parse_args()
+    options.work = options.work.resolve()  # links inside it must not depend on where this was started
     if not options.compare_only:
         for seed in options.seeds:
             data = prepare(options.work / f"seed-{seed}", [*PROMPTS, *options.overrides, f"seed={seed}"])

@@ -16,7 +16,8 @@ Future = Any  # PrefectConcurrentFuture; `submit` is typed by its base class, wh
 def run_stages(stages: list[Stage], place: Workplace) -> None:
     """Run what is out of date.
 
-    A stage that is up to date and reads nothing of a stage that ran is put down as unchanged without asking DVC
+    The one with the longest chain of stages behind it goes first: the base is measured beside the training, not before
+    it. A stage that is up to date and reads nothing of a stage that ran is put down as unchanged without asking DVC
     again. A failure starts nothing new; what already runs may finish, for its work is kept.
 
     The tasks run in threads (``submit``), which is safe here: their commands end with this process, by their guards.
@@ -25,7 +26,7 @@ def run_stages(stages: list[Stage], place: Workplace) -> None:
         StageFailed: The first failure.
     """
     limit: int = place.config["hardware"]["parallel_stages"]
-    waiting, visited = list(stages), set[str]()
+    waiting, visited = by_urgency(stages), set[str]()
     finished: dict[str, Future] = {}
     running: dict[str, Future] = {}
     failure: BaseException | None = None
@@ -49,6 +50,15 @@ def run_stages(stages: list[Stage], place: Workplace) -> None:
             failure = failure or _failure(finished[name])
     if failure:
         raise failure
+
+
+def by_urgency(stages: list[Stage]) -> list[Stage]:
+    """The stages, those first on which the longest chain of others waits; what a stage needs stays before it."""
+    behind = dict.fromkeys((stage.name for stage in stages), 0)
+    for stage in reversed(stages):
+        for name in stage.needs:
+            behind[name] = max(behind[name], behind[stage.name] + 1)
+    return sorted(stages, key=lambda stage: -behind[stage.name])
 
 
 def _failure(future: Future) -> BaseException | None:

@@ -86,7 +86,7 @@ def _configuration(root: Path) -> Iterator[Finding]:
     base = root / config.model.checkpoint
     if base.is_dir() and any(base.iterdir()):
         yield Finding(GOOD, "base model", config.model.checkpoint)
-    elif config.model.revision:
+    elif config.model.hub:
         yield Finding(WARNING, "base model", f"{config.model.checkpoint} will be fetched from the hub")
     else:
         yield Finding(BAD, "base model", f"{base} is missing; `git checkout -- {config.model.checkpoint}`")

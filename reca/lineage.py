@@ -16,9 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from reca.config import Config
+from reca.config import Config, yaml12
 from reca.digest import weights_digest
 from reca.errors import UserError
 
@@ -105,7 +103,8 @@ def collect(config: Config, root: Path) -> Lineage:
         UserError: Base or aligned weights, or the report, are not there.
     """
     lock = read_lock(root)
-    artifacts = recorded_hashes(lock)
+    # The lock file goes on telling of stages that are no more: a benchmark taken off, a data set of another source.
+    artifacts = {path: md5 for path, md5 in recorded_hashes(lock).items() if (root / path).exists()}
     for path in ("outputs/dataset", "outputs/model", config.data.path):
         if path not in artifacts and (root / path).exists():
             artifacts[path] = dvc_md5(root / path)
@@ -144,12 +143,10 @@ def dvc_cache(root: Path) -> Path:
 
 
 def base_digest(config: Config, root: Path) -> str:
-    """Digest of the base weights; a hub id stands for itself with its revision."""
+    """Digest of the base weights."""
     folder = root / config.model.checkpoint
     if folder.is_dir():
         return weights_digest(folder)
-    if config.model.revision is not None:
-        return f"{config.model.checkpoint}@{config.model.revision}"
     raise UserError(
         f"the base model {folder} is missing; restore it (`git checkout -- {config.model.checkpoint}` or `dvc pull`), "
         "or make it with `reca pretrain`"
@@ -187,10 +184,10 @@ def read_lock(root: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = yaml.load(path.read_text(), Loader=_Yaml12)  # noqa: S506 - a SafeLoader
+        content = yaml12.load(path)
         stages: dict[str, Any] = content["stages"]
         recorded_hashes(stages)
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+    except (yaml12.YAMLError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
         problem = " ".join(str(error).split())
         raise UserError(
             f"{path} is broken ({problem}); restore it (`git checkout -- {LOCK}`), or delete it and run "
@@ -253,15 +250,6 @@ def dvc_md5(path: Path) -> str:
     files = {entry.relative_to(path).as_posix(): entry for entry in path.rglob("*") if entry.is_file()}
     listing = [{"md5": dvc_md5(files[name]), "relpath": name} for name in sorted(files)]
     return hashlib.md5(json.dumps(listing, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
-
-
-class _Yaml12(yaml.SafeLoader):
-    """DVC writes YAML 1.2, where ``1e-05`` is a number; PyYAML would read a string."""
-
-
-_Yaml12.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
 
 
 def _compare(stage: str, key: str, recorded: Any, used: Mapping[str, Any], path: Path) -> None:

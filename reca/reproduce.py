@@ -18,10 +18,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from reca import registry, tracking
-from reca.config import Config, flatten
+from reca.config import Config, flatten, yaml12
 from reca.digest import weights_digest
 from reca.errors import UserError
 from reca.files import write_text
@@ -222,9 +220,9 @@ def prepare(place: Path, root: Path, origin: Origin) -> None:
         raise UserError(f"the recorded changes of {origin.version} do not apply to their commit; see {patch}")
     if (origin.files / LOCK).is_file():
         shutil.copyfile(origin.files / LOCK, place / LOCK)
-    parameters = yaml.safe_load((origin.files / PARAMS).read_text())
+    parameters = yaml12.load(origin.files / PARAMS)
     parameters["paths"]["state"] = STATE
-    write_text(place / PARAMS, yaml.safe_dump(parameters, sort_keys=True, allow_unicode=True))
+    write_text(place / PARAMS, yaml12.dumps(parameters))
     pointer = origin.lineage["data_pointer"]
     if pointer:
         write_text(place / pointer, (origin.files / Path(pointer).name).read_text())

@@ -18,6 +18,9 @@ Values = Mapping[str, Mapping[str, Sequence[float]]]
 """Category -> prompt id -> one value per image."""
 Draws = NDArray[np.float64]
 """One score per bootstrap draw."""
+Weights = Mapping[str, float]
+"""Of the categories in the overall score; only their ratios count. Empty: all weigh the same."""
+EQUAL: Weights = {}
 OVERALL = "overall"
 
 
@@ -41,8 +44,8 @@ class Delta:
     high: float
 
 
-def means(values: Values) -> dict[str, float]:
-    """The score of every category (mean over its images), and ``overall`` (plain mean of these).
+def means(values: Values, weights: Weights = EQUAL) -> dict[str, float]:
+    """The score of every category (mean over its images), and ``overall`` (mean of these, plain without weights).
 
     Raises:
         ValueError: There is no category, or one has no images.
@@ -53,17 +56,24 @@ def means(values: Values) -> dict[str, float]:
         scores[category] = float(totals.sum() / numbers.sum())
     if not scores:
         raise ValueError("there is nothing to average: no category has values")
-    return {OVERALL: float(np.mean(list(scores.values()))), **scores}
+    return {OVERALL: float(np.average(list(scores.values()), weights=_weights(scores, weights))), **scores}
 
 
-def intervals(values: Values, confidence: float = 0.95, draws: int = 4000, seed: int = 0) -> dict[str, Interval]:
+def _weights(categories: Mapping[str, object], weights: Weights) -> list[float] | None:
+    return [weights[name] for name in categories] if weights else None
+
+
+def intervals(
+    values: Values, confidence: float = 0.95, draws: int = 4000, seed: int = 0, weights: Weights = EQUAL
+) -> dict[str, Interval]:
     """Scores with percentile intervals, for ``overall`` and every category.
 
     Raises:
         ValueError: There is no category, or one has no images.
     """
-    drawn = _draw(values, draws, seed)
-    return {name: Interval(value, *_bounds(drawn[name], confidence)) for name, value in means(values).items()}
+    drawn = _draw(values, draws, seed, weights)
+    scores = means(values, weights)
+    return {name: Interval(value, *_bounds(drawn[name], confidence)) for name, value in scores.items()}
 
 
 def scored_pairs(base: Values, aligned: Values) -> tuple[Values, Values]:
@@ -81,7 +91,12 @@ def scored_pairs(base: Values, aligned: Values) -> tuple[Values, Values]:
 
 
 def paired_delta(
-    base: Values, aligned: Values, confidence: float = 0.95, draws: int = 4000, seed: int = 0
+    base: Values,
+    aligned: Values,
+    confidence: float = 0.95,
+    draws: int = 4000,
+    seed: int = 0,
+    weights: Weights = EQUAL,
 ) -> dict[str, Delta]:
     """Differences ``aligned - base`` with percentile intervals, for ``overall`` and every category.
 
@@ -89,8 +104,8 @@ def paired_delta(
         ValueError: The two were not measured on the same prompts, so there are no pairs.
     """
     _check_pairs(base, aligned)
-    before, after = means(base), means(aligned)
-    drawn_before, drawn_after = _draw(base, draws, seed), _draw(aligned, draws, seed)
+    before, after = means(base, weights), means(aligned, weights)
+    drawn_before, drawn_after = _draw(base, draws, seed, weights), _draw(aligned, draws, seed, weights)
     return {
         name: Delta(
             before[name],
@@ -102,7 +117,7 @@ def paired_delta(
     }
 
 
-def _draw(values: Values, draws: int, seed: int) -> dict[str, Draws]:
+def _draw(values: Values, draws: int, seed: int, weights: Weights) -> dict[str, Draws]:
     """Scores of ``draws`` resampled sets of prompts, for ``overall`` and every category."""
     scores: dict[str, Draws] = {}
     for category, prompts in sorted(values.items()):
@@ -112,7 +127,7 @@ def _draw(values: Values, draws: int, seed: int) -> dict[str, Draws]:
         times = rng.multinomial(len(totals), np.full(len(totals), 1 / len(totals)), size=draws)
         with np.errstate(invalid="ignore"):  # a draw of nothing but prompts without values is not a number
             scores[category] = (times @ totals) / (times @ numbers)
-    return {OVERALL: np.mean(list(scores.values()), axis=0), **scores}
+    return {OVERALL: np.average(list(scores.values()), axis=0, weights=_weights(scores, weights)), **scores}
 
 
 def _totals(category: str, prompts: Mapping[str, Sequence[float]]) -> tuple[Draws, Draws]:

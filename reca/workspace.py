@@ -12,11 +12,11 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from reca.config import ROOT
+from reca.config import ROOT, yaml12
 from reca.errors import UserError
 from reca.files import write_text
 
@@ -26,6 +26,8 @@ KEPT_WORKSPACES = 2
 DVC = (sys.executable, "-m", "dvc")
 REMOTE = re.compile(r"^(\S+)\s+(\S.*?)(\s+\(default\))?$", re.MULTILINE)
 """A line of `dvc remote list`: name, absolute URL, whether it is the default."""
+MEASURED = (("outputs", "samples"), ("outputs", "scores"))
+"""Folders that hold something of every benchmark."""
 _held: set[Path] = set()
 
 
@@ -184,6 +186,28 @@ def collect_garbage(root: Path, state: Path, folder: Path) -> None:
     for place in sorted(idle, key=lambda place: place.stat().st_mtime, reverse=True)[KEPT_WORKSPACES:]:
         shutil.rmtree(place, ignore_errors=True)
     run_tool(["git", "worktree", "prune"], root)
+
+
+def remove_unlisted(root: Path, benchmarks: Collection[str]) -> list[str]:
+    """Remove samples and scores of benchmarks that are measured no longer.
+
+    ``report`` depends on these folders as a whole, so what an earlier configuration left there would be a part of its
+    hash, on this machine only. Only what ``dvc.lock`` tells of goes: DVC's cache has it, and a benchmark that is
+    listed again comes back from there.
+
+    Returns:
+        The names of the benchmarks whose outputs went.
+    """
+    lock = root / "dvc.lock"
+    stages = (yaml12.load(lock) or {}).get("stages", {}) if lock.is_file() else {}
+    removed = set()
+    for path in (Path(out["path"]) for stage in stages.values() for out in stage.get("outs", [])):
+        name = path.name.split(".")[0]
+        if path.parts[:2] not in MEASURED or name in benchmarks or not (root / path).exists():
+            continue
+        removed.add(name)
+        shutil.rmtree(root / path) if (root / path).is_dir() else (root / path).unlink()
+    return sorted(removed)
 
 
 def run_tool(command: list[str], folder: Path) -> str:

@@ -12,7 +12,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from reca.benchmarks.samples import Pixels, Row
 from reca.config import Config, Fraction
@@ -27,6 +36,11 @@ BENCHMARKS = {
     "scenes": "reca.benchmarks.scenes:Scenes",
     "understanding": "reca.benchmarks.understanding:Understanding",
     "fidelity": "reca.benchmarks.fidelity:Fidelity",
+    "geneval": "reca.benchmarks.geneval:Geneval",
+    "dpgbench": "reca.benchmarks.dpgbench:Dpgbench",
+    "wise": "reca.benchmarks.wise:Wise",
+    "imgedit": "reca.benchmarks.imgedit:Imgedit",
+    "gedit": "reca.benchmarks.gedit:Gedit",
 }
 """Where each benchmark lives; a new one is one more line."""
 
@@ -83,7 +97,8 @@ class Scores(_Closed):
     """A score file: all values are fractions, higher is better."""
 
     benchmark: str
-    which: Literal["base", "aligned"]
+    which: Literal["base", "aligned", "evaluated"]
+    """``evaluated``: by ``reca evaluate``, of a checkpoint or of images made elsewhere."""
     protocol: str
     """``variant: ...``; the word "official" is for runs that match a published protocol in every point."""
     overall: Estimate
@@ -100,16 +115,26 @@ class Scores(_Closed):
     judge: Judge
     details: dict[str, Any] = Field(default_factory=dict)
     """Further facts that enter no score."""
+    weights: dict[str, float] = Field(default_factory=dict)
+    """Of the categories in the overall score; empty: all weigh the same."""
     unit: Literal["fraction"] = "fraction"
 
     @model_validator(mode="after")
     def _adds_up(self) -> Self:
         if self.scored + self.failed != self.expected:
             raise ValueError(f"{self.scored} scored + {self.failed} failed are not {self.expected} expected")
-        mean = sum(category.value for category in self.categories.values()) / len(self.categories)
+        weights = [self.weights.get(name, 0.0) if self.weights else 1.0 for name in self.categories]
+        total = sum(weight * one.value for weight, one in zip(weights, self.categories.values(), strict=True))
+        mean = total / sum(weights)
         if abs(mean - self.overall.value) > 1e-6:
             raise ValueError(f"overall {self.overall.value} is not the mean of the categories, {mean}")
+        if self.protocol == "official" and self.failed:
+            raise ValueError(f"a score that lacks {self.failed} of {self.expected} values cannot be called official")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_equal_weights(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in write(self).items() if name != "weights" or value}
 
 
 class Detector(Protocol):

@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from PIL import Image
 
-from reca.benchmarks import geneval
 from reca.benchmarks.base import ItemScore, Judge
+from reca.benchmarks.rules import geneval
 from reca.benchmarks.samples import Pixels, Row, UnreadableSample, read_png, save_png, to_pixels
 from reca.benchmarks.scene_judge import FOLDER, SceneJudge, describe
 from reca.benchmarks.similarity import peak_signal_to_noise, structural_similarity

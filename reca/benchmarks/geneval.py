@@ -1,236 +1,236 @@
-"""GenEval's scoring rules, pure: from detections to "this image shows what was asked for".
+"""GenEval: does an image show the objects, numbers, colours and positions that its prompt names?
 
-After Ghosh et al., "GenEval" (arXiv 2310.11513), djghosh13/geneval@af4902f, MIT licence: ``evaluate_images.py``
-and ``summary_scores.py``, re-implemented and proven on what the original answers (``tests/golden/geneval``).
-Nothing here knows where detections or colours come from.
+Ghosh et al., "GenEval" (arXiv 2310.11513), djghosh13/geneval@af4902f, MIT. Its 553 prompts
+(:mod:`reca.benchmarks.prompts.geneval`), its rules (:mod:`reca.benchmarks.rules.geneval`), Mask2Former as detector with
+mmdet's post-processing, CLIP ViT-L/14 for colours. A category is one of its six tasks and scores the share of right
+images; overall is the plain mean of the six, as in the original.
+
+The folder of samples has the original's own layout beside our manifest: ``00000/metadata.jsonl`` and
+``00000/samples/0000.png``.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import numpy as np
+from reca.benchmarks.base import ItemScore, Judge
+from reca.benchmarks.drawing import by_prompt, draw, first_of_each
+from reca.benchmarks.prompts.geneval import COLORS, IMAGES_PER_PROMPT, PROMPTS, Entry, generate
+from reca.benchmarks.samples import Pixels, Row, UnreadableSample, read_image
+from reca.config import Config
+from reca.config.benchmarks import GenevalBenchmark
+from reca.errors import UserError
+from reca.files import write_text
+from reca.nn.random import derive_seed
 
-COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
-TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
-"""The six tasks, in the order in which the original lists its prompts."""
+if TYPE_CHECKING:
+    from reca.benchmarks.rules.geneval_detector import MaskedDetection
+    from reca.models.base import Sampling, UnifiedModel
 
-Box = Sequence[float]
-"""Left, top, right, bottom in pixels."""
-
-
-class Detected(Protocol):
-    """What the rules need to know of a detection."""
-
-    @property
-    def name(self) -> str:
-        """Class name."""
-
-    @property
-    def box(self) -> Box:
-        """Left, top, right, bottom."""
-
-    @property
-    def score(self) -> float:
-        """Confidence."""
+OFFICIAL_CLIP = "openai/clip-vit-large-patch14"
+BATCH = 4
+"""Images that the detector sees at once."""
 
 
-D = TypeVar("D", bound=Detected)
-
-
-@dataclass(frozen=True)
-class Options:
-    """The original's options and their defaults."""
-
-    threshold: float = 0.3
-    """Scores must be above this, strictly."""
-    counting_threshold: float = 0.9
-    """The same for prompts that are tagged ``counting``."""
-    max_objects: int = 16
-    """Detections kept per class, best first."""
-    max_overlap: float = 1.0
-    """Drop a detection that overlaps a better one of its class by this IoU or more; 1 switches it off."""
-    position_threshold: float = 0.1
-    """Dead zone of :func:`relative_position`, as a fraction of the two boxes' summed sizes."""
-
-
-DEFAULTS = Options()
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Whether one image is right, and what is wrong with it."""
-
-    correct: bool
-    reasons: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Scores over many images."""
-
-    overall: float
-    """Plain mean of the tasks' rates: the number that is called "GenEval"."""
-    tasks: Mapping[str, tuple[int, int]]
-    """Correct images and images of each task."""
-    images: float
-    """Share of correct images."""
-    prompts: float
-    """Share of prompts with at least one correct image."""
-
-
-def select(detections: Iterable[D], tag: str, options: Options = DEFAULTS) -> dict[str, list[D]]:
-    """The detections that count, by class, best first.
+class Geneval:
+    """GenEval.
 
     Args:
-        detections: Everything that the detector returned for one image.
-        tag: The prompt's task; ``counting`` asks for more confidence.
-        options: Thresholds and limits.
+        settings: Number of images, judges.
+        root: The project folder; the judges lie in ``data/judges``.
+        device: Where the judges run: auto, cpu or cuda.
+        short_side: What the detector enlarges images to; smaller only in tests.
     """
-    threshold = options.counting_threshold if tag == "counting" else options.threshold
-    by_class: dict[str, list[D]] = {}
-    for detection in detections:
-        by_class.setdefault(detection.name, []).append(detection)
-    selected = {}
-    for name, found in by_class.items():
-        # NumPy's argsort reversed, as in the original: it decides which of two equal scores comes first.
-        order = np.argsort([detection.score for detection in found])[::-1]
-        best = [found[i] for i in order if found[i].score > threshold][: options.max_objects]
-        if kept := _without_overlap(best, options.max_overlap):
-            selected[name] = kept
-    return selected
+
+    name: ClassVar[str] = "geneval"
+
+    def __init__(self, settings: GenevalBenchmark, root: Path, device: str = "auto", short_side: int = 800) -> None:
+        self._settings, self._root, self._device, self._short_side = settings, root, device, short_side
+        self.images_per_prompt, self.seed = settings.images_per_prompt, settings.seed
+
+    @classmethod
+    def from_config(cls, config: Config, root: Path) -> Self:
+        """Set up from ``evaluate.geneval``."""
+        return cls(config.evaluate.geneval or GenevalBenchmark(), root, config.hardware.device)
+
+    @property
+    def protocol(self) -> str:
+        """``official`` where prompts, number of images, detector and colours are the original's; else what is not."""
+        from reca.benchmarks.judges import folders
+
+        settings, differs = self._settings, []
+        if settings.max_prompts is not None:
+            differs.append(f"only the first {settings.max_prompts} prompts of each task")
+        if settings.images_per_prompt != IMAGES_PER_PROMPT:
+            differs.append(f"{settings.images_per_prompt} images a prompt instead of {IMAGES_PER_PROMPT}")
+        detector = folders.folder_of(self._root, settings.detector)
+        if not folders.origin(detector).startswith("mask2former_swin-s"):
+            differs.append(f"detector {detector.name} instead of mmdet's Mask2Former Swin-S")
+        if (clip := settings.clip.partition("@")[0]) != OFFICIAL_CLIP:
+            differs.append(f"colours by {clip} instead of {OFFICIAL_CLIP}")
+        return f"variant: {'; '.join(differs)}" if differs else "official"
+
+    @cached_property
+    def judge(self) -> Judge:
+        """Detector and colour head."""
+        from reca.benchmarks.judges import folders
+
+        return folders.identity(self._root, self._settings.detector, self._settings.clip)
+
+    def _entries(self) -> list[Row]:
+        entries = generate()
+        if len(entries) != PROMPTS:
+            raise UserError(f"{len(entries)} GenEval prompts were generated instead of {PROMPTS}: another NumPy?")
+        numbered = [{"number": number, "category": e["tag"], "entry": e} for number, e in enumerate(entries)]
+        return first_of_each(numbered, self._settings.max_prompts)
+
+    def plan(self) -> list[Row]:
+        """One row per prompt and image."""
+        return [
+            {
+                "prompt_id": (prompt_id := f"{entry['number']:05d}"),
+                "category": entry["category"],
+                "prompt": entry["entry"]["prompt"],
+                "index": index,
+                "seed": derive_seed(self.name, self.seed, prompt_id, index),
+                "file": f"{prompt_id}/samples/{index:04d}.png",
+                "beside": f"{prompt_id}/metadata.jsonl",
+                "metadata": entry["entry"],
+            }
+            for entry in self._entries()
+            for index in range(self.images_per_prompt)
+        ]
+
+    def found(self, folder: Path) -> list[Row]:
+        """The plan's rows for images made elsewhere, in the original's layout; what is not there is marked.
+
+        Raises:
+            UserError: The folder holds nothing of that layout, or was made for other prompts.
+        """
+        rows = []
+        for prompt in {row["prompt_id"]: row for row in self.plan()}.values():
+            _check_metadata(folder / prompt["beside"], prompt["metadata"])
+            samples = folder / prompt["prompt_id"] / "samples"
+            files = sorted((f for f in samples.glob("*.png") if f.stem.isdigit()), key=lambda f: int(f.stem))
+            for index in range(self.images_per_prompt):
+                there = index < len(files)
+                name = f"{prompt['prompt_id']}/samples/{files[index].name if there else f'{index:04d}.png'}"
+                row = {key: value for key, value in prompt.items() if key != "seed"}
+                rows.append({**row, "index": index, "file": name, **({} if there else {"missing": True})})
+        if all(row.get("missing") for row in rows):
+            raise UserError(f"{folder} holds no image of GenEval's layout (00000/samples/0000.png)")
+        return rows
+
+    def make(self, model: "UnifiedModel", rows: Sequence[Row], sampling: "Sampling", folder: Path) -> list[Row]:
+        """Draw one image per row, and write what must be in it beside it."""
+        for row in rows:
+            if not (path := folder / row["beside"]).is_file():
+                write_text(path, json.dumps(row["metadata"]) + "\n")
+        return draw(model, rows, sampling, folder)
+
+    def score(self, rows: Sequence[Row], folder: Path) -> list[ItemScore]:
+        """1 where every clause of the prompt holds, else 0."""
+        eyes = Eyes(self._root, self._settings, self._device, self._short_side)
+        judged: list[tuple[float | None, dict[str, Any]]] = []
+        for start in range(0, len(rows), BATCH):
+            judged += _judge_batch(eyes, rows[start : start + BATCH], folder)
+        return by_prompt(rows, [value for value, _ in judged], [detail for _, detail in judged])
+
+    def details(self, items: Sequence[ItemScore]) -> dict[str, Any]:
+        """GenEval's two other numbers: share of right images, and of prompts with at least one right image."""
+        from reca.benchmarks.rules.geneval import summarise
+
+        results = [(i.category, i.prompt_id, value == 1) for i in items for value in i.values if value is not None]
+        summary = summarise(results)
+        return {"correct_images": summary.images, "correct_prompts": summary.prompts}
 
 
-def _without_overlap(ordered: Sequence[D], max_overlap: float) -> list[D]:
-    if max_overlap >= 1:
-        return list(ordered)
-    kept: list[D] = []
-    for detection in ordered:
-        if all(box_iou(better.box, detection.box) < max_overlap for better in kept):
-            kept.append(detection)
-    return kept
+class Eyes:
+    """Detector and colour head, loaded once."""
+
+    def __init__(self, root: Path, settings: GenevalBenchmark, device: str, short_side: int) -> None:
+        import torch
+
+        from reca.benchmarks.judges import folders
+        from reca.nn.clip import Clip
+        from reca.nn.mask2former import InstanceSegmenter
+
+        where = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+        try:
+            self._detector: InstanceSegmenter = InstanceSegmenter.load(folders.present(root, settings.detector), where)
+            self._clip: Clip = Clip.load(folders.present(root, settings.clip), where)
+        except (FileNotFoundError, ValueError) as error:
+            raise UserError(f"{error}; delete the folder and let `reca compose` fetch it again") from None
+        self._detector.short_side = short_side
+        self._vectors: dict[str, Any] = {}
+
+    def detect(self, images: Sequence[Pixels]) -> "list[list[MaskedDetection]]":
+        """Everything found in images of one size."""
+        from reca.benchmarks.rules.geneval_detector import detections_of
+
+        seen = self._detector.look(images)
+        return [detections_of(one.classes, one.masks, one.padded, one.resized, one.original) for one in seen]
+
+    def colors(self, pixels: Pixels, objects: "Sequence[MaskedDetection]", name: str) -> list[str]:
+        """The colour of each object of one class."""
+        from PIL import Image
+
+        from reca.benchmarks.rules.geneval_colors import class_vectors, crop_of, name_colors, texts_for
+
+        if name not in self._vectors:
+            texts = [text for color in COLORS for text in texts_for(name, color)]
+            features = self._clip.texts(texts)
+            self._vectors[name] = class_vectors(dict(zip(texts, features, strict=True)), name)
+        if not objects:
+            return []
+        image = Image.fromarray(pixels)
+        crops = [crop_of(image, [float(edge) for edge in one.box], one.mask) for one in objects]
+        return name_colors(self._clip.images(crops), self._vectors[name])
 
 
-def box_iou(a: Box, b: Box) -> float:
-    """Intersection over union of two boxes whose last row and column belong to them (widths are +1)."""
-
-    def area(left: float, top: float, right: float, bottom: float) -> float:
-        return max(right - left + 1, 0) * max(bottom - top + 1, 0)
-
-    both = area(max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3]))
-    union = area(*a[:4]) + area(*b[:4]) - both
-    return both / union if union else 0.0
-
-
-def relative_position(a: Box, b: Box, threshold: float = 0.1) -> set[str]:
-    """Where ``a`` stands seen from ``b``: up to two of "left of", "right of", "above", "below".
-
-    The offset of the centres is shortened along each axis by ``threshold`` x the boxes' summed sizes and divided
-    by the length of the *unshortened* offset; a component beyond one half is a relation. In float32, as the
-    detector of the original delivers its boxes: cases at the very edge depend on it.
-    """
-    first, second = np.asarray(a[:4], np.float32), np.asarray(b[:4], np.float32)
-    center = (first.reshape(2, 2).mean(axis=0), second.reshape(2, 2).mean(axis=0))
-    size = (np.abs(first[2:] - first[:2]), np.abs(second[2:] - second[:2]))
-    offset = center[0] - center[1]
-    shortened = np.maximum(np.abs(offset) - threshold * (size[0] + size[1]), 0) * np.sign(offset)
-    if np.all(np.abs(shortened) < 1e-3):
-        return set()
-    dx, dy = shortened / np.linalg.norm(offset)
-    relations = {"left of": dx < -0.5, "right of": dx > 0.5, "above": dy < -0.5, "below": dy > 0.5}
-    return {relation for relation, holds in relations.items() if holds}
+def _judge_batch(eyes: Eyes, rows: Sequence[Row], folder: Path) -> list[tuple[float | None, dict[str, Any]]]:
+    """Value and detail of a few images; those of one size are looked at together."""
+    found: list[tuple[float | None, dict[str, Any]]] = [(None, {})] * len(rows)
+    by_size: dict[tuple[int, ...], list[tuple[int, Pixels]]] = {}
+    for number, row in enumerate(rows):
+        try:
+            pixels = read_image(folder, row)
+            by_size.setdefault(pixels.shape, []).append((number, pixels))
+        except UnreadableSample as error:
+            found[number] = None, {"seen": [], "reasons": [str(error)]}
+    for group in by_size.values():
+        for (number, pixels), detections in zip(group, eyes.detect([pixels for _, pixels in group]), strict=True):
+            found[number] = judge_image(eyes, pixels, detections, rows[number]["metadata"])
+    return found
 
 
-def judge(
-    objects: Mapping[str, Sequence[D]],
-    metadata: Mapping[str, Any],
-    colors_of: Callable[[Sequence[D], str], Sequence[str]],
-    position_threshold: float = 0.1,
-) -> Verdict:
-    """Whether the selected objects of one image satisfy a prompt.
+def judge_image(
+    eyes: Eyes, pixels: Pixels, detections: "Sequence[MaskedDetection]", metadata: Entry
+) -> tuple[float, dict[str, Any]]:
+    """1 or 0 by GenEval's rules and default options, with what was seen and what is wrong."""
+    from reca.benchmarks.rules import geneval as rules
 
-    Args:
-        objects: From :func:`select`.
-        metadata: GenEval's entry: ``include`` clauses (class, count, perhaps color, perhaps position: a relation and
-            the index of the clause it refers to), all of which must hold, and ``exclude`` clauses.
-        colors_of: The colours of some objects of one class; asked only when a clause names a colour.
-        position_threshold: See :class:`Options`.
-
-    Returns:
-        The verdict, with reasons in the original's words.
-    """
-    reasons: list[str] = []
-    groups: list[Sequence[D] | None] = []
-    for clause in metadata.get("include", ()):
-        found = objects.get(clause["class"], ())[: clause["count"]]
-        problem = _count_problem(clause, found) or _color_problem(clause, found, colors_of)
-        if not problem and "position" in clause:
-            problem = _position_problem(clause, found, groups, position_threshold)
-        if problem:
-            reasons.append(problem)
-        groups.append(None if problem else found)
-    for clause in metadata.get("exclude", ()):
-        number = len(objects.get(clause["class"], ()))
-        if number >= clause["count"]:
-            reasons.append(f"expected {clause['class']}<{clause['count']}, found {number}")
-    return Verdict(not reasons, tuple(reasons))
+    found: Any = detections  # their numbers are NumPy's, which the rules take as they are
+    objects = rules.select(found, metadata["tag"])
+    verdict = rules.judge(objects, metadata, lambda some, name: eyes.colors(pixels, some, name))
+    seen = [
+        {"name": one.name, "box": [float(edge) for edge in one.box], "score": round(float(one.score), 4)}
+        for group in objects.values()
+        for one in group
+    ]
+    return float(verdict.correct), {"seen": seen, "reasons": list(verdict.reasons)}
 
 
-def _count_problem(clause: Mapping[str, Any], found: Sequence[Detected]) -> str | None:
-    if len(found) >= clause["count"]:
-        return None
-    return f"expected {clause['class']}>={clause['count']}, found {len(found)}"
-
-
-def _color_problem(
-    clause: Mapping[str, Any], found: Sequence[D], colors_of: Callable[[Sequence[D], str], Sequence[str]]
-) -> str | None:
-    if "color" not in clause:
-        return None
-    wanted, colors = clause["color"], list(colors_of(found, clause["class"]))
-    if colors.count(wanted) >= clause["count"]:
-        return None
-    seen = ", ".join(f"{colors.count(color)} {color}" for color in COLORS if color in colors)
-    expected = f"{wanted} {clause['class']}>={clause['count']}"
-    return f"expected {expected}, found {colors.count(wanted)} {wanted}; and {seen}"
-
-
-def _position_problem(
-    clause: Mapping[str, Any], found: Sequence[D], groups: Sequence[Sequence[D] | None], threshold: float
-) -> str | None:
-    """Every found object must stand in the relation to every object of the target clause."""
-    wanted, target = clause["position"]
-    others = groups[target]
-    if others is None:
-        return f"no target for {clause['class']} to be {wanted}"
-    for detection in found:
-        for other in others:
-            relations = relative_position(detection.box, other.box, threshold)
-            if wanted not in relations:
-                return f"expected {clause['class']} {wanted} target, found {' and '.join(sorted(relations))} target"
-    return None
-
-
-def summarise(results: Iterable[tuple[str, str, bool]]) -> Summary:
-    """Scores of many images.
-
-    Args:
-        results: Task, prompt (anything that tells prompts apart) and verdict of each image.
-
-    Raises:
-        ValueError: There are no results.
-    """
-    tasks: dict[str, list[bool]] = {}
-    prompts: dict[str, bool] = {}
-    for tag, prompt, correct in results:
-        tasks.setdefault(tag, []).append(correct)
-        prompts[prompt] = prompts.get(prompt, False) or correct
-    if not tasks:
-        raise ValueError("there are no results to summarise")
-    flat = [correct for values in tasks.values() for correct in values]
-    return Summary(
-        overall=float(np.mean([np.mean(values) for values in tasks.values()])),
-        tasks={tag: (sum(values), len(values)) for tag, values in tasks.items()},
-        images=float(np.mean(flat)),
-        prompts=float(np.mean(list(prompts.values()))),
-    )
+def _check_metadata(path: Path, expected: Entry) -> None:
+    """Refuse images of other prompts; a folder without metadata is taken at its word."""
+    if not path.is_file():
+        return
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        said = json.loads(lines[0])["prompt"]
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise UserError(f"{path} is no GenEval metadata ({error!r})") from None
+    if said != expected["prompt"]:
+        raise UserError(f"{path} is about {said!r} and not about {expected['prompt']!r}: images of another prompt set")

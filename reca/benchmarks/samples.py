@@ -90,3 +90,31 @@ def read_png(folder: Path, name: str) -> Pixels:
             return np.asarray(image.convert("RGB"))
     except Exception as error:  # damaged files make Pillow raise nearly anything
         raise UnreadableSample(f"{path.name}: {error}") from None
+
+
+def read_image(folder: Path, row: Row, which: str = "file") -> Pixels:
+    """An image of a benchmark, perhaps made elsewhere: PNG, JPEG or WebP; perhaps a part of a larger one.
+
+    Args:
+        folder: Where the samples lie.
+        row: The sample; its ``box``, if there is one, is the part that counts: left, top, right, bottom.
+        which: The row's entry that names the file.
+
+    Raises:
+        UserError: The file is missing though the manifest names it.
+        UnreadableSample: The file is no image, or was missing when images from elsewhere were listed.
+    """
+    path = folder / row[which]
+    if row.get("missing"):
+        raise UnreadableSample(f"{row[which]} is not there")
+    if not path.is_file():
+        raise UserError(f"{path} is named by {MANIFEST} but missing; delete {folder} and run `reca generate` again")
+    try:
+        with Image.open(path, formats=["PNG", "JPEG", "WEBP"]) as image:
+            pixels = np.asarray(image.convert("RGB"))
+    except Exception as error:  # damaged files make Pillow raise nearly anything
+        raise UnreadableSample(f"{path.name}: {error}") from None
+    if box := row.get("box"):
+        left, top, right, bottom = box
+        pixels = pixels[top:bottom, left:right]
+    return pixels

@@ -1,7 +1,7 @@
 """GenEval's six categories over rendered scenes: does an image show what its prompt asks for?
 
 The prompts have GenEval's form, the scene detector takes the place of Mask2Former and CLIP, and GenEval's own
-rules and default options decide (:mod:`reca.benchmarks.geneval`). A category scores the share of right images,
+rules and default options decide (:mod:`reca.benchmarks.rules.geneval`). A category scores the share of right images,
 and the overall score is the plain mean of the six.
 """
 
@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from reca.benchmarks import geneval
 from reca.benchmarks.base import ItemScore, Judge
+from reca.benchmarks.rules import geneval
 from reca.benchmarks.samples import Row, save_png, to_pixels
 from reca.benchmarks.scene_judge import FOLDER, SceneJudge, describe
 from reca.config import Config, ScenesBenchmark

@@ -41,8 +41,17 @@ def split_of(sha256: str, held_out_fraction: float) -> Split:
 
     The hash is hashed once more, because ``data.num_images`` takes the images with the smallest hashes.
     """
-    draw = int.from_bytes(hashlib.sha256(f"split {sha256}".encode()).digest()[:8], "big") / 2**64
-    return "held_out" if draw < held_out_fraction else "train"
+    return "held_out" if _draw(sha256) < held_out_fraction else "train"
+
+
+def hold_one_back(rows: Sequence[dict[str, Any]]) -> None:
+    """Hold back the image that comes closest to it, where chance held none back: few images, and nothing to measure."""
+    if len(rows) > 1 and all(row["split"] == "train" for row in rows):
+        min(rows, key=lambda row: _draw(row["sha256"]))["split"] = "held_out"
+
+
+def _draw(sha256: str) -> float:
+    return int.from_bytes(hashlib.sha256(f"split {sha256}".encode()).digest()[:8], "big") / 2**64
 
 
 def write_manifest(folder: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -19,7 +19,13 @@ from reca.nn.random import SampleRng
 Paradigm = Literal["autoregressive", "masked_autoregressive", "masked_token", "flow"]
 Cacheable = Literal["semantic", "target"]
 
-FAMILIES = {"janus": "reca.models.janus:Janus"}
+FAMILIES = {
+    "janus": "reca.models.janus:Janus",
+    "openuni": "reca.models.openuni:OpenUni",
+    "showo": "reca.models.showo:Showo",
+    "bagel": "reca.models.bagel:Bagel",
+    "harmon": "reca.models.harmon:Harmon",
+}
 """Where each family lives; a new family is one more line."""
 
 
@@ -74,6 +80,8 @@ class Sampling:
     temperature: float = 1.0
     num_steps: int | None = None
     """Sampler steps for families that choose; ``None``: as the family does (codes are drawn one by one)."""
+    image_guidance_scale: float = 1.0
+    """Second guidance weight of editing, towards the source image; 1 switches it off."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +155,16 @@ class UnifiedModel(nn.Module, ABC):
     @abstractmethod
     def answer(self, images: Tensor, questions: Sequence[str]) -> list[str]:
         """Greedy answers, one question per image (B, 3, S, S) with S = ``spec.understanding_size``."""
+
+
+class ImageEditor(ABC):
+    """A family that also edits images."""
+
+    @abstractmethod
+    def edit(
+        self, images: Sequence[Tensor], instructions: Sequence[str], sampling: Sampling, rng: SampleRng
+    ) -> list[Tensor]:
+        """Change each image (3, H, W) in [-1, 1] as its instruction says; results have the family's own sizes."""
 
 
 def load_model(family: str, checkpoint: Path, options: Mapping[str, Any], device: torch.device) -> UnifiedModel:

@@ -13,8 +13,8 @@ continues with ``<boi>`` and the codes, one by one.
 turn; from there on the codes see the n gist states and nothing else of it. Text and image thus meet in the
 same n states, which is the information bottleneck that RecA asks for (method notes, "rules for porting"), and
 the layers that read are the understanding half: they stay frozen while the others learn to draw.
-What varies among gist states is small beside their mean, so the drawing layers see (state - mean) / s; the means
-stand in the embedding table, under the reserved tokens ``<gist_mean_0>`` and so on.
+What varies among gist states is small beside their mean, so the drawing layers see (state - centre) / s; the centres
+stand in the embedding table, under the reserved tokens ``<gist_mean_0>`` and so on (:meth:`Janus.centre_gists`).
 Without the entry (the official checkpoints) all layers read everything.
 """
 
@@ -232,17 +232,25 @@ class Janus(UnifiedModel):
         return states[:, -self.gist_tokens :]
 
     def centre_gists(self, states: Tensor) -> None:
-        """Set the means (n, D) and the scale that the drawing layers subtract and divide by, from states (B, n, D)."""
+        """Set what the drawing layers subtract from gist states and divide them by, from states (B, n, D).
+
+        They then see what varies, at unit size, plus what tells the n gists apart (their means' own differences, at
+        unit size too). Without the latter all gists look alike: the probes that shaped them read every one the same
+        way, and rotary positions name a gist only by its distance, which is another one at every code.
+        """
         means = states.mean(dim=0)
+        scale = (states - means).std()
+        identity = means - means.mean(dim=0)
         with torch.no_grad():
-            self.network.model.language_model.embed_tokens.weight[self._gist_means()] = means
-        self.network.config.gist = {**self.network.config.gist, "scale": float((states - means).std())}
+            centre = means - scale * identity / identity.std()
+            self.network.model.language_model.embed_tokens.weight[self._gist_means()] = centre
+        self.network.config.gist = {**self.network.config.gist, "scale": float(scale)}
 
     def _gist_means(self) -> Tensor:
         names = [f"<gist_mean_{number}>" for number in range(self.gist_tokens)]
         return torch.tensor(self.tokenizer.convert_tokens_to_ids(names), device=self.network.device)
 
-    def _prefix(self, turn: Turn) -> Turn:
+    def prefix(self, turn: Turn) -> Turn:
         """What the drawing layers see of a turn: its gists (frozen half, hence no gradient), or all of it."""
         if not self.gist_tokens:
             return turn
@@ -254,13 +262,16 @@ class Janus(UnifiedModel):
     def _code_embeds(self, codes: Tensor) -> Tensor:
         return self.network.prepare_embeddings_for_image_generation(codes)
 
-    def _code_loss(self, turn: Turn, codes: Tensor) -> Loss:
-        prefix = self._prefix(turn)
+    def code_states(self, prefix: Turn, codes: Tensor) -> Tensor:
+        """What the generation head predicts codes (B, T) from, each out of the prefix and the codes before it."""
         boi = self._embed(torch.full((len(codes), 1), self._id(BOI), device=codes.device))
         hidden = torch.cat([prefix.embeds, boi, self._code_embeds(codes[:, :-1])], dim=1)
         mask = F.pad(prefix.mask, (0, codes.shape[1]), value=True)
         hidden = self.run_layers(hidden, mask, self.gist_layer)[:, -codes.shape[1] :]
-        logits = self.network.model.generation_head(self.network.model.language_model.norm(hidden))
+        return self.network.model.language_model.norm(hidden)
+
+    def _code_loss(self, turn: Turn, codes: Tensor) -> Loss:
+        logits = self.network.model.generation_head(self.code_states(self.prefix(turn), codes))
         value = F.cross_entropy(logits.flatten(0, 1).float(), codes.flatten())
         return Loss(value, codes.numel(), {"code_loss": value.detach()})
 
@@ -321,7 +332,7 @@ class Janus(UnifiedModel):
 
     @torch.no_grad()
     def _draw(self, turn: Turn, sampling: Sampling, rng: SampleRng) -> Tensor:
-        prefix, cache, codes = self._prefix(turn), DynamicCache(), []
+        prefix, cache, codes = self.prefix(turn), DynamicCache(), []
         boi = self._embed(torch.full((len(turn.embeds), 1), self._id(BOI), device=turn.embeds.device))
         hidden, mask = torch.cat([prefix.embeds, boi], dim=1), F.pad(prefix.mask, (0, 1), value=True)
         for _ in range(self.spec.target_tokens):

@@ -48,8 +48,8 @@ class SampleRng:
         return torch.stack([torch.randperm(length, generator=g) for g in self._generators])
 
     def categorical(self, name: str, logits: Tensor) -> Tensor:
-        """One class per row of ``logits`` (B, K), drawn from softmax(logits): (B,) int64 on the logits' device."""
-        # Gumbel-max: argmax(logits + Gumbel noise) follows softmax(logits) and needs one uniform number a class.
-        uniform = self.uniform(name, logits.shape[1:]).to(logits.device)
-        gumbel = -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))
-        return (logits.float() + gumbel).argmax(dim=-1)
+        """One class per row of ``logits`` (B, ..., K), drawn from softmax(logits): (B, ...) int64, on their device."""
+        # By the inverse of the distribution function: one uniform number a row, where Gumbel noise takes one a class.
+        uniform = self.uniform(name, logits.shape[1:-1]).to(logits.device)
+        reached = logits.double().softmax(dim=-1).cumsum(dim=-1)
+        return (reached <= uniform[..., None].double() * reached[..., -1:]).sum(dim=-1)

@@ -4,7 +4,12 @@ from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str]) -> int:
-    """``reca pretrain``; see :mod:`reca.pretraining.run`."""
+    """``reca pretrain``: ``janus_tiny`` unless another ``model=…`` is named."""
+    named = [word for word in arguments if word.startswith("model=")]
+    if named and named != ["model=janus_tiny"]:
+        from reca.pretraining.brief import main as brief
+
+        return brief(arguments)
     from reca.pretraining.run import main as run
 
-    return run(arguments)
+    return run([word for word in arguments if word not in named])

@@ -3,6 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
+DEFAULT = """The base that the embedded default aligns: the stock `JanusForConditionalGeneration` with small numbers
+(`config.json`), trained from nothing on scenes rendered by `reca/data/scenes.py`. It understands more than
+it was ever told to draw, because its captions for drawing are sparse; that is the gap RecA closes.
+Not for use on photographs.
+
+Made by `reca pretrain` (`reca/pretraining/`); the recipe is below, and in `card.json` for machines."""
+"""What is said of ``janus_tiny``; other cards bring their own ``about``."""
 GROUPS = (
     ("Answers on held-out scenes, by kind of question", "answer_"),
     ("What the gist states hold, by linear probe: images", "probe_image_"),
@@ -15,17 +22,7 @@ GROUPS = (
 def model_card(card: Mapping[str, Any]) -> str:
     """Markdown for ``README.md`` beside the weights."""
     recipe, scores = card["recipe"], card["scores"]
-    lines = [
-        f"# {card['model']}",
-        "",
-        "The base that the embedded default aligns: the stock `JanusForConditionalGeneration` with small numbers",
-        "(`config.json`), trained from nothing on scenes rendered by `reca/data/scenes.py`. It understands more than",
-        "it was ever told to draw, because its captions for drawing are sparse; that is the gap RecA closes.",
-        "Not for use on photographs.",
-        "",
-        "Made by `reca pretrain` (`reca/pretraining/`); the recipe is below, and in `card.json` for machines.",
-        "",
-    ]
+    lines = [f"# {card['model']}", "", card.get("about", DEFAULT), ""]
     for title, prefix in GROUPS:
         found = {name: value for name, value in scores.items() if name.startswith(prefix)}
         if found:

@@ -8,10 +8,11 @@ from transformers import JanusConfig, JanusForConditionalGeneration, PreTrainedT
 from reca.data.scenes import COLORS, NUMBERS, RELATIONS, SHAPES, plural
 from reca.models.janus import ASSISTANT, BOI, EOI, IMAGE, USER, Janus
 from reca.objectives.templates import TEMPLATES
+from reca.pretraining.image_tokenizer import codebook_size
 
 BOS, EOS, PAD, UNKNOWN = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>", "<unk>"
 GIST_TOKENS, GIST_LAYER = 8, 3
-IMAGE_SIZE, PATCH, CODES_PER_SIDE, CODEBOOK = 24, 6, 6, 3072
+IMAGE_SIZE, PATCH, CODES_PER_SIDE, OUTLINES = 24, 6, 6, 254
 WIDTH, HEADS = 96, 4
 QUESTION_WORDS = "a an and of photo what color is the how many are there where relative to shape yes no"
 SPARE_TEMPLATES = 8
@@ -68,7 +69,7 @@ def build(options: dict[str, Any]) -> Janus:
         },
         vq_config={
             "embed_dim": 16,
-            "num_embeddings": CODEBOOK,
+            "num_embeddings": codebook_size(OUTLINES),
             "latent_channels": 64,
             "base_channels": 32,
             "channel_multiplier": [1, 1, 2],

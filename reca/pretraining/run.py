@@ -9,13 +9,13 @@ import hashlib
 import json
 import random
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from reca.config import ROOT
@@ -26,6 +26,7 @@ from reca.nn.scene_detector import SceneDetector
 from reca.pretraining import drawing, image_tokenizer, janus_tiny, understanding
 from reca.pretraining.base_card import model_card
 from reca.pretraining.drawing import Recipe as DrawingRecipe
+from reca.pretraining.image_tokenizer import Codebook
 from reca.pretraining.image_tokenizer import Recipe as TokenizerRecipe
 from reca.pretraining.schedule import Report, pixels
 from reca.pretraining.understanding import Recipe as UnderstandingRecipe
@@ -77,11 +78,12 @@ def pretrain(recipe: Recipe, out: Path, state: Path) -> None:
     held_out = understanding.study(*scene_pool(HELD_OUT_SEED, recipe.held_out_images), grid, 1)
     vq, seconds = model.network.model.vqmodel, dict[str, float]()
     pictured, pictures = scene_pool(TOKENIZER_SEED, recipe.tokenizer_images)
+    pictures = torch.cat([pictures, empty_scenes(pictured[: recipe.tokenizer_images // 20])])
     codebook = image_tokenizer.build_codebook(
         pictured[: recipe.tokenizer.outline_scenes],
         janus_tiny.IMAGE_SIZE,
         janus_tiny.IMAGE_SIZE // janus_tiny.CODES_PER_SIDE,
-        janus_tiny.CODEBOOK,
+        janus_tiny.OUTLINES,
         vq.config.embed_dim,
         recipe.seed,
     )
@@ -98,16 +100,18 @@ def pretrain(recipe: Recipe, out: Path, state: Path) -> None:
         image_tokenizer.train_decoder(vq, vision, pictures, recipe.tokenizer, recipe.seed, report)
 
     def draw(report: Report) -> None:
-        gallery = make_gallery(vq, scenes, images, recipe)
+        gallery = make_gallery(vq, codebook, scenes, images, recipe)
         drawing.prepare(model, gallery.captions)
         drawing.train(model, gallery, recipe.drawing, recipe.seed, report)
 
     stages = {"understanding": understand, "encoder": encode, "decoder": decode, "drawing": draw}
     for name, work in stages.items():
-        seconds[name] = _stage(done / f"{name}.pt", name, model, probes, work)
+        seconds[name] = stage(done / f"{name}.pt", name, {"model": model, "probes": probes}, work)
+    model.network.half()
+    model.save_official(out)
+    model.network.float()  # what is measured is what was written
     scores = understanding.examine(model, probes, held_out, recipe.seed)
     scores |= tokenizer_scores(model, scene_pool(HELD_OUT_SEED, recipe.held_out_images)[0])
-    model.save_official(out)
     write_base_card(out, recipe, scores, seconds)
     print(f"base written to {out}")
 
@@ -130,18 +134,12 @@ def write_base_card(out: Path, recipe: Recipe, scores: dict[str, float], seconds
     (out / "README.md").write_text(model_card(card))
 
 
-def _stage(
-    path: Path,
-    name: str,
-    model: Janus,
-    probes: understanding.Probes,
-    work: Callable[[Report], None],
-) -> float:
-    """Do a stage, or take up what it left; returns the seconds it took when it was done."""
+def stage(path: Path, name: str, modules: Mapping[str, nn.Module], work: Callable[[Report], None]) -> float:
+    """Do a stage, or take up what it left of ``modules``; returns the seconds it took when it was done."""
     if path.is_file():
         kept = torch.load(path, weights_only=True)
-        model.load_state_dict(kept["model"])
-        probes.load_state_dict(kept["probes"])
+        for key, module in modules.items():
+            module.load_state_dict(kept[key])
         print(f"{name}: kept from {path}")
         return float(kept["seconds"])
     print(f"{name}: starts")
@@ -155,7 +153,8 @@ def _stage(
     work(report)
     seconds = time.monotonic() - began
     with whole_file(path) as temporary:
-        torch.save({"model": model.state_dict(), "probes": probes.state_dict(), "seconds": seconds}, temporary)
+        states = {key: module.state_dict() for key, module in modules.items()}
+        torch.save({**states, "seconds": seconds}, temporary)
     return seconds
 
 
@@ -166,13 +165,21 @@ def scene_pool(seed: int, size: int) -> tuple[list[Scene], Tensor]:
     return scenes, torch.cat([torch.from_numpy(block) for block in blocks]).permute(0, 3, 1, 2).contiguous()
 
 
+def empty_scenes(scenes: Sequence[Scene]) -> Tensor:
+    """The backgrounds of scenes (N, 3, S, S) uint8: a model may draw nothing, and that must look like nothing."""
+    images = render([replace(scene, shapes=()) for scene in scenes], janus_tiny.IMAGE_SIZE)
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+
+
 def pool_digest(seed: int, sample: int = 256) -> dict[str, Any]:
     """A stream's seed and the hash of its first images: tells whether the renderer is still the same."""
     _, images = scene_pool(seed, sample)
     return {"seed": seed, "first": sample, "sha256": hashlib.sha256(images.numpy().tobytes()).hexdigest()}
 
 
-def make_gallery(vq: JanusVQVAE, scenes: Sequence[Scene], images: Tensor, recipe: Recipe) -> drawing.Gallery:
+def make_gallery(
+    vq: JanusVQVAE, codebook: Codebook, scenes: Sequence[Scene], images: Tensor, recipe: Recipe
+) -> drawing.Gallery:
     """Images to learn to draw, with sparse captions, and the study scenes for practising answers.
 
     The codes are the encoder's, as in every later training, and not the codebook's nearest patches, which it only
@@ -183,19 +190,29 @@ def make_gallery(vq: JanusVQVAE, scenes: Sequence[Scene], images: Tensor, recipe
     captions = [("a photo of " if rng.random() < 0.5 else "") + sparse_caption(scene, rng) for scene in pictured]
     asked = [questions(scene, rng) for scene in scenes]
     codes = image_tokenizer.encode(vq, pictures)
-    return drawing.Gallery(codes.to(torch.int16), captions, images, asked)
+    return drawing.Gallery(codes.to(torch.int16), codebook, captions, images, asked)
+
+
+def tokenizer_scores(model: Janus, scenes: Sequence[Scene]) -> dict[str, float]:
+    """See :func:`detector_scores`."""
+    vq = model.network.model.vqmodel
+
+    def rebuild(images: Tensor) -> Tensor:
+        drawn: Tensor = vq.decode(vq.encode(images).image_tokens.view(len(images), -1)).clamp(-1, 1)
+        return drawn
+
+    return detector_scores(rebuild, scenes)
 
 
 @torch.no_grad()
-def tokenizer_scores(model: Janus, scenes: Sequence[Scene], batch: int = 250) -> dict[str, float]:
+def detector_scores(rebuild: Callable[[Tensor], Tensor], scenes: Sequence[Scene], batch: int = 250) -> dict[str, float]:
     """What the scene detector still finds after encoding and decoding: whole scenes, single shapes; pixel error."""
     detector = SceneDetector.load(ROOT / "data/bases/scene_detector")
     images = torch.from_numpy(render(scenes, janus_tiny.IMAGE_SIZE)).permute(0, 3, 1, 2)
     exact, found, wanted, error = 0, 0, 0, 0.0
     for start in range(0, len(scenes), batch):
         original = pixels(images[start : start + batch])
-        vq = model.network.model.vqmodel
-        drawn = vq.decode(vq.encode(original).image_tokens.view(len(original), -1)).clamp(-1, 1)
+        drawn = rebuild(original)
         error += float((drawn - original).pow(2).sum()) / images[0].numel() / 4  # on the scale 0..1
         for scene, seen in zip(scenes[start : start + batch], detector.detect(drawn, 0.3), strict=True):
             truth = sorted((shape.kind, shape.color) for shape in scene.shapes)

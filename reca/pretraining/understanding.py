@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reca.data.scenes import COLORS, MAX_OBJECTS, RELATIONS, SHAPES, Question, Scene, full_caption, questions
-from reca.models.base import Dialogue, Semantic
+from reca.models.base import Dialogue, Semantic, UnifiedModel
 from reca.models.janus import Janus
 from reca.nn.random import SampleRng
 from reca.objectives.templates import SIMPLE, TEMPLATES
@@ -33,12 +33,12 @@ class Recipe:
     """Steps and sizes of the stage."""
 
     tag_steps: int = 1500
-    joint_steps: int = 2400
+    joint_steps: int = 3000
     batch_size: int = 64
-    refine_steps: int = 800
+    refine_steps: int = 1200
     """Further joint steps, in which the gists also learn all colours of kinds that appear in several."""
     questions_per_step: int = 32
-    practice_steps: int = 2500
+    practice_steps: int = 3500
     """Steps of answers alone, by the layers above the gists."""
     practice_questions: int = 64
     learning_rate: float = 2e-3
@@ -234,14 +234,29 @@ def examine(model: Janus, probes: Probes, data: Study, seed: int, batch: int = 2
     scores["retrieval_at_1"] = found.float().mean().item()
     scores["cosine_matched"] = F.cosine_similarity(seen, told, dim=-1).mean().item()
     scores["cosine_mismatched"] = F.cosine_similarity(seen, told.roll(1, 0), dim=-1).mean().item()
-    asked = [(row, question) for row, several in enumerate(data.questions) for question in several]
+    return scores | answer_scores(model, images, data.questions, batch)
+
+
+@torch.no_grad()
+def answer_scores(
+    model: UnifiedModel, images: Tensor, questions: Sequence[Sequence[Question]], batch: int = 250
+) -> dict[str, float]:
+    """How often the model's own answers are right, by kind of question (``answer_…``).
+
+    Args:
+        model: Which is asked.
+        images: (N, 3, S, S) in [-1, 1].
+        questions: Those about each image.
+        batch: Questions at a time.
+    """
+    asked = [(row, question) for row, several in enumerate(questions) for question in several]
     right: dict[str, list[bool]] = {}
     for start in range(0, len(asked), batch):
         part = asked[start : start + batch]
         answers = model.answer(images[[row for row, _ in part]], [question.text for _, question in part])
         for (_, question), answer in zip(part, answers, strict=True):
             right.setdefault(question.kind, []).append(answer == question.answer)
-    return scores | {f"answer_{kind}": sum(hits) / len(hits) for kind, hits in sorted(right.items())}
+    return {f"answer_{kind}": sum(hits) / len(hits) for kind, hits in sorted(right.items())}
 
 
 def _probe_scores(probes: Probes, gists: Tensor, truth: Labels, source: str) -> dict[str, float]:

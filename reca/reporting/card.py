@@ -44,8 +44,8 @@ def render_card(
     return "\n\n".join(parts) + "\n"
 
 
-def licence_of(checkpoint: Path, revision: str | None) -> str:
-    """The base's licence, from the head of its own card; ours for a base without revision (we made it)."""
+def licence_of(checkpoint: Path, published: bool) -> str:
+    """The base's licence, from the head of its own card; ours for a base that nobody published (we made it)."""
     card = checkpoint / "README.md"
     if card.is_file():
         text = card.read_text(encoding="utf-8")
@@ -56,7 +56,7 @@ def licence_of(checkpoint: Path, revision: str | None) -> str:
                 head = None
             if isinstance(head, dict) and isinstance(head.get("license"), str):
                 return str(head["license"])
-    return OURS if revision is None else "other"
+    return "other" if published else OURS
 
 
 def _what(config: Config) -> str:

@@ -42,7 +42,7 @@ from reca.training.storage import exclusive, explained
 
 DATASET = Path("outputs/dataset")
 EMBEDDINGS = Path("outputs/embeddings")
-NOT_SEEN = {"name", "prompt_dropout"}
+NOT_SEEN = {"name", "hub", "prompt_dropout"}
 """Keys of the ``model`` section that no frozen part depends on."""
 
 
@@ -94,7 +94,7 @@ def extract(config: Config, root: Path) -> None:
         state = root / config.paths.state / "extract" / _fingerprint(config, root, base)
         with exclusive(state.with_name(f"{state.name}.lock"), f"the extraction {state.name}"):
             with explained(state, "embeddings"):
-                finished = _finish(config, reader, base, state)
+                finished = _finish(config, reader, base, root, state)
             with explained(root / EMBEDDINGS, "embeddings"):
                 _publish(config, state, root / EMBEDDINGS, finished)
             shutil.rmtree(state)
@@ -111,7 +111,7 @@ def _fingerprint(config: Config, root: Path, base: Path) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _finish(config: Config, reader: ImageReader, base: Path, state: Path) -> list[Done]:
+def _finish(config: Config, reader: ImageReader, base: Path, root: Path, state: Path) -> list[Done]:
     """All shards, those of an earlier attempt included."""
     state.mkdir(parents=True, exist_ok=True)
     for leftover in state.glob(".*"):
@@ -125,7 +125,7 @@ def _finish(config: Config, reader: ImageReader, base: Path, state: Path) -> lis
     if known == len(ids):
         return [done for done in found if done]
     device = prepare(config.hardware.device, config.hardware.threads)
-    model = load_base(config, base, device).eval()
+    model = load_base(config, base, root, device).eval()
     progress = Progress(len(ids), "images", start=known)
     finished: list[Done] = []
     for number, part in enumerate(parts):

@@ -26,8 +26,15 @@ if TYPE_CHECKING:
 MODEL = Path("outputs/model")
 
 
-def generate(config: Config, root: Path, which: str, benchmark: str) -> None:
+def generate(config: Config, root: Path, which: str, benchmark: str, *, output: Path | None = None) -> None:
     """Write ``outputs/samples/<which>/<benchmark>``: PNG files, ``manifest.jsonl`` and ``result.json``.
+
+    Args:
+        config: The composed configuration.
+        root: The project folder.
+        which: The ``base`` or the ``aligned`` model.
+        benchmark: Its name.
+        output: Write here instead of ``outputs/samples/<which>``.
 
     Raises:
         UserError: The model or the data set that is needed is not there; nothing is known by that name.
@@ -37,7 +44,8 @@ def generate(config: Config, root: Path, which: str, benchmark: str) -> None:
     checkpoint = weights_digest(folder)
     plan = bench.plan()
     shared = {**config.generate.model_dump(mode="json"), "checkpoint": checkpoint}
-    state = root / config.paths.state / "samples" / which / benchmark / _fingerprint(plan, shared)
+    place = which if output is None else "evaluated"
+    state = root / config.paths.state / "samples" / place / benchmark / _fingerprint(plan, shared)
     finished = _finished(state)
     pending = [row for row in plan if row_key(row) not in finished]
     done = len(plan) - len(pending)
@@ -45,18 +53,19 @@ def generate(config: Config, root: Path, which: str, benchmark: str) -> None:
     if done:
         print(f"generate {which} {benchmark}: {done} of {len(plan)} samples are there already")
     if pending:
-        model = _load(config, folder)
+        model = _load(config, folder, root)
         for made in _batches(bench, model, pending, config, state):
             finished |= {row_key(row): row for row in made}
             done += len(made)
             progress.update(done)
     rows = [{**finished[row_key(row)], **shared} for row in plan]
-    with whole_folder(root / "outputs/samples" / which / benchmark) as output:
+    with whole_folder((output or root / "outputs/samples" / which) / benchmark) as made_here:
         for name in (name for row in rows for name in _files(row)):
-            shutil.copyfile(state / name, output / name)
-        write_manifest(output, rows)
+            (made_here / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(state / name, made_here / name)
+        write_manifest(made_here, rows)
         sections = ("data", "model", "generate", "evaluate")
-        write_result(output, "generate", config, sections, which=which, checkpoint=checkpoint, expected=len(rows))
+        write_result(made_here, "generate", config, sections, which=which, checkpoint=checkpoint, expected=len(rows))
     shutil.rmtree(state)
 
 
@@ -81,7 +90,7 @@ def _fingerprint(plan: Sequence[Row], shared: Row) -> str:
     return hashlib.sha256(json.dumps([plan, shared], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _load(config: Config, folder: Path) -> "UnifiedModel":
+def _load(config: Config, folder: Path, root: Path) -> "UnifiedModel":
     import torch
     from safetensors import SafetensorError
 
@@ -92,7 +101,7 @@ def _load(config: Config, folder: Path) -> "UnifiedModel":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(config.hardware.threads)
     try:
-        model = load_model(config.model.family, folder, config.model.model_dump(), torch.device(name))
+        model = load_model(config.model.family, folder, config.model.options(root), torch.device(name))
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"the model in {folder} cannot be loaded: {error}; restore or make it again") from error
     return model.eval()
@@ -132,4 +141,4 @@ def _finished(state: Path) -> dict[str, Row]:
 
 
 def _files(row: Row) -> list[str]:
-    return [row[key] for key in ("file", "original") if key in row]
+    return [row[key] for key in ("file", "original", "beside") if key in row]

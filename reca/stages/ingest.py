@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from reca.config import Config, ScenesData
 from reca.data.images import BadImage
-from reca.data.manifest import split_of, write_manifest
+from reca.data.manifest import hold_one_back, split_of, write_manifest
 from reca.data.shards import ShardWriter
 from reca.data.sources import open_source
 from reca.data.sources.base import Item, Rejected, Source
@@ -55,12 +55,14 @@ def _ingest(config: Config, root: Path, folder: Path) -> None:
     rejected = _read_all(config, source, spool, max_pixels, min_side)
     _check(config, root, len(spool) + spool.duplicates, rejected)
     rows = _write_shards(config, spool, folder)
+    if config.data.held_out_fraction > 0:
+        hold_one_back(rows)
     splits = Counter(row["split"] for row in rows)
     if not splits["train"]:
         fraction = config.data.held_out_fraction
         raise UserError(f"all {len(rows)} images are held out (data.held_out_fraction={fraction}): none to train on")
     if not splits["held_out"]:
-        print("ingest: no image is held out: there are too few, or data.held_out_fraction is too small")
+        print("ingest: no image is held out (data.held_out_fraction)")
     write_manifest(folder, rows)
     write_text(folder / QUARANTINE, _quarantine_lines(rejected))
     reasons = dict(sorted(Counter(entry.reason for entry in rejected).items()))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from reca import registry, system_metrics, tracking
-from reca.benchmarks.base import read_items, values_of
+from reca.benchmarks.base import read_items, read_scores, values_of
 from reca.config import Config
 from reca.errors import UserError
 from reca.files import write_json
@@ -115,7 +115,7 @@ def _log_run(
 def _log_model(config: Config, root: Path, lineage: Lineage) -> str:
     settings: dict[str, Any] = {
         "family": config.model.family,
-        "options": config.model.model_dump(mode="json"),
+        "options": config.model.options(Path()),
         "sampling": config.generate.model_dump(mode="json"),
         "batch_size": config.hardware.generate_batch_size,
     }
@@ -170,15 +170,16 @@ def _champion(
         try:
             before = values_of(read_items(tracking.artifact(client, champion.run_id, f"scores/{file}")))
             after = values_of(read_items(root / SCORES / file))
-            deltas[benchmark] = _paired(before, after, config)
+            weights = read_scores(root / SCORES / f"aligned/{benchmark}.json").weights
+            deltas[benchmark] = _paired(before, after, config, weights)
         except (OSError, ValueError, UserError) as error:
             return Champion(champion.number, None, f"its answers to {benchmark} cannot be used ({error})")
     return Champion(champion.number, deltas)
 
 
-def _paired(before: Values, after: Values, config: Config) -> dict[str, Any]:
-    evaluate = config.evaluate
-    found = paired_delta(*scored_pairs(before, after), evaluate.confidence, evaluate.bootstrap_draws, config.seed)
+def _paired(before: Values, after: Values, config: Config, weights: Mapping[str, float]) -> dict[str, Any]:
+    evaluate, pairs = config.evaluate, scored_pairs(before, after)
+    found = paired_delta(*pairs, evaluate.confidence, evaluate.bootstrap_draws, config.seed, weights)
     records = {name: {"delta": one.delta, "low": one.low, "high": one.high} for name, one in found.items()}
     return {"overall": records.pop(OVERALL), "categories": records}
 

@@ -61,7 +61,7 @@ def report(config: Config, root: Path) -> None:
             lineage=origin,
         )
     )
-    licence = licence_of(root / config.model.checkpoint, config.model.revision)
+    licence = licence_of(root / config.model.checkpoint, bool(config.model.hub))
     with whole_folder(outputs / "report") as folder:
         (folder / "figures").mkdir()
         draw_overview(folder / "figures/overview.png", pairs, deltas, config.evaluate.confidence)
@@ -89,7 +89,8 @@ def _check_one_model(pairs: Mapping[str, Pair]) -> None:
 def compare(pair: Pair, config: Config) -> Record:
     """One benchmark's entry of ``deltas.json``: ``{"overall": …, "categories": {name: …}}``."""
     evaluate = config.evaluate
-    found = paired_delta(*pair.values, evaluate.confidence, evaluate.bootstrap_draws, config.seed)
+    weights = pair.base.scores.weights
+    found = paired_delta(*pair.values, evaluate.confidence, evaluate.bootstrap_draws, config.seed, weights)
     records = {name: asdict(delta) for name, delta in found.items()}
     return {"overall": records[OVERALL], "categories": {name: records[name] for name in pair.categories}}
 
@@ -165,7 +166,7 @@ def lineage_rows(config: Config, root: Path, scores: Scores, base_scores: Scores
         ("data hash (DVC)", hashes.get(config.data.path, "")),
         ("data set hash (DVC)", hashes.get("outputs/dataset", "not recorded: DVC did not run the earlier stages")),
         ("configuration digest", config.digest(*lineage.RESULT_SECTIONS)),
-        ("base model", config.model.checkpoint + (f"@{config.model.revision}" if config.model.revision else "")),
+        ("base model", config.model.checkpoint),
         ("base weights", base_scores.checkpoint),
         ("aligned weights", scores.checkpoint),
         ("versions", ", ".join(_versions())),

@@ -17,14 +17,28 @@ from reca.benchmarks.base import (
 )
 from reca.benchmarks.samples import read_manifest
 from reca.config import Config
+from reca.config.benchmarks import sampling_part
 from reca.errors import UserError
 from reca.files import write_json
 from reca.progress import Progress
 from reca.stages.result import read_result
 
+INCOMPLETE = "variant: official but for the values that failed"
+"""A protocol that would be official if all values were there."""
 
-def score(config: Config, root: Path, which: str, benchmark: str) -> None:
+
+def score(
+    config: Config, root: Path, which: str, benchmark: str, *, from_replies: bool = False, dry_run: bool = False
+) -> None:
     """Write ``outputs/scores/<which>/<benchmark>.items.jsonl``, then ``<benchmark>.json``.
+
+    Args:
+        config: The composed configuration.
+        root: The project folder.
+        which: Whose samples: ``base`` or ``aligned``.
+        benchmark: Its name.
+        from_replies: Ask no judge: only replies that are stored count.
+        dry_run: Say what asking the judge would cost, and write nothing.
 
     Raises:
         UserError: The samples are missing, incomplete, or were made for other prompts.
@@ -33,16 +47,59 @@ def score(config: Config, root: Path, which: str, benchmark: str) -> None:
     folder = root / "outputs/samples" / which / benchmark
     rows = read_manifest(folder)
     made = _check(folder, rows, config, benchmark)
+    aim(bench, root / config.paths.state / "replies" / which, from_replies=from_replies, dry_run=dry_run)
+    if dry_run:
+        print(f"score {which} {benchmark}: {bench.estimate(rows, folder)}")  # type: ignore[attr-defined]  # see aim
+        return
+    measure(bench, config, which, folder, rows, made, root / "outputs/scores" / which)
+
+
+def aim(bench: Benchmark, replies: Path, *, from_replies: bool = False, dry_run: bool = False) -> None:
+    """Tell a benchmark that asks a judge where its replies are kept, and whether to ask at all.
+
+    Raises:
+        UserError: Something is wanted of replies, and this benchmark has none.
+    """
+    judging = getattr(bench, "judging", None)
+    if judging is not None:
+        judging.file, judging.only_stored = replies / f"{bench.name}.jsonl", from_replies
+    elif from_replies or dry_run:
+        raise UserError(f"{bench.name} asks no judge, so there are no replies and no costs: score it as it is")
+
+
+def measure(
+    bench: Benchmark,
+    config: Config,
+    which: str,
+    folder: Path,
+    rows: Sequence[dict[str, Any]],
+    made: dict[str, Any],
+    output: Path,
+) -> Scores:
+    """Judge samples and write both score files.
+
+    Args:
+        bench: The benchmark.
+        config: The composed configuration.
+        which: Whose samples.
+        folder: Where they lie.
+        rows: What they are.
+        made: How they were made: the facts of ``generate``.
+        output: Where the files go.
+
+    Raises:
+        UserError: They cannot be judged, or nothing could be scored.
+    """
     progress = Progress(len(rows), "samples")
     items = bench.score(rows, folder)
     progress.update(len(rows))
     scores = _scores(bench, items, config, which, made)
-    output = root / "outputs/scores" / which
-    write_items(output / f"{benchmark}.items.jsonl", items)
-    write_json(output / f"{benchmark}.json", scores.model_dump(mode="json"))
-    print(
-        f"score {which} {benchmark}: {scores.overall.value:.3f} [{scores.overall.low:.3f}, {scores.overall.high:.3f}]"
-    )
+    write_items(output / f"{bench.name}.items.jsonl", items)
+    write_json(output / f"{bench.name}.json", scores.model_dump(mode="json"))
+    interval = f"{scores.overall.value:.3f} [{scores.overall.low:.3f}, {scores.overall.high:.3f}]"
+    failed = f", {scores.failed} of {scores.expected} failed" if scores.failed else ""
+    print(f"score {which} {bench.name}: {interval}{failed}")
+    return scores
 
 
 def _check(folder: Path, rows: Sequence[dict[str, Any]], config: Config, benchmark: str) -> dict[str, Any]:
@@ -55,7 +112,7 @@ def _check(folder: Path, rows: Sequence[dict[str, Any]], config: Config, benchma
     if len(rows) != made["expected"]:
         raise UserError(f"{folder} lists {len(rows)} of {made['expected']} samples; {again}")
     asked, wanted = made["params"]["evaluate"].get(benchmark), config.to_dict()["evaluate"][benchmark]
-    if asked != wanted:
+    if sampling_part(asked) != sampling_part(wanted):
         raise UserError(f"{folder} was made for evaluate.{benchmark} = {asked}, not {wanted}; {again}")
     return made
 
@@ -65,15 +122,16 @@ def _scores(bench: Benchmark, items: Sequence[ItemScore], config: Config, which:
     values = values_of(items)
     all_values = [value for item in items for value in item.values]
     failed = sum(value is None for value in all_values)
+    weights = getattr(bench, "weights", {})
     try:
-        found = statistics.intervals(values, evaluate.confidence, evaluate.bootstrap_draws)
+        found = statistics.intervals(values, evaluate.confidence, evaluate.bootstrap_draws, weights=weights)
     except ValueError as error:
         raise UserError(f"{bench.name} cannot be scored: {error} ({failed} of {len(all_values)} failed)") from None
     overall = found.pop(statistics.OVERALL)
     return Scores(
         benchmark=bench.name,
         which=which,  # type: ignore[arg-type]  # the schema checks it
-        protocol=bench.protocol,
+        protocol=INCOMPLETE if failed and bench.protocol == "official" else bench.protocol,
         overall=_estimate(overall),
         categories={
             name: CategoryEstimate(**_estimate(interval).model_dump(), n=sum(bool(v) for v in values[name].values()))
@@ -88,6 +146,7 @@ def _scores(bench: Benchmark, items: Sequence[ItemScore], config: Config, which:
         checkpoint=made["checkpoint"],
         judge=bench.judge,
         details=bench.details(items),
+        weights={name: weights[name] for name in found} if weights else {},
     )
 
 

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from reca.config import Config
+from reca.data.dialogues import unchanged
 from reca.data.embeddings import Embeddings
 from reca.data.manifest import MANIFEST, read_manifest
 from reca.digest import file_digest
@@ -41,13 +42,15 @@ def train(config: Config, root: Path) -> None:
         mixture = _mixture(config)
         base = base_folder(config, root)
         read_manifest(root / DATASET, ["id"])
+        dialogues = unchanged(config, root)
         name = fingerprint(config, file_digest(root / DATASET / MANIFEST), base_digest(base))
         store = CheckpointStore(root / config.paths.state, name, config.train.keep_last)
         with store.lock():
             device = prepare(config.hardware.device, config.hardware.threads)
             embeddings = Embeddings.open(root / EMBEDDINGS)
-            model = load_base(config, base, device)
-            samples = Samples(model, root / DATASET, embeddings, config.train, mixture, config.seed, device)
+            model = load_base(config, base, root, device)
+            data = root / DATASET
+            samples = Samples(model, data, embeddings, config.train, mixture, config.seed, device, dialogues)
             run = Run(model, samples, config.train, config.seed, config.hardware.micro_batch_size)
             values = config.to_dict()
             record = train_model(run, store, {section: values[section] for section in SECTIONS}, stop)

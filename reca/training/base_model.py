@@ -30,7 +30,7 @@ def base_digest(folder: Path) -> str:
     return f"{weights_digest(folder)}-{folder_digest(folder, '*.json')}"
 
 
-def load_base(config: Config, folder: Path, device: torch.device) -> UnifiedModel:
+def load_base(config: Config, folder: Path, root: Path, device: torch.device) -> UnifiedModel:
     """Load the base model.
 
     Raises:
@@ -39,7 +39,7 @@ def load_base(config: Config, folder: Path, device: torch.device) -> UnifiedMode
     from safetensors import SafetensorError
 
     try:
-        return load_model(config.model.family, folder, config.model.model_dump(), device)
+        return load_model(config.model.family, folder, config.model.options(root), device)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(
             f"the base model in {folder} cannot be loaded: {error}; restore it (`git checkout`, `dvc pull`)"

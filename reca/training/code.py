@@ -8,7 +8,7 @@ from reca.digest import file_digest
 
 CODE = Path(__file__).resolve().parent.parent
 DATA = ("data/batches.py", "data/embeddings.py", "data/images.py", "data/manifest.py")
-TRAINING = ("training", "objectives", "models", "nn", "stages/train.py", *DATA)
+TRAINING = ("training", "objectives", "models", "nn", "stages/train.py", "data/dialogues.py", *DATA)
 """The code that training runs."""
 EXTRACTION = ("models", "nn", "stages/extract.py", *DATA)
 """The code that extraction runs."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from reca.config import TrainSection
 from reca.data.batches import EpochSampler
+from reca.data.dialogues import Dialogues
 from reca.data.embeddings import Embeddings
 from reca.data.images import square_tensor
 from reca.data.manifest import ImageReader, read_manifest
@@ -39,6 +40,7 @@ class Samples:
         mixture: Samples of each kind in a step.
         seed: The run's seed.
         device: Where the model is.
+        dialogues: What is asked in place of the data's own questions.
 
     Raises:
         UserError: The data has no training images, or not the captions or questions that the mixture needs, or
@@ -54,8 +56,10 @@ class Samples:
         mixture: Mixture,
         seed: int,
         device: torch.device,
+        dialogues: Dialogues | None = None,
     ) -> None:
         self._model, self._embeddings, self._device, self._seed = model, embeddings, device, seed
+        self._own = dialogues
         self._templates = settings.prompt_templates
         self._reader = ImageReader(dataset)
         self.mixture = mixture
@@ -74,12 +78,14 @@ class Samples:
             self._check_captions(ids, column)
         self._images = EpochSampler(ids, seed, "images") if mixture.images else None
         self._dialogues: EpochSampler | None = None
-        if mixture.counts["understanding"]:
+        if mixture.counts["understanding"] and dialogues is not None:
+            self._dialogues = EpochSampler(dialogues.conversations, seed, "dialogues")
+        elif mixture.counts["understanding"]:
             self._questions = _questions(train)
             if not self._questions:
                 raise UserError(
                     "train.mixture.understanding is positive, but no training image has questions; "
-                    "set train.mixture.understanding=0, or use data with ground truth"
+                    "set train.mixture.understanding=0, or train.dialogues to a JSON file in LLaVA's format"
                 )
             self._dialogues = EpochSampler(self._questions, seed, "dialogues")
 
@@ -139,9 +145,7 @@ class Samples:
         seeds = [derive_seed(self._seed, *moment, kind, name) for name in ids]
         rng = SampleRng(seeds)
         if kind == "understanding":
-            dialogues = [self._dialogue(name, seed) for name, seed in zip(ids, seeds, strict=True)]
-            pixels = self._pixels(ids, self._model.spec.understanding_size)
-            return self._model.understanding_loss(pixels, dialogues, rng)
+            return self._model.understanding_loss(*self._asked(ids, seeds), rng)
         target = self._target(ids, seeds)
         if kind == "text_to_image":
             return self._model.text_to_image_loss([self._captions[name] for name in ids], target, rng)
@@ -162,6 +166,15 @@ class Samples:
 
     def _pixels(self, ids: Sequence[str], size: int) -> Tensor:
         return square_tensor([self._reader.load(name) for name in ids], size).to(self._device)
+
+    def _asked(self, ids: Sequence[str], seeds: Sequence[int]) -> tuple[Tensor, list[Dialogue]]:
+        """Images as they are understood, and one question about each."""
+        size = self._model.spec.understanding_size
+        if self._own is None:
+            return self._pixels(ids, size), [self._dialogue(*each) for each in zip(ids, seeds, strict=True)]
+        taken = [self._own.take(name, seed) for name, seed in zip(ids, seeds, strict=True)]
+        dialogues = [Dialogue(question, answer) for _, (question, answer) in taken]
+        return square_tensor([image for image, _ in taken], size).to(self._device), dialogues
 
     def _dialogue(self, name: str, seed: int) -> Dialogue:
         questions = self._questions[name]

@@ -15,10 +15,25 @@ from reca.config import ROOT, BenchmarkName, DataSection
 from reca.models.base import FAMILIES
 
 PLUMBING = frozenset(
-    {"reca.config", "reca.errors", "reca.files", "reca.progress", "reca.stages.result"}
+    {
+        "reca.config",
+        "reca.config.benchmarks",
+        "reca.config.models",
+        "reca.config.section",
+        "reca.config.sections",
+        "reca.config.yaml12",
+        "reca.errors",
+        "reca.files",
+        "reca.progress",
+        "reca.stages.result",
+    }
 )  # carries a result and does not make it: an edit there must not retrain anything
-JUDGING = frozenset(
-    {"reca.benchmarks.geneval", "reca.benchmarks.scene_judge", "reca.benchmarks.similarity", "reca.nn.scene_detector"}
+JUDGING = (
+    "reca.benchmarks.judges",
+    "reca.benchmarks.rules",
+    "reca.benchmarks.scene_judge",
+    "reca.benchmarks.similarity",
+    "reca.nn.scene_detector",
 )  # imported beside what makes samples, run only by what scores them: a better judge must not redraw anything
 BENCHMARKS = get_args(BenchmarkName)
 SOURCES = tuple(get_args(choice.model_fields["source"].annotation)[0] for choice in get_args(get_args(DataSection)[0]))
@@ -87,13 +102,13 @@ def modules_run(stage: Stage, chosen: dict[str, str]) -> set[str]:
         for name in names
         if name != chosen[variable]
     }
-    if stage.verb == "generate":
-        passed_over |= JUDGING
     found: set[str] = set()
     waiting = [f"reca.stages.{stage.verb}"]
     while waiting:
         module = waiting.pop()
         if module in found or module in PLUMBING or module in passed_over:
+            continue
+        if stage.verb == "generate" and any(f"{module}.".startswith(f"{judging}.") for judging in JUDGING):
             continue
         found.add(module)
         waiting += import_graph().find_modules_directly_imported_by(module)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reca.benchmarks import geneval
+from reca.benchmarks.rules import geneval
 
 FOLDER = Path(__file__).parent / "geneval"
 

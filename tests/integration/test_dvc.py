@@ -19,6 +19,7 @@ from dvc.repo import Repo
 from PIL import Image
 
 from reca.config import ROOT, compose
+from reca.lineage import dvc_md5, read_lock, recorded_hashes
 
 SMALL = ("data.num_images=24",)
 BENCHMARKS = ("scenes", "understanding", "fidelity")
@@ -206,10 +207,38 @@ def test_photographs_tie_held_out_benchmarks_to_the_data_set(project: Project) -
     assert each("generate-base", "generate-aligned") | {"ingest"} <= project.would_run()
 
 
+def test_a_benchmark_taken_off_leaves_nothing_behind(project: Project) -> None:
+    """``report`` depends on whole folders: its hash must be that of a project which never measured the others."""
+    (project.root / "outputs/scores/base/notes.txt").write_text("somebody's own")
+    said = project.run(sys.executable, "-m", "reca", "compose", *SMALL, "evaluate.benchmarks=[scenes]")
+    assert said.count("is measured no longer") == 2
+    assert sorted(path.name for path in (project.root / "outputs/samples/base").iterdir()) == ["scenes"]
+    left = ["notes.txt", "scenes.items.jsonl", "scenes.json"]
+    assert sorted(path.name for path in (project.root / "outputs/scores/base").iterdir()) == left
+    assert project.would_run() == {"report"}
+    (project.root / "outputs/scores/base/notes.txt").unlink()
+    project.dvc("commit", "--force", "--quiet", "report")
+    assert project.would_run() == set()
+    recorded = {path: md5 for path, md5 in recorded_hashes(read_lock(project.root)).items() if path.count("/") == 1}
+    only_scenes = project.root / "only"
+    for kind in ("samples", "scores"):
+        for which in ("base", "aligned"):
+            (only_scenes / which).mkdir(parents=True)
+            for made in (project.root / "outputs" / kind / which).glob("scenes*"):
+                (shutil.copytree if made.is_dir() else shutil.copy)(made, only_scenes / which / made.name)
+        assert recorded[f"outputs/{kind}"] == dvc_md5(only_scenes)
+        shutil.rmtree(only_scenes)
+    # Listed again, they come back from DVC's cache: nothing is made a second time.
+    project.run(sys.executable, "-m", "reca", "compose", *SMALL)
+    said = project.dvc("repro", "--single-item", "score-base@fidelity", "generate-base@fidelity")
+    assert "Running stage" not in said
+    assert (project.root / "outputs/scores/base/fidelity.json").is_file()
+
+
 def test_code_reruns_what_runs_it_and_comments_can_be_accepted(project: Project) -> None:
     with (project.root / "reca/stages/score.py").open("a") as file:
         file.write("\n# a remark\n")
-    with (project.root / "reca/config.py").open("a") as file:
+    with (project.root / "reca/config/__init__.py").open("a") as file:
         file.write("\n# plumbing\n")
     scores = each("score-base", "score-aligned")
     assert project.would_run() == scores | {"report"}

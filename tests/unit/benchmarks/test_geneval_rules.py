@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reca.benchmarks.geneval import Options, box_iou, judge, relative_position, select
+from reca.benchmarks.rules.geneval import Options, box_iou, judge, relative_position, select
 
 # Whole numbers below 2^12: float32 holds them and their halves exactly, so moving a box changes nothing.
 corner, side = st.integers(0, 1000), st.integers(1, 300)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from reca.config import WebDatasetData
 from reca.data import shards as shards_module
-from reca.data.manifest import ImageReader, load_images, read_manifest, split_of, write_manifest
+from reca.data.manifest import ImageReader, hold_one_back, load_images, read_manifest, split_of, write_manifest
 from reca.data.shards import ShardWriter
 from reca.data.sources.base import Item
 from reca.data.sources.webdataset import WebDatasetSource
@@ -140,3 +140,15 @@ def test_the_order_of_arrival_never_matters(tmp_path_factory: pytest.TempPathFac
 
     assert kept(order) == kept(PICTURES)
     assert kept(order)[0] == 9
+
+
+@given(HASHES)
+def test_few_images_hold_one_back(hashes: list[str]) -> None:
+    """So that there is something to measure; where chance held some back already, nothing moves."""
+    for fraction in (0.0, 0.3):
+        rows = [{"sha256": sha, "split": split_of(sha, fraction)} for sha in hashes]
+        before = [row["split"] for row in rows]
+        hold_one_back(rows)
+        held_out = [row["split"] for row in rows].count("held_out")
+        assert held_out == max(before.count("held_out"), min(1, len(hashes) - 1))
+        assert "held_out" not in before or before == [row["split"] for row in rows]

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from reca.benchmarks.geneval import judge, relative_position, select
+from reca.benchmarks.rules.geneval import judge, relative_position, select
 from reca.config import ROOT
 from reca.data.scenes import metadata, relation, render, sample_scene
 from reca.digest import file_digest

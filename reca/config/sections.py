@@ -1,61 +1,22 @@
-"""The one configuration: composed by Hydra from ``conf/``, closed by pydantic, kept in ``params.yaml``.
+"""The sections of the configuration, named after the stages that read them: keys, ranges, what each means."""
 
-Sections are named after the stages that read them. What changes a result stands in ``model data extract
-train generate evaluate register seed`` and is tracked by DVC; what changes only speed or place stands in
-``hardware tracking paths`` and never appears in ``dvc.yaml``.
-"""
-
-import hashlib
-import json
-import os
-import tempfile
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    ValidationError,
+    SerializerFunctionWrapHandler,
+    model_serializer,
     model_validator,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
-CONF = ROOT / "conf"
-HEADER = "# Composed from conf/ by `reca compose`. Do not edit: change conf/ or pass overrides, then compose again.\n"
-Fraction = Annotated[float, Field(ge=0, le=1)]
-BenchmarkName = Literal["scenes", "understanding", "fidelity"]
+from reca.config.benchmarks import PUBLISHED, JudgeLimits, PublishedBenchmarks
+from reca.config.section import Fraction, Section
 
-
-class ConfigError(Exception):
-    """The configuration is wrong; the message names the key, the value and what is allowed."""
-
-
-class Section(BaseModel):
-    """A closed, frozen part of the configuration: an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ModelSection(Section):
-    """Which model is aligned, and which of its parts move."""
-
-    name: str = Field(pattern=r"^[a-z0-9_]+$")
-    """The preset's name; the registered model is ``reca-<name>``."""
-    family: Literal["janus"]
-    checkpoint: str
-    """Folder in the official layout (relative to the project), or a hub id."""
-    revision: str | None = None
-    """Commit of the hub repository; required for a hub id, so that a run can be repeated."""
-    prompt_dropout: Fraction
-    """How often a training sample loses its condition, for classifier-free guidance."""
-    train_vision: bool = False
-    """Janus: train the understanding encoder too. Off: its embeddings may be cached."""
+BenchmarkName = Literal["scenes", "understanding", "fidelity", "geneval", "dpgbench", "wise", "imgedit", "gedit"]
 
 
 class ScenesData(Section):
@@ -164,6 +125,12 @@ class TrainSection(Section):
     """Which caption the text-to-image loss reads, where the data has both: the two controls of docs/experiments.md."""
     prompt_templates: PositiveInt | None
     """How many prompt templates L_RecA draws from; ``None``: all of reca/objectives/templates.py."""
+    dialogues: str | None = None
+    """A JSON file in LLaVA's format for the understanding loss; ``None``: the questions that the data come with."""
+    dialogue_images: str | None = None
+    """Folder that its images are relative to; ``None``: the one that the file lies in."""
+    dialogues_digest: str | None = None
+    """Of that file and its images, so that DVC sees a change; written by `reca compose`, never by hand."""
     save_every: PositiveInt
     eval_every: PositiveInt
     keep_last: PositiveInt
@@ -173,6 +140,19 @@ class TrainSection(Section):
         if self.warmup_steps > self.max_steps:
             raise ValueError(f"warmup_steps ({self.warmup_steps}) is larger than max_steps ({self.max_steps})")
         return self
+
+    @model_validator(mode="after")
+    def _dialogues_are_used(self) -> Self:
+        if self.dialogues and not self.mixture.understanding:
+            raise ValueError("dialogues are given, but mixture.understanding is 0: set it (the paper: 1)")
+        if self.dialogue_images and not self.dialogues:
+            raise ValueError("dialogue_images is given without dialogues")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_absent_dialogues(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        absent = {name for name in ("dialogues", "dialogue_images", "dialogues_digest") if getattr(self, name) is None}
+        return {name: value for name, value in write(self).items() if name not in absent}
 
 
 class GenerateSection(Section):
@@ -205,7 +185,7 @@ class FidelityBenchmark(Section):
     seed: NonNegativeInt
 
 
-class EvaluateSection(Section):
+class EvaluateSection(PublishedBenchmarks):
     """What is measured, on the base and on the aligned model alike."""
 
     benchmarks: tuple[BenchmarkName, ...] = Field(min_length=1)
@@ -221,6 +201,10 @@ class EvaluateSection(Section):
         if len(set(self.benchmarks)) < len(self.benchmarks):
             raise ValueError(f"a benchmark is named twice: {', '.join(self.benchmarks)}")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_absent_sections(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in write(self).items() if name not in PUBLISHED or value is not None}
 
 
 class GateRule(Section):
@@ -254,6 +238,12 @@ class HardwareSection(Section):
     num_workers: NonNegativeInt
     parallel_stages: PositiveInt
     """Stages that may run side by side."""
+    judge: JudgeLimits | None = None
+    """How judges at endpoints are treated; ``None``: its defaults."""
+
+    @model_serializer(mode="wrap")
+    def _without_absent_judge(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in write(self).items() if name != "judge" or value is not None}
 
 
 class TrackingSection(Section):
@@ -271,123 +261,3 @@ class PathsSection(Section):
 
     state: str
     """Checkpoints, locks, Prefect's home; relative to the project unless absolute."""
-
-
-class Config(Section):
-    """The whole configuration."""
-
-    seed: NonNegativeInt
-    model: ModelSection
-    data: DataSection
-    extract: ExtractSection
-    train: TrainSection
-    generate: GenerateSection
-    evaluate: EvaluateSection
-    register_: RegisterSection = Field(alias="register")
-    hardware: HardwareSection
-    tracking: TrackingSection
-    paths: PathsSection
-
-    @classmethod
-    def validated(cls, values: Any) -> Self:
-        """Close plain values.
-
-        Raises:
-            ConfigError: One line per wrong key: its name, what is allowed, what was given.
-        """
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            lines = [_explain(problem) for problem in error.errors()]
-            raise ConfigError("invalid configuration:\n" + "\n".join(f"  {line}" for line in lines)) from None
-
-    @classmethod
-    def load(cls, path: Path = ROOT / "params.yaml") -> Self:
-        """Read a composed configuration.
-
-        Raises:
-            ConfigError: The file is missing, not YAML, or does not fit the schema.
-        """
-        from omegaconf import OmegaConf
-        from yaml import YAMLError
-
-        if not path.is_file():
-            raise ConfigError(f"{path} is missing; write it with `reca compose`")
-        try:
-            return cls.validated(OmegaConf.to_container(OmegaConf.load(path), resolve=True))
-        except YAMLError as error:
-            raise ConfigError(f"{path} is not valid YAML ({error}); write it again with `reca compose`") from None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain containers, keyed as in ``params.yaml``."""
-        return self.model_dump(mode="json", by_alias=True)
-
-    def save(self, path: Path = ROOT / "params.yaml") -> bool:
-        """Write the file unless it says the same already; returns whether it changed."""
-        import yaml
-
-        text = HEADER + yaml.safe_dump(self.to_dict(), sort_keys=True, allow_unicode=True, width=120)
-        if path.is_file() and path.read_text() == text:
-            return False
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-        return True
-
-    def flat(self) -> dict[str, Any]:
-        """``{"train.max_steps": 600, ...}``: what MLflow logs."""
-        return flatten(self.to_dict())
-
-    def digest(self, *sections: str) -> str:
-        """Hash (16 hex digits) of the named sections, or of the whole configuration."""
-        values = self.to_dict()
-        chosen = {name: values[name] for name in sections} if sections else values
-        return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def compose(overrides: Sequence[str] = ()) -> Config:
-    """Compose ``conf/`` with overrides in Hydra's grammar (``model=janus_tiny``, ``train.max_steps=40``).
-
-    Raises:
-        ConfigError: A group, a key or a value is not known; the message names it and what is allowed.
-    """
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            composed = hydra_compose("config", overrides=list(overrides))
-            values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(f"cannot compose the configuration: {_one_line(error)}") from None
-    return Config.validated(values)
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, keys joined by dots."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return flat
-
-
-def _explain(problem: Any) -> str:
-    location = [str(part) for part in problem["loc"]]
-    if location and location[0] == "data" and len(location) > 1:
-        del location[1]  # pydantic names the member of the union there; the file has no such level
-    whole_section = isinstance(problem["input"], dict) or problem["type"] in ("missing", "extra_forbidden")
-    given = "" if whole_section else f" (got {problem['input']!r})"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{'.'.join(location) or 'configuration'}: {message}{given}"
-
-
-def _one_line(error: Exception) -> str:
-    cause = error.__cause__ or error
-    return " ".join(line.strip() for line in str(cause if str(cause) else error).splitlines() if line.strip())

@@ -1,0 +1,210 @@
+"""GEdit-Bench's and VIEScore's scoring rules, pure: from a judge's replies to scores of 0-10.
+
+After Liu et al., "Step1X-Edit" (arXiv 2504.17761; stepfun-ai/Step1X-Edit@570eba6, Apache-2.0) and Ku et al., "VIEScore"
+(arXiv 2312.14867; TIGER-AI-Lab/VIEScore@2cbea4e, MIT), written anew from the rules and proven on what the originals
+answer (``tests/golden/gedit``, ``tests/golden/viescore``).
+
+A judge is asked twice about an edit: for semantic consistency (SC: edit success, over-editing) and perceptual quality
+(PQ: naturalness, artefacts). Each is the smaller of its two scores, and the edit's score is the root of their product.
+Where a reply cannot be read the original draws a random number. Nothing here ever does.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+ITEMS: Mapping[str, int] = MappingProxyType(
+    {
+        "background_change": 40,
+        "color_alter": 40,
+        "material_alter": 40,
+        "motion_change": 40,
+        "ps_human": 70,
+        "style_change": 60,
+        "subject-add": 60,
+        "subject-remove": 57,
+        "subject-replace": 60,
+        "text_change": 99,
+        "tone_transfer": 40,
+    }
+)
+"""Edits of each group in one language: 606."""
+LANGUAGES = ("en", "cn")
+DELIMITER = "||V^=^V||"
+RATE_LIMITED = "rate_limit_exceeded"
+LIST_REASONING = "System: output is simply a list of scores"
+NUMBER_REASONING = "System: output is simply a number"
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One judged edit."""
+
+    group: str
+    language: str
+    semantics: float | None
+    """0..10; ``None`` where the judge gave no usable reply."""
+    quality: float | None
+    intersection: bool = False
+    """The data's flag ``Intersection_exist``: whether the edit belongs to the subset that papers also report."""
+
+
+@dataclass(frozen=True)
+class Means:
+    """Mean scores of one language, of all its edits or of the intersection subset."""
+
+    semantics: Mapping[str, float]
+    """Per group."""
+    quality: Mapping[str, float]
+    overall: Mapping[str, float]
+    """Per group: mean of the edits' scores, not the root of the means."""
+    expected: int
+    scored: int
+
+    @property
+    def failed(self) -> int:
+        """Edits without a usable reply; they are in no mean."""
+        return self.expected - self.scored
+
+    @property
+    def macro(self) -> tuple[float, float, float]:
+        """Plain means over the groups of semantics, quality and overall; the last is "G_O", what tables show."""
+        return _mean(self.semantics), _mean(self.quality), _mean(self.overall)
+
+
+def parse_official(reply: str) -> Any:
+    """What the original reads in a reply, before it asks again or guesses.
+
+    Between two delimiters or from the first "{" to the last "}" stands JSON with a list ``score``; a single score
+    becomes a list. A lone list of two whole numbers and a lone whole number from 0 to 10 count too. What is no JSON is
+    mended once (names in quotes, numbers in lists, all else in quotes) and taken as it comes, with or without a
+    ``score``.
+
+    Returns:
+        A dictionary (or what else the JSON is), :data:`RATE_LIMITED`, or ``False`` where nothing could be read.
+
+    Raises:
+        json.JSONDecodeError: A list of two numbers that JSON does not allow, such as [07, 8].
+    """
+    if reply == RATE_LIMITED:
+        return RATE_LIMITED
+    if reply.count(DELIMITER) == 2:
+        start, end = reply.find(DELIMITER) + len(DELIMITER), reply.rfind(DELIMITER)
+    else:
+        start, end = reply.find("{"), reply.rfind("}") + 1
+        if start == -1 or end == 0:
+            return _parse_bare(reply)
+    if start == end:
+        return False
+    text = reply[start:end].strip().replace("\n", "")
+    try:
+        read = json.loads(text)
+        if not isinstance(read["score"], list):
+            read["score"] = [read["score"]]
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError):
+        try:
+            return json.loads(_mend(text))
+        except (ValueError, RecursionError):
+            return False
+    return read
+
+
+def _parse_bare(reply: str) -> Any:
+    """A reply without JSON: a list of two numbers, or one number."""
+    listed = reply[reply.find("[") : reply.rfind("]") + 1]
+    if re.match(r"^\[\d+, ?\d+\]$", listed):
+        return {"score": json.loads(listed), "reasoning": LIST_REASONING}
+    try:
+        number = int(reply)
+    except ValueError:
+        return False
+    return {"score": [number], "reasoning": NUMBER_REASONING} if 0 <= number <= 10 else False
+
+
+def _mend(text: str) -> str:
+    """Quote names and values of something that is nearly JSON, the original's way."""
+
+    def quoted(match: re.Match[str]) -> str:
+        name, value, end = match[1], match[2].strip(), match[3]
+        if re.match(r"^-?\d+(\.\d+)?$", value):
+            value = f"[{value}]"
+        elif not re.match(r"^(true|false|null)$", value, re.IGNORECASE):
+            value = f'"{value}"'
+        return f"{name}: {value}{end}"
+
+    return re.sub(r'(".*?"):(.*?)(,|})', quoted, re.sub(r"(\w+):", r'"\1":', text))
+
+
+def parse_strict(reply: str) -> tuple[float, float] | None:
+    """The two scores of a reply, or ``None`` unless there are exactly two, numbers from 0 to 10.
+
+    Where the original looks, and by its mending, but "7" in quotes is a number and a single score is no answer.
+    """
+    try:
+        read = parse_official(reply)
+    except ValueError:
+        return None
+    scores = read.get("score") if isinstance(read, dict) else None
+    if not isinstance(scores, list) or len(scores) != 2:
+        return None
+    first, second = map(_number, scores)
+    return None if first is None or second is None else (first, second)
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if 0 <= number <= 10 else None
+
+
+def item_score(semantics: Sequence[float], quality: Sequence[float]) -> tuple[float, float, float]:
+    """SC, PQ and overall of one edit: min, min, and the root of their product.
+
+    Raises:
+        ValueError: A list is empty or holds a negative number.
+    """
+    smallest = min(semantics), min(quality)
+    if min(smallest) < 0:
+        raise ValueError(f"scores are from 0 to 10, not {smallest}")
+    return *smallest, math.sqrt(smallest[0] * smallest[1])
+
+
+def summarise(edits: Iterable[Edit], language: str, intersection: bool = False) -> Means:
+    """Mean scores of one language.
+
+    Args:
+        edits: All edits; those of other languages are passed over.
+        language: ``en`` or ``cn`` (the original's ``zh`` matches nothing and gives NaN).
+        intersection: Only the subset that is flagged so.
+
+    Raises:
+        ValueError: No edit of this language (and subset) could be scored, or none of one of its groups: a mean over the
+            groups would leave that group out unseen.
+    """
+    chosen = [edit for edit in edits if edit.language == language and (edit.intersection or not intersection)]
+    groups: dict[str, list[tuple[float, float, float]]] = {edit.group: [] for edit in chosen}
+    for edit in chosen:
+        if edit.semantics is not None and edit.quality is not None:
+            groups[edit.group].append(item_score([edit.semantics], [edit.quality]))
+    subset = " of the intersection" if intersection else ""
+    if empty := [group for group, scores in groups.items() if not scores]:
+        raise ValueError(f"not one edit{subset} in {language!r} was scored of {', '.join(empty)}")
+    if not groups:
+        raise ValueError(f"there is no edit{subset} in {language!r}; the data has {' and '.join(LANGUAGES)}")
+    semantics, quality, overall = (
+        {group: sum(score[which] for score in scores) / len(scores) for group, scores in groups.items()}
+        for which in range(3)
+    )
+    return Means(semantics, quality, overall, expected=len(chosen), scored=sum(map(len, groups.values())))
+
+
+def _mean(values: Mapping[str, float]) -> float:
+    return sum(values.values()) / len(values)

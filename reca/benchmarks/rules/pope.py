@@ -1,0 +1,116 @@
+"""POPE's scoring rules, pure: does an object appear in the image?
+
+After Li et al., "POPE" (arXiv 2305.10355), in the form of the script that InternVL, BAGEL and RecA share, and of
+lmms-eval@75571cf (MIT), written anew from the rules and proven on what they answer (``tests/golden/understanding``).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+SPLITS = ("random", "popular", "adversarial")
+QUESTIONS_PER_SPLIT = 3000
+
+Rule = Literal["official", "lmms-eval"]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Answers by what was said and what is true; "positive" is yes."""
+
+    true_positive: int
+    false_positive: int
+    true_negative: int
+    false_negative: int
+    unread: int = 0
+    """Neither yes nor no, by lmms-eval's rule only: wrong, but in no other count."""
+
+    @property
+    def total(self) -> int:
+        """All answers."""
+        return self.true_positive + self.false_positive + self.true_negative + self.false_negative + self.unread
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers."""
+        return (self.true_positive + self.true_negative) / self.total
+
+    @property
+    def precision(self) -> float:
+        """Share of right answers among the yeses; 0 where there is none."""
+        return _ratio(self.true_positive, self.true_positive + self.false_positive)
+
+    @property
+    def recall(self) -> float:
+        """Share of the true yeses that were said (lmms-eval: among those answered yes or no)."""
+        return _ratio(self.true_positive, self.true_positive + self.false_negative)
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of precision and recall: POPE's score of a split; the benchmark's is the mean over splits."""
+        return _ratio(2 * self.precision * self.recall, self.precision + self.recall)
+
+    @property
+    def yes_ratio(self) -> float:
+        """Share of yeses among the answers."""
+        return (self.true_positive + self.false_positive) / self.total
+
+
+def parse(reply: str, rule: Rule = "official") -> str:
+    """What a reply says.
+
+    Officially the first sentence counts, commas dropped: "no" if and only if No, not or no is one of its words, else
+    "yes", whatever it says. For lmms-eval the whole reply in lower case is the answer, so "Yes." is neither.
+    """
+    if rule == "lmms-eval":
+        return reply.lower().strip()
+    words = reply.split(".")[0].replace(",", "").split(" ")
+    return "no" if {"No", "not", "no"} & set(words) else "yes"
+
+
+def count(rows: Iterable[tuple[str, str]], rule: Rule = "official") -> Counts:
+    """Count answers of one split.
+
+    Args:
+        rows: Truth (yes or no) and reply.
+        rule: Whose reading.
+
+    Raises:
+        ValueError: There are no answers, or a truth is neither yes nor no.
+    """
+    numbers = {(said, truth): 0 for said in ("yes", "no", "other") for truth in ("yes", "no")}
+    for label, reply in rows:
+        truth, said = label.strip().lower(), parse(reply, rule)
+        if truth not in ("yes", "no"):
+            raise ValueError(f"POPE's answers are yes or no, not {label!r}")
+        numbers[said if said in ("yes", "no") else "other", truth] += 1
+    if not any(numbers.values()):
+        raise ValueError("there are no answers to score")
+    return Counts(
+        true_positive=numbers["yes", "yes"],
+        false_positive=numbers["yes", "no"],
+        true_negative=numbers["no", "no"],
+        false_negative=numbers["no", "yes"],
+        unread=numbers["other", "yes"] + numbers["other", "no"],
+    )
+
+
+def label_yes_ratio(labels: Iterable[str]) -> float:
+    """What lmms-eval calls the yes ratio: the share of yeses among the truths, which says nothing about the model."""
+    truths = [label.strip().lower() == "yes" for label in labels]
+    return sum(truths) / len(truths)
+
+
+def report(counts: Counts) -> str:
+    """The text that the official script prints."""
+    five = (counts.f1, counts.accuracy, counts.precision, counts.recall, counts.yes_ratio)
+    return (
+        "TP\tFP\tTN\tFN\t\n"
+        f"{counts.true_positive}\t{counts.false_positive}\t{counts.true_negative}\t{counts.false_negative}\n"
+        f"Accuracy: {counts.accuracy}\nPrecision: {counts.precision}\nRecall: {counts.recall}\nF1 score: {counts.f1}\n"
+        f"Yes ratio: {counts.yes_ratio}\n{', '.join(f'{value:.3f}' for value in five)}\n"
+    )
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0

@@ -1,0 +1,139 @@
+"""Settings of the published benchmarks and of the judges that they ask; in ``params.yaml`` only where they run."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from reca.config.section import Section
+
+HUB_ID = r"^[\w.-]+/[\w.-]+@[\w./-]+$"
+"""``REPOSITORY@REVISION`` of the hub."""
+
+JUDGING = ("judge", "rule", "detector", "clip", "official_quirks")
+"""Settings that only scoring reads: samples need not be made anew when they change."""
+
+
+class _Published(Section):
+    """What all published benchmarks have in common."""
+
+    seed: NonNegativeInt = 0
+    """What the images' seeds are made of, together with prompt and number."""
+    max_prompts: PositiveInt | None = None
+    """Only the first prompts of every category, for a quick look; ``None``: all, as anything comparable needs."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _judge_is_completed(cls, values: object) -> object:
+        """What is not said about the judge is as in the default, so that one may name another model or address."""
+        usual = cls.model_fields.get("judge")
+        if usual is None or not isinstance(values, dict) or not isinstance(values.get("judge"), dict):
+            return values
+        return {**values, "judge": {**usual.default.model_dump(), **values["judge"]}}
+
+
+class JudgeSettings(Section):
+    """A model that is asked about images; all of this decides what it answers."""
+
+    model: str
+    """The model's name at the endpoint; with ``folder`` just a name for the reports."""
+    url: str = "https://api.openai.com/v1"
+    """Base address of any endpoint that speaks OpenAI's chat completions."""
+    folder: str | None = None
+    """A vision-language model of transformers in a local folder; it is then asked here and ``url`` means nothing."""
+    max_tokens: PositiveInt = 1024
+    temperature: NonNegativeFloat | None = 0.0
+    """``None`` leaves it to the endpoint."""
+
+
+class JudgeLimits(Section):
+    """How a judge at an endpoint is treated, and for how much money; nothing here changes an answer."""
+
+    key_variable: str = "OPENAI_API_KEY"
+    """Environment variable with the key; the key itself is never stored."""
+    concurrency: PositiveInt = 8
+    per_minute: PositiveFloat = 300.0
+    timeout_seconds: PositiveFloat = 180.0
+    attempts: PositiveInt = 6
+    input_price: NonNegativeFloat | None = None
+    """US dollars per million tokens. Needed unless the endpoint runs on this machine, since the ceiling rests on it."""
+    output_price: NonNegativeFloat | None = None
+    ceiling: NonNegativeFloat = 25.0
+    """US dollars that one scoring may spend; at the ceiling it stops, and goes on when it is raised."""
+
+
+class GenevalBenchmark(_Published):
+    """GenEval: 553 prompts, judged by Mask2Former and CLIP."""
+
+    images_per_prompt: PositiveInt = 12
+    """12 as BAGEL and RecA; officially 4."""
+    detector: str = Field(default="facebook/mask2former-swin-small-coco-instance@main", pattern=HUB_ID)
+    """Lies in ``data/judges/`` under its last name; ``mmdet/NAME@SOURCE`` names one converted from mmdet's file."""
+    clip: str = Field(default="openai/clip-vit-large-patch14@main", pattern=HUB_ID)
+
+
+class DpgbenchBenchmark(_Published):
+    """DPG-Bench: 1,065 long prompts, each with yes/no questions."""
+
+    images_per_prompt: PositiveInt = Field(default=4, le=4)
+    judge: JudgeSettings = JudgeSettings(model="gpt-4o-2024-08-06", max_tokens=16)
+    official_quirks: bool = False
+    """Reproduce what is wrong in the official script (docs/benchmarks.md)."""
+
+
+class WiseBenchmark(_Published):
+    """WISE: 1,000 prompts that need knowledge of the world, one image each."""
+
+    version: Literal["legacy", "verified"] = "legacy"
+    """``legacy``: the paper's, and RecA's; ``verified``: that of 2026. Their numbers are not comparable."""
+    judge: JudgeSettings = JudgeSettings(model="gpt-4o-2024-05-13", max_tokens=2000)
+    rule: Literal["strict", "official"] = "strict"
+    """How replies are read."""
+
+
+class ImgeditBenchmark(_Published):
+    """ImgEdit-Bench, basic suite: 737 edits, three scores of 1-5 each."""
+
+    judge: JudgeSettings = JudgeSettings(model="gpt-4.1-2025-04-14", temperature=None)
+    rule: Literal["strict", "official"] = "strict"
+
+
+class GeditBenchmark(_Published):
+    """GEdit-Bench: 606 edits in two languages, judged as VIEScore does."""
+
+    language: Literal["en", "cn"] = "en"
+    judge: JudgeSettings = JudgeSettings(model="gpt-4.1-2025-04-14", max_tokens=1400)
+
+
+class PublishedBenchmarks(Section):
+    """The sections of the published benchmarks: there where the benchmark is measured, and nowhere else."""
+
+    geneval: GenevalBenchmark | None = None
+    dpgbench: DpgbenchBenchmark | None = None
+    wise: WiseBenchmark | None = None
+    imgedit: ImgeditBenchmark | None = None
+    gedit: GeditBenchmark | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_measured(cls, values: object) -> object:
+        """A benchmark that is measured has a section, with its defaults where none is given."""
+        if not isinstance(values, dict):
+            return values
+        missing: dict[str, object] = {name: {} for name in values.get("benchmarks") or () if name in PUBLISHED}
+        return {**missing, **{name: value for name, value in values.items() if value is not None}}
+
+
+PUBLISHED = tuple(PublishedBenchmarks.model_fields)
+
+
+def sampling_part(section: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The settings of a benchmark that decide which samples are made."""
+    return {name: value for name, value in (section or {}).items() if name not in JUDGING}

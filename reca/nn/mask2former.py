@@ -1,0 +1,117 @@
+"""Mask2Former as an instance segmenter: images in, logits and the sizes that go with them out.
+
+The input is prepared as mmdet prepares it (Mask2Former's ``..._lsj_8x2_50e_coco`` configuration): resized with
+the ratio kept until it fits 1333 x 800, bilinear without smoothing and rounded to whole numbers, normalised, padded on
+the right and below with zeros to multiples of 32. What becomes of the logits is for the caller to say.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import Mask2FormerForUniversalSegmentation
+
+LONG_SIDE, SHORT_SIDE, MULTIPLE = 1333, 800, 32
+MEAN = (123.675, 116.28, 103.53)
+DEVIATION = (58.395, 57.12, 57.375)
+CLASSES = 80
+"""COCO's."""
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class InstanceLogits:
+    """What the network says of one image; sizes are (height, width) in pixels."""
+
+    classes: Tensor
+    """(queries, classes + 1); the last is "no object"."""
+    masks: Tensor
+    """(queries, padded height / 4, padded width / 4)."""
+    padded: Size
+    resized: Size
+    original: Size
+
+
+class InstanceSegmenter:
+    """A Mask2Former with COCO's 80 classes.
+
+    Args:
+        network: transformers' class, in evaluation mode.
+        short_side: To what the shorter side is enlarged; smaller ones are for tests.
+    """
+
+    def __init__(self, network: Mask2FormerForUniversalSegmentation, short_side: int = SHORT_SIDE) -> None:
+        self._network = network.eval()
+        self.short_side = short_side
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device) -> Self:
+        """Load a folder in the layout of transformers.
+
+        Raises:
+            FileNotFoundError: ``config.json`` is missing.
+            ValueError: It is another model, lacks weights, or does not tell COCO's 80 classes apart.
+        """
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(f"{folder / 'config.json'} is missing: there is no Mask2Former")
+        try:
+            network, report = Mask2FormerForUniversalSegmentation.from_pretrained(
+                folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+            )
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise ValueError(f"{folder} is no Mask2Former that transformers can load: {error}") from None
+        if missing := sorted(report["missing_keys"]):
+            raise ValueError(f"{folder} lacks {len(missing)} weights of a Mask2Former, such as {missing[0]}")
+        if network.config.num_labels != CLASSES:
+            raise ValueError(
+                f"the Mask2Former in {folder} has {network.config.num_labels} classes, not COCO's {CLASSES}"
+            )
+        return cls(network.to(device))
+
+    @torch.inference_mode()
+    def look(self, images: Sequence[NDArray[np.uint8]]) -> list[InstanceLogits]:
+        """Logits of RGB images (height, width, 3) that all have the same size.
+
+        Raises:
+            ValueError: Sizes differ.
+        """
+        sizes = {image.shape for image in images}
+        if len(sizes) != 1:
+            raise ValueError(f"images of one size are seen together, not {sorted(sizes)}")
+        device = next(self._network.parameters()).device
+        inputs, resized = prepare(torch.from_numpy(np.stack(images)).to(device), self.short_side)
+        seen = self._network(pixel_values=inputs)
+        padded, original = _size(inputs), (images[0].shape[0], images[0].shape[1])
+        return [
+            InstanceLogits(classes, masks, padded, resized, original)
+            for classes, masks in zip(seen.class_queries_logits, seen.masks_queries_logits, strict=True)
+        ]
+
+
+def prepare(images: Tensor, short_side: int = SHORT_SIDE) -> tuple[Tensor, Size]:
+    """The network's input (B, 3, padded height, padded width) and the size of the images in it.
+
+    Args:
+        images: (B, height, width, 3), 0..255.
+        short_side: See :class:`InstanceSegmenter`; the longer side may become 1333 / 800 of it.
+    """
+    pixels = images.permute(0, 3, 1, 2).float()
+    height, width = _size(pixels)
+    longest = LONG_SIDE * short_side / SHORT_SIDE
+    scale = min(longest / max(height, width), short_side / min(height, width))
+    resized = int(height * scale + 0.5), int(width * scale + 0.5)
+    pixels = F.interpolate(pixels, size=resized, mode="bilinear", align_corners=False).round().clamp(0, 255)
+    mean, deviation = (pixels.new_tensor(values)[:, None, None] for values in (MEAN, DEVIATION))
+    below, right = (-side % MULTIPLE for side in resized)
+    return F.pad((pixels - mean) / deviation, (0, right, 0, below)), resized
+
+
+def _size(images: Tensor) -> Size:
+    return images.shape[-2], images.shape[-1]

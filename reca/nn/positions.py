@@ -1,0 +1,88 @@
+"""Fixed positions and times as vectors of sines and cosines (Vaswani et al., arXiv 1706.03762, section 3.5)."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+LONGEST_WAVE = 10_000.0
+
+
+def sincos_table(side: int, width: int) -> Tensor:
+    """Positions on a square grid, row by row: (side², width) float32.
+
+    The first half of a vector tells the column, the second the row; each half is sines, then cosines, of
+    p · 10000^(-i / n) for i < n = width / 4.
+
+    Args:
+        side: Cells per side.
+        width: Of a vector; a multiple of 4.
+
+    Raises:
+        ValueError: ``width`` is no multiple of 4.
+    """
+    if width % 4:
+        raise ValueError(f"a table of grid positions needs a width that is a multiple of 4, got {width}")
+    waves = LONGEST_WAVE ** (-torch.arange(width // 4, dtype=torch.float64, device="cpu") / (width // 4))
+    angles = torch.arange(side, dtype=torch.float64, device="cpu")[:, None] * waves  # (side, width / 4)
+    line = torch.cat([angles.sin(), angles.cos()], dim=1)
+    columns = line[None].expand(side, side, -1)
+    rows = line[:, None].expand(side, side, -1)
+    return torch.cat([columns, rows], dim=2).reshape(side * side, width).float()
+
+
+def time_waves(times: Tensor, width: int) -> Tensor:
+    """Times (N,) as cosines, then sines, of t · 10000^(-2i / width): (N, width) float32."""
+    half = width // 2
+    waves = torch.exp(-math.log(LONGEST_WAVE) * torch.arange(half, dtype=torch.float32, device=times.device) / half)
+    angles = times.float()[:, None] * waves
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class GridPositions(nn.Module):
+    """The table of a grid as a buffer that is stored with the weights, as official checkpoints do.
+
+    Args:
+        side: Cells per side of the largest grid.
+        width: Of a vector.
+    """
+
+    def __init__(self, side: int, width: int) -> None:
+        super().__init__()
+        self.side = side
+        self.pos_embed: Tensor
+        self.register_buffer("pos_embed", sincos_table(side, width))
+
+    def forward(self, rows: int, columns: int) -> Tensor:
+        """Vectors of a grid's cells, row by row: (rows · columns, width)."""
+        return self.pos_embed[grid_cells(rows, columns, self.side).to(self.pos_embed.device)]
+
+
+def grid_cells(rows: int, columns: int, side: int) -> Tensor:
+    """Numbers of a grid's cells within the upper left corner of a square of ``side`` cells a side: (rows · columns,).
+
+    Raises:
+        ValueError: The grid is larger than the square.
+    """
+    if max(rows, columns) > side:
+        raise ValueError(f"a grid of {rows} x {columns} patches does not fit into {side} x {side}; use a smaller image")
+    return (torch.arange(rows)[:, None] * side + torch.arange(columns)).flatten()
+
+
+class TimestepEmbedder(nn.Module):
+    """A time in [0, 1] as a vector: waves, then a small network (Peebles and Xie, arXiv 2212.09748).
+
+    Args:
+        width: Of the result.
+        waves: Cosines and sines together.
+    """
+
+    def __init__(self, width: int, waves: int = 256) -> None:
+        super().__init__()
+        self.waves = waves
+        self.mlp = nn.Sequential(nn.Linear(waves, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, times: Tensor) -> Tensor:
+        """Times (N,), as they are and not in thousandths: (N, width)."""
+        vectors: Tensor = self.mlp(time_waves(times, self.waves).to(self.mlp.get_parameter("0.weight").dtype))
+        return vectors

@@ -1,0 +1,119 @@
+"""An empty Show-o with small numbers, with CLIP, for 24-pixel scenes."""
+
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, CLIPVisionModel, PhiConfig, PreTrainedTokenizerFast
+
+from reca.models.showo import QUESTION_TEXT, Showo
+from reca.nn.magvit import Magvit, MagvitSizes
+from reca.nn.showo_files import ShowoParts, build_vocabulary, empty_phi, empty_projector
+from reca.pretraining import janus_tiny
+
+END, UNKNOWN = "<|endoftext|>", "<unk>"
+IMAGE_SIZE, PATCH = 24, 6
+MAGVIT = MagvitSizes(
+    base_channels=32,
+    encoder_channels=(32, 32, 64),
+    encoder_blocks=(1, 1, 1),
+    decoder_channels=(32, 32, 64),
+    decoder_blocks=(1, 1, 1),
+    bits=10,
+)
+"""6 x 6 codes out of 1024."""
+SPECIAL_TOKENS = 10
+WIDTH, VISION_WIDTH, HEADS = 128, 96, 4
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word: those of ``janus_tiny``, and the marks of Show-o's turns."""
+    known = sorted(janus_tiny.build_tokenizer().get_vocab().items(), key=lambda entry: entry[1])
+    words = [word for word, _ in known if not word.startswith("<")]
+    vocabulary = {word: number for number, word in enumerate([UNKNOWN, *words, *QUESTION_TEXT.format("").split(), END])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens([UNKNOWN, END])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END, unk_token=UNKNOWN)
+
+
+def build(options: dict[str, Any]) -> Showo:
+    """A randomly initialised ``showo_tiny``; seed torch's generator first."""
+    tokenizer = build_tokenizer()
+    size = len(tokenizer) + SPECIAL_TOKENS + MAGVIT.codebook + 1
+    config = {
+        "w_clip_vit": True,
+        "vocab_size": size,
+        "llm_vocab_size": len(tokenizer),
+        "codebook_size": MAGVIT.codebook,
+        "num_vq_tokens": (IMAGE_SIZE // MAGVIT.downsampling) ** 2,
+        "mask_token_id": size - 1,
+    }
+    phi_config = PhiConfig(
+        hidden_size=WIDTH,
+        intermediate_size=3 * WIDTH,
+        num_hidden_layers=6,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
+        partial_rotary_factor=0.5,
+        max_position_embeddings=128,
+        initializer_range=0.05,
+        resid_pdrop=0.0,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    vision = CLIPVisionConfig(
+        image_size=IMAGE_SIZE,
+        patch_size=PATCH,
+        hidden_size=VISION_WIDTH,
+        intermediate_size=3 * VISION_WIDTH,
+        num_hidden_layers=4,
+        num_attention_heads=HEADS,
+    )
+    parts = ShowoParts(
+        config=config,
+        phi=empty_phi(phi_config, size, device="cpu"),
+        tokenizer=tokenizer,
+        vocabulary=build_vocabulary(config, tokenizer.eos_token_id),
+        magvit=Magvit(MAGVIT),
+        clip=CLIPVisionModel(vision),
+        projector=empty_projector(VISION_WIDTH, WIDTH, WIDTH, device="cpu"),
+    )
+    return Showo(parts, options).eval()
+
+
+# -- how it is pre-trained (reca/pretraining/brief.py) --------------------------------------------------------
+
+
+def autoencoder(model: Showo) -> nn.Module:
+    """MAGVIT-v2."""
+    return model.magvit
+
+
+def rebuild(model: Showo, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Images after MAGVIT-v2; gradients pass its signs straight through.
+
+    Besides, latents stay near the signs that are taken of them, and over a batch every bit is as often set as not, in
+    the place of the entropies of the paper (arXiv 2310.05737, equation 7).
+    """
+    latents = model.magvit.encoder(images)
+    signs = torch.where(latents > 0, 1.0, -1.0)
+    drawn: Tensor = model.magvit.decoder(latents + (signs - latents).detach())
+    commitment = (latents - signs).pow(2).mean()
+    balance = latents.tanh().mean((0, 2, 3)).pow(2).mean()
+    return drawn, 0.05 * commitment + 0.1 * balance
+
+
+def settle(model: Showo, images: Tensor) -> None:
+    """Signs have no scale."""
+
+
+def reads(name: str) -> bool:
+    """Phi, the projector and CLIP."""
+    return not name.startswith("magvit.")
+
+
+def draws(name: str) -> bool:
+    """Phi and the projector, which do both."""
+    return not name.startswith(("magvit.", "clip."))

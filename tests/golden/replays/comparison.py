@@ -1,0 +1,140 @@
+"""Counts agreements of our scoring code with recorded answers, file by file."""
+
+import gzip
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+EXACT, MEANS, PUBLISHED, CORRELATIONS = 0.0, 1e-9, 6e-5, 1e-3
+"""Tolerances: booleans and lists; means; published means of four decimals; published Spearman with ties."""
+
+
+class Unusable(ValueError):
+    """A file cannot be replayed: it is damaged, or of another form."""
+
+
+@dataclass
+class Tally:
+    """How one file compares."""
+
+    file: str
+    cases: int = 0
+    agreed: int = 0
+    first: str = ""
+    """The first disagreement."""
+    unusable: str = ""
+    """Why the file, or what is left of it, could not be replayed."""
+    notes: list[str] = field(default_factory=list)
+    """What was not compared, and why."""
+
+    def case(self, name: str, expected: Any, ours: Callable[[], Any], tolerance: float = EXACT) -> None:
+        """Compare one case. An exception of our code is a disagreement too."""
+        self.cases += 1
+        try:
+            value = ours()
+        except Exception as error:
+            value = f"raised {error!r}"
+        if same(expected, value, tolerance):
+            self.agreed += 1
+        elif not self.first:
+            self.first = f"{name}: expected {_short(expected)}, got {_short(value)}"
+
+    def __str__(self) -> str:
+        lines = [f"{self.file}: {self.cases} cases, {self.agreed} agreed"]
+        if self.first:
+            lines.append(f"  first disagreement: {self.first}")
+        if self.unusable:
+            lines.append(f"  unusable: {self.unusable}")
+        return "\n".join([*lines, *(f"  not compared: {note}" for note in self.notes)])
+
+
+def same(expected: Any, value: Any, tolerance: float = EXACT) -> bool:
+    """Equality of JSON values, numbers within an absolute tolerance; NaN equals NaN, and true is no number."""
+    if isinstance(expected, bool) or isinstance(value, bool):
+        return expected is value
+    if isinstance(expected, int | float) and isinstance(value, int | float):
+        if math.isnan(expected) or math.isnan(value):
+            return math.isnan(expected) and math.isnan(value)
+        return expected == value or abs(expected - value) <= tolerance
+    if isinstance(expected, dict) and isinstance(value, dict):
+        return expected.keys() == value.keys() and all(same(expected[key], value[key], tolerance) for key in expected)
+    if isinstance(expected, list | tuple) and isinstance(value, list | tuple):
+        return len(expected) == len(value) and all(map(lambda a, b: same(a, b, tolerance), expected, value))
+    return bool(type(expected) is type(value) and expected == value)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 300 else f"{text[:300]}..."
+
+
+def _plain(raw: bytes) -> bytes:
+    return gzip.decompress(raw) if raw.startswith(b"\x1f\x8b") else raw
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file, compressed or not.
+
+    Raises:
+        Unusable: It is damaged.
+    """
+    try:
+        return json.loads(_plain(path.read_bytes()))
+    except (OSError, EOFError, ValueError, RecursionError) as error:
+        raise Unusable(f"no readable JSON ({error})") from None
+
+
+def read_lines(path: Path) -> list[Any]:
+    """Read a file of one JSON value a line, compressed or not.
+
+    Raises:
+        Unusable: It is damaged.
+    """
+    try:
+        text = _plain(path.read_bytes()).decode()
+        return [json.loads(line) for line in text.splitlines() if line.strip()]
+    except (OSError, EOFError, ValueError) as error:
+        raise Unusable(f"no readable JSON lines ({error})") from None
+
+
+class Folder:
+    """A folder of recorded answers."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.tallies: list[Tally] = []
+        self.known: set[str] = set()
+
+    def has(self, *names: str) -> bool:
+        """Whether all these files exist."""
+        return all((self.path / name).is_file() for name in names)
+
+    def replay(self, pattern: str, work: Callable[[Tally, Path], None], needs: tuple[str, ...] = ()) -> None:
+        """Replay every file of a pattern that has the files it needs beside it."""
+        for path in sorted(self.path.glob(pattern)):
+            name = path.relative_to(self.path).as_posix()
+            self.known |= {name, *needs}
+            tally = Tally(name)
+            self.tallies.append(tally)
+            if missing := [need for need in needs if not self.has(need)]:
+                tally.notes.append(f"it needs {', '.join(missing)}, which this folder lacks")
+                continue
+            try:
+                work(tally, path)
+            except Exception as error:  # of any kind: an unknown file may be wrong in any way
+                kind = "" if isinstance(error, Unusable) else f"not of the expected form: {type(error).__name__}: "
+                tally.unusable = f"{kind}{error}"
+            if not (tally.cases or tally.unusable or tally.notes):
+                tally.unusable = "it holds no case"
+
+    def supports(self, *patterns: str) -> None:
+        """Files that belong to others and are not replayed by themselves."""
+        self.known |= {path.relative_to(self.path).as_posix() for glob in patterns for path in self.path.glob(glob)}
+
+    def unknown(self) -> list[str]:
+        """Files that nothing reads."""
+        files = (path.relative_to(self.path).as_posix() for path in self.path.rglob("*") if path.is_file())
+        return sorted(name for name in files if name not in self.known and not name.endswith(".md"))

@@ -1,0 +1,88 @@
+"""DPG-Bench: from a table of answers to all numbers that the original prints."""
+
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from reca.benchmarks.rules.dpgbench import (
+    Compatibility,
+    ItemAnswers,
+    Summary,
+    item_of,
+    read_exactly,
+    read_questions,
+    summarise,
+)
+from tests.golden.replays.comparison import MEANS, Folder, Tally, Unusable, read_json
+
+FIRST_ROW_BUG, RECA = "official_with_first_row_bug", "reca_one_file_per_sample"
+NO_RUNS = {"resolution", "pic_num", "answers", "notes", "note", "source"}
+
+
+def replay(folder: Folder) -> None:
+    folder.supports("questions.csv")
+    folder.replay("cases*.json", _cases, needs=("questions.csv",))
+    folder.replay("published*.json", _published)
+
+
+def _cases(tally: Tally, path: Path) -> None:
+    recorded = read_json(path)
+    answers = recorded["answers"]
+    runs = {name: run for name, run in recorded.items() if isinstance(run, dict) and name not in NO_RUNS}
+    if not runs:
+        raise Unusable("it has answers and no scores")
+    for name, run in runs.items():
+        if "per_image" not in run:
+            tally.notes.append(f"{name}, which has no per_image")
+            continue
+        compatibility = Compatibility(first_row_bug=name == FIRST_ROW_BUG, categories_of_last_image=True)
+        questions = read_questions(path.parent / "questions.csv", compatibility)
+        files = [*run["per_image"], *map(_failed_file, run.get("failed", []))]
+        entries = [_entry(file, answers, _images(name, recorded, run)) for file in files]
+        _compare(tally, name, run, summarise(questions, entries, compatibility))
+
+
+def _images(name: str, recorded: dict[str, Any], run: dict[str, Any]) -> int | None:
+    """How many quadrants a run looked at; ``None`` in RecA's layout, where every file is one image."""
+    if name == RECA:
+        return None
+    if match := re.search(r"pic_num_(\d+)", name):
+        return int(match[1])
+    return int(recorded.get("pic_num") or len(next(iter(run["per_image"].values()))["scores"]))
+
+
+def _failed_file(line: str) -> str:
+    return re.search(r"(\S+\.\w+)", line)[1]
+
+
+def _entry(file: str, answers: dict[str, Any], images: int | None) -> ItemAnswers:
+    item = item_of(file, one_file_per_sample=images is None)
+    given = answers[item]
+    if images is None:  # the number in the name is the image; the original reads each file four times
+        given = [given[int(file.split("_")[1].split(".")[0])]] * 4
+    scores = [{int(number): read_exactly(reply) for number, reply in replies.items()} for replies in given[:images]]
+    return ItemAnswers(item, tuple(scores), name=file)
+
+
+def _compare(tally: Tally, name: str, run: dict[str, Any], ours: Summary) -> None:
+    for file, expected in run["per_image"].items():
+        tally.case(f"{name}, {file}", expected["scores"], partial(lambda f: list(ours.images[f]), file), MEANS)
+        tally.case(f"{name}, {file}, average", expected["average"], partial(ours.items.__getitem__, file), MEANS)
+    for level, rates in (("l1", ours.broad_categories), ("l2", ours.categories)):
+        if level in run:
+            tally.case(f"{name}, {level}", run[level], lambda r=rates: {k: 100 * v for k, v in r.items()}, 100 * MEANS)
+    if "score" in run:
+        tally.case(f"{name}, score", run["score"], lambda: 100 * ours.overall, 100 * MEANS)
+    if "failed" in run:
+        tally.case(f"{name}, failed", sorted(map(_failed_file, run["failed"])), lambda: sorted(ours.failed))
+
+
+def _published(tally: Tally, path: Path) -> None:
+    """Every published category rate is k/n with n a multiple of the recorded smallest denominator."""
+    recorded = read_json(path)
+    for run, denominators in recorded.get("smallest_denominators", {}).items():
+        for category, denominator in denominators.items():
+            rate = recorded[run]["L1"][category] / 100
+            tally.case(f"{run}, {category}", True, lambda r=rate, n=denominator: abs(r * n - round(r * n)) < 1e-6)
+    tally.notes.append("the published scores themselves, of which no answers are public")

@@ -1,0 +1,132 @@
+"""DSG: recorded answers of real VQA models, by DSG's rule and by DPG-Bench's."""
+
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from reca.benchmarks.rules.agreement import kendall, spearman
+from reca.benchmarks.rules.dpgbench import Dependencies, read_exactly, score_image
+from tests.golden.replays.comparison import CORRELATIONS, MEANS, Folder, Tally, read_json
+
+RULES: dict[str, Dependencies] = {
+    "dsg_with_dependency": "raw",
+    "dsg_without_dependency": "none",
+    "dpg_cascade": "cascade",
+}
+TABLE_ROWS = {
+    "tifa": ("tifa160",),
+    "paragraph": ("stanford_paragraph", "localized_narratives"),
+    "relation": ("vrd",),
+    "count": ("countbench",),
+    "real_user": ("diffusiondb", "midjourney"),
+    "pose": ("posescript",),
+    "defying": ("whoops",),
+    "text": ("drawtext",),
+}
+"""Rows of DSG's published table, by the data sets that their prompts come from."""
+ONE_DECIMAL = 5.001e-2
+
+
+def replay(folder: Folder) -> None:
+    folder.replay("recorded_answers*.json*", _recorded)
+    folder.supports("tifa160_answers_likert*.json*")
+    folder.replay("published*.json", partial(_published, folder))
+
+
+def _score(answers: dict[str, str], dependency: dict[str, list[int]], rule: Dependencies) -> float:
+    scores = {int(number): read_exactly(reply) for number, reply in answers.items()}
+    return score_image(scores, {int(number): parents for number, parents in dependency.items()}, rule)
+
+
+def _recorded(tally: Tally, path: Path) -> None:
+    for item, case in read_json(path).items():
+        for judge, expected in case["expect"].items():
+            for rule, score in expected.items():
+                if rule not in RULES:
+                    tally.notes.append(f"{item}, {judge}, {rule}: an unknown rule")
+                    continue
+                ours = partial(_score, case["answers"][judge], case["dependency"], RULES[rule])
+                tally.case(f"{item}, {judge}, {rule}", score, ours, MEANS)
+
+
+def _published(folder: Folder, tally: Tally, path: Path) -> None:
+    recorded = read_json(path)
+    items = {k: v for file in sorted(folder.path.glob("recorded_answers*.json*")) for k, v in read_json(file).items()}
+    total = recorded.get("n_items", len(items))
+    if len(items) == total:
+        _means(tally, recorded, items)
+        _tables(tally, recorded.get("published", {}), items)
+    else:
+        tally.notes.append(f"means over {total} items: this folder has the answers for {len(items)}")
+    likert = sorted(folder.path.glob("tifa160_answers_likert*.json*"))
+    correlations = recorded.get("published", {}).get("tifa160_likert_correlation", {})
+    if likert and correlations:
+        _correlations(tally, correlations, read_json(likert[0]))
+    elif correlations:
+        tally.notes.append("correlations with people: this folder lacks tifa160_answers_likert.json.gz")
+
+
+def _means(tally: Tally, recorded: dict[str, Any], items: dict[str, Any]) -> None:
+    for judge, expected in recorded.get("mean", {}).items():
+        cases = [(case["answers"][judge], case["dependency"]) for case in items.values() if judge in case["answers"]]
+        scores = {name: [_score(*case, rule) for case in cases] for name, rule in RULES.items()}
+        for name in scores.keys() & expected.keys():
+            tally.case(f"mean of {judge}, {name}", expected[name], lambda s=scores[name]: sum(s) / len(s), MEANS)
+        differ = [abs(a - b) > MEANS for a, b in zip(scores["dsg_with_dependency"], scores["dpg_cascade"], strict=True)]
+        for name, value in (("n", len(cases)), ("items_where_cascade_differs", sum(differ))):
+            if name in expected:
+                tally.case(f"{judge}, {name}", expected[name], lambda v=value: v)
+
+
+def _tables(tally: Tally, published: dict[str, Any], items: dict[str, Any]) -> None:
+    """DSG's table of one decimal: the mean of each data set's items, by its own rule, times 100."""
+    judges = {_plain(judge): judge for case in items.values() for judge in case["answers"]}
+    first = published.get("readme_table_pali17b_sd2dot1", {})
+    tables = {"pali17b": first, **published.get("rerun_here", {})}
+    sizes = first.get("n", {})
+    left_out: set[str] = set()
+    for name, table in tables.items():
+        judge = next((judge for plain, judge in judges.items() if _plain(name).startswith(plain)), None)
+        if not isinstance(table, dict) or judge is None:
+            continue
+        for row in table.keys() & (TABLE_ROWS.keys() | {"all"}):
+            chosen = [
+                _score(case["answers"][judge], case["dependency"], "raw")
+                for item, case in items.items()
+                if row == "all" or re.sub(r"_?\d+$", "", item) in TABLE_ROWS[row]
+            ]
+            if len(chosen) != sizes.get(row, len(chosen)):
+                left_out.add(f"{row} (answers for {len(chosen)} of {sizes[row]} items)")
+            else:
+                tally.case(f"table of {name}, {row}", table[row], lambda s=chosen: 100 * sum(s) / len(s), ONE_DECIMAL)
+    if left_out:
+        tally.notes.append(f"rows of the published tables: {', '.join(sorted(left_out))}")
+
+
+def _plain(name: str) -> str:
+    return re.sub("[^a-z0-9]", "", name.lower())
+
+
+def _correlations(tally: Tally, expected: dict[str, Any], likert: dict[str, Any]) -> None:
+    measures: dict[str, Callable[[list[float], list[float]], float]] = {"spearman": spearman, "kendall": kendall}
+    for name, by_rule in expected.items():
+        rows = [row for row in likert["rows"] if _plain(name).startswith(_plain(row["vqa"]))]
+        if not isinstance(by_rule, dict) or not rows:
+            if name == "n":
+                numbers = {row["vqa"]: 0 for row in likert["rows"]}
+                for row in likert["rows"]:
+                    numbers[row["vqa"]] += 1
+                tally.case("answers of each judge", [by_rule], lambda n=numbers: sorted(set(n.values())))
+            continue
+        people = [row["likert"] for row in rows]
+        for rule, values in by_rule.items():
+            way: Dependencies = "raw" if rule == "dsg" else "none"
+            scores = [  # DSG's own script gives an item without an answer 0; we would give it none
+                _score(row["answers"], likert["dependency"][row["item"]], way) if row["answers"] else 0.0
+                for row in rows
+            ]
+            for measure, value in values.items():
+                ours = partial(measures[measure], scores, people)
+                tally.case(f"{name}, {rule}, {measure}", value, ours, CORRELATIONS)

@@ -1,0 +1,134 @@
+"""GEdit-Bench: replies, single edits, and the statistics of many."""
+
+import csv
+import math
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from reca.benchmarks.rules.gedit import Edit, Means, item_score, parse_official, summarise
+from tests.golden.replays.comparison import MEANS, Folder, Tally, Unusable, read_json
+
+MEASURES = ("semantics", "quality", "overall")
+LAST_DIGIT = 5.001e-4
+"""Of numbers that are printed with three digits."""
+
+
+def replay(folder: Folder) -> None:
+    folder.replay("reply_parser*.json", _parser)
+    folder.replay("viescore_min_sqrt*.json", _single)
+    folder.supports("scores.csv")
+    folder.replay("statistics*.json", _statistics, needs=("scores.csv",))
+    folder.replay("scores_*.expected.txt", _printed, needs=("scores.csv",))
+
+
+def _parser(tally: Tally, path: Path) -> None:
+    recorded = read_json(path)
+    for case in recorded["cases"] if isinstance(recorded, dict) else recorded:
+        expected = {name: case.get(name) for name in ("parsed", "min_score")}
+        if case.get("exception"):
+            tally.case(repr(case["reply"]), True, lambda c=case: _exception_of(c["reply"]) in str(c["exception"]))
+        else:
+            tally.case(repr(case["reply"]), expected, partial(_parsed, case["reply"]), MEANS)
+
+
+def _exception_of(reply: Any) -> str:
+    try:
+        return f"no exception but {parse_official(reply)!r}"
+    except Exception as error:
+        return type(error).__name__
+
+
+def _parsed(reply: str) -> dict[str, Any]:
+    """What the original reads, and the smallest score that it makes of it, if there is anything to make it of."""
+    parsed = parse_official(reply)
+    smallest = None
+    if isinstance(parsed, dict | list):
+        try:
+            smallest = min(parsed["score"])
+        except Exception as error:
+            smallest = f"ERR:{type(error).__name__}"
+    return {"parsed": parsed, "min_score": smallest}
+
+
+def _single(tally: Tally, path: Path) -> None:
+    for number, case in enumerate(read_json(path)):
+        expected = [case[name] for name in MEASURES]
+        tally.case(f"case {number}", expected, lambda c=case: list(item_score(c["SC"], c["PQ"])), MEANS)
+
+
+def _edits(path: Path) -> list[Edit]:
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    if not rows:
+        raise Unusable(f"{path.name} has no rows")
+    return [
+        Edit(
+            row["task_type"],
+            row["instruction_language"],
+            _number(row["sementics_score"]),
+            _number(row["quality_score"]),
+            row["intersection_exist"].strip().lower() == "true",
+        )
+        for row in rows
+    ]
+
+
+def _number(text: str) -> float | None:
+    number = float(text) if text.strip() else math.nan
+    return None if math.isnan(number) else number
+
+
+def _means(edits: list[Edit], language: str, intersection: bool, groups: list[str]) -> Means | None:
+    """``None`` where a group is empty, of which the original makes NaN."""
+    try:
+        means = summarise([edit for edit in edits if edit.group in groups], language, intersection)
+    except ValueError:
+        return None
+    return means if means.overall.keys() == set(groups) else None
+
+
+def _statistics(tally: Tally, path: Path) -> None:
+    recorded, edits = read_json(path), _edits(path.parent / "scores.csv")
+    for language, tables in recorded["expected"].items():
+        for table, expected in tables.items():
+            measure, _, subset = table.partition("_")
+            groups = [name for name in expected if not name.startswith("avg_")]
+            means = _means(edits, language, subset == "intersection", groups)
+            for name, value in expected.items():
+                ours = partial(_one, edits, language, subset == "intersection", measure, name, means)
+                tally.case(f"{language}, {table}, {name}", value, ours, MEANS)
+
+
+def _one(edits: list[Edit], language: str, intersection: bool, measure: str, name: str, means: Means | None) -> float:
+    if name.startswith("avg_"):
+        return math.nan if means is None else means.macro[MEASURES.index(measure)]
+    if means is None:
+        means = _means(edits, language, intersection, [name])
+    return math.nan if means is None else getattr(means, measure)[name]
+
+
+def _printed(tally: Tally, path: Path) -> None:
+    """The printed table: lines "group: semantics, quality, overall", first of all edits, then of the intersection."""
+    language = re.fullmatch(r"scores_(\w+)\.expected\.txt", path.name)[1]
+    edits, intersection = _edits(path.parent / "scores.csv"), False
+    pattern = r"^(?:(?P<head>Intersection:)|(?P<name>[^:\n]+): (?P<values>[-\d.]+(?:, [-\d.]+){2}|nan.*))\s*$"
+    lines = [match for line in path.read_text().splitlines() if (match := re.match(pattern, line))]
+    names = [match["name"] for match in lines if match["name"] and not match["name"].startswith("Average")]
+    groups = list(dict.fromkeys(names))
+    for match in lines:
+        if match["head"]:
+            intersection = True
+            continue
+        expected = [float(value) for value in match["values"].split(", ")]
+        tally.case(match[0], expected, partial(_row, edits, language, intersection, match["name"], groups), LAST_DIGIT)
+    if not lines:
+        raise Unusable("it has no line of the form 'group: semantics, quality, overall'")
+
+
+def _row(edits: list[Edit], language: str, intersection: bool, name: str, groups: list[str]) -> list[float]:
+    means = _means(edits, language, intersection, groups if name.startswith("Average") else [name])
+    if means is None:
+        return [math.nan] * 3
+    return list(means.macro) if name.startswith("Average") else [getattr(means, which)[name] for which in MEASURES]

@@ -1,0 +1,272 @@
+"""GenEval: prompts, rules, crops, colours, detector arithmetic, whole scenes, summaries."""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from reca.benchmarks.prompts import geneval as geneval_prompts
+from reca.benchmarks.rules import geneval, geneval_colors, geneval_report
+from tests.golden.replays.comparison import MEANS, Folder, Tally, Unusable, read_json
+
+OPTIONS = {"threshold": float, "counting_threshold": float, "max_objects": int, "max_overlap": float,
+           "position_threshold": float}  # fmt: skip
+LOGITS, VECTORS, SCORES = 1e-3, 1e-5, 2e-6
+"""Of CLIP's logits (times 100, in float32), its normalised vectors, and of detector scores written with six digits."""
+OVERALL_DIGITS, PERCENT_DIGITS, ROUNDED_TABLE = 5.1e-6, 5.1e-3, 1.01e-2
+
+
+@dataclass
+class Row:
+    """One recorded detection, in float32 as the detector gave it: thresholds are compared in float32."""
+
+    name: str
+    box: Sequence[float]
+    score: Any
+    color: str | None = None
+    mask: str | None = None
+
+
+def replay(folder: Folder) -> None:
+    folder.replay("prompts*.json", _prompts)
+    folder.replay("relative_position*.json", _positions)
+    folder.replay("iou*.json", _iou)
+    folder.replay("evaluate_logic*.json", _logic)
+    folder.replay("clip_zeroshot*.json", _colors)
+    folder.supports("pipeline/*.png", "detector/*.npz", "summary/*.jsonl", "summary/*.txt")
+    folder.replay("crops*.json", _crops)
+    folder.replay("pipeline/cases*.json", _pipeline)
+    folder.replay("detector/expected*.json", _detector)
+    folder.replay("summary/*.expected.txt", _summary)
+    folder.replay("published_summaries*.json", _published)
+
+
+def _prompts(tally: Tally, path: Path) -> None:
+    recorded = read_json(path)
+    told = str(recorded.get("regenerated_with", ""))
+    seed, per_task = (re.search(pattern, told) for pattern in (r"default_rng\((\d+)\)", r"\bn=(\d+)"))
+    entries = geneval_prompts.generate(
+        int(seed[1]) if seed else geneval_prompts.SEED, int(per_task[1]) if per_task else geneval_prompts.PER_TASK
+    )
+    tags = [entry["tag"] for entry in entries]
+    ours = {
+        "evaluation_metadata_sha256": _digest(geneval_prompts.metadata_lines(entries)),
+        "generation_prompts_sha256": _digest(geneval_prompts.prompt_lines(entries)),
+        "object_names_sha256": _digest(geneval_prompts.object_lines()),
+        "n": len(entries),
+        "per_tag": {tag: tags.count(tag) for tag in dict.fromkeys(tags)},
+        "tag_order": list(dict.fromkeys(tags)),
+        "first_of_each_tag": {tag: entries[tags.index(tag)] for tag in dict.fromkeys(tags)},
+    }
+    for name in ours.keys() & recorded.keys():
+        tally.case(name, recorded[name], partial(ours.__getitem__, name))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _positions(tally: Tally, path: Path) -> None:
+    for number, case in enumerate(read_json(path)):
+        ours = partial(geneval.relative_position, case["a"], case["b"], case.get("threshold", 0.1))
+        tally.case(f"case {number}", sorted(case["relations"]), lambda o=ours: sorted(o()))
+
+
+def _iou(tally: Tally, path: Path) -> None:
+    for number, case in enumerate(read_json(path)):
+        tally.case(f"case {number}", case["iou"], partial(geneval.box_iou, case["a"], case["b"]), MEANS)
+
+
+def _told(objects: Sequence[Row], name: str) -> list[str]:
+    return [str(row.color) for row in objects]
+
+
+def _words(reasons: Sequence[str]) -> list[list[str]]:
+    """Two relations come in the order of a set in the original, so reasons are compared as bags of words."""
+    return [sorted(re.sub(r"\band\b", " ", reason).split()) for reason in reasons]
+
+
+def _logic(tally: Tally, path: Path) -> None:
+    for number, case in enumerate(read_json(path)):
+        objects = {
+            name: [Row(name, row["box"][:4], row["box"][4], row.get("color")) for row in rows]
+            for name, rows in case["objects"].items()
+        }
+        threshold = float(case.get("options", {}).get("position_threshold", 0.1))
+        expected = [case["correct"], _words(case["reason_lines"])]
+        ours = partial(geneval.judge, objects, case["metadata"], _told, threshold)
+        tally.case(f"case {number}", expected, lambda o=ours: [(v := o()).correct, _words(v.reasons)])
+
+
+def _colors(tally: Tally, path: Path) -> None:
+    recorded = read_json(path)
+    features, colors = recorded["text_features"], recorded.get("colors", list(geneval.COLORS))
+    for case in recorded["cases"]:
+        name, images = case["classname"], np.array(case["image_features"], np.float32)
+        vectors = partial(geneval_colors.class_vectors, _float32(features), name, colors)
+        if "classifier" in case:
+            tally.case(f"{name}, vectors", case["classifier"], lambda v=vectors: v().tolist(), VECTORS)
+        for number, (logits, color) in enumerate(zip(case["logits"], case["colors"], strict=True)):
+            image = images[number : number + 1]
+            ours = partial(lambda v, x: geneval_colors.logits_of(x, v())[0].tolist(), vectors, image)
+            tally.case(f"{name}, image {number}, logits", logits, ours, LOGITS)
+            named = partial(lambda v, x, c: geneval_colors.name_colors(x, v(), c)[0], vectors, image, colors)
+            tally.case(f"{name}, image {number}, colour", color, named)
+
+
+def _float32(features: dict[str, list[float]]) -> dict[str, Any]:
+    return {text: np.array(feature, np.float32) for text, feature in features.items()}
+
+
+def _crops(tally: Tally, path: Path) -> None:
+    pipeline = path.parent / "pipeline"
+    missing = 0
+    for number, case in enumerate(read_json(path)):
+        files = [pipeline / case["image"], *([pipeline / case["mask"]] if case.get("mask") else [])]
+        if not all(file.is_file() for file in files):
+            missing += 1
+            continue
+        expected = [case[name] for name in ("size", "sha256") if name in case]
+        ours = partial(
+            _crop_facts, files, case["box"], case.get("options", {}), [n for n in ("size", "sha256") if n in case]
+        )
+        tally.case(f"case {number}, {case['image']}, {case.get('mask')}", expected, ours)
+    if missing:
+        tally.notes.append(f"{missing} crops of images or masks that this folder lacks")
+
+
+def _crop_facts(files: list[Path], box: list[float], options: dict[str, str], wanted: list[str]) -> list[Any]:
+    crop = _crop(files[0], files[1] if len(files) > 1 else None, box, options)
+    facts = {"size": list(crop.size), "sha256": hashlib.sha256(crop.tobytes()).hexdigest()}
+    return [facts[name] for name in wanted]
+
+
+def _crop(image: Path, mask: Path | None, box: Sequence[float], options: dict[str, str]) -> Image.Image:
+    stencil = None if mask is None else Image.open(mask).convert("1")
+    background = options.get("bgcolor", geneval_colors.BACKGROUND)
+    return geneval_colors.crop_of(Image.open(image), box, stencil, background, str(options.get("crop", "1")) == "1")
+
+
+def _pipeline(tally: Tally, path: Path) -> None:
+    recorded = read_json(path)
+    palette = {name: np.array(rgb, np.float32) for name, rgb in recorded.get("color_rgb", {}).items()}
+    told = str(recorded.get("clip_stub", ""))
+    side, grey = (re.search(pattern, told) for pattern in (r"(\d+)x\d+ NEAREST", r"- (0?\.\d+)"))
+    stub = Stub(path.parent, palette, int(side[1]) if side else 16, float(grey[1]) if grey else 0.4627)
+    for number, case in enumerate(recorded["cases"]):
+        expected, name = dict(case["expect"]), f"case {number}, {case['image']}"
+        if "reason_lines" in expected:
+            expected["reason_lines"] = _words(expected["reason_lines"])
+        tally.case(name, expected, partial(_whole, stub, case, list(expected)))
+
+
+@dataclass
+class Stub:
+    """The recording's stand-in for CLIP: the mean colour of a small copy of the crop, less a grey."""
+
+    folder: Path
+    palette: dict[str, Any]
+    side: int
+    grey: float
+
+    def colors_of(self, image: str, options: dict[str, str], objects: Sequence[Row], name: str) -> list[str]:
+        texts = {
+            text: rgb / np.float32(255) - np.float32(self.grey)
+            for color, rgb in self.palette.items()
+            for text in geneval_colors.texts_for(name, color)
+        }
+        colors = [color for color in geneval.COLORS if color in self.palette]
+        vectors = geneval_colors.class_vectors(texts, name, colors)
+        features = []
+        for row in objects:
+            mask = self.folder / row.mask if row.mask else None
+            crop = _crop(self.folder / image, mask, [float(value) for value in row.box], options)
+            small = np.asarray(crop.resize((self.side, self.side), Image.Resampling.NEAREST), np.float32)
+            features.append(small.mean(axis=(0, 1)) / np.float32(255) - np.float32(self.grey))
+        return geneval_colors.name_colors(np.stack(features), vectors, colors)
+
+
+def _whole(stub: Stub, case: dict[str, Any], wanted: list[str]) -> dict[str, Any]:
+    raw, metadata = case.get("options", {}), case["metadata"]
+    options = geneval.Options(**{name: kind(raw[name]) for name, kind in OPTIONS.items() if name in raw})
+    rows = []
+    for found in case["detections"]:
+        *box, score = (np.float32(value) for value in found["row"])
+        rows.append(Row(found["cls"], box, score, mask=found.get("mask")))
+    selected = geneval.select(rows, metadata["tag"], options)
+    verdict = geneval.judge(selected, metadata, partial(stub.colors_of, case["image"], raw), options.position_threshold)
+    facts = {
+        "correct": verdict.correct,
+        "reason_lines": _words(verdict.reasons),
+        "details": {
+            name: [[float(v) for v in (*row.box, row.score)] for row in found] for name, found in selected.items()
+        },
+        "tag": metadata["tag"],
+        "prompt": metadata["prompt"],
+    }
+    return {name: facts[name] for name in wanted if name in facts}
+
+
+def _detector(tally: Tally, path: Path) -> None:
+    import torch
+
+    from reca.benchmarks.rules.geneval_detector import detections_of
+
+    for case in read_json(path):
+        file = path.parent / case["file"]
+        if not file.is_file():
+            tally.notes.append(f"{case['file']}, which this folder lacks")
+            continue
+        with np.load(file) as arrays:
+            logits = [torch.from_numpy(arrays[name]) for name in ("class_logits", "mask_logits")]
+        limit = re.search(r"score\s*>\s*([\d.]+\d)", case.get("note", ""))
+        threshold = float(limit[1]) if limit else 0.05
+        sizes = [tuple(case[name]) for name in ("padded_hw", "resized_hw", "original_hw")]
+        found = sorted(detections_of(*logits, *sizes), key=lambda detection: -float(detection.score))
+        kept = [
+            {"cls": d.label, "score": float(d.score), "box": [float(v) for v in d.box], "mask_area": int(d.mask.sum())}
+            for d in found
+            if d.score > threshold
+        ]
+        tally.case(f"{case['file']}, number", len(case["detections"]), lambda k=kept: len(k))
+        for number, expected in enumerate(case["detections"]):
+            ours = partial(lambda k, n, e: {name: k[n][name] for name in e}, kept, number, expected)
+            tally.case(f"{case['file']}, detection {number}", expected, ours, SCORES)
+    tally.notes.append("transformers_post_process, the stock post-processing, which is another one")
+
+
+def _summary(tally: Tally, path: Path) -> None:
+    results = path.with_name(path.name.replace(".expected.txt", ".jsonl"))
+    if not results.is_file():
+        tally.notes.append(f"it needs {results.name}, which this folder lacks")
+        return
+    rows = geneval_report.read_results(results)
+    expected = path.read_text().rstrip().splitlines()
+    printed = geneval_report.summary_text(rows).rstrip().splitlines()
+    tally.case("number of lines", len(expected), lambda: len(printed))
+    for number, line in enumerate(expected):
+        if line.strip():
+            tally.case(f"line {number + 1}", line.rstrip(), lambda n=number: printed[n])
+
+
+def _published(tally: Tally, path: Path) -> None:
+    recorded = read_json(path)
+    if not {"rows", "paper_table"} & recorded.keys():
+        raise Unusable("it has neither rows nor paper_table")
+    for row in recorded.get("rows", []):
+        results = [
+            (tag, f"{tag}{number}", number < good) for tag, (good, n) in row["counts"].items() for number in range(n)
+        ]
+        ours = geneval.summarise(results)
+        tally.case(f"{row['src']}, overall", row["overall"], lambda o=ours: o.overall, OVERALL_DIGITS)
+        if "images" in row:
+            tally.case(f"{row['src']}, images", row["images"], lambda o=ours: 100 * o.images, PERCENT_DIGITS)
+    for name, (overall, *tasks) in recorded.get("paper_table", {}).items():
+        tally.case(f"paper, {name}", overall, lambda t=tasks: sum(t) / len(t), ROUNDED_TABLE)
+    tally.notes.append("the share of prompts with any right image, which does not follow from counts")

@@ -1,0 +1,357 @@
+"""What the scoring rules guarantee for every input, beyond the recorded ones."""
+
+import json
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reca.benchmarks.prompts.geneval import OBJECTS, generate
+from reca.benchmarks.rules import agreement, gedit, imgedit, mme, mmmu, pope, wise
+from reca.benchmarks.rules.dpgbench import (
+    OFFICIAL,
+    ItemAnswers,
+    Question,
+    apply_dependencies,
+    quadrants,
+    read_exactly,
+    read_reply,
+    score_image,
+    summarise,
+)
+
+TEXT = st.text(max_size=200)
+NOISE = st.one_of(TEXT, st.text(alphabet='{}[]":, \n*0123456789scorecnity.|V^=-', max_size=120))
+
+
+@st.composite
+def questionnaires(draw: st.DrawFn) -> tuple[dict[int, float], dict[int, list[int]]]:
+    """Answers, and parents among the earlier questions."""
+    size = draw(st.integers(1, 12))
+    scores = {number: float(draw(st.booleans())) for number in range(1, size + 1)}
+    parents = {n: draw(st.lists(st.integers(0, n - 1), max_size=3)) for n in scores}
+    return scores, parents
+
+
+@given(questionnaires())
+def test_a_dependency_only_takes_away(case: tuple[dict[int, float], dict[int, list[int]]]) -> None:
+    scores, parents = case
+    none, raw, cascade = (score_image(scores, parents, rule) for rule in ("none", "raw", "cascade"))
+    assert 0 <= cascade <= raw <= none <= 1
+    kept = apply_dependencies(scores, parents)
+    assert apply_dependencies(kept, parents) == kept, "a cascade is complete after one pass in order"
+
+
+@given(questionnaires(), st.randoms(use_true_random=False))
+def test_dsg_does_not_care_for_the_order(
+    case: tuple[dict[int, float], dict[int, list[int]]], rng: random.Random
+) -> None:
+    scores, parents = case
+    shuffled = list(parents.items())
+    rng.shuffle(shuffled)
+    assert apply_dependencies(scores, dict(shuffled), "raw") == apply_dependencies(scores, parents, "raw")
+
+
+def items(count: int) -> dict[str, list[Question]]:
+    names = ["entity - whole", "attribute - color", "global - -"]
+    return {
+        f"item{n}": [Question(q, "?", names[q % 3], (q - 1,) if q > 1 else ()) for q in range(1, 4)]
+        for n in range(count)
+    }
+
+
+@given(st.lists(st.lists(st.sampled_from([0.0, 1.0]), min_size=12, max_size=12), min_size=1, max_size=5), st.randoms())
+def test_dpg_does_not_care_for_the_order_of_items(rows: list[list[float]], rng: random.Random) -> None:
+    asked = items(len(rows))
+    answers = [
+        ItemAnswers(f"item{n}", tuple({q: row[3 * image + q - 1] for q in (1, 2, 3)} for image in range(4)))
+        for n, row in enumerate(rows)
+    ]
+    first = summarise(asked, answers)
+    rng.shuffle(answers)
+    second = summarise(asked, answers)
+    assert first.overall == pytest.approx(second.overall)
+    assert first.categories == pytest.approx(second.categories)
+    assert 0 <= first.overall <= 1
+    official = summarise(asked, answers, OFFICIAL)
+    assert official.overall == pytest.approx(first.overall), "its category quirk is in the categories alone"
+
+
+def test_an_item_without_a_usable_answer_is_counted_and_in_no_mean() -> None:
+    good = {1: 1.0, 2: 1.0, 3: 1.0}
+    summary = summarise(
+        items(2), [ItemAnswers("item0", (good,)), ItemAnswers("item1", (good, {1: 1.0, 2: None, 3: 0.0}))]
+    )
+    assert (summary.overall, list(summary.items), list(summary.failed)) == (1.0, ["item0"], ["item1"])
+    assert "image 1 has no usable answer to [2]" in summary.failed["item1"]
+    with pytest.raises(ValueError, match="none of 1 items"):
+        summarise(items(1), [ItemAnswers("item0", ({},))])
+
+
+@pytest.mark.parametrize(("reply", "score"), [("Yes.", 1), (" no!", 0), ("**yes**", 1), ("maybe", None), ("", None),
+                                              ("yes and no", None), (None, None), ("yesterday", None)])  # fmt: skip
+def test_a_reply_that_says_neither_is_no_answer(reply: str | None, score: float | None) -> None:
+    assert read_reply(reply) == score
+
+
+@given(TEXT)
+def test_only_yes_is_yes(reply: str) -> None:
+    assert read_exactly(reply) == (reply == "yes")
+    assert read_reply(reply) in (0.0, 1.0, None)
+
+
+@given(st.integers(1, 500), st.integers(1, 500))
+def test_quadrants_cover_the_grid(width: int, height: int) -> None:
+    boxes = quadrants((2 * width, 2 * height))
+    assert boxes[0] == (0, 0, width, height)
+    assert boxes[3] == (width, height, 2 * width, 2 * height)
+    assert sum((right - left) * (bottom - top) for left, top, right, bottom in boxes) == 4 * width * height
+    with pytest.raises(ValueError, match="cannot hold"):
+        quadrants((2 * width + 1, 2 * height))
+
+
+@given(NOISE)
+def test_no_reader_ever_invents_a_score(reply: str) -> None:
+    """Whatever a judge writes: a score within its range, or none; never an exception."""
+    for edit_type in imgedit.DIMENSIONS:
+        scores = imgedit.read_strict(reply, edit_type)
+        assert scores is None or all(1 <= score <= 5 for score in scores)
+    assert imgedit.read_hard(reply) in (1, 2, 3, 4, 5, None)
+    official = imgedit.read_official(reply)
+    assert official is None or official >= 0
+    pair = gedit.parse_strict(reply)
+    assert pair is None or (len(pair) == 2 and all(0 <= score <= 10 for score in pair))
+    legacy = wise.parse_legacy(reply)
+    assert legacy == {} or (legacy.keys() == wise.LEGACY.components.keys() and set(legacy.values()) <= {0.0, 1.0, 2.0})
+    assert set(wise.parse_verified(reply).values()) <= {0.0, 1.0}
+    assert mme.parse(reply) in ("yes", "no", "other")
+    assert mmmu.parse_choice(reply, "ABCD", dict(zip("ABCD", ("red", "12", "two words", "none"), strict=True))) in (
+        "A", "B", "C", "D", None)  # fmt: skip
+    mmmu.parse_open(reply)
+    pope.parse(reply)
+
+
+@given(NOISE)
+def test_gedits_original_reader_never_fails_but_for_one_known_reason(reply: str) -> None:
+    try:
+        parsed = gedit.parse_official(reply)
+    except json.JSONDecodeError:
+        assert "[0" in reply
+    else:
+        assert parsed == gedit.parse_official(reply), "nothing is drawn at random"
+
+
+@pytest.mark.parametrize("reply", ["I'm sorry, I can't assist with that.", "", "score: 5", "rate_limit_exceeded", "11",
+                                   '{"score": [5]}', '{"score": [5, 11]}', '{"score": [true, 2]}', '{"score": null}',
+                                   '{"score": []}', '{"score": [1, 2, 3]}', "[07, 8]"])  # fmt: skip
+def test_refusals_and_half_answers_are_no_scores_of_an_edit(reply: str) -> None:
+    assert gedit.parse_strict(reply) is None
+
+
+SCORES = st.lists(st.integers(0, 10), min_size=1, max_size=3)
+
+
+@given(SCORES, SCORES)
+def test_an_edit_is_as_good_as_its_worst_sides(semantics: list[int], quality: list[int]) -> None:
+    sc, pq, overall = gedit.item_score(semantics, quality)
+    assert min(sc, pq) - 1e-9 <= overall <= max(sc, pq) + 1e-9
+    assert gedit.item_score(semantics[::-1], quality[::-1]) == (sc, pq, overall)
+    assert gedit.item_score(quality, semantics)[2] == overall
+    assert math.isclose(overall**2, sc * pq, abs_tol=1e-9)
+
+
+EDITS = st.builds(
+    gedit.Edit,
+    st.sampled_from(["style_change", "text_change"]),
+    st.sampled_from(gedit.LANGUAGES),
+    st.none() | st.integers(0, 10).map(float),
+    st.none() | st.integers(0, 10).map(float),
+    st.booleans(),
+)
+
+
+@given(st.lists(EDITS, max_size=30), st.booleans(), st.randoms(use_true_random=False))
+def test_edits_are_all_counted(edits: list[gedit.Edit], intersection: bool, rng: random.Random) -> None:
+    try:
+        means = gedit.summarise(edits, "en", intersection)
+    except ValueError:
+        return
+    chosen = [edit for edit in edits if edit.language == "en" and (edit.intersection or not intersection)]
+    assert means.expected == len(chosen)
+    assert means.failed == sum(edit.semantics is None or edit.quality is None for edit in chosen)
+    assert all(0 <= value <= 10 for value in means.macro)
+    rng.shuffle(edits)
+    again = gedit.summarise(edits, "en", intersection)
+    assert again.macro == pytest.approx(means.macro)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(list(imgedit.ITEMS)), st.none() | st.floats(1, 5)), min_size=1, max_size=40),
+    st.randoms(use_true_random=False),
+)
+def test_imgedit_counts_failures_and_does_not_care_for_order(
+    scored: list[tuple[str, float | None]], rng: random.Random
+) -> None:
+    values = [score for _, score in scored if score is not None]
+    if not values:
+        with pytest.raises(ValueError, match="replies could be read"):
+            imgedit.summarise(scored)
+        return
+    summary = imgedit.summarise(scored)
+    assert (summary.expected, summary.scored) == (len(scored), len(values))
+    assert summary.failed == len(scored) - len(values)
+    assert min(values) - 1e-9 <= summary.macro <= max(values) + 1e-9
+    assert min(values) - 1e-9 <= summary.micro <= max(values) + 1e-9
+    rng.shuffle(scored)
+    again = imgedit.summarise(scored)
+    assert (again.macro, again.micro) == pytest.approx((summary.macro, summary.micro))
+
+
+@pytest.mark.parametrize("number", ["4", "4/5", "**4**", " 4 (good)"])
+def test_imgedit_is_read_in_any_dress(number: str) -> None:
+    first, *rest = imgedit.DIMENSIONS["style"]
+    reply = "\n".join(["Brief reasoning: 3", f"**{first}:** {number}", *(f"- {name}: 5" for name in rest)])
+    assert imgedit.read_strict(reply, "style") == (4, 5, 5)
+    assert imgedit.read_strict(f"{reply}\n{first}: 2", "style") is None, "a contradiction"
+
+
+@pytest.mark.parametrize("number", ["0", "6", "10", "4.5", "-3", "4/10", "four", ""])
+def test_imgedit_refuses_what_is_not_on_its_scale(number: str) -> None:
+    first, *rest = imgedit.DIMENSIONS["style"]
+    reply = "\n".join([f"{first}: {number}", *(f"{name}: 5" for name in rest)])
+    assert imgedit.read_strict(reply, "style") is None
+
+
+@pytest.mark.parametrize(
+    ("reply", "score"),
+    [
+        ("Score: 4", 4),
+        ("Brief reasoning: ok. Score: 3", 3),
+        ("**Score:** 5/5", 5),
+        ("Score: 10", None),
+        ("Score: 2.5", None),
+        ("Score: 2\nScore: 4", None),
+        ("no", None),
+    ],
+)
+def test_the_hard_suites_score(reply: str, score: int | None) -> None:
+    assert imgedit.read_hard(reply) == score
+
+
+def wise_rows(version: wise.Version, seed: int) -> list[dict[str, float]]:
+    rng = random.Random(seed)
+    return [
+        {"prompt_id": number, **{name: rng.randint(0, version.highest) for name in version.components}}
+        for number in range(1, wise.PROMPTS + 1)
+    ]
+
+
+@pytest.mark.parametrize("version", wise.VERSIONS.values(), ids=list(wise.VERSIONS))
+def test_wise_is_refused_unless_all_prompts_are_judged_once(version: wise.Version) -> None:
+    rows = wise_rows(version, 0)
+    summary = wise.summarise(reversed(rows), version)
+    assert summary == wise.summarise(rows, version) or summary.overall == pytest.approx(
+        wise.summarise(rows, version).overall
+    )
+    assert 0 <= min(summary.categories.values()) <= summary.overall <= max(summary.categories.values()) <= 1
+    for broken, message in [
+        (rows[:-2], "2 are missing: 999, 1000"),
+        ([*rows, rows[0]], "judged twice"),
+        ([*rows[:-1], {**rows[-1], "prompt_id": 1001}], "no prompt 1001"),
+        ([*rows[:-1], {"prompt_id": 1000}], "no valid scores"),
+        ([*rows[:-1], {**rows[-1], next(iter(version.components)): wise.MISSING_IN_RECA}], "no valid scores"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            wise.summarise(broken, version)
+
+
+def test_recas_reading_of_wise_voids_files_with_an_unreadable_score_but_not_science() -> None:
+    rows = [
+        {**row, "Subcategory": "Horizontal time" if row["prompt_id"] < 568 else "x"}
+        for row in wise_rows(wise.LEGACY, 1)
+    ]
+    assert wise.reca_scores(rows) is not None
+    assert wise.reca_scores([{**rows[0], "realism": 9.9}, *rows[1:]]) is None
+    assert wise.reca_scores([*rows[:-1], {**rows[-1], "realism": 9.9}]) is not None
+    assert wise.reca_scores(rows[:-1]) is None
+
+
+@pytest.mark.parametrize("version", wise.VERSIONS.values(), ids=list(wise.VERSIONS))
+def test_wises_weights_are_whole(version: wise.Version) -> None:
+    assert sum(version.weights) == pytest.approx(1)
+    assert sum(version.components.values()) == pytest.approx(1)
+    assert version.score(dict.fromkeys(version.components, version.highest)) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("reply", ["Consistency: 12\nRealism: 1\nAesthetic Quality: 1", "Consistency: 2",
+                                   "Consistency: 2\nConsistency: 1\nRealism: 1\nAesthetic Quality: 1", "2\n1\n0\n1",
+                                   "I cannot"])  # fmt: skip
+def test_wises_strict_reading_takes_all_or_nothing(reply: str) -> None:
+    assert wise.parse_legacy(reply) == {}
+
+
+ROWS = st.lists(
+    st.tuples(st.sampled_from(["yes", "no"]), st.sampled_from(["yes", "no", "Yes.", "hm", "No, not"])), min_size=1
+)
+
+
+@given(ROWS, st.sampled_from(["official", "lmms-eval"]))
+def test_pope_adds_up(rows: list[tuple[str, str]], rule: pope.Rule) -> None:
+    counts = pope.count(rows, rule)
+    assert counts.total == len(rows)
+    assert all(0 <= value <= 1 for value in (counts.accuracy, counts.precision, counts.recall, counts.f1))
+    assert pope.count(rows[::-1], rule) == counts
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["Yes", "no", "other", "y"]), st.sampled_from(["Yes", "no", "?"])), min_size=1)
+)
+def test_mme_is_bounded(replies: list[tuple[str, str]]) -> None:
+    rows = [
+        mme.Row("count", str(image), truth, reply)
+        for image, pair in enumerate(replies)
+        for truth, reply in zip(("Yes", "No"), pair, strict=True)
+    ]
+    for rule in ("official", "lmms-eval"):
+        summary = mme.summarise(rows, rule)
+        assert 0 <= summary.subtasks["count"] <= 200
+        assert summary.perception == summary.subtasks["count"]
+        assert mme.summarise(rows[::-1], rule) == summary
+    with pytest.raises(ValueError, match="two questions about an image"):
+        mme.summarise(rows[:-1])
+
+
+@given(st.lists(st.sampled_from([True, False, None]), min_size=1))
+def test_mmmu_counts_what_it_cannot_read_as_wrong(results: list[bool | None]) -> None:
+    summary = mmmu.summarise(results)
+    assert summary.accuracy == results.count(True) / len(results)
+    assert summary.unparsable == results.count(None)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=3, max_size=30))
+def test_rank_correlations(pairs: list[tuple[int, int]]) -> None:
+    x, y = zip(*pairs, strict=True)
+    if len(set(x)) == 1 or len(set(y)) == 1:
+        with pytest.raises(ValueError, match="constant"):
+            agreement.spearman(x, y)
+        return
+    for measure in (agreement.spearman, agreement.kendall):
+        value = measure(x, y)
+        assert -1 - 1e-9 <= value <= 1 + 1e-9
+        assert measure(y, x) == pytest.approx(value)
+        assert measure([2 * v + 1 for v in x], y) == pytest.approx(value), "only ranks count"
+        assert measure([-v for v in x], y) == pytest.approx(-value)
+        assert measure(x, x) == pytest.approx(1)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 20))
+def test_generated_prompts_are_well_formed(seed: int, per_task: int) -> None:
+    entries = generate(seed, per_task)
+    prompts = [(entry["tag"], entry["prompt"]) for entry in entries]
+    assert len(set(prompts)) == len(prompts)
+    assert sum(tag == "single_object" for tag, _ in prompts) == len(OBJECTS) == 80
+    for entry in entries:
+        assert all(clause["class"] in OBJECTS for clause in entry["include"])
+        assert not any("color" in clause and clause["class"] == "person" for clause in entry["include"])

@@ -1,0 +1,108 @@
+"""Every family goes through the whole job on a tiny model, stage by stage, as its preset configures it."""
+
+import csv
+import json
+import shutil
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+
+from reca.config import ROOT, Config, compose
+from reca.data.dialogues import pinned
+from reca.stages.extract import extract
+from reca.stages.generate import generate
+from reca.stages.ingest import ingest
+from reca.stages.score import score
+from reca.stages.train import train
+from tests.unit.data.pictures import photographs
+
+PRESETS = ("openuni_tiny", "showo_tiny", "bagel_tiny", "harmon_tiny")  # janus_tiny: tests/integration/training
+SMALL = (
+    "model.checkpoint=base",
+    "data.num_images=16",
+    "data.held_out_fraction=0.2",
+    "train.max_steps=2",
+    "train.warmup_steps=1",
+    "train.eval_every=2",
+    "train.save_every=2",
+    "train.global_batch_size=4",
+    "generate.num_steps=2",
+    "evaluate.scenes.prompts_per_category=1",
+    "evaluate.scenes.images_per_prompt=1",
+    "evaluate.understanding.num_images=2",
+    "evaluate.fidelity.num_images=2",
+    "evaluate.bootstrap_draws=50",
+    "hardware.threads=1",
+)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with a data set, which all families share."""
+    root = tmp_path_factory.mktemp("scenes")
+    config = compose(SMALL)
+    for path in (config.data.path, "data/bases/scene_detector"):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if (ROOT / path).is_dir() else shutil.copy)(ROOT / path, root / path)
+    ingest(config, root)
+    return root
+
+
+def project(preset: str, scenes: Path, root: Path) -> Config:
+    """A project of its own for a preset, whose base has random weights."""
+    shutil.copytree(scenes, root)
+    config = compose([f"model={preset}", *SMALL])
+    config.save(root / "params.yaml")
+    torch.manual_seed(0)
+    import_module(f"reca.pretraining.{preset}").build(config.model.options(ROOT)).save_official(root / "base")
+    return config
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_whole_job(preset: str, scenes: Path, tmp_path: Path) -> None:
+    root = tmp_path / "project"
+    config = project(preset, scenes, root)
+    extract(config, root)
+    train(config, root)
+    assert (root / "outputs/curves/train.csv").read_text().count("\n") == 3
+    for which in ("base", "aligned"):
+        for benchmark in config.evaluate.benchmarks:
+            generate(config, root, which, benchmark)
+            score(config, root, which, benchmark)
+            scores = json.loads((root / f"outputs/scores/{which}/{benchmark}.json").read_text())
+            assert not scores["failed"], (which, benchmark)
+    base = {path.name for path in (root / "base").rglob("*") if path.is_file()}
+    aligned = {path.name for path in (root / "outputs/model").rglob("*") if path.is_file()}
+    assert aligned == base | {"result.json"}  # the official layout, as it came
+
+
+@pytest.mark.parametrize("preset", ["showo_tiny", "harmon_tiny"])
+def test_understanding_is_kept_by_dialogues_about_photographs(preset: str, scenes: Path, tmp_path: Path) -> None:
+    """The paper's mixture for shared parameters: reconstruction and dialogues, 1 : 1."""
+    root = tmp_path / "project"
+    project(preset, scenes, root)
+    photos = photographs()
+    said = [{"from": "human", "value": "<image>\nwhat color is the photo"}, {"from": "gpt", "value": "green"}]
+    entries = [{"id": str(n), "image": str(photo.name), "conversations": said} for n, photo in enumerate(photos)]
+    (root / "mix.json").write_text(json.dumps([*entries, {"id": "text only", "conversations": said}]))
+    (root / "photos").mkdir()
+    for photo in photos:
+        shutil.copy(photo, root / "photos")
+    mixture = "train.mixture={reconstruction: 1, text_to_image: 0, understanding: 1}"
+    words = [f"model={preset}", *SMALL, mixture, "train.dialogues=mix.json", "train.dialogue_images=photos"]
+    config = pinned(compose(words), root)
+    extract(config, root)
+    train(config, root)
+    rows = list(csv.DictReader((root / "outputs/curves/train.csv").open()))
+    assert [float(row["loss_understanding"]) > 0 for row in rows] == [True, True]
+    assert {float(row["loss_reconstruction"]) > 0 for row in rows} == {True}
+
+
+@pytest.mark.parametrize("preset", ["openuni_tiny", "bagel_tiny", "openuni_b_512", "bagel_7b", "bagel_7b_reca"])
+def test_where_understanding_is_frozen_no_questions_are_trained(preset: str) -> None:
+    """`reca run model=bagel_tiny` is all there is to type, also on photographs and in a named experiment."""
+    assert compose([f"model={preset}"]).train.mixture.understanding == 0
+    assert compose([f"model={preset}", "data=folder", "data.path=x"]).train.mixture.text_to_image == 0
+    assert compose([f"model={preset}", "experiment=smoke"]).train.mixture.understanding == 0

@@ -1,0 +1,274 @@
+"""Replay a BAGEL recording: losses with all gradients, embeddings, drawing, editing, and a greedy answer.
+
+Our own packing, masks and positions are used throughout; the recorded ones (``batch.*``) are compared with ours in
+:func:`packing_differences`. A recording does not hold all settings of the samplers. What it leaves out is the official
+default, or what the folder's README says in the words ``6 = num_timesteps``, ``shift 3``, ``cfg_text_scale 4``,
+``cfg_img_scale 2``.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import Qwen2Config, SiglipVisionConfig
+
+from reca.models.bagel import Bagel
+from reca.models.base import Sampling
+from reca.nn import flux_autoencoder
+from reca.nn.bagel_files import load_network, read_json
+from reca.nn.bagel_flow import Conditions, Drawing, Guidance, answer_ids, condition, draw_latents, squared_errors
+from reca.nn.bagel_network import Markers
+from reca.nn.packing import pack
+from reca.nn.patches import unpatchify
+from reca.nn.weights import read_weights
+from tests.parity.comparison import EMBEDDING, LOSS, THROUGH_VAE, RecordedRng, Recording, relative_error
+
+SAMPLED = 1e-4
+DEFAULTS = {"num_timesteps": 6, "shift": 3, "cfg_text_scale": 4, "cfg_img_scale": 2}
+INTERVALS = ((0.4, 1.0), (0.0, 1.0))
+"""Guided stretches of time in use officially: by the inferencer, by the network's own method and by the GenEval script.
+A recording does not say which; the one that fits is taken."""
+EVERYTHING = {"freeze_understanding": False, "train_vision": True}
+
+
+def build(folder: Path, **options: Any) -> Bagel:
+    """Our model over the folder's weights and ``config.json``."""
+    config = read_json(folder / "config.json")
+    try:
+        llm, vit, vae, own, tokens = (config[name] for name in ("llm", "vit", "vae", "bagel", "tokens"))
+        names = ("bos_token_id", "eos_token_id", "start_of_image", "end_of_image")
+        markers = Markers(*(tokens[name] for name in names))
+        scale, shift = vae["scale_factor"], vae["shift_factor"]
+    except KeyError as error:
+        raise ValueError(f"{folder / 'config.json'} lacks {error}: this is no recording of BAGEL") from None
+    if own.get("interpolate_pos"):
+        raise ValueError(
+            f"{folder / 'config.json'}: interpolate_pos is on; released models have it off, and so have we"
+        )
+    place = folder / "ae.safetensors"
+    autoencoder = flux_autoencoder.load_autoencoder(read_weights(place), place, scale, shift)
+    network = load_network(
+        read_weights(folder / "model.safetensors"),
+        Qwen2Config(**llm),
+        SiglipVisionConfig(**vit),
+        autoencoder.config.latent_channels,
+        markers,
+        folder / "model.safetensors",
+        own.get("connector_act", "gelu_pytorch_tanh"),
+    )
+    return Bagel(network, autoencoder, None, {"sampling_shift": settings(folder)["shift"], **options}).eval()
+
+
+def settings(folder: Path) -> dict[str, float]:
+    """Settings of the samplers: the README's, else the official ones."""
+    readme = (folder / "README.md").read_text() if (folder / "README.md").is_file() else ""
+    found: dict[str, float] = dict(DEFAULTS)
+    for name in DEFAULTS:
+        number = r"(\d+(?:\.\d+)?)"
+        match = re.search(rf"(?<![\w]){name}\s*[=:]?\s*{number}|{number}\s*=\s*{name}\b", readme)
+        if match:
+            found[name] = float(match[1] or match[2])
+    return found
+
+
+def numbered(tensors: Mapping[str, Tensor], name: str) -> list[Tensor]:
+    """``name.0``, ``name.1`` and so on, as many as there are."""
+    found = []
+    while f"{name}.{len(found)}" in tensors:
+        found.append(tensors[f"{name}.{len(found)}"])
+    return found
+
+
+def drawings(model: Bagel, recording: Recording, noise: Tensor) -> list[Drawing]:
+    """The batch of the losses, from raw images, ids and noise.
+
+    The official trainer pads images of unlike size with zeros to a common one before it encodes them, and the padding
+    leaks into their latents; here the same is done, so that the same latents come out.
+    """
+    inputs = recording.inputs
+    images, texts = numbered(inputs, "vae_image"), numbered(inputs, "text_ids")
+    grids = [(image.shape[1] // model.stride, image.shape[2] // model.stride) for image in images]
+    counts = [rows * columns for rows, columns in grids]
+    patch = model.network.sizes.latent_patch
+    times = [times[0] for times in inputs["batch.packed_timesteps"].split(counts)]
+    latents = padded_latents(model, images, inputs["vae_noise"])
+    cropped = [row[:, : grid[0] * patch, : grid[1] * patch] for row, grid in zip(latents, grids, strict=True)]
+    seen = model.network.see(numbered(inputs, "vit_image"))
+    rows = zip(cropped, noise.split(counts), times, seen, texts, strict=True)
+    return [Drawing(x, n, t, s, ids.tolist()) for x, n, t, s, ids in rows]
+
+
+@torch.no_grad()
+def padded_latents(model: Bagel, images: Sequence[Tensor], noise: Tensor) -> Tensor:
+    """Latents of images that are padded to a common size."""
+    height, width = (max(image.shape[side] for image in images) for side in (1, 2))
+    padded = torch.stack([F.pad(i, (0, width - i.shape[2], 0, height - i.shape[1])) for i in images])
+    return flux_autoencoder.sample_latents(model.autoencoder, flux_autoencoder.encode(model.autoencoder, padded), noise)
+
+
+def packing_differences(model: Bagel, recording: Recording, prefix: str, texts: Sequence[Tensor | None]) -> list[str]:
+    """Where our packing differs from the official one that was recorded under ``prefix``; empty if nowhere.
+
+    Compared are rotary positions, masks, and which tokens go to the drawing expert, per sample in the order of tokens.
+    """
+    inputs, different, offset = recording.inputs, [], 0
+    seen, images = numbered(inputs, "vit_image"), numbered(inputs, "vae_image")
+    with torch.no_grad():
+        for number, (small, large, text) in enumerate(zip(seen, images, texts, strict=False)):
+            grid = (large.shape[1] // model.stride, large.shape[2] // model.stride)
+            blank = torch.zeros(grid[0] * grid[1], model.network.vae2llm.in_features)
+            shown = model.network.drawn(blank, grid, torch.zeros(()))
+            ids = None if text is None else text.tolist()
+            stretches = [*condition(model.network, model.network.see([small])[0], ids), shown]
+            batch = pack([stretches], None, blank.new_zeros(0, model.network.vae2llm.out_features))
+            order = batch.layout.place[0].argsort()
+            mask = batch.layout.place[0, order] <= batch.layout.until[0, order][:, None]
+            rows = slice(offset, offset + len(order))
+            offset += len(order)
+            drawn = (order >= batch.read.shape[1]).nonzero()[:, 0] + rows.start
+            recorded = inputs[f"{prefix}.packed_vae_token_indexes"]
+            theirs = recorded[(recorded >= rows.start) & (recorded < rows.stop)]
+            if not torch.equal(batch.layout.position[0, order], inputs[f"{prefix}.packed_position_ids"][rows]):
+                different.append(f"positions of sample {number}")
+            if not torch.equal(mask, inputs[f"{prefix}.mask.{number}"] == 0):
+                different.append(f"mask of sample {number}")
+            if not torch.equal(drawn, theirs):
+                different.append(f"experts of sample {number}")
+    return different
+
+
+def grid_of(model: Bagel, recording: Recording, name: str) -> tuple[int, int]:
+    """Latent tokens per column and row of a drawn image: from the image, else from an input with as many tokens."""
+    count = len(recording.outputs[f"{name}.latent"])
+    drawn = [key for key in (f"{name}.image", "t2i.image") if key in recording.outputs]
+    images = [*(recording.outputs[key][0] for key in drawn), *numbered(recording.inputs, "vae_image")]
+    grids = [(image.shape[1] // model.stride, image.shape[2] // model.stride) for image in images]
+    square = round(count**0.5)
+    return next((grid for grid in grids if grid[0] * grid[1] == count), (square, count // square))
+
+
+class Replay:
+    """The parts of a replay over one folder."""
+
+    def __init__(self, recording: Recording) -> None:
+        self.recording, self.inputs, self.outputs = recording, recording.inputs, recording.outputs
+        self.model = build(recording.folder)
+        known = settings(recording.folder)
+        self.steps = int(known["num_timesteps"]) - 1
+        self.sampling = Sampling(
+            known["cfg_text_scale"], num_steps=self.steps, image_guidance_scale=known["cfg_img_scale"]
+        )
+
+    @torch.no_grad()
+    def vision(self) -> None:
+        """The vision tower, the connector and the positions."""
+        images = numbered(self.inputs, "vit_image")
+        self.recording.check("vit_tokens", torch.cat(self.model.network.vit_model(images)), EMBEDDING)
+        self.recording.check("vit_embeds", torch.cat(self.model.network.see(images)), EMBEDDING)
+
+    def losses(self, name: str) -> None:
+        """One of the losses, its error per latent token, and the norm of every gradient."""
+        shift = float(read_json(self.recording.folder / "config.json")["bagel"].get("timestep_shift", 1.0))
+        if named := re.search(r"_shift([\d.]+)$", name):
+            shift = float(named[1])
+        options = {} if name.startswith("freeze_und") else EVERYTHING
+        model = build(self.recording.folder, **options)
+        noise = self.outputs[f"{name}.noise"]
+        errors = torch.cat(squared_errors(model.network, drawings(model, self.recording, noise), shift))
+        errors.mean().backward()
+        self.recording.skip(f"{name}.noise", "this is what is replayed")
+        self.recording.check(f"{name}.mse", errors, THROUGH_VAE)
+        self.recording.check(f"{name}.loss", errors.mean(), LOSS)
+        self.recording.check_gradients(f"{name}.gradnorm.", model.network.named_parameters())
+
+    def drawing(self, name: str) -> None:
+        """One image from a text, with guidance unless the name says ``nocfg``."""
+        network, outputs = self.model.network, self.outputs
+        ids = outputs.get(f"{name}.prompt_ids", outputs.get("t2i.prompt_ids"))
+        if ids is None:
+            self.recording.skip(f"{name}.", "its prompt_ids were not recorded")
+            return
+        grid, noise = grid_of(self.model, self.recording, name), outputs[f"{name}.init_noise"][None]
+        guided = "nocfg" not in name
+        conditions = Conditions([condition(network, None, ids.tolist())], [[]] if guided else None)
+        guidance = Guidance(
+            self.sampling.guidance_scale, 1.0, INTERVALS[0], "global", self.steps, self.model.sampling_shift
+        )
+        drawn = [
+            draw_latents(network, conditions, grid, noise, replace(guidance, interval=interval))[0]
+            for interval in (INTERVALS if guided else INTERVALS[:1])
+        ]
+        self.recording.skip(f"{name}.init_noise", "this is what is replayed")
+        self.recording.skip(f"{name}.prompt_ids", "this is what is replayed")
+        self._check_latents(name, drawn)
+        if f"{name}.image" in outputs:
+            latents = unpatchify(outputs[f"{name}.latent"][None], *grid, network.sizes.latent_patch)
+            with torch.no_grad():
+                images = flux_autoencoder.decode(self.model.autoencoder, latents)
+            self.recording.check(f"{name}.image", images, THROUGH_VAE)
+
+    def editing(self) -> None:
+        """The first image of the size of the recorded noise, edited as the text-to-image prompt says."""
+        noise = [self.outputs[key] for key in sorted(self.outputs) if key.startswith("edit.noise.")]
+        ids = self.outputs.get("edit.prompt_ids", self.outputs.get("t2i.prompt_ids"))
+        if ids is None or len(noise) != 2:
+            self.recording.skip("edit.", "a prompt and two draws are needed: for the posterior, for the start")
+            return
+        posterior, start = noise
+        sides = [side * self.model.stride // self.model.network.sizes.latent_patch for side in posterior.shape[-2:]]
+        images = numbered(self.inputs, "vae_image")
+        which = next((n for n, image in enumerate(images) if list(image.shape[1:]) == sides), None)
+        if which is None:
+            self.recording.skip("edit.", f"no vae_image has {sides} pixels, which the recorded noise is for")
+            return
+        drawn = []
+        for interval in reversed(INTERVALS):
+            self.model.edit_guidance_interval = interval
+            rng = RecordedRng({"posterior": posterior, "noise": start[None]}, 1)
+            seen = self.inputs[f"vit_image.{which}"]
+            drawn.append(self.model.edit_latents(images[which], seen, ids.tolist(), self.sampling, rng)[0])
+        self.recording.skip("edit.noise.", "this is what is replayed")
+        self._check_latents("edit", drawn)
+
+    def _check_latents(self, name: str, drawn: Sequence[Tensor]) -> None:
+        recorded = self.outputs[f"{name}.latent"]
+        best = min(drawn, key=lambda latents: relative_error(latents, recorded))
+        self.recording.check(f"{name}.latent", best, SAMPLED)
+
+    def answering(self) -> None:
+        """A greedy answer about the first image; the recording begins with the marker that opens a text."""
+        recorded, network = self.outputs["und.text_ids"], self.model.network
+        questions = [self.outputs["und.prompt_ids"].tolist()]
+        (ids,) = answer_ids(network, [self.inputs["vit_image.0"]], questions, len(recorded) - 1)
+        self.recording.skip("und.prompt_ids", "this is what is replayed")
+        self.recording.check("und.text_ids", torch.tensor([network.markers.bos, *ids]), 0)
+
+
+def replay(recording: Recording) -> None:
+    """Compare one folder; see :mod:`tests.parity.replay`."""
+    parts, outputs = Replay(recording), recording.outputs
+    kinds = ("vit_image", "vae_image", "text_ids")
+    samples = max(1, *(len([key for key in recording.inputs if key.startswith(f"{kind}.")]) for kind in kinds))
+    batch = [f"{kind}.{number}" for kind in kinds for number in range(samples)]
+    batch += ["vae_noise", "batch.packed_timesteps"]
+    recording.part("the vision tower", ["vit_image.0"], parts.vision, ["vit_"])
+    for name in sorted({key.split(".")[0] for key in outputs if re.match(r"(full|freeze_und)\w*\.", key)}):
+        if f"{name}.noise" in outputs:
+            recording.part(f"the loss {name}", batch, lambda name=name: parts.losses(name), [f"{name}."])
+        recording.skip(f"{name}.", f"{name}.noise was not recorded")
+    for name in sorted({key.removesuffix(".init_noise") for key in outputs if key.endswith(".init_noise")}):
+        if f"{name}.latent" in outputs:
+            parts.drawing(name)
+        recording.skip(f"{name}.", f"{name}.latent was not recorded")
+    if "edit.latent" in outputs:
+        recording.part("editing", ["vae_image.0", "vit_image.0"], parts.editing, ["edit."])
+    recording.skip("edit.", "edit.latent was not recorded")
+    if {"und.text_ids", "und.prompt_ids"} <= outputs.keys():
+        recording.part("the answer", ["vit_image.0"], parts.answering, ["und."])
+    recording.skip("und.", "und.text_ids or und.prompt_ids was not recorded")
+    recording.skip("t2i", "the noise of this part was not recorded")

@@ -1,0 +1,209 @@
+"""Replay a Harmon recording: our autoencoder, encoder, prompts, masks, losses and step-by-step drawing.
+
+Inputs are raw: images, unpadded token ids (-200 where the image goes), masking orders, and the numbers that were drawn.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace as changed
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from reca.models.base import Sampling, Target
+from reca.models.harmon import Harmon, Turn
+from reca.nn.diffusion_head import TRAINING_STEPS, NoiseSchedule
+from reca.nn.harmon_checkpoint import load_network
+from reca.nn.mar import hide_first
+from tests.parity.comparison import LOSS, THROUGH_VAE, RecordedRng, Recording
+from tests.parity.tokens import unpadded
+
+IMAGE = -200
+GUIDANCE_SCALE = 3.0
+"""The official scripts', used unless the folder's README names another."""
+SIZE = 512
+"""Pixels that ``pixel_values_low`` is enlarged to, if no latents and no masks tell."""
+SAMPLED = 1e-4
+
+
+class Replay:
+    """One folder's model and what its parts share."""
+
+    def __init__(self, recording: Recording) -> None:
+        self.recording, self.inputs = recording, recording.inputs
+        network, config, _ = load_network(recording.folder, {})
+        self.model = Harmon(network, config, None, {}).eval()
+        self.network = network
+
+    def images(self) -> Tensor:
+        """The images as they were encoded: as recorded, or the recorded small ones enlarged."""
+        if "pixel_values" in self.inputs:
+            return self.inputs["pixel_values"]
+        small = self.inputs["pixel_values_low"]
+        pixels = self.network.mar.sizes.pixels
+        size = (SIZE, SIZE)
+        masks = [self.inputs[key] for key in ("recon.mask", "t2i.mask") if key in self.inputs]
+        if "latents" in self.recording.outputs:
+            rows, columns = self.recording.outputs["latents"].shape[1:3]
+            size = (rows * pixels, columns * pixels)
+        elif masks:
+            rows = round((masks[0].shape[1] * small.shape[2] / small.shape[3]) ** 0.5)
+            size = (rows * pixels, masks[0].shape[1] // rows * pixels)
+        return F.interpolate(small, size=size, mode="bilinear", align_corners=False)
+
+    def autoencoder(self) -> None:
+        """Latents, understanding embeddings, and the latents decoded again."""
+        target = self.target()
+        rows, columns = self.network.grid(target.values)
+        tokens = self.network.mar.tokens(target.values)
+        self.recording.check("latents", tokens.unflatten(1, (rows, columns)), THROUGH_VAE)
+        with torch.no_grad():
+            self.recording.check("x_enc", self.network.mar.encode(tokens, (rows, columns)), THROUGH_VAE)
+            self.recording.check("z_enc", self.model.semantic_of(target).embeds, THROUGH_VAE)
+        if "decoded_low" in self.recording.outputs:
+            decoded = self.network.to_images(target.values)
+            size = self.recording.outputs["decoded_low"].shape[-2:]
+            self.recording.check("decoded_low", F.interpolate(decoded, size=size, mode="area"), THROUGH_VAE)
+
+    def target(self) -> Target:
+        """Our latents of the recorded images."""
+        images = self.images()
+        return self.model.encode_target(images, RecordedRng({}, len(images)))
+
+    def turns(self, part: str, images: Tensor | None = None, labels: Tensor | None = None) -> list[Turn]:
+        """Recorded ids as turns: padding and image placeholders taken out, ours put in."""
+        named = part if f"{part}.input_ids" in self.inputs else "recon"
+        ids, mask = self.inputs[f"{named}.input_ids"], self.inputs.get(f"{named}.attention_mask")
+        wanted = None if labels is None else unpadded(labels, mask)
+        turns = []
+        for row, tokens in enumerate(unpadded(ids, mask)):
+            asked = None if wanted is None else wanted[row]
+            image, place = None, 0
+            if IMAGE in tokens:
+                place = tokens.index(IMAGE)
+                image = None if images is None else images[row]
+                asked = None if asked is None else [*asked[:place], *asked[place + 1 :]]
+                tokens = [*tokens[:place], *tokens[place + 1 :]]
+            turns.append(Turn(tokens, image, place, asked))
+        return turns
+
+    def drawing_loss(self, part: str, turns: list[Turn], target: Target) -> Tensor:
+        """The drawing loss with the recorded mask, timesteps and noise."""
+        recorded = self.inputs[f"{part}.mask"].bool()
+        batch, length = recorded.shape
+        hidden = recorded
+        if f"{part}.orders" in self.inputs:
+            hidden = hide_first(self.inputs[f"{part}.orders"], recorded.sum(1))
+        steps, noise = draws(self.inputs, part, "randint")[0], draws(self.inputs, part, "randn_like")[0]
+        repeats = steps.numel() // recorded.numel()
+        mar = self.network.mar
+        mar.sizes = changed(mar.sizes, diffusion_batch_mul=repeats)
+        # Recorded copy after copy of the whole batch; ours are drawn sample by sample.
+        uniform = (steps.view(repeats, batch, length).transpose(0, 1).double() + 0.5) / TRAINING_STEPS
+        noise = noise.view(repeats, batch, length, -1).transpose(0, 1)
+        rng = RecordedRng({"timestep": uniform, "noise": noise}, batch)
+        prefix, _ = self.model.prefix(turns)
+        return self.model.drawing_loss(prefix, target, hidden, rng).value
+
+    def reconstruction(self) -> None:
+        """The RecA loss and its gradients."""
+        self.model.zero_grad()
+        target = self.target()
+        images = self.model.scaled(self.model.semantic_of(target))
+        loss = self.drawing_loss("recon", self.turns("recon", images), target)
+        self.recording.check("recon.loss", loss, LOSS)
+        if any(key.startswith("recon.gradnorm.") for key in self.recording.outputs):
+            loss.backward()
+            self.recording.check_gradients("recon.gradnorm.", self.network.named_parameters())
+
+    @torch.no_grad()
+    def text_to_image(self) -> None:
+        """The same from text."""
+        self.recording.check("t2i.loss", self.drawing_loss("t2i", self.turns("t2i"), self.target()), LOSS)
+
+    @torch.no_grad()
+    def understanding(self) -> None:
+        """Cross-entropy of recorded answers."""
+        images = self.model.semantic_of(self.target()).embeds
+        turns = self.turns("i2t", images, self.inputs["i2t.labels"])
+        self.recording.check("i2t.loss", self.model.answer_loss(turns).value, LOSS)
+
+    def drawing(self) -> None:
+        """Latents, with the recorded order and noise."""
+        keys = sorted(key for key in self.inputs if re.fullmatch(r"gen\.rng\.\d+\.randn(_like)?", key))
+        rounds: list[list[Tensor]] = []
+        for key in keys:
+            if not key.endswith("_like"):
+                rounds.append([])
+            rounds[-1].append(self.inputs[key])
+        copies = len(rounds[0][1]) // len(rounds[0][0]) if len(rounds[0]) > 1 else 1
+        turns = self.turns("gen", self._shown(len(self.inputs["gen.input_ids"])))
+        batch = len(turns) // copies
+        mar = self.network.mar
+        if len(rounds[0]) - 1 != len(mar.diffloss.sampling_schedule.steps):
+            mar.diffloss.sampling_schedule = NoiseSchedule(len(rounds[0]) - 1)
+        orders = self.inputs["gen.orders"][:batch]
+        recorded = {
+            "order": orders,
+            "latent_noise": [first.view(batch, -1, first.shape[-1]) for first, *_ in rounds],
+            # Both halves of guidance drew; the conditional one is kept. The last step's noise is multiplied by 0.
+            "step_noise": [
+                step[: len(first)].view(batch, -1, first.shape[-1]) for first, *rest in rounds for step in rest[:-1]
+            ],
+        }
+        guidance_scale = self._guidance_scale() if copies > 1 else 1.0
+        latents = self.model.draw_latents(
+            turns,
+            self._grid(orders.shape[1]),
+            Sampling(guidance_scale, num_steps=len(rounds)),
+            RecordedRng(recorded, batch),
+        )
+        tokens = mar.tokens(latents).unflatten(1, self._grid(orders.shape[1]))
+        theirs = self.recording.outputs["gen.latents"]
+        self.recording.check("gen.latents", tokens.repeat(len(theirs) // batch, 1, 1, 1), SAMPLED)
+
+    def _shown(self, rows: int) -> Tensor | None:
+        """Embeddings for recorded reconstructions, whose ids hold the placeholder."""
+        if not bool((self.inputs["gen.input_ids"] == IMAGE).any()):
+            return None
+        images = self.model.semantic_of(self.target()).embeds.detach()
+        return images.repeat(-(-rows // len(images)), 1, 1)[:rows]
+
+    def _grid(self, length: int) -> tuple[int, int]:
+        theirs = self.recording.outputs["gen.latents"]
+        if theirs.ndim == 4 and theirs.shape[1] * theirs.shape[2] == length:
+            return theirs.shape[1], theirs.shape[2]
+        return round(length**0.5), round(length**0.5)
+
+    def _guidance_scale(self) -> float:
+        readme = self.recording.folder / "README.md"
+        text = readme.read_text() if readme.is_file() else ""
+        named = re.search(r"(?:\bcfg|guidance)(?:[_ ]scale)?\s*[=:]?\s*(\d+(?:\.\d+)?)", text, re.IGNORECASE)
+        return float(named[1]) if named else GUIDANCE_SCALE
+
+
+def draws(inputs: Mapping[str, Tensor], part: str, kind: str) -> list[Tensor]:
+    """Recorded draws of a kind, in their order."""
+    return [inputs[key] for key in sorted(inputs) if re.fullmatch(rf"{part}\.rng\.\d+\.{kind}", key)]
+
+
+def replay(recording: Recording) -> None:
+    """Compare one folder; see :mod:`tests.parity.replay`."""
+    now = Replay(recording)
+    pixels = "pixel_values" if "pixel_values" in recording.inputs else "pixel_values_low"
+
+    def needs(part: str, *others: str) -> list[str]:
+        """Keys that a drawing loss needs; the draws are named by what is missing."""
+        found = [f"{part}.input_ids", f"{part}.mask", *others]
+        return found + [
+            f"{part}.rng.*.{kind}" for kind in ("randint", "randn_like") if not draws(now.inputs, part, kind)
+        ]
+
+    recording.part("the encoders", [pixels], now.autoencoder, ["latents", "x_enc", "z_enc", "decoded_low"])
+    recording.part("the RecA loss", needs("recon", pixels), now.reconstruction, ["recon."])
+    recording.part("the text-to-image loss", needs("t2i", pixels), now.text_to_image, ["t2i."])
+    ids = "i2t.input_ids" if "i2t.input_ids" in now.inputs else "recon.input_ids"
+    recording.part("the answer loss", [pixels, ids, "i2t.labels"], now.understanding, ["i2t."])
+    noise = [] if draws(now.inputs, "gen", "randn") else ["gen.rng.*.randn"]
+    recording.part("drawing", ["gen.input_ids", "gen.orders", *noise], now.drawing, ["gen."])

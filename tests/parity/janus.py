@@ -1,0 +1,128 @@
+"""Replay a Janus recording: the stock network beside our turns, masks, loss and code-by-code drawing.
+
+No official RecA for Janus exists; the recorded loss is the cross-entropy that :mod:`reca.models.janus` defines, taken
+from the stock class in one forward pass.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import JanusForConditionalGeneration
+from transformers.utils import logging as transformers_logging
+
+from reca.models.base import Sampling, Target
+from reca.models.janus import BOI, IMAGE, Janus, read_config
+from reca.nn.random import SampleRng
+from tests.parity.comparison import EMBEDDING, LOSS, THROUGH_VAE, Recording
+from tests.parity.tokens import RecordedTokenizer, prompts, unpadded
+
+GUIDANCE_SCALE = 5.0
+"""The stock ``generate``'s default, used unless the folder's README names another."""
+
+
+class GreedyRng(SampleRng):
+    """Takes the likeliest code, as the recording did, and remembers what it took."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__([0] * size)
+        self.taken: list[Tensor] = []
+
+    def categorical(self, name: str, logits: Tensor) -> Tensor:
+        """The likeliest class of each row."""
+        self.taken.append(logits.argmax(dim=-1))
+        return self.taken[-1]
+
+
+def build(folder: Path) -> Janus:
+    """Our model over the folder's weights, everything trainable that can be, so that gradients can be compared."""
+    transformers_logging.disable_progress_bar()
+    if not (folder / "model.safetensors").is_file():
+        raise FileNotFoundError(f"{folder / 'model.safetensors'} is missing")
+    try:
+        network, report = JanusForConditionalGeneration.from_pretrained(
+            folder, config=read_config(folder), output_loading_info=True, local_files_only=True, dtype=torch.float32
+        )
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{folder / 'model.safetensors'} does not fit {folder / 'config.json'}: {error}") from None
+    wrong = {kind: sorted(map(str, keys)) for kind, keys in report.items() if keys}
+    if wrong:
+        raise ValueError(f"{folder / 'model.safetensors'} does not fit {folder / 'config.json'}: {wrong}")
+    return Janus(network, None, {"train_vision": True}).eval()
+
+
+def prompts_of(model: Janus, ids: Tensor, mask: Tensor | None) -> list[str]:
+    """Hand recorded turns to the stand-in tokenizer, without padding and without the closing <boi>, which we add."""
+    config = model.network.config
+    text = config.text_config
+    rows = unpadded(ids, mask, text.pad_token_id)
+    endings = {row[-1] for row in rows}
+    if len(endings) != 1:
+        raise ValueError(f"every recorded turn should end with <begin_of_image>; the last ids are {sorted(endings)}")
+    model.tokenizer = RecordedTokenizer(
+        [row[:-1] for row in rows],
+        {BOI: endings.pop(), IMAGE: config.image_token_id},
+        text.pad_token_id,
+        text.bos_token_id,
+        text.eos_token_id,
+    )
+    return prompts(rows)
+
+
+def captured(module: torch.nn.Module, run: Callable[[], Any]) -> tuple[Any, Tensor]:
+    """What ``run`` returns, and what ``module`` gave out last while it ran."""
+    outputs: list[Tensor] = []
+    handle = module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+    try:
+        return run(), outputs[-1]
+    finally:
+        handle.remove()
+
+
+def replay(recording: Recording) -> None:
+    """Compare one folder; see :mod:`tests.parity.replay`."""
+    model = build(recording.folder)
+    inputs = recording.inputs
+    readme = recording.folder / "README.md"
+    named = re.search(r"(?:CFG|guidance)\D{0,12}?(\d+(?:\.\d+)?)", readme.read_text()) if readme.is_file() else None
+    guidance_scale = float(named[1]) if named else GUIDANCE_SCALE
+
+    def encoders() -> None:
+        images = inputs["pixel_values"]
+        recording.check("image_features", model.encode_semantic(images).embeds, EMBEDDING)
+        recording.check("codes", model.encode_target(images, SampleRng([0] * len(images))).values, 0)
+
+    def reconstruction() -> None:
+        images = inputs["pixel_values"]
+        texts = prompts_of(model, inputs["recon.input_ids"], inputs.get("recon.attention_mask"))
+        target = recording.outputs.get("codes")
+        if target is None:
+            target = model.encode_target(images, SampleRng([0] * len(images))).values
+        loss, logits = captured(
+            model.network.model.generation_head,
+            lambda: model.reconstruction_loss(
+                model.encode_semantic(images), texts, Target(target), SampleRng([0] * len(images))
+            ),
+        )
+        loss.value.backward()
+        recording.check("recon.loss", loss.value, LOSS)
+        recording.check("recon.logits", logits, EMBEDDING)
+        recording.check_gradients("recon.gradnorm.", model.network.named_parameters())
+
+    def drawing() -> None:
+        texts = prompts_of(model, inputs["gen.input_ids"], inputs.get("gen.attention_mask"))
+        rng = GreedyRng(len(texts))
+        model.generate(texts, Sampling(guidance_scale), rng)
+        codes = torch.stack(rng.taken, dim=1)
+        recording.check("gen.tokens", codes, 0)
+        with torch.no_grad():
+            images = model.network.model.vqmodel.decode(codes)
+        recording.check("gen.image", images.permute(0, 2, 3, 1), THROUGH_VAE)
+
+    recording.part("the encoders", ["pixel_values"], encoders, ["image_features", "codes"])
+    recording.part("the loss", ["pixel_values", "recon.input_ids"], reconstruction, ["recon."])
+    recording.part("drawing", ["gen.input_ids"], drawing, ["gen."])

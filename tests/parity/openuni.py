@@ -1,0 +1,190 @@
+"""Replay an OpenUni recording: InternVL's features, DC-AE, conditions, both losses, gradients, guided sampling.
+
+The recording holds images, token ids and noise; padding, masks, positions, timesteps and the solver are ours.
+"""
+
+import re
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformers.initialization import no_init_weights
+
+from reca.models.base import Loss, Sampling, Target
+from reca.models.openuni import IMAGE, NUM_STEPS, OpenUni
+from reca.nn.internvl import names_to_official
+from reca.nn.openuni import VISION, OpenUniNetwork
+from reca.nn.openuni_files import read_checkpoint
+from reca.nn.random import SampleRng
+from reca.nn.weights import load_strictly
+from tests.parity.comparison import EMBEDDING, LOSS, THROUGH_VAE, RecordedRng, Recording, relative_error
+from tests.parity.tokens import RecordedTokenizer, prompts, unpadded
+
+GUIDANCE_SCALE = 4.5
+"""The authors' default, used unless the folder's README names another."""
+SAMPLED = 1e-4
+MAX_STEPS = 51
+
+
+def build(recording: Recording) -> OpenUni:
+    """Our model over the folder's weights; images are as large as the recorded ones."""
+    found = read_checkpoint(recording.folder, {})
+    with no_init_weights():
+        network = OpenUniNetwork(found.config)
+    tied = ["lmm.language_model.lm_head.weight"] if network.lmm.language_model.config.tie_word_embeddings else []
+    load_strictly(network, network.from_official(found.state), found.source, may_lack=tied)
+    network.lmm.language_model.tie_weights()
+    options = {}
+    if "gen.init_latents" in recording.inputs:
+        options["generation_size"] = recording.inputs["gen.init_latents"].shape[-1] * network.pixels_per_latent
+    return OpenUni(network, None, options).eval()
+
+
+def read_with(model: OpenUni, ids: Tensor, mask: Tensor | None, otherwise: int = 0) -> list[str]:
+    """Hand recorded turns to the stand-in tokenizer; their prompts."""
+    padding = model.network.config["lmm"]["llm_config"].get("pad_token_id") or 0
+    if mask is None:  # padding stands on the right
+        mask = (ids != padding).flip(1).cumsum(1).flip(1) > 0
+    rows = unpadded(ids, mask)
+    # Nothing else is repeated as often as the token that stands for a piece of the image.
+    special = {IMAGE: model.network.config.get("image_token_id", int(ids.flatten().mode().values))}
+    model.tokenizer = RecordedTokenizer(rows, special, padding, otherwise=otherwise)
+    return prompts(rows)
+
+
+def official_gradients(model: OpenUni) -> list[tuple[str, Tensor]]:
+    """Tensors under the official names of the parameters, each with the gradient of its parameter."""
+    gradients = {
+        name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        for name, parameter in model.network.named_parameters()
+    }
+    holders = {name: torch.zeros_like(value) for name, value in names_to_official(gradients, VISION).items()}
+    for name, value in names_to_official(gradients, VISION).items():
+        holders[name].grad = value
+    return list(holders.items())
+
+
+class _Replay:
+    """One folder's replay; each method is a part of it."""
+
+    def __init__(self, recording: Recording) -> None:
+        self.recording, self.inputs = recording, recording.inputs
+        self.model = build(recording)
+
+    def encoders(self) -> None:
+        """Understanding features and latents of the images."""
+        images = self.inputs["pixel_values"]
+        self.recording.check("vit_embeds", self.model.encode_semantic(images).embeds, EMBEDDING)
+        self.recording.check("latents", self._target(images).values, THROUGH_VAE)
+
+    def decoder(self) -> None:
+        """The images of the recorded latents."""
+        latents = self.recording.outputs.get("latents")
+        if latents is None:
+            latents = self._target(self.inputs["pixel_values"]).values
+        with torch.no_grad():
+            self.recording.check("decoded", self.model.network.decode(latents), THROUGH_VAE)
+
+    def loss(self, kind: str) -> Callable[[], None]:
+        """``kind``: ``recon`` or ``t2i``."""
+
+        def run() -> None:
+            images = self.inputs["pixel_values"]
+            texts = read_with(self.model, self.inputs[f"{kind}.input_ids"], self.inputs.get(f"{kind}.attention_mask"))
+            self._cross_check(kind, texts)
+            draws = {
+                "noise": self.inputs[self.drawn(kind, "randn_like")],
+                "timestep": self.inputs[self.drawn(kind, "rand")],
+            }
+            rng, target = RecordedRng(draws, len(texts)), self._target(images)
+            for parameter in self.model.parameters():
+                parameter.grad = None
+            loss: Loss
+            if kind == "recon":
+                loss = self.model.reconstruction_loss(self.model.encode_semantic(images), texts, target, rng)
+            else:
+                loss = self.model.text_to_image_loss(texts, target, rng)
+            loss.value.backward()
+            self.recording.check(f"{kind}.loss", loss.value, LOSS)
+            self.recording.check_gradients(f"{kind}.gradnorm.", official_gradients(self.model))
+
+        return run
+
+    def drawn(self, kind: str, function: str) -> str:
+        """Key of the first draw that a loss made by a function of torch, as ``recon.rng.000.randn_like``."""
+        keys = (key for key in sorted(self.inputs) if re.fullmatch(rf"{kind}\.rng\.\d+\.{function}", key))
+        return next(keys, f"{kind}.rng.*.{function}")
+
+    def conditions(self) -> None:
+        """What the queries hold and what SANA is told, for the caption prompts."""
+        ids, mask = self._generation_turns()
+        texts = read_with(self.model, ids, mask)
+        with torch.no_grad():
+            queries = self.model.network.read(*self.model.turns(texts))
+            self.recording.check("query_hidden", queries, EMBEDDING)
+            self.recording.check("prompt_embeds", self.model.network.condition(queries), EMBEDDING)
+
+    def drawing(self) -> None:
+        """Guided sampling from recorded noise.
+
+        One prompt for each noise and then the unconditional turn; with fewer turns, the first is drawn several times.
+        """
+        noise, theirs = self.inputs["gen.init_latents"], self.recording.outputs.get("gen.latents")
+        ids, mask = self._generation_turns()
+        scale, steps = self._sampling()
+        if theirs is None or len(ids) < 2:
+            self.recording.skip("gen.", f"guidance needs a prompt and an unconditional turn, {len(ids)} are recorded")
+            return
+        repeated = len(ids) <= len(noise)
+        texts = read_with(self.model, ids, mask, otherwise=1 if repeated else len(noise))
+        texts = texts[:1] * len(noise) if repeated else texts[: len(noise)]
+        # The steps are recorded nowhere: what the README says, or else the number that leads to the recorded latents.
+        first = ours = self._draw(texts, noise, scale, steps)
+        for number in range(1, MAX_STEPS):
+            if ours.shape != theirs.shape or relative_error(ours, theirs) <= SAMPLED:
+                break
+            ours = self._draw(texts, noise, scale, number)
+        else:
+            ours = first
+        self.recording.check("gen.latents", ours, SAMPLED)
+
+    def _draw(self, texts: list[str], noise: Tensor, guidance_scale: float, num_steps: int) -> Tensor:
+        rng = RecordedRng({"latents": noise}, len(noise))
+        return self.model.draw(texts, None, Sampling(guidance_scale, num_steps=num_steps), rng)
+
+    def _generation_turns(self) -> tuple[Tensor, Tensor | None]:
+        kind = "gen" if "gen.input_ids" in self.inputs else "t2i"
+        return self.inputs[f"{kind}.input_ids"], self.inputs.get(f"{kind}.attention_mask")
+
+    def _sampling(self) -> tuple[float, int]:
+        """Guidance and steps as the folder's README states them."""
+        readme = self.recording.folder / "README.md"
+        text = readme.read_text() if readme.is_file() else ""
+        scale = re.search(r"(?:CFG|guidance)\D{0,12}?(\d+(?:\.\d+)?)", text)
+        steps = re.search(r"(\d+) steps", text)
+        return float(scale[1]) if scale else GUIDANCE_SCALE, int(steps[1]) if steps else NUM_STEPS
+
+    def _target(self, images: Tensor) -> Target:
+        return self.model.encode_target(images, SampleRng([0] * len(images)))
+
+    def _cross_check(self, kind: str, texts: list[str]) -> None:
+        """Our padding and mask beside the recorded ones; the numbers are compared even if these differ."""
+        mask = self.inputs.get(f"{kind}.attention_mask")
+        ours = self.model._ids(texts)[1]
+        if mask is not None and not torch.equal(ours, mask[:, : ours.shape[1]].bool()):
+            warnings.warn(f"{kind}: our mask is not the recorded one", stacklevel=2)
+
+
+def replay(recording: Recording) -> None:
+    """Compare one folder; see :mod:`tests.parity.replay`."""
+    run = _Replay(recording)
+    recording.part("the encoders", ["pixel_values"], run.encoders, ["vit_embeds", "latents"])
+    decoded_from = [] if "latents" in recording.outputs else ["pixel_values"]
+    recording.part("the decoder", decoded_from, run.decoder, ["decoded"])
+    for kind in ("recon", "t2i"):
+        needs = ["pixel_values", f"{kind}.input_ids", *(run.drawn(kind, name) for name in ("randn_like", "rand"))]
+        recording.part(f"the {kind} loss", needs, run.loss(kind), [f"{kind}."])
+    turns = "gen.input_ids" if "gen.input_ids" in recording.inputs else "t2i.input_ids"
+    recording.part("the conditions", [turns], run.conditions, ["query_hidden", "prompt_embeds"])
+    recording.part("drawing", ["gen.init_latents", turns], run.drawing, ["gen."])

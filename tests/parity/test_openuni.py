@@ -1,0 +1,344 @@
+"""OpenUni beside the official code's recorded numbers; the contract on a tiny model; the sizes of the real ones."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from reca.models.base import Dialogue, Sampling, Semantic, UnifiedModel, load_model
+from reca.models.openuni import OpenUni
+from reca.nn.openuni import OpenUniNetwork
+from reca.nn.random import SampleRng
+from reca.nn.weights import write_weights
+from reca.pretraining import openuni_tiny
+from tests.parity.replay import replay
+
+RECORDING = Path(__file__).parent / "fixtures/openuni"
+CPU = torch.device("cpu")
+PROMPTS = ["a photo of a red circle", "two squares and a blue ring", "a bar left of a cross"]
+TEMPLATE = "describe the image in detail"
+FEW = Sampling(2.0, num_steps=3)
+
+
+def test_everything_recorded_is_reproduced() -> None:
+    rows = replay("openuni", RECORDING)
+    assert len(rows) == 97
+    assert not [str(row) for row in rows if row.verdict != "ok"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tiny model, not trained."""
+    folder = tmp_path_factory.mktemp("openuni") / "base"
+    torch.manual_seed(0)
+    openuni_tiny.build({}).save_official(folder)
+    return folder
+
+
+def load(folder: Path, **options: object) -> UnifiedModel:
+    return load_model("openuni", folder, options, CPU)
+
+
+@pytest.fixture(scope="module")
+def model(base: Path) -> UnifiedModel:
+    return load(base)
+
+
+def pictures(count: int, size: int = openuni_tiny.IMAGE_SIZE) -> Tensor:
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(5)) * 2 - 1
+
+
+def reached(model: UnifiedModel, understanding: bool = False) -> set[str]:
+    """Parameters that get a gradient which is not zero."""
+    for parameter in model.parameters():
+        parameter.grad = None
+    target = model.encode_target(pictures(3), SampleRng([1, 2, 3]))
+    semantic = model.encode_semantic(pictures(3))
+    model.reconstruction_loss(semantic, [TEMPLATE] * 3, target, SampleRng([4, 5, 6])).value.backward()
+    model.text_to_image_loss(PROMPTS, target, SampleRng([4, 5, 6])).value.backward()
+    if understanding:
+        dialogues = [Dialogue("what color is the circle", "red"), Dialogue("how many rings are there", "two")]
+        model.understanding_loss(pictures(2), dialogues, SampleRng([7, 8])).value.backward()
+    return {n for n, p in model.named_parameters() if p.grad is not None and bool(p.grad.abs().sum() > 0)}
+
+
+def test_sizes_are_as_declared(model: UnifiedModel) -> None:
+    spec = model.spec
+    semantic = model.encode_semantic(pictures(2, spec.understanding_size))
+    assert semantic.embeds.shape[:2] == (2, spec.semantic_tokens)
+    target = model.encode_target(pictures(2, spec.generation_size), SampleRng([1, 2]))
+    assert not target.values.requires_grad
+    assert target.values[:, 0].numel() == 2 * spec.target_tokens
+    drawn = model.generate(PROMPTS, FEW, SampleRng([1, 2, 3]))
+    assert drawn.shape == (3, 3, spec.generation_size, spec.generation_size)
+    assert float(drawn.abs().max()) <= 1
+    assert sum(parameter.numel() for parameter in model.parameters()) < 3e6
+
+
+def test_gradients_reach_exactly_what_is_trainable(base: Path) -> None:
+    paper = load(base)
+    assert reached(paper) == set(paper.trainable())
+    assert not [name for name in paper.trainable() if name.startswith(("network.lmm.", "network.vae."))]
+    frozen = load(base, train_transformer=False)
+    assert reached(frozen) == set(frozen.trainable())
+    assert not [name for name in frozen.trainable() if name.startswith("network.transformer.")]
+    seeing = load(base, train_vision=True)
+    assert reached(seeing, understanding=True) == set(seeing.trainable())
+    assert seeing.cacheable == {"target"}
+    assert paper.cacheable == {"semantic", "target"}
+
+
+def test_understanding_trains_nothing_while_internvl_is_frozen(model: UnifiedModel) -> None:
+    loss = model.understanding_loss(pictures(1), [Dialogue("what color is the circle", "red")], SampleRng([7]))
+    assert not loss.value.requires_grad
+    assert loss.n_targets == 2  # the word, and the end of the turn
+
+
+def test_the_loss_on_cached_embeddings_is_the_live_loss(model: UnifiedModel) -> None:
+    target = model.encode_target(pictures(2), SampleRng([1, 2]))
+    live = model.encode_semantic(pictures(2))
+    with torch.no_grad():
+        values = [
+            float(model.reconstruction_loss(semantic, [TEMPLATE] * 2, target, SampleRng([1, 2])).value)
+            for semantic in (live, Semantic(live.embeds.clone()), Semantic(live.embeds.bfloat16()))
+        ]
+    assert values[0] == values[1]
+    assert values[2] == pytest.approx(values[0], rel=5e-3)
+
+
+def test_a_loss_is_a_mean_over_its_targets(model: UnifiedModel) -> None:
+    target = model.encode_target(pictures(3), SampleRng([1, 2, 3]))
+    with torch.no_grad():
+        whole = model.text_to_image_loss(PROMPTS, target, SampleRng([1, 2, 3]))
+        parts = [
+            model.text_to_image_loss([prompt], type(target)(target.values[row : row + 1]), SampleRng([row + 1]))
+            for row, prompt in enumerate(PROMPTS)
+        ]
+    assert whole.n_targets == sum(part.n_targets for part in parts)
+    assert float(sum(part.value for part in parts)) / 3 == pytest.approx(float(whole.value), rel=1e-5)
+
+
+def test_dropout_hides_text_and_image_while_training_only(base: Path) -> None:
+    blind = load(base, prompt_dropout=1.0).train()
+    target = blind.encode_target(pictures(1), SampleRng([1]))
+    with torch.no_grad():
+        for mode, hidden in ((True, True), (False, False)):
+            blind.train(mode)
+            first = blind.text_to_image_loss(PROMPTS[:1], target, SampleRng([1])).value
+            second = blind.reconstruction_loss(
+                blind.encode_semantic(pictures(1)), [TEMPLATE], target, SampleRng([1])
+            ).value
+            assert (float(first) == float(second)) is hidden
+
+
+def test_save_then_load_is_the_identity(model: UnifiedModel, base: Path, tmp_path: Path) -> None:
+    model.save_official(tmp_path / "saved")
+    again = load(tmp_path / "saved")
+    mine, theirs = model.state_dict(), again.state_dict()
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        assert (tmp_path / "saved" / name).read_bytes() == (base / name).read_bytes()
+    drawn = [m.generate(PROMPTS[:1], FEW, SampleRng([3])) for m in (model, again)]
+    assert torch.equal(*drawn)
+
+
+def test_an_image_depends_on_its_seed_and_prompt_only(model: UnifiedModel) -> None:
+    together = model.generate(PROMPTS, FEW, SampleRng([1, 2, 3]))
+    alone = model.generate(PROMPTS[1:2], FEW, SampleRng([2]))
+    assert torch.allclose(alone[0], together[1], atol=1e-4)
+    other = model.generate(PROMPTS[1:2], FEW, SampleRng([9]))
+    assert not torch.allclose(other[0], together[1], atol=1e-2)
+    semantic = model.encode_semantic(pictures(2))
+    both = model.reconstruct(semantic, FEW, SampleRng([1, 2]))
+    one = model.reconstruct(Semantic(semantic.embeds[1:]), FEW, SampleRng([2]))
+    assert torch.allclose(one[0], both[1], atol=1e-4)
+
+
+def test_answers_do_not_depend_on_the_batch(model: UnifiedModel) -> None:
+    asked = ["what color is the circle", "where is the square relative to the ring"]
+    together = model.answer(pictures(2), asked)
+    assert [model.answer(pictures(2)[row : row + 1], asked[row : row + 1])[0] for row in (0, 1)] == together
+
+
+def official_layout(base: Path, folder: Path, trained_prefixes: tuple[str, ...]) -> dict[str, str]:
+    """The tiny model as the authors publish theirs: parts in their own repositories, the rest in one ``.pth``."""
+    model = load(base)
+    assert isinstance(model, OpenUni)
+    state, config = model.network.to_official(), model.network.config
+    for place, values in (
+        ("lmm/config.json", config["lmm"]),
+        ("sana/transformer/config.json", config["transformer"]),
+        ("sana/scheduler/scheduler_config.json", config["sched"]),
+        ("sana/vae/config.json", config["vae"]),
+    ):
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        (folder / place).write_text(json.dumps(values))
+    model.tokenizer.save_pretrained(folder / "lmm")
+    parts = (("lmm", "lmm", "model"), ("transformer", "sana/transformer", "diffusion_pytorch_model"))
+    for prefix, place, stem in (*parts, ("vae", "sana/vae", "diffusion_pytorch_model")):
+        own = {k.removeprefix(f"{prefix}."): v for k, v in state.items() if k.startswith(f"{prefix}.")}
+        write_weights(own, folder / place, stem)
+    (folder / "trained").mkdir()
+    trained = {key: value for key, value in state.items() if key.startswith(trained_prefixes)}
+    torch.save({"state_dict": trained}, folder / "trained/openuni.pth")
+    return {"lmm": str(folder / "lmm"), "sana": str(folder / "sana")}
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_the_authors_layout_loads(base: Path, tmp_path: Path, everything: bool) -> None:
+    trained = ("connector.", "projector.", "meta_queries", "transformer.")
+    parts = official_layout(base, tmp_path, (*trained, "lmm.", "vae.") if everything else trained)
+    loaded, direct = load(tmp_path / "trained", parts=parts).state_dict(), load(base).state_dict()
+    assert loaded.keys() == direct.keys()
+    assert all(torch.equal(loaded[name], direct[name]) for name in direct)
+
+
+def test_what_does_not_fit_the_authors_layout_is_named(base: Path, tmp_path: Path) -> None:
+    parts = official_layout(base, tmp_path, ("connector.", "projector.", "meta_queries", "transformer."))
+    trained = tmp_path / "trained"
+    with pytest.raises(ValueError, match=r"model\.parts\.sana"):
+        load(trained, parts={"lmm": parts["lmm"]})
+    with pytest.raises(ValueError, match="unknown part 'clip'"):
+        load(trained, parts={"clip": parts["lmm"]})
+    torch.save({"meta_queries": torch.zeros(2, 2)}, trained / "other.pth")
+    with pytest.raises(FileNotFoundError, match=r"openuni\.pth, other\.pth.*model\.weights"):
+        load(trained, parts=parts)
+    with pytest.raises(ValueError, match=r"projector\.weight.*not OpenUni's weights"):
+        load(trained, parts=parts, weights="other.pth")
+    (trained / "other.pth").write_bytes((trained / "openuni.pth").read_bytes()[:9000])
+    with pytest.raises(ValueError, match=r"other\.pth cannot be read"):
+        load(trained, parts=parts, weights="other.pth")
+    whole = torch.load(trained / "openuni.pth", weights_only=True)["state_dict"]
+    torch.save(whole | {"adapter.weight": torch.zeros(2)}, trained / "other.pth")
+    with pytest.raises(ValueError, match=r"1 unexpected: adapter\.weight"):
+        load(trained, parts=parts, weights="other.pth")
+    (tmp_path / "sana/transformer/diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="transformer"):
+        load(trained, parts=parts, weights="openuni.pth")
+
+
+def test_bad_checkpoints_are_named(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+        load(tmp_path)
+    for file in base.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = (base / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(ValueError, match=r"model\.safetensors"):
+        load(tmp_path)
+    model = load(base)
+    assert isinstance(model, OpenUni)
+    state = model.network.to_official()
+    queries = state.pop("meta_queries")
+    save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="1 missing: meta_queries"):
+        load(tmp_path)
+    save_file({**state, "meta_queries": queries[:3].clone()}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"meta_queries \(3, 96\), expected \(16, 96\)"):
+        load(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="no weights"):
+        load(tmp_path)
+
+
+def test_bad_inputs_are_refused(model: UnifiedModel, base: Path) -> None:
+    with pytest.raises(ValueError, match="tokens"):
+        model.generate(["a circle and " * 200], FEW, SampleRng([1]))
+    with pytest.raises(ValueError, match="multiple of 4"):
+        model.encode_target(pictures(1, 3), SampleRng([1]))
+    with pytest.raises(ValueError, match="shape"):
+        model.encode_semantic(pictures(1)[0])
+    with pytest.raises(ValueError, match=r"model\.understanding_size is 25"):
+        load(base, understanding_size=25)
+
+
+def real_config(
+    width: int, layers: int, heads: int, inner: int, connector: int, sana: tuple[int, int, int, int]
+) -> dict:
+    """OpenUni-B and -L from the numbers of their parts' published configurations."""
+    channels, blocks = [128, 256, 512, 512, 1024, 1024], ["ResBlock"] * 3 + ["EfficientViTBlock"] * 3
+    sana_heads, sana_layers, cross_heads, cross_size = sana
+    vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+    return {
+        "lmm": {
+            "vision_config": {**vision, "image_size": 448, "patch_size": 14, "qkv_bias": True},
+            "llm_config": {
+                "architectures": ["Qwen2ForCausalLM"],
+                "vocab_size": 151674,
+                "hidden_size": width,
+                "intermediate_size": inner,
+                "num_hidden_layers": layers,
+                "num_attention_heads": heads,
+                "num_key_value_heads": 2,
+                "max_position_embeddings": 32768,
+                "rope_theta": 1e6,
+                "rope_scaling": {"factor": 2.0, "rope_type": "dynamic", "type": "dynamic"},
+                "tie_word_embeddings": False,
+                "torch_dtype": "bfloat16",
+                "top_k": 50,
+            },
+            "downsample_ratio": 0.5,
+        },
+        "connector": {
+            "hidden_size": width,
+            "intermediate_size": connector,
+            "num_hidden_layers": 6,
+            "num_attention_heads": width // 64,
+        },
+        "transformer": {
+            "in_channels": 32,
+            "out_channels": 32,
+            "num_attention_heads": sana_heads,
+            "attention_head_dim": 32,
+            "num_layers": sana_layers,
+            "num_cross_attention_heads": cross_heads,
+            "cross_attention_head_dim": cross_size,
+            "cross_attention_dim": cross_heads * cross_size,
+            "caption_channels": 2304,
+            "mlp_ratio": 2.5,
+            "sample_size": 16,
+        },
+        "vae": {
+            "latent_channels": 32,
+            "attention_head_dim": 32,
+            "encoder_block_types": blocks,
+            "decoder_block_types": blocks,
+            "encoder_block_out_channels": channels,
+            "decoder_block_out_channels": channels,
+            "encoder_layers_per_block": [2, 2, 2, 3, 3, 3],
+            "decoder_layers_per_block": [3] * 6,
+            "encoder_qkv_multiscales": [[], [], [], [5], [5], [5]],
+            "decoder_qkv_multiscales": [[], [], [], [5], [5], [5]],
+            "downsample_block_type": "conv",
+            "upsample_block_type": "interpolate",
+        },
+        "sched": {},
+        "num_queries": 256,
+        "vit_input_size": 448,
+    }
+
+
+@pytest.mark.parametrize(
+    ("sizes", "millions"),
+    [
+        pytest.param((896, 24, 14, 4864, 3072, (36, 28, 16, 72)), (304, 592, 646, 1897), id="openuni_b_512"),
+        pytest.param((1536, 28, 12, 8960, 8960, (70, 20, 20, 112)), (304, 1604, 1830, 4232), id="openuni_l_512"),
+    ],
+)
+def test_real_sizes_have_the_known_parameter_counts(sizes: tuple, millions: tuple[int, int, int, int]) -> None:
+    """InternViT-300M; SANA 592 M and 1604 M (their cards); what RecA trains; all, the autoencoder included."""
+    with torch.device("meta"):
+        model = OpenUni(OpenUniNetwork(real_config(*sizes)), None, {})
+    assert (model.spec.semantic_tokens, model.spec.understanding_size) == (256, 448)
+    assert (model.spec.target_tokens, model.spec.generation_size) == (256, 512)
+    named = dict(model.named_parameters())
+    counts = [
+        sum(value.numel() for name, value in named.items() if name.startswith(prefix))
+        for prefix in ("network.lmm.vision_model.", "network.transformer.")
+    ]
+    counts += [sum(named[name].numel() for name in model.trainable()), sum(value.numel() for value in named.values())]
+    assert tuple(round(count / 1e6) for count in counts) == millions
