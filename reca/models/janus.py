@@ -118,14 +118,14 @@ class Janus(UnifiedModel):
             (folder / "model.safetensors").chmod(0o644)
 
     def trainable(self) -> Iterable[str]:
-        """All but the VQ tokenizer and, unless ``train_vision``, the vision tower; with gists, only what draws.
+        """All but the VQ tokenizer and, unless ``train_vision``, what makes h_v; with gists, only what draws.
 
         With gist tokens the embeddings and the layers below the gist layer are the understanding half; frozen,
         they keep text and image in one space while the layers above learn to draw from it.
         """
         frozen = ["network.model.vqmodel."]
-        if not self.train_vision:
-            frozen.append("network.model.vision_model.")
+        if not self.train_vision:  # h_v is stored then, so nothing that makes it may move
+            frozen += ["network.model.vision_model.", "network.model.aligner."]
         if self.gist_tokens:
             frozen += ["network.model.aligner.", "network.model.vision_model.", "network.model.language_model.embed"]
             frozen += [f"network.model.language_model.layers.{layer}." for layer in range(self.gist_layer)]

@@ -97,6 +97,9 @@ def _vit() -> dict[str, Any]:
 
 # -- how it is pre-trained (reca/pretraining/brief.py) --------------------------------------------------------
 
+RECIPE: dict[str, int] = {}
+"""What differs from the short recipe's defaults."""
+
 
 def autoencoder(model: Bagel) -> nn.Module:
     """FLUX's autoencoder."""

@@ -46,6 +46,9 @@ machines."""
 class Preset(Protocol[M]):
     """What ``<family>_tiny.py`` has to offer."""
 
+    RECIPE: dict[str, int]
+    """Fields of :class:`Recipe` that differ from the defaults."""
+
     def build(self, options: dict[str, Any]) -> Any:
         """The model with random weights."""
 
@@ -130,7 +133,9 @@ def main(arguments: Sequence[str]) -> int:
     if name not in PRESETS:
         parser.error(f"unknown model {name!r}; known: janus_tiny, {', '.join(PRESETS)}")
     torch.set_num_threads(options.threads)
-    pretrain(Recipe(name, options.seed), options.out or ROOT / "data/bases" / name, options.state)
+    pretrain(
+        Recipe(name, options.seed, **PRESETS[name].RECIPE), options.out or ROOT / "data/bases" / name, options.state
+    )
     return 0
 
 

@@ -90,6 +90,9 @@ def build(options: dict[str, Any]) -> Harmon:
 
 # -- how it is pre-trained (reca/pretraining/brief.py) --------------------------------------------------------
 
+RECIPE = {"autoencoder_steps": 700, "tag_steps": 400, "reading_steps": 600, "drawing_steps": 400}
+"""What differs from the short recipe's defaults: understanding rests on the latents, and a step costs twice as much."""
+
 
 def autoencoder(model: Harmon) -> nn.Module:
     """KL16."""

@@ -143,6 +143,9 @@ def _autoencoder() -> dict[str, Any]:
 
 # -- how it is pre-trained (reca/pretraining/brief.py) --------------------------------------------------------
 
+RECIPE: dict[str, int] = {}
+"""What differs from the short recipe's defaults."""
+
 
 def autoencoder(model: OpenUni) -> nn.Module:
     """DC-AE."""

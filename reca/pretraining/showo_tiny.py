@@ -85,6 +85,9 @@ def build(options: dict[str, Any]) -> Showo:
 
 # -- how it is pre-trained (reca/pretraining/brief.py) --------------------------------------------------------
 
+RECIPE: dict[str, int] = {}
+"""What differs from the short recipe's defaults."""
+
 
 def autoencoder(model: Showo) -> nn.Module:
     """MAGVIT-v2."""
