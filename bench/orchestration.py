@@ -38,7 +38,7 @@ from reca.files import write_json
 SMOKE = ("experiment=smoke",)
 RESULT = ROOT / "bench/results/orchestration.json"
 LEFT_OUT = shutil.ignore_patterns(
-    ".venv", ".reca", "outputs", "mlruns", "__pycache__", "*.egg-info", ".*_cache", "tmp", "cache"
+    ".venv", ".reca", "outputs", "mlruns", "dvc.lock", "__pycache__", "*.egg-info", ".*_cache", "tmp", "cache"
 )
 """Not copied: results and caches, DVC's own among them, so that nothing is there before the clock starts."""
 

@@ -139,6 +139,8 @@ def _stage(options: argparse.Namespace) -> None:
     config = Config.load(root / "params.yaml")
     _end_with_guard()
     os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+    if options.verb in PER_BENCHMARK_STAGES:
+        os.environ.setdefault("OMP_NUM_THREADS", str(config.hardware.generate_threads))
     if options.verb in ("extract", "train") and config.hardware.processes > 1 and LAUNCHED not in os.environ:
         _launch_processes(config)
     stage = getattr(importlib.import_module(f"reca.stages.{options.verb}"), options.verb)

@@ -234,7 +234,10 @@ class HardwareSection(Section):
     """Images per forward pass in training and extraction."""
     generate_batch_size: PositiveInt
     threads: PositiveInt
-    """CPU threads of one stage."""
+    """CPU threads of ingestion, extraction and training."""
+    generate_threads: PositiveInt
+    """CPU threads of generation and scoring, which run beside one another and beside training: more threads than cores
+    wait for each other."""
     num_workers: NonNegativeInt
     parallel_stages: PositiveInt
     """Stages that may run side by side."""

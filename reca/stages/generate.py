@@ -99,7 +99,7 @@ def _load(config: Config, folder: Path, root: Path) -> "UnifiedModel":
     name = config.hardware.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.set_num_threads(config.hardware.threads)
+    torch.set_num_threads(config.hardware.generate_threads)
     try:
         model = load_model(config.model.family, folder, config.model.options(root), torch.device(name))
     except (OSError, ValueError, SafetensorError) as error:

@@ -18,6 +18,7 @@ import pytest
 from dvc.repo import Repo
 from PIL import Image
 
+from flows.graph import read_graph
 from reca.config import ROOT, compose
 from reca.lineage import dvc_md5, read_lock, recorded_hashes
 
@@ -230,8 +231,8 @@ def test_a_benchmark_taken_off_leaves_nothing_behind(project: Project) -> None:
         shutil.rmtree(only_scenes)
     # Listed again, they come back from DVC's cache: nothing is made a second time.
     project.run(sys.executable, "-m", "reca", "compose", *SMALL)
-    said = project.dvc("repro", "--single-item", "score-base@fidelity", "generate-base@fidelity")
-    assert "Running stage" not in said
+    for stage in ("generate-base@fidelity", "score-base@fidelity"):
+        assert "Running stage" not in project.dvc("repro", "--single-item", stage)
     assert (project.root / "outputs/scores/base/fidelity.json").is_file()
 
 
@@ -290,6 +291,19 @@ def test_a_second_clone_pulls_and_reruns_nothing(done: Project) -> None:
     clone.dvc("pull", "--quiet")
     assert clone.would_run() == set()
     assert files(clone.root) == files(done.root)
+
+
+def test_a_clone_with_a_lock_file_and_an_empty_cache_makes_everything_anew(done: Project, tmp_path: Path) -> None:
+    """``make demo`` on a fresh clone: dvc.lock names outputs that no cache has; nothing needs to be pulled."""
+    clone = second_clone(done, tmp_path)
+    assert (clone.root / "dvc.lock").is_file()
+    assert not any((clone.root / ".dvc").glob("cache/files/md5/*"))
+    stages = read_graph(clone.root)
+    assert all(stage.stale for stage in stages)
+    assert "Running stage 'ingest'" in clone.dvc("repro", "--single-item", "ingest")
+    assert clone.run("git", "status", "--porcelain") == ""  # the same bytes: dvc.lock says what it said
+    ingested = {path: data for path, data in files(done.root).items() if path.startswith("dataset/")}
+    assert files(clone.root) == ingested
 
 
 def test_s3_push_and_pull(done: Project, tmp_path: Path) -> None:
