@@ -18,6 +18,7 @@ from transformers import AutoTokenizer
 
 from reca.files import whole_folder
 from reca.models.base import (
+    RECONSTRUCTION_PROMPT,
     Dialogue,
     ImageEditor,
     Loss,
@@ -44,7 +45,6 @@ READING_SIZE = 224
 NUM_STEPS = 49
 """The official 50 points of time, of which the first is the noise."""
 MAX_ANSWER_TOKENS = 16
-RECONSTRUCTION_PROMPT = "describe the image in detail"
 
 
 class Bagel(UnifiedModel, ImageEditor):
@@ -74,23 +74,21 @@ class Bagel(UnifiedModel, ImageEditor):
         super().__init__()
         self.network, self.autoencoder, self.tokenizer = network, autoencoder, tokenizer
         self._configs, self._stem = configs, stem
-        self.train_vision = bool(options.get("train_vision", False))
-        self.freeze_understanding = bool(options.get("freeze_understanding", True))
-        self.prompt_dropout = float(options.get("prompt_dropout", 0.0))
-        self.training_shift = float(options.get("training_shift", 1.0))
-        self.sampling_shift = float(options.get("sampling_shift", 3.0))
-        self.guidance_interval: tuple[float, float] = tuple(options.get("guidance_interval", (0.4, 1.0)))
-        self.guidance_renorm: flow.Renorm = options.get("guidance_renorm", "global")
-        self.edit_guidance_interval: tuple[float, float] = tuple(options.get("edit_guidance_interval", (0.0, 1.0)))
-        self.edit_guidance_renorm: flow.Renorm = options.get("edit_guidance_renorm", "text_channel")
+        self.train_vision = bool(options["train_vision"])
+        self.freeze_understanding = bool(options["freeze_understanding"])
+        self.prompt_dropout = float(options["prompt_dropout"])
+        self.training_shift = float(options["training_shift"])
+        self.sampling_shift = float(options["sampling_shift"])
+        self.guidance_interval: tuple[float, float] = tuple(options["guidance_interval"])
+        self.guidance_renorm: flow.Renorm = options["guidance_renorm"]
+        self.edit_guidance_interval: tuple[float, float] = tuple(options["edit_guidance_interval"])
+        self.edit_guidance_renorm: flow.Renorm = options["edit_guidance_renorm"]
         # A vision tower that is trained behind a frozen language model needs the gradient that passes through it.
         network.language_model.detach_reader = self.freeze_understanding and not self.train_vision
         self.spec = self._spec(options)
         frozen = self.freeze_understanding and not self.train_vision
         self.cacheable = frozenset({"semantic", "target"} if frozen else {"target"})
-        wanted = set(self.trainable())
-        for name, parameter in self.named_parameters():
-            parameter.requires_grad_(name in wanted)
+        self.freeze()
 
     @property
     def stride(self) -> int:
@@ -101,8 +99,8 @@ class Bagel(UnifiedModel, ImageEditor):
         sizes = self.network.sizes
         patch = int(sizes.vision.patch_size)
         largest = {"understanding": sizes.vision_side * patch, "generation": sizes.max_latent_size * self.stride}
-        seen = options.get("understanding_size") or min(READING_SIZE, largest["understanding"])
-        drawn = options.get("generation_size") or largest["generation"]
+        seen = options["understanding_size"] or min(READING_SIZE, largest["understanding"])
+        drawn = options["generation_size"] or largest["generation"]
         for name, size, step in (("understanding", seen, patch), ("generation", drawn, self.stride)):
             if size % step or not step <= size <= largest[name]:
                 raise ValueError(
@@ -113,7 +111,7 @@ class Bagel(UnifiedModel, ImageEditor):
     @classmethod
     def load(cls, checkpoint: Path, options: Mapping[str, Any], device: torch.device) -> Self:
         """See :meth:`UnifiedModel.load`; ``options["parts"]["base"]`` is a folder for what ``checkpoint`` lacks."""
-        base = (options.get("parts") or {}).get("base")
+        base = options["parts"].get("base")
         found = read_checkpoint(checkpoint, Path(base) if base else None)
         tokenizer = AutoTokenizer.from_pretrained(found.tokenizer, local_files_only=True)
         ids = tokenizer.convert_tokens_to_ids(list(MARKERS))
@@ -181,11 +179,6 @@ class Bagel(UnifiedModel, ImageEditor):
                 raise ValueError(f"a prompt of {len(row)} tokens does not fit into {room} positions: {text[:60]!r}…")
         return rows
 
-    def _dropped(self, rng: SampleRng) -> list[bool]:
-        if not self.training or self.prompt_dropout == 0:
-            return [False] * len(rng)
-        return (rng.uniform("prompt_dropout") < self.prompt_dropout).tolist()
-
     def _device(self) -> torch.device:
         return self.network.vae2llm.weight.device
 
@@ -211,9 +204,10 @@ class Bagel(UnifiedModel, ImageEditor):
         posterior = rng.normal("posterior", (channels, height, width))
         latents = sample_latents(self.autoencoder, moments, posterior)
         times, noise = rng.normal("time"), rng.normal("noise", (tokens, channels * patch**2))
-        ids, dropped = self._ids(prompts), self._dropped(rng)
+        ids, dropped = self._ids(prompts), self.dropped(rng)
+        lost = [False] * len(prompts) if dropped is None else dropped.tolist()
         drawings = [
-            Drawing(latents[row], noise[row], times[row], semantic[row], None if dropped[row] else ids[row])
+            Drawing(latents[row], noise[row], times[row], semantic[row], None if lost[row] else ids[row])
             for row in range(len(prompts))
         ]
         errors = squared_errors(self.network, drawings, self.training_shift)
@@ -228,8 +222,8 @@ class Bagel(UnifiedModel, ImageEditor):
         """
         if self.training and torch.is_grad_enabled() and self.network.language_model.detach_reader:
             raise ValueError(
-                "model.freeze_understanding leaves the understanding loss nothing to train; set "
-                "train.mixture.understanding=0, or model.freeze_understanding=false"
+                "model.switches.freeze_understanding leaves the understanding loss nothing to train; set "
+                "train.mixture.understanding=0, or model.switches.freeze_understanding=false"
             )
         questions = self._ids([dialogue.question for dialogue in dialogues])
         answers = self._ids([dialogue.answer for dialogue in dialogues])

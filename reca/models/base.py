@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reca.nn.random import SampleRng
@@ -27,6 +28,12 @@ FAMILIES = {
     "harmon": "reca.models.harmon:Harmon",
 }
 """Where each family lives; a new family is one more line."""
+
+
+RECONSTRUCTION_PROMPT = "describe the image in detail"
+"""The one template under which every family rebuilds images when it is measured."""
+NO_LABEL = -100
+"""In labels: nothing is asked for here."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,8 @@ class UnifiedModel(nn.Module, ABC):
     spec: Spec
     cacheable: frozenset[Cacheable]
     """Which of {"semantic", "target"} are frozen under this configuration, so that ``extract`` may store them."""
+    prompt_dropout: float
+    """How often a training sample loses its condition, for classifier-free guidance."""
 
     @classmethod
     @abstractmethod
@@ -123,6 +132,18 @@ class UnifiedModel(nn.Module, ABC):
     @abstractmethod
     def trainable(self) -> Iterable[str]:
         """Names of the parameters that RecA trains; all others are frozen for real."""
+
+    def freeze(self) -> None:
+        """Let gradients reach exactly :meth:`trainable`."""
+        wanted = set(self.trainable())
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name in wanted)
+
+    def dropped(self, rng: SampleRng) -> Tensor | None:
+        """Which samples lose their condition in this step of training, (B,) bool; ``None``: none can."""
+        if not self.training or self.prompt_dropout == 0:
+            return None
+        return rng.uniform("prompt_dropout") < self.prompt_dropout
 
     @abstractmethod
     def encode_semantic(self, images: Tensor) -> Semantic:
@@ -155,6 +176,37 @@ class UnifiedModel(nn.Module, ABC):
     @abstractmethod
     def answer(self, images: Tensor, questions: Sequence[str]) -> list[str]:
         """Greedy answers, one question per image (B, 3, S, S) with S = ``spec.understanding_size``."""
+
+
+def padded(rows: Sequence[Sequence[int]], fill: int, left: bool, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows of token ids as ids and mask (B, L), filled up on the left or on the right."""
+    longest = max(map(len, rows))
+    ids = torch.full((len(rows), longest), fill, device=device)
+    mask = torch.zeros(len(rows), longest, dtype=torch.bool, device=device)
+    for row, tokens in enumerate(rows):
+        place = slice(longest - len(tokens), None) if left else slice(len(tokens))
+        ids[row, place] = torch.tensor(tokens, device=device)
+        mask[row, place] = True
+    return ids, mask
+
+
+def next_token_loss(states: Tensor, labels: Tensor, head: nn.Module) -> Loss:
+    """Cross-entropy of each token given those before it.
+
+    Args:
+        states: Last hidden states (B, L, D).
+        labels: Token ids (B, L), ``NO_LABEL`` where nothing is asked for.
+        head: Last states -> logits.
+    """
+    asked = labels[:, 1:] != NO_LABEL
+    value = F.cross_entropy(head(states[:, :-1][asked]).float(), labels[:, 1:][asked])
+    return Loss(value, int(asked.sum()), {"answer_loss": value.detach()})
+
+
+def before_end(tokens: Sequence[Tensor], end: int) -> list[list[int]]:
+    """Drawn tokens, step by step (B,) each, as one row a sample that stops before its end token."""
+    rows = torch.stack(list(tokens), dim=1).tolist()
+    return [row[: row.index(end)] if end in row else row for row in rows]
 
 
 class ImageEditor(ABC):

@@ -24,7 +24,20 @@ from transformers import AutoTokenizer
 from transformers.cache_utils import DynamicCache
 
 from reca.files import whole_folder, write_json
-from reca.models.base import Dialogue, Loss, Paradigm, Sampling, Semantic, Spec, Target, UnifiedModel
+from reca.models.base import (
+    NO_LABEL,
+    RECONSTRUCTION_PROMPT,
+    Dialogue,
+    Loss,
+    Paradigm,
+    Sampling,
+    Semantic,
+    Spec,
+    Target,
+    UnifiedModel,
+    before_end,
+    next_token_loss,
+)
 from reca.nn.diffusion_head import TRAINING_STEPS
 from reca.nn.harmon import UNUSED, HarmonNetwork, Prefix
 from reca.nn.harmon_checkpoint import load_network
@@ -34,11 +47,9 @@ from reca.nn.weights import write_weights
 
 USER, END, ASSISTANT = "<|im_start|>user\n", "<|im_end|>", "\n<|im_start|>assistant\n"
 DRAW, DRAW_ANYTHING = "Generate an image: {}", "Generate an image."
-RECONSTRUCTION_PROMPT = "describe the image in detail"
 NUM_STEPS = 64
 """Steps of drawing unless the caller chooses (official; guidance 3.0)."""
 MAX_ANSWER_TOKENS = 64
-NO_LABEL = -100
 ENCODER = ("mar.z_proj.", "mar.z_proj_ln.", "mar.fake_latent", "mar.encoder_", "proj_in.")
 """Beginnings of the names of what makes h_v."""
 
@@ -74,13 +85,13 @@ class Harmon(UnifiedModel):
         super().__init__()
         self.network, self.tokenizer = network, tokenizer
         self.config = dict(config)
-        self.prompt_dropout = float(options.get("prompt_dropout", 0.0))
-        self.gradient_scale = float(options.get("gradient_scale", 0.1))
-        self.train_encoder = bool(options.get("train_encoder", True))
-        self.train_llm = bool(options.get("train_llm", True))
+        self.prompt_dropout = float(options["prompt_dropout"])
+        self.gradient_scale = float(options["gradient_scale"])
+        self.train_encoder = bool(options["train_encoder"])
+        self.train_llm = bool(options["train_llm"])
         sizes = network.mar.sizes
-        generation_size = int(options.get("generation_size") or sizes.img_size)
-        understanding_size = int(options.get("understanding_size") or generation_size)
+        generation_size = int(options["generation_size"] or sizes.img_size)
+        understanding_size = int(options["understanding_size"] or generation_size)
         for name, size in (("generation_size", generation_size), ("understanding_size", understanding_size)):
             if size % sizes.pixels:
                 raise ValueError(f"model.{name} is {size}: it must be a multiple of {sizes.pixels}, the pixels a token")
@@ -91,15 +102,13 @@ class Harmon(UnifiedModel):
             target_tokens=(generation_size // sizes.pixels) ** 2,
         )
         self.cacheable = frozenset({"target"} if self.train_encoder else {"semantic", "target"})
-        wanted = set(self.trainable())
-        for name, parameter in self.named_parameters():
-            parameter.requires_grad_(name in wanted)
+        self.freeze()
 
     @classmethod
     def load(cls, checkpoint: Path, options: Mapping[str, Any], device: torch.device) -> Self:
         """See :meth:`UnifiedModel.load`; both published layouts (:mod:`reca.nn.harmon_checkpoint`)."""
-        parts = options.get("parts") or {}
-        network, config, _ = load_network(checkpoint, parts, options.get("weights"))
+        parts = options["parts"]
+        network, config, _ = load_network(checkpoint, parts, options["weights"])
         places = [checkpoint, *(Path(parts[name]) for name in ("tokenizer", "llm") if name in parts)]
         place = next((place for place in places if (place / "tokenizer.json").is_file()), None)
         if place is None:
@@ -195,9 +204,8 @@ class Harmon(UnifiedModel):
 
     def _texts(self, texts: Sequence[str], rng: SampleRng) -> list[str]:
         """Texts after prompt dropout, which leaves images where they are."""
-        if not self.training or self.prompt_dropout == 0:
+        if (dropped := self.dropped(rng)) is None:
             return list(texts)
-        dropped = rng.uniform("prompt_dropout") < self.prompt_dropout
         return [DRAW_ANYTHING if gone else text for text, gone in zip(texts, dropped.tolist(), strict=True)]
 
     # -- losses ---------------------------------------------------------------------------------------------
@@ -264,11 +272,7 @@ class Harmon(UnifiedModel):
     def answer_loss(self, turns: Sequence[Turn]) -> Loss:
         """Cross-entropy over all labels."""
         prefix, labels = self.prefix(turns)
-        states = self.network.read(prefix.embeds, prefix.mask)
-        chosen = labels[:, 1:] != NO_LABEL
-        logits = self.network.llm.lm_head(states[:, :-1][chosen])
-        value = F.cross_entropy(logits.float(), labels[:, 1:][chosen])
-        return Loss(value, int(chosen.sum()), {"answer_loss": value.detach()})
+        return next_token_loss(self.network.read(prefix.embeds, prefix.mask), labels, self.network.llm.lm_head)
 
     def _question(self, question: str, image: Tensor) -> Turn:
         opening = self._ids(USER)
@@ -340,6 +344,4 @@ class Harmon(UnifiedModel):
                 break
             mask = F.pad(mask, (0, 1), value=True)
             last = self.network.read(self.network.llm.model.embed_tokens(tokens[-1][:, None]), mask, cache)[:, -1]
-        rows = torch.stack(tokens, dim=1).tolist()
-        kept = [row[: row.index(end)] if end in row else row for row in rows]
-        return [text.strip() for text in self.tokenizer.batch_decode(kept)]
+        return [text.strip() for text in self.tokenizer.batch_decode(before_end(tokens, end))]

@@ -33,7 +33,21 @@ from transformers.cache_utils import DynamicCache
 from transformers.utils import logging as transformers_logging
 
 from reca.files import whole_folder
-from reca.models.base import Dialogue, Loss, Paradigm, Sampling, Semantic, Spec, Target, UnifiedModel
+from reca.models.base import (
+    NO_LABEL,
+    RECONSTRUCTION_PROMPT,
+    Dialogue,
+    Loss,
+    Paradigm,
+    Sampling,
+    Semantic,
+    Spec,
+    Target,
+    UnifiedModel,
+    before_end,
+    next_token_loss,
+    padded,
+)
 from reca.nn.random import SampleRng
 
 BOI, EOI, IMAGE = "<begin_of_image>", "<end_of_image>", "<image_placeholder>"
@@ -67,8 +81,8 @@ class Janus(UnifiedModel):
         super().__init__()
         self.network = network
         self.tokenizer = tokenizer
-        self.train_vision = bool(options.get("train_vision", False))
-        self.prompt_dropout = float(options.get("prompt_dropout", 0.0))
+        self.train_vision = bool(options["train_vision"])
+        self.prompt_dropout = float(options["prompt_dropout"])
         config: JanusConfig = network.config
         gist = getattr(config, "gist", None) or {"tokens": 0, "layer": 0, "scale": 1.0}
         self.gist_tokens, self.gist_layer = int(gist["tokens"]), int(gist["layer"])
@@ -81,9 +95,7 @@ class Janus(UnifiedModel):
         self.cacheable = frozenset({"target"} if self.train_vision else {"semantic", "target"})
         self._image_text = BOI + IMAGE * self.spec.semantic_tokens + EOI + "\n"
         self._gist_text = "".join(f"<gist_{number}>" for number in range(self.gist_tokens))
-        wanted = set(self.trainable())
-        for name, parameter in self.named_parameters():
-            parameter.requires_grad_(name in wanted)
+        self.freeze()
 
     @classmethod
     def load(cls, checkpoint: Path, options: Mapping[str, Any], device: torch.device) -> Self:
@@ -182,13 +194,7 @@ class Janus(UnifiedModel):
         limit = self.network.config.text_config.max_position_embeddings - self.spec.target_tokens - 1
         if longest > limit:
             raise ValueError(f"a prompt has {longest} tokens, and the model takes {limit}: {texts[0][:80]!r}…")
-        device = self.network.device
-        ids = torch.full((len(rows), longest), self.tokenizer.pad_token_id, device=device)
-        mask = torch.zeros(len(rows), longest, dtype=torch.bool, device=device)
-        for row, tokens in enumerate(rows):
-            ids[row, longest - len(tokens) :] = torch.tensor(tokens, device=device)
-            mask[row, longest - len(tokens) :] = True
-        return ids, mask
+        return padded(rows, self.tokenizer.pad_token_id, left=True, device=self.network.device)
 
     def _id(self, token: str) -> int:
         return int(self.tokenizer.convert_tokens_to_ids(token))
@@ -275,20 +281,15 @@ class Janus(UnifiedModel):
         value = F.cross_entropy(logits.flatten(0, 1).float(), codes.flatten())
         return Loss(value, codes.numel(), {"code_loss": value.detach()})
 
-    def _dropped(self, rng: SampleRng) -> Tensor | None:
-        if not self.training or self.prompt_dropout == 0:
-            return None
-        return rng.uniform("prompt_dropout") < self.prompt_dropout
-
     # -- losses ---------------------------------------------------------------------------------------------
 
     def reconstruction_loss(self, semantic: Semantic, prompts: Sequence[str], target: Target, rng: SampleRng) -> Loss:
         """Cross-entropy of an image's codes given h_v and a template (ours: no official RecA for Janus exists)."""
-        return self._code_loss(self.read(prompts, semantic, self._dropped(rng)), target.values)
+        return self._code_loss(self.read(prompts, semantic, self.dropped(rng)), target.values)
 
     def text_to_image_loss(self, prompts: Sequence[str], target: Target, rng: SampleRng) -> Loss:
         """Cross-entropy of an image's codes given its caption."""
-        return self._code_loss(self.read(prompts, None, self._dropped(rng)), target.values)
+        return self._code_loss(self.read(prompts, None, self.dropped(rng)), target.values)
 
     def understanding_loss(self, images: Tensor, dialogues: Sequence[Dialogue], rng: SampleRng) -> Loss:
         """Cross-entropy of the answer tokens, end included."""
@@ -303,13 +304,10 @@ class Janus(UnifiedModel):
         places = ids == self._id(IMAGE)
         embeds = embeds.masked_scatter(places[..., None], semantic.embeds.to(embeds.dtype))
         hidden = self.network.model.language_model.norm(self.run_layers(embeds, mask, 0))
-        labels = torch.full_like(ids, -100)
+        labels = torch.full_like(ids, NO_LABEL)
         for row, tokens in enumerate(answers["input_ids"]):
             labels[row, -len(tokens) :] = ids[row, -len(tokens) :]
-        chosen = labels[:, 1:] != -100
-        logits = self.network.lm_head(hidden[:, :-1][chosen])
-        value = F.cross_entropy(logits.float(), labels[:, 1:][chosen])
-        return Loss(value, int(chosen.sum()), {"answer_loss": value.detach()})
+        return next_token_loss(hidden, labels, self.network.lm_head)
 
     # -- what comes out -------------------------------------------------------------------------------------
 
@@ -319,7 +317,7 @@ class Janus(UnifiedModel):
 
     def reconstruct(self, semantic: Semantic, sampling: Sampling, rng: SampleRng) -> Tensor:
         """Draw images from their own understanding embeddings, under a fixed template."""
-        prompts = ["describe the image in detail"] * len(semantic.embeds)
+        prompts = [RECONSTRUCTION_PROMPT] * len(semantic.embeds)
         return self._draw(self._both(prompts, semantic, sampling), sampling, rng)
 
     def _both(self, prompts: Sequence[str], semantic: Semantic | None, sampling: Sampling) -> Turn:
@@ -361,7 +359,5 @@ class Janus(UnifiedModel):
             if bool((torch.stack(tokens) == self.tokenizer.eos_token_id).any(0).all()):
                 break
             hidden, mask = self._embed(tokens[-1][:, None]), F.pad(mask, (0, 1), value=True)
-        ended = torch.stack(tokens, dim=1).tolist()
-        end = self.tokenizer.eos_token_id
-        kept = [row[: row.index(end)] if end in row else row for row in ended]
-        return [text.strip() for text in self.tokenizer.batch_decode(kept)]
+        rows = before_end(tokens, self.tokenizer.eos_token_id)
+        return [text.strip() for text in self.tokenizer.batch_decode(rows)]

@@ -20,7 +20,20 @@ from transformers import AutoTokenizer
 from transformers.initialization import no_init_weights
 
 from reca.files import whole_folder
-from reca.models.base import Dialogue, Loss, Paradigm, Sampling, Semantic, Spec, Target, UnifiedModel
+from reca.models.base import (
+    NO_LABEL,
+    RECONSTRUCTION_PROMPT,
+    Dialogue,
+    Loss,
+    Paradigm,
+    Sampling,
+    Semantic,
+    Spec,
+    Target,
+    UnifiedModel,
+    next_token_loss,
+    padded,
+)
 from reca.nn.openuni import OpenUniNetwork
 from reca.nn.openuni_files import read_checkpoint
 from reca.nn.random import SampleRng
@@ -30,7 +43,6 @@ IMAGE, IMAGE_START, IMAGE_END = "<IMG_CONTEXT>", "<img>", "</img>"
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
 USER, ASSISTANT = f"{TURN_START}user\n", f"{TURN_END}\n{TURN_START}assistant\n"
 GENERATE, UNCONDITIONAL = "Generate an image: {}", "Generate an image."
-RECONSTRUCT = "describe the image in detail"
 NUM_STEPS = 20
 """Steps of DPM-Solver++ in the authors' evaluation."""
 MAX_ANSWER_TOKENS = 16
@@ -46,12 +58,12 @@ class OpenUni(UnifiedModel):
         super().__init__()
         self.network = network
         self.tokenizer = tokenizer
-        self.train_vision = bool(options.get("train_vision", False))
-        self.train_transformer = bool(options.get("train_transformer", True))
-        self.prompt_dropout = float(options.get("prompt_dropout", 0.0))
-        understanding_size = options.get("understanding_size") or network.config["vit_input_size"]
+        self.train_vision = bool(options["train_vision"])
+        self.train_transformer = bool(options["train_transformer"])
+        self.prompt_dropout = float(options["prompt_dropout"])
+        understanding_size = options["understanding_size"] or network.config["vit_input_size"]
         transformer = network.transformer.config
-        generation_size = options.get("generation_size") or transformer.sample_size * network.pixels_per_latent
+        generation_size = options["generation_size"] or transformer.sample_size * network.pixels_per_latent
         pixels_per_target = network.pixels_per_latent * transformer.patch_size
         for name, size, unit in (
             ("understanding_size", understanding_size, network.patch),
@@ -67,15 +79,13 @@ class OpenUni(UnifiedModel):
         )
         self.cacheable = frozenset({"target"} if self.train_vision else {"semantic", "target"})
         self._image_text = IMAGE_START + IMAGE * self.spec.semantic_tokens + IMAGE_END + "\n"
-        wanted = set(self.trainable())
-        for name, parameter in self.named_parameters():
-            parameter.requires_grad_(name in wanted)
+        self.freeze()
 
     @classmethod
     def load(cls, checkpoint: Path, options: Mapping[str, Any], device: torch.device) -> Self:
         """See :meth:`UnifiedModel.load`; the layouts are those of :mod:`reca.nn.openuni_files`."""
-        parts = {name: Path(place) for name, place in (options.get("parts") or {}).items()}
-        found = read_checkpoint(Path(checkpoint), parts, options.get("weights"))
+        parts = {name: Path(place) for name, place in options["parts"].items()}
+        found = read_checkpoint(Path(checkpoint), parts, options["weights"])
         with no_init_weights():
             network = OpenUniNetwork(found.config)
         tied = network.lmm.language_model.config.tie_word_embeddings
@@ -167,14 +177,7 @@ class OpenUni(UnifiedModel):
         if longest > limit:
             text = max(zip(map(len, rows), texts, strict=True))[1]
             raise ValueError(f"a prompt has {longest} tokens, and the model takes {limit}: {text[-80:]!r}")
-        device = self.network.meta_queries.device
-        ids = torch.full((len(rows), longest), self.tokenizer.pad_token_id, device=device)
-        mask = torch.zeros(len(rows), longest, dtype=torch.bool, device=device)
-        for row, tokens in enumerate(rows):
-            place = slice(longest - len(tokens), None) if left else slice(len(tokens))
-            ids[row, place] = torch.tensor(tokens, device=device)
-            mask[row, place] = True
-        return ids, mask
+        return padded(rows, self.tokenizer.pad_token_id, left, self.network.meta_queries.device)
 
     def _embed(self, ids: Tensor) -> Tensor:
         embeds: Tensor = self.network.lmm.language_model.get_input_embeddings()(ids)
@@ -191,11 +194,11 @@ class OpenUni(UnifiedModel):
 
     def reconstruction_loss(self, semantic: Semantic, prompts: Sequence[str], target: Target, rng: SampleRng) -> Loss:
         """Flow-matching loss of an image's latents given h_v and a template; the authors drop nothing here."""
-        return self._flow_loss(self.turns(prompts, semantic, self._dropped(rng)), target, rng)
+        return self._flow_loss(self.turns(prompts, semantic, self.dropped(rng)), target, rng)
 
     def text_to_image_loss(self, prompts: Sequence[str], target: Target, rng: SampleRng) -> Loss:
         """Flow-matching loss of an image's latents given its caption."""
-        return self._flow_loss(self.turns(prompts, None, self._dropped(rng)), target, rng)
+        return self._flow_loss(self.turns(prompts, None, self.dropped(rng)), target, rng)
 
     def _flow_loss(self, turns: tuple[Tensor, Tensor], target: Target, rng: SampleRng) -> Loss:
         """Mean over all values of |v - (e - x)|^2, one uniform timestep per sample, no weighting."""
@@ -207,11 +210,6 @@ class OpenUni(UnifiedModel):
         tokens = latents[:, 0].numel() // self.network.transformer.config.patch_size**2
         return Loss(value, tokens, {"flow_loss": value.detach()})
 
-    def _dropped(self, rng: SampleRng) -> Tensor | None:
-        if not self.training or self.prompt_dropout == 0:
-            return None
-        return rng.uniform("prompt_dropout") < self.prompt_dropout
-
     def understanding_loss(self, images: Tensor, dialogues: Sequence[Dialogue], rng: SampleRng) -> Loss:
         """Cross-entropy of the answer tokens, end included.
 
@@ -221,16 +219,13 @@ class OpenUni(UnifiedModel):
         answers = [dialogue.answer + TURN_END for dialogue in dialogues]
         ids, mask = self._ids([q + a for q, a in zip(questions, answers, strict=True)], left=True, room=0)
         embeds = self._put(self.encode_semantic(images).embeds, ids, self._embed(ids))
-        labels = torch.full_like(ids, -100)
+        labels = torch.full_like(ids, NO_LABEL)
         for row, tokens in enumerate(self.tokenizer(answers, add_special_tokens=False)["input_ids"]):
             labels[row, -len(tokens) :] = ids[row, -len(tokens) :]
         hidden = self.network.lmm.language_model.model(
             inputs_embeds=embeds, attention_mask=mask.long(), position_ids=_positions(mask), use_cache=False
         ).last_hidden_state
-        chosen = labels[:, 1:] != -100
-        logits = self.network.lmm.language_model.lm_head(hidden[:, :-1][chosen])
-        value = F.cross_entropy(logits.float(), labels[:, 1:][chosen])
-        return Loss(value, int(chosen.sum()), {"answer_loss": value.detach()})
+        return next_token_loss(hidden, labels, self.network.lmm.language_model.lm_head)
 
     # -- what comes out -------------------------------------------------------------------------------------
 
@@ -240,7 +235,7 @@ class OpenUni(UnifiedModel):
 
     def reconstruct(self, semantic: Semantic, sampling: Sampling, rng: SampleRng) -> Tensor:
         """Draw images from their own understanding embeddings, under a fixed template."""
-        return self._decode(self.draw([RECONSTRUCT] * len(semantic.embeds), semantic, sampling, rng))
+        return self._decode(self.draw([RECONSTRUCTION_PROMPT] * len(semantic.embeds), semantic, sampling, rng))
 
     @torch.no_grad()
     def draw(self, prompts: Sequence[str], semantic: Semantic | None, sampling: Sampling, rng: SampleRng) -> Tensor:

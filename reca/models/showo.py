@@ -22,7 +22,20 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from reca.models.base import Dialogue, Loss, Paradigm, Sampling, Semantic, Spec, Target, UnifiedModel
+from reca.models.base import (
+    NO_LABEL,
+    RECONSTRUCTION_PROMPT,
+    Dialogue,
+    Loss,
+    Paradigm,
+    Sampling,
+    Semantic,
+    Spec,
+    Target,
+    UnifiedModel,
+    before_end,
+    next_token_loss,
+)
 from reca.nn.maskgit import draw_codes, random_mask
 from reca.nn.random import SampleRng
 from reca.nn.showo_files import ShowoParts, read_checkpoint, write_checkpoint
@@ -35,8 +48,6 @@ SYSTEM_PROMPT = (
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 """Stands before an image that is asked about, in the variant with CLIP (LLaVA's prompt)."""
-TEMPLATE_TOKENS = 125
-"""Text slots of a reconstruction with CLIP: 128 less [mmu], [soi] and [eoi] (official recipe)."""
 NUM_STEPS = 50
 """Sampler steps where the configuration names none: the official benchmarks'."""
 MAX_ANSWER_TOKENS = 32
@@ -54,26 +65,24 @@ class Showo(UnifiedModel):
         self.showo, self.mm_projector = parts.phi, parts.projector
         self.clip, self.magvit = parts.clip, parts.magvit
         self.tokenizer, self.vocabulary = parts.tokenizer, parts.vocabulary
-        self.train_vision = bool(options.get("train_vision", False))
-        self.train_condition = bool(options.get("train_condition", False))
-        self.prompt_dropout = float(options.get("prompt_dropout", 0.0))
-        self.template_tokens = int(options.get("template_tokens", TEMPLATE_TOKENS))
-        system_prompt = options.get("system_prompt")
+        self.train_vision = bool(options["train_vision"])
+        self.train_condition = bool(options["train_condition"])
+        self.prompt_dropout = float(options["prompt_dropout"])
+        self.template_tokens = int(options["template_tokens"])
+        system_prompt = options["system_prompt"]
         self.system_prompt = SYSTEM_PROMPT if system_prompt is None else str(system_prompt)
         self.select_layer = int(parts.config.get("clip_select_layer", -2))
         if self.train_vision and self.clip is None:
             raise ValueError("model.train_vision: this Show-o has no CLIP, and its image tokenizer is never trained")
         self.spec = self._sizes(options)
         self.cacheable = frozenset({"target"} if self.train_vision else {"semantic", "target"})
-        wanted = set(self.trainable())
-        for name, parameter in self.named_parameters():
-            parameter.requires_grad_(name in wanted)
+        self.freeze()
 
     def _sizes(self, options: Mapping[str, Any]) -> Spec:
         step = self.magvit.sizes.downsampling
         own = round(int(self.parts.config["num_vq_tokens"]) ** 0.5) * step
-        drawn = int(options.get("generation_size") or own)
-        read = options.get("understanding_size")
+        drawn = int(options["generation_size"] or own)
+        read = options["understanding_size"]
         if self.clip is None:
             read = int(read or drawn // 2)
             semantic = (read // step) ** 2
@@ -88,7 +97,7 @@ class Showo(UnifiedModel):
     @classmethod
     def load(cls, checkpoint: Path, options: Mapping[str, Any], device: torch.device) -> Self:
         """See :meth:`UnifiedModel.load`; ``options["parts"]`` says where ``phi``, ``clip`` and ``magvit`` lie."""
-        return cls(read_checkpoint(checkpoint, options.get("parts") or {}), options).to(device).eval()
+        return cls(read_checkpoint(checkpoint, options["parts"]), options).to(device).eval()
 
     def save_official(self, path: Path) -> None:
         """See :meth:`UnifiedModel.save_official`."""
@@ -191,8 +200,7 @@ class Showo(UnifiedModel):
         """Cross-entropy of the hidden codes given a caption; [soi] and [eoi] count as targets too (official)."""
         codes = target.values
         hidden = random_mask(rng, codes.shape[1])
-        if self.training and self.prompt_dropout > 0:
-            dropped = rng.uniform("prompt_dropout") < self.prompt_dropout
+        if (dropped := self.dropped(rng)) is not None:
             prompts = ["" if gone else prompt for prompt, gone in zip(prompts, dropped.tolist(), strict=True)]
         hidden = hidden.to(codes.device)
         packed = self.pack(prompts, codes.masked_fill(hidden, self.vocabulary.codebook), None)
@@ -215,19 +223,15 @@ class Showo(UnifiedModel):
         answers = [[*ids, self.vocabulary.eos] for ids in self.text_ids([f" {d.answer}" for d in dialogues])]
         packed = self.pack_reading([q + a for q, a in zip(questions, answers, strict=True)], semantic)
         start = packed.ids.shape[1] - max(len(q) + len(a) for q, a in zip(questions, answers, strict=True))
-        labels = torch.full_like(packed.ids, FEATURE)
+        labels = torch.full_like(packed.ids, NO_LABEL)
         for row, (question, answer) in enumerate(zip(questions, answers, strict=True)):
             place = slice(start + len(question), start + len(question) + len(answer))
             labels[row, place] = packed.ids[row, place]
-        return self.next_token_loss(packed, semantic, labels)
+        return self.reading_loss(packed, semantic, labels)
 
-    def next_token_loss(self, packed: Packed, semantic: Semantic, labels: Tensor) -> Loss:
-        """Cross-entropy of each token given those before it, where ``labels`` (B, L) is not -100."""
-        states = self.run(self.embed(packed, semantic), packed.visible)
-        chosen = labels[:, 1:] != FEATURE
-        logits = self.showo.lm_head(states[:, :-1][chosen])
-        value = F.cross_entropy(logits.float(), labels[:, 1:][chosen])
-        return Loss(value, int(chosen.sum()), {"answer_loss": value.detach()})
+    def reading_loss(self, packed: Packed, semantic: Semantic, labels: Tensor) -> Loss:
+        """Cross-entropy of each token given those before it, where ``labels`` (B, L) asks for one."""
+        return next_token_loss(self.run(self.embed(packed, semantic), packed.visible), labels, self.showo.lm_head)
 
     def _questions(self, questions: Sequence[str]) -> list[list[int]]:
         rows = self.text_ids([QUESTION_TEXT.format(question) for question in questions])
@@ -248,7 +252,7 @@ class Showo(UnifiedModel):
 
     def reconstruct(self, semantic: Semantic, sampling: Sampling, rng: SampleRng) -> Tensor:
         """Draw images from their own understanding embeddings, under a fixed template."""
-        prompts = ["describe the image in detail"] * len(semantic.embeds)
+        prompts = [RECONSTRUCTION_PROMPT] * len(semantic.embeds)
         return self.show(self.draw(prompts, semantic, sampling, rng))
 
     @torch.no_grad()
@@ -312,9 +316,8 @@ class Showo(UnifiedModel):
                 break
             embeds = self.showo.model.embed_tokens(tokens[-1][:, None])
             visible = F.pad(visible[:, -1:], (0, 1), value=True)
-        end, ended = self.vocabulary.eos, torch.stack(tokens, dim=1).tolist()
-        kept = [row[: row.index(end)] if end in row else row for row in ended]
-        words = [[token for token in row if token < self.vocabulary.pad] for row in kept]
+        rows = before_end(tokens, self.vocabulary.eos)
+        words = [[token for token in row if token < self.vocabulary.pad] for row in rows]
         return [text.strip() for text in self.tokenizer.batch_decode(words)]
 
 

@@ -20,7 +20,7 @@ from transformers import Qwen2Config, SiglipVisionConfig
 from reca.nn import flux_autoencoder
 from reca.nn.bagel_network import BagelNetwork, Markers, Sizes
 from reca.nn.positions import sincos_table
-from reca.nn.weights import find_weights, load_strictly, read_weights, write_weights
+from reca.nn.weights import find_weights, load_strictly, read_json, read_weights, write_weights
 
 LLM, VIT, AUTOENCODER, AUTOENCODER_SCALE = "llm_config.json", "vit_config.json", "ae.safetensors", "ae_config.json"
 STEMS = ("model", "model_bf16", "ema")
@@ -159,21 +159,6 @@ def load_network(
         network = BagelNetwork(sizes, markers)
     load_strictly(network, state, source, may_ignore=UNUSED)
     return network
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """An object from a JSON file.
-
-    Raises:
-        ValueError: It is none.
-    """
-    try:
-        content = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no JSON ({error}): fetch it again") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected an object")
-    return content
 
 
 def _locate(name: str, folder: Path, base: Path | None) -> Path:

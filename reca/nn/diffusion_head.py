@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from reca.nn.positions import TimestepEmbedder
 from reca.nn.random import SampleRng
 
 TRAINING_STEPS = 1000
 LARGEST_BETA = 0.999
-FREQUENCIES, LONGEST_PERIOD = 256, 10_000
 EPSILON = 1e-6
 BIN = 1 / 255
 """Half the width of the bins, in units of x, whose probability is the last VB term."""
@@ -101,22 +101,6 @@ def _modulation(width: int, parts: int) -> nn.Sequential:
     return nn.Sequential(nn.SiLU(), _zero(nn.Linear(width, parts * width)))
 
 
-class TimeEmbedding(nn.Module):
-    """Steps (M,) -> (M, D): cosines and sines of 128 wavelengths, then an MLP."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
-
-    def forward(self, steps: Tensor) -> Tensor:
-        """Embed each step."""
-        half = FREQUENCIES // 2
-        exponents = torch.arange(half, dtype=torch.float32, device=steps.device) / half
-        angles = steps[:, None].float() * torch.exp(-math.log(LONGEST_PERIOD) * exponents)
-        waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
-        return self.mlp(waves.to(next(self.mlp.parameters()).dtype))
-
-
 class ModulatedBlock(nn.Module):
     """x + gate * MLP(scaled and shifted LayerNorm(x)); shift, scale and gate come from the condition."""
 
@@ -159,7 +143,7 @@ class DenoisingMlp(nn.Module):
 
     def __init__(self, channels: int, condition_width: int, width: int, depth: int) -> None:
         super().__init__()
-        self.time_embed = TimeEmbedding(width)
+        self.time_embed = TimestepEmbedder(width)
         self.cond_embed = nn.Linear(condition_width, width)
         self.input_proj = nn.Linear(channels, width)
         self.res_blocks = nn.ModuleList(ModulatedBlock(width) for _ in range(depth))

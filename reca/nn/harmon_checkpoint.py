@@ -7,7 +7,6 @@
 ``kl16.ckpt``; the sizes of the language model and the tokenizer are Qwen2.5's; those of MAR are read off the shapes.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from transformers.initialization import no_init_weights
 
 from reca.nn.harmon import TIED, UNUSED, VAE, HarmonNetwork, own_names
 from reca.nn.kl16 import Kl16Sizes
-from reca.nn.weights import PICKLED, KeyReport, find_weights, load_strictly, read_weights
+from reca.nn.weights import PICKLED, KeyReport, find_weights, load_strictly, read_json, read_weights
 
 HEADS = {768: 12, 1024: 16, 1280: 16}
 """Heads by width, of MAR-Base, -Large and -Huge: the one size that shapes do not tell."""
@@ -49,7 +48,7 @@ def load_network(
         raise ValueError(f"unknown part {unknown[0]!r} of model.parts; Harmon's are {', '.join(sorted(PARTS))}")
     path, config = folder / "config.json", {}
     if path.is_file():
-        config = _read_json(path)
+        config = read_json(path)
     elif "llm" not in parts:
         raise FileNotFoundError(
             f"{path} is missing: it should hold the entries llm and mar; for a .pth checkpoint without it, set "
@@ -138,7 +137,7 @@ def _language_model(given: Mapping[str, Any], parts: Mapping[str, str]) -> dict[
                 "config.json has no llm entry with sizes; set model.parts.llm to the folder of the Qwen2.5 that the "
                 "checkpoint was made from"
             )
-        given = _read_json(Path(parts["llm"]) / "config.json")
+        given = read_json(Path(parts["llm"]) / "config.json")
     return {key: value for key, value in given.items() if not key.startswith(_RUNTIME) and not key.endswith("dtype")}
 
 
@@ -155,7 +154,7 @@ def _weights_file(folder: Path, name: str | None) -> Path:
         if len(found) > 1:
             names = ", ".join(path.name for path in found)
             raise ValueError(
-                f"{folder} holds {len(found)} sets of weights ({names}): choose one with model.weights"
+                f"{folder} holds {len(found)} sets of weights ({names}): choose one with model.switches.weights"
             ) from None
         raise FileNotFoundError(f"{error}, nor a single .pth") from None
 
@@ -170,15 +169,3 @@ def _read_autoencoder(folder: Path, parts: Mapping[str, str]) -> dict[str, Tenso
             "there, or set model.parts.vae to it"
         )
     return {key.removeprefix(VAE): value for key, value in read_weights(place).items()}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing")
-    try:
-        content = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no JSON ({error}): fetch it again") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not an object with the entries llm and mar")
-    return content

@@ -17,7 +17,6 @@ part       repository                                            read from it
 The trained file is laid over the parts, so it may hold all of the model or only what was trained.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from typing import Any
 from torch import Tensor
 
 from reca.nn.openuni import CONNECTOR_HEAD_SIZE
-from reca.nn.weights import PICKLED, find_weights, read_weights
+from reca.nn.weights import PICKLED, find_weights, read_json, read_weights
 
 PARTS = ("lmm", "sana", "vae")
 
@@ -61,7 +60,7 @@ def read_checkpoint(folder: Path, parts: Mapping[str, Path], weights: str | None
         raise ValueError(f"model.parts: unknown part {unknown[0]!r}; OpenUni's parts are {', '.join(PARTS)}")
     if parts:
         return _read_official(folder, parts, weights)
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     if "lmm" not in config:
         raise ValueError(
             f"{folder / 'config.json'} describes no OpenUni (it lacks 'lmm'): set model.parts for its bases"
@@ -80,7 +79,7 @@ def _read_official(folder: Path, parts: Mapping[str, Path], weights: str | None)
     for key in ("meta_queries", "projector.weight", "connector.layers.0.mlp.fc1.weight"):
         if key not in trained:
             raise ValueError(f"{source} holds no {key!r}: these are not OpenUni's weights")
-    lmm = _read_json(parts["lmm"] / "config.json")
+    lmm = read_json(parts["lmm"] / "config.json")
     if "llm_config" not in lmm:
         raise ValueError(
             f"{parts['lmm'] / 'config.json'} lacks 'llm_config': OpenUni needs InternVL3 as OpenGVLab released it, "
@@ -95,9 +94,9 @@ def _read_official(folder: Path, parts: Mapping[str, Path], weights: str | None)
             "num_hidden_layers": len({key.split(".")[2] for key in trained if key.startswith("connector.layers.")}),
             "num_attention_heads": width // CONNECTOR_HEAD_SIZE,
         },
-        "transformer": _read_json(parts["sana"] / "transformer/config.json"),
-        "vae": _read_json(vae / "config.json"),
-        "sched": _read_json(parts["sana"] / "scheduler/scheduler_config.json"),
+        "transformer": read_json(parts["sana"] / "transformer/config.json"),
+        "vae": read_json(vae / "config.json"),
+        "sched": read_json(parts["sana"] / "scheduler/scheduler_config.json"),
         "num_queries": len(trained["meta_queries"]),
         "vit_input_size": lmm.get("force_image_size") or lmm["vision_config"]["image_size"],
     }
@@ -116,15 +115,7 @@ def _trained_file(folder: Path, weights: str | None) -> Path:
     found = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", *PICKLED))
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none"
-        raise FileNotFoundError(f"{folder} should hold one weights file and holds {names}: name it in model.weights")
+        raise FileNotFoundError(
+            f"{folder} should hold one weights file and holds {names}: name it in model.switches.weights"
+        )
     return found[0]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing")
-    try:
-        content: dict[str, Any] = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}): fetch it again") from None
-    return content

@@ -70,7 +70,7 @@ def grid_cells(rows: int, columns: int, side: int) -> Tensor:
 
 
 class TimestepEmbedder(nn.Module):
-    """A time in [0, 1] as a vector: waves, then a small network (Peebles and Xie, arXiv 2212.09748).
+    """A time as a vector: waves, then a small network (Peebles and Xie, arXiv 2212.09748).
 
     Args:
         width: Of the result.
@@ -83,6 +83,6 @@ class TimestepEmbedder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(waves, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, times: Tensor) -> Tensor:
-        """Times (N,), as they are and not in thousandths: (N, width)."""
+        """Times (N,) in the unit that the network was trained with (BAGEL 0..1, MAR 0..999): (N, width)."""
         vectors: Tensor = self.mlp(time_waves(times, self.waves).to(self.mlp.get_parameter("0.weight").dtype))
         return vectors

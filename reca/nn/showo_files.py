@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 from reca.files import whole_folder
 from reca.nn.magvit import Magvit, MagvitSizes, SignQuantizer
 from reca.nn.showo_sequence import Vocabulary
-from reca.nn.weights import KeyReport, find_weights, load_strictly, read_weights, write_weights
+from reca.nn.weights import KeyReport, find_weights, load_strictly, read_json, read_weights, write_weights
 
 WEIGHTS_STEM = "pytorch_model"
 """The official file is ``pytorch_model.safetensors``."""
@@ -96,7 +96,7 @@ def read_checkpoint(checkpoint: Path, elsewhere: Mapping[str, str]) -> ShowoPart
         FileNotFoundError: A file or a part is missing.
         ValueError: A file cannot be read, or does not fit its config.
     """
-    config = _read_json(checkpoint / "config.json")
+    config = read_json(checkpoint / "config.json")
     if absent := [name for name in SIZES if name not in config]:
         raise ValueError(f"{checkpoint / 'config.json'} is no Show-o's: {', '.join(absent)} is missing")
     transformers_logging.disable_progress_bar()
@@ -184,18 +184,6 @@ def _read_tokenizer(place: Path) -> Any:
     for name in ("is_local", "local_files_only"):  # how it was read, which transformers would write down
         tokenizer.init_kwargs.pop(name, None)
     return tokenizer
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: {path.parent} is no Show-o checkpoint")
-    try:
-        content = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON ({error}): fetch or write it again") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object")
-    return content
 
 
 def _read_magvit(place: Path) -> tuple[Magvit, KeyReport]:

@@ -106,6 +106,24 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
     return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a checkpoint.
+
+    Raises:
+        FileNotFoundError: The file is missing.
+        ValueError: It holds something else.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no JSON ({error}): fetch or write it again") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not an object")
+    return content
+
+
 def write_weights(state: Mapping[str, Tensor], folder: Path, stem: str = "model") -> None:
     """Write ``<stem>.safetensors``, or shards of at most 5 GiB and their index; keys in order, so bytes repeat."""
     shards: list[dict[str, Tensor]] = [{}]

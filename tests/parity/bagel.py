@@ -26,7 +26,7 @@ from reca.nn.bagel_network import Markers
 from reca.nn.packing import pack
 from reca.nn.patches import unpatchify
 from reca.nn.weights import read_weights
-from tests.parity.comparison import EMBEDDING, LOSS, THROUGH_VAE, RecordedRng, Recording, relative_error
+from tests.parity.comparison import EMBEDDING, LOSS, THROUGH_VAE, RecordedRng, Recording, options_of, relative_error
 
 SAMPLED = 1e-4
 DEFAULTS = {"num_timesteps": 6, "shift": 3, "cfg_text_scale": 4, "cfg_img_scale": 2}
@@ -61,7 +61,9 @@ def build(folder: Path, **options: Any) -> Bagel:
         folder / "model.safetensors",
         own.get("connector_act", "gelu_pytorch_tanh"),
     )
-    return Bagel(network, autoencoder, None, {"sampling_shift": settings(folder)["shift"], **options}).eval()
+    return Bagel(
+        network, autoencoder, None, options_of("bagel", sampling_shift=settings(folder)["shift"], **options)
+    ).eval()
 
 
 def settings(folder: Path) -> dict[str, float]:

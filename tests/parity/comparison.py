@@ -8,12 +8,13 @@ Whatever key the folder has and nobody offers is said to be not compared, with a
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from reca.config.models import BagelModel, HarmonModel, JanusModel, OpenUniModel, ShowoModel
 from reca.nn.random import SampleRng
 
 LOSS, EMBEDDING, THROUGH_VAE, GRADIENT_NORM = 1e-5, 1e-5, 2e-5, 1e-4
@@ -36,6 +37,21 @@ class Row:
         error = "-" if self.error is None else f"{self.error:.2e}"
         tolerance = "-" if self.tolerance is None else f"{self.tolerance:.0e}"
         return f"{self.key:<72} {error:>9} {tolerance:>7}  {self.verdict}{': ' + self.why if self.why else ''}"
+
+
+SECTIONS = {
+    "bagel": BagelModel,
+    "harmon": HarmonModel,
+    "janus": JanusModel,
+    "openuni": OpenUniModel,
+    "showo": ShowoModel,
+}
+
+
+def options_of(family: str, **changes: Any) -> dict[str, Any]:
+    """The configuration's defaults for a family, as its model takes them, with some of them changed."""
+    section = SECTIONS[family](name="parity", family=family, checkpoint="unused", prompt_dropout=0.0)
+    return {**section.options(Path()), **changes}
 
 
 class Recording:
@@ -112,7 +128,13 @@ class Recording:
             for prefix in covers:
                 self.skip(prefix, f"{name} needs {', '.join(missing)}, which inputs.safetensors lacks")
             return
-        run()
+        try:
+            run()
+        except Exception as error:  # a folder of another kind must not hide what the other parts have to say
+            reason = " ".join(f"{name} failed with {type(error).__name__}: {error}".split())
+            for key in self.outputs:
+                if key.startswith(covers):
+                    self._rows.setdefault(key, Row(key, "differs", why=reason[:300]))
 
     def rows(self) -> list[Row]:
         """One row per recorded key, in the file's order."""

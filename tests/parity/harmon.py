@@ -16,7 +16,7 @@ from reca.models.harmon import Harmon, Turn
 from reca.nn.diffusion_head import TRAINING_STEPS, NoiseSchedule
 from reca.nn.harmon_checkpoint import load_network
 from reca.nn.mar import hide_first
-from tests.parity.comparison import LOSS, THROUGH_VAE, RecordedRng, Recording
+from tests.parity.comparison import LOSS, THROUGH_VAE, RecordedRng, Recording, options_of
 from tests.parity.tokens import unpadded
 
 IMAGE = -200
@@ -33,7 +33,7 @@ class Replay:
     def __init__(self, recording: Recording) -> None:
         self.recording, self.inputs = recording, recording.inputs
         network, config, _ = load_network(recording.folder, {})
-        self.model = Harmon(network, config, None, {}).eval()
+        self.model = Harmon(network, config, None, options_of("harmon")).eval()
         self.network = network
 
     def images(self) -> Tensor:

@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from reca.models.base import Sampling, Target
 from reca.models.janus import BOI, IMAGE, Janus, read_config
 from reca.nn.random import SampleRng
-from tests.parity.comparison import EMBEDDING, LOSS, THROUGH_VAE, Recording
+from tests.parity.comparison import EMBEDDING, LOSS, THROUGH_VAE, Recording, options_of
 from tests.parity.tokens import RecordedTokenizer, prompts, unpadded
 
 GUIDANCE_SCALE = 5.0
@@ -52,7 +52,7 @@ def build(folder: Path) -> Janus:
     wrong = {kind: sorted(map(str, keys)) for kind, keys in report.items() if keys}
     if wrong:
         raise ValueError(f"{folder / 'model.safetensors'} does not fit {folder / 'config.json'}: {wrong}")
-    return Janus(network, None, {"train_vision": True}).eval()
+    return Janus(network, None, options_of("janus", train_vision=True)).eval()
 
 
 def prompts_of(model: Janus, ids: Tensor, mask: Tensor | None) -> list[str]:

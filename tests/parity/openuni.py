@@ -18,7 +18,7 @@ from reca.nn.openuni import VISION, OpenUniNetwork
 from reca.nn.openuni_files import read_checkpoint
 from reca.nn.random import SampleRng
 from reca.nn.weights import load_strictly
-from tests.parity.comparison import EMBEDDING, LOSS, THROUGH_VAE, RecordedRng, Recording, relative_error
+from tests.parity.comparison import EMBEDDING, LOSS, THROUGH_VAE, RecordedRng, Recording, options_of, relative_error
 from tests.parity.tokens import RecordedTokenizer, prompts, unpadded
 
 GUIDANCE_SCALE = 4.5
@@ -35,7 +35,7 @@ def build(recording: Recording) -> OpenUni:
     tied = ["lmm.language_model.lm_head.weight"] if network.lmm.language_model.config.tie_word_embeddings else []
     load_strictly(network, network.from_official(found.state), found.source, may_lack=tied)
     network.lmm.language_model.tie_weights()
-    options = {}
+    options = options_of("openuni")
     if "gen.init_latents" in recording.inputs:
         options["generation_size"] = recording.inputs["gen.init_latents"].shape[-1] * network.pixels_per_latent
     return OpenUni(network, None, options).eval()

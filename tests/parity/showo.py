@@ -24,7 +24,7 @@ from reca.models.showo import Showo
 from reca.nn.maskgit import random_mask
 from reca.nn.random import SampleRng
 from reca.nn.showo_sequence import FEATURE, Packed, drawing, rebuilding
-from tests.parity.comparison import EMBEDDING, LOSS, RecordedRng, Recording
+from tests.parity.comparison import EMBEDDING, LOSS, RecordedRng, Recording, options_of
 from tests.parity.tokens import RecordedTokenizer
 
 THROUGH_VAE = 2e-5
@@ -80,7 +80,7 @@ def load(recording: Recording, variant: str, **options: Any) -> Showo | None:
         words = tokenizer(config["llm_vocab"], special.get("eot", config["llm_vocab"] - 1))
         words.save_pretrained(checkpoint / "phi")
         parts = {"clip": str(folder / "clip"), "magvit": str(folder / "magvit.safetensors")}
-        model = Showo.load(checkpoint, {"parts": parts, **options}, CPU)
+        model = Showo.load(checkpoint, options_of("showo", parts=parts, **options), CPU)
     ours = vars(model.vocabulary) | {"eot": model.vocabulary.eos, "sot": model.vocabulary.eos}
     if differ := sorted(key for key in special.keys() & ours.keys() if special[key] != ours[key]):
         raise ValueError(f"special ids {differ} of {folder / 'config.json'} are not where Show-o has them")
@@ -278,7 +278,7 @@ def _understanding(recording: Recording, model: Showo) -> None:
     warn_of_packing(recording, "mmu", packed)
     labels = packed.ids.masked_fill(packed.ids == model.vocabulary.pad, FEATURE)
     labels[:, :start] = FEATURE
-    recording.check("mmu.loss", model.next_token_loss(packed, semantic, labels).value, LOSS)
+    recording.check("mmu.loss", model.reading_loss(packed, semantic, labels).value, LOSS)
 
 
 @torch.no_grad()
