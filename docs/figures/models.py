@@ -13,7 +13,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from reca.config import ROOT, compose
 from reca.models.base import UnifiedModel
 
 TRAINED, PARTLY, FROZEN, DATA = "#bfe3d0", "#fbe6b5", "#e3e6ec", "white"
@@ -125,9 +124,8 @@ FAMILIES = (
 
 def load(family: Family) -> UnifiedModel:
     """The tiny model under its preset, with random weights."""
-    options = compose([f"model={family.preset}"]).model.options(ROOT)
     torch.manual_seed(0)
-    model: UnifiedModel = import_module(f"reca.pretraining.{family.preset}").build(options)
+    model: UnifiedModel = import_module(f"reca.pretraining.{family.preset}").build()
     return model
 
 

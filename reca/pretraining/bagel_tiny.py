@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
@@ -12,10 +11,10 @@ from reca.models.bagel import DRAWING_PARTS, MARKERS, Bagel
 from reca.nn.bagel_files import Configs
 from reca.nn.bagel_network import BagelNetwork, Markers, Sizes
 from reca.nn.flux_autoencoder import decode, empty_autoencoder, encode, sample_latents
-from reca.pretraining import janus_tiny
 from reca.pretraining.latents import LATENT_NOISE, statistics_loss
+from reca.pretraining.tiny import UNKNOWN, options_of, word_tokenizer
 
-PAD, UNKNOWN = "<|endoftext|>", "<unk>"
+PAD = "<|endoftext|>"
 IMAGE_SIZE, PATCH = 24, 6
 """Pixels a side, pixels a patch of the vision tower: 16 tokens an image, as in ``janus_tiny``."""
 AUTOENCODER, LATENT_CHANNELS, LATENT_PATCH = (32, 64), 4, 2
@@ -26,25 +25,13 @@ INITIAL_RANGE = 0.05
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word: what ``janus_tiny`` can say, and BAGEL's own markers."""
-    theirs = janus_tiny.build_tokenizer()
-    words = [word for word in theirs.convert_ids_to_tokens(range(len(theirs))) if not word.startswith("<")]
+    """One token a word, and BAGEL's own markers."""
     special = [UNKNOWN, PAD, *MARKERS]
-    vocabulary = {word: number for number, word in enumerate(dict.fromkeys(special + words))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.add_special_tokens(special)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token=MARKERS[1],
-        pad_token=PAD,
-        unk_token=UNKNOWN,
-        clean_up_tokenization_spaces=False,
-    )
+    return word_tokenizer(special, [], special, {"eos_token": MARKERS[1], "pad_token": PAD})
 
 
-def build(options: dict[str, Any]) -> Bagel:
-    """A randomly initialised ``bagel_tiny``; seed torch's generator first."""
+def build(**changes: Any) -> Bagel:
+    """A randomly initialised ``bagel_tiny``, perhaps with other options; seed torch's generator first."""
     tokenizer = build_tokenizer()
     configs = Configs(llm=_llm(len(tokenizer)), vit=_vit())
     sizes = Sizes(
@@ -61,7 +48,7 @@ def build(options: dict[str, Any]) -> Bagel:
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=INITIAL_RANGE)
     autoencoder = empty_autoencoder(AUTOENCODER, 1, LATENT_CHANNELS)
-    return Bagel(network, autoencoder, tokenizer, options, configs).eval()
+    return Bagel(network, autoencoder, tokenizer, options_of("bagel_tiny", **changes), configs).eval()
 
 
 def _llm(vocabulary: int) -> dict[str, Any]:

@@ -19,17 +19,18 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from reca.config import ROOT, compose
+from reca.config import ROOT
 from reca.data.scenes import Question, Scene, questions, sparse_caption
 from reca.files import write_json
-from reca.models.base import Dialogue, Target, UnifiedModel, load_model
+from reca.models.base import Target, UnifiedModel, load_model
 from reca.nn.random import SampleRng
 from reca.pretraining import bagel_tiny, harmon_tiny, openuni_tiny, showo_tiny
 from reca.pretraining.base_card import model_card
-from reca.pretraining.facts import patch_tags
+from reca.pretraining.facts import opening, patch_tags
 from reca.pretraining.run import HELD_OUT_SEED, STUDY_SEED, detector_scores, pool_digest, scene_pool, stage
 from reca.pretraining.schedule import Report, one_cycle, pixels, update
-from reca.pretraining.understanding import Probes, answer_scores
+from reca.pretraining.tiny import options_of
+from reca.pretraining.understanding import Probes, answer_scores, asked_loss
 
 M = TypeVar("M", bound=UnifiedModel, contravariant=True)
 BUILT: dict[str, Any] = {"prompt_dropout": 0.1, "train_vision": True, "freeze_understanding": False}
@@ -49,8 +50,8 @@ class Preset(Protocol[M]):
     RECIPE: dict[str, int]
     """Fields of :class:`Recipe` that differ from the defaults."""
 
-    def build(self, options: dict[str, Any]) -> Any:
-        """The model with random weights."""
+    def build(self, **changes: Any) -> Any:
+        """The model with random weights, under its preset's options but for the changed ones."""
 
     def autoencoder(self, model: M) -> nn.Module:
         """The part that turns images into codes or latents and back."""
@@ -116,7 +117,7 @@ class Pool:
         """The first scenes of a stream, each with one sparse caption and one set of questions."""
         scenes, images = scene_pool(seed, size)
         rng = random.Random(f"pool-{seed}")
-        captions = [("a photo of " if rng.random() < 0.5 else "") + sparse_caption(scene, rng) for scene in scenes]
+        captions = [opening(rng) + sparse_caption(scene, rng) for scene in scenes]
         return cls(images, scenes, captions, [questions(scene, rng) for scene in scenes])
 
 
@@ -142,9 +143,8 @@ def main(arguments: Sequence[str]) -> int:
 def pretrain(recipe: Recipe, out: Path, state: Path) -> None:
     """Make a base: image autoencoder, understanding, drawing; then measure what was written."""
     preset, done = PRESETS[recipe.model], state / recipe.digest()
-    options = compose([f"model={recipe.model}"]).model.options(ROOT)
     torch.manual_seed(recipe.seed)
-    model = preset.build({**options, **BUILT})
+    model = preset.build(**BUILT)
     pool = Pool.of(STUDY_SEED, recipe.images)
     seconds: dict[str, float] = {}
 
@@ -158,7 +158,7 @@ def pretrain(recipe: Recipe, out: Path, state: Path) -> None:
     kept("drawing", lambda report: train_drawing(preset, model, pool, recipe, report))
     model.half()
     model.save_official(out)
-    written = load_model(model.family, out, options, torch.device("cpu")).eval()
+    written = load_model(model.family, out, options_of(recipe.model), torch.device("cpu")).eval()
     write_json(out / "card.json", card(recipe, examine(preset, written, recipe), seconds))
     (out / "README.md").write_text(model_card(json.loads((out / "card.json").read_text())))
     print(f"base written to {out}")
@@ -199,7 +199,7 @@ def train_reading(preset: Preset[Any], model: UnifiedModel, pool: Pool, recipe: 
         told = probes.tag_loss(patches, tags.rows(rows))
         loss = told
         if step >= recipe.tag_steps:
-            loss = _answers(model, pool, rows, rng) + 0.2 * told
+            loss = asked_loss(model, pool.images[rows], [pool.questions[row] for row in rows], rng) + 0.2 * told
         update(optimizer, loss, trained, one_cycle(step, steps, recipe.learning_rate))
         report(step + 1, steps, f"{'answers' if step >= recipe.tag_steps else 'tags'} {loss.item():.3f}")
 
@@ -218,7 +218,8 @@ def train_drawing(preset: Preset[Any], model: UnifiedModel, pool: Pool, recipe: 
         loss = model.text_to_image_loss([pool.captions[row] for row in rows], Target(targets[rows]), noise).value
         answers = torch.zeros(())
         if shared:
-            answers = _answers(model, pool, rows[: recipe.practice_questions], rng)
+            some = rows[: recipe.practice_questions]
+            answers = asked_loss(model, pool.images[some], [pool.questions[row] for row in some], rng)
         total = loss + 0.25 * answers
         update(optimizer, total, weights, one_cycle(step, recipe.drawing_steps, recipe.learning_rate))
         report(step + 1, recipe.drawing_steps, f"drawing {loss.item():.3f}, answers {answers.item():.3f}")
@@ -230,14 +231,6 @@ def _only(model: nn.Module, chosen: Callable[[str], bool]) -> list[nn.Parameter]
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(chosen(name))
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
-def _answers(model: UnifiedModel, pool: Pool, rows: Tensor, rng: random.Random) -> Tensor:
-    """Loss of one question about each of some scenes."""
-    chosen = [rng.choice(pool.questions[row]) for row in rows]
-    dialogues = [Dialogue(question.text, question.answer) for question in chosen]
-    noise = SampleRng([rng.randrange(2**62) for _ in rows])
-    return model.understanding_loss(pixels(pool.images[rows]), dialogues, noise).value
 
 
 @torch.no_grad()

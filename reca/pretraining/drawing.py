@@ -17,11 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reca.data.scenes import BACKGROUNDS, COLORS, Question
-from reca.models.base import Dialogue
 from reca.models.janus import Janus, Turn
-from reca.nn.random import SampleRng
 from reca.pretraining.image_tokenizer import Codebook
-from reca.pretraining.schedule import Report, one_cycle, pixels, update
+from reca.pretraining.schedule import Report, one_cycle, update
+from reca.pretraining.understanding import asked_loss
 
 
 @dataclass(frozen=True)
@@ -118,9 +117,7 @@ def train(model: Janus, gallery: Gallery, recipe: Recipe, seed: int, report: Rep
 
     A model that draws already goes on from where it is: :func:`prepare` is for new ones.
     """
-    wanted = set(model.trainable())
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in wanted)
+    model.freeze()
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     told, untold = (read_all(model, gallery.captions, dropped) for dropped in (False, True))
     model.train()
@@ -152,16 +149,10 @@ def train(model: Janus, gallery: Gallery, recipe: Recipe, seed: int, report: Rep
                 drawing = factored.loss(features, codes.flatten())
             loss = drawing
             if step % recipe.questions_every == 0:
-                answers = _answer_loss(model, gallery, recipe.questions, generator, rng)
+                asked = torch.randint(len(gallery.images), (recipe.questions,), generator=generator)
+                answers = asked_loss(model, gallery.images[asked], [gallery.questions[row] for row in asked], rng)
                 loss = drawing + recipe.answer_weight * answers
             update(optimizer, loss, moving, one_cycle(step, steps, rate))
             done += 1
             report(done, total, f"{phase}: codes {drawing.item():.3f} answers {answers.item():.3f}")
     model.eval()
-
-
-def _answer_loss(model: Janus, gallery: Gallery, count: int, generator: torch.Generator, rng: random.Random) -> Tensor:
-    rows = torch.randint(len(gallery.images), (count,), generator=generator)
-    chosen = [rng.choice(gallery.questions[row]) for row in rows]
-    dialogues = [Dialogue(question.text, question.answer) for question in chosen]
-    return model.understanding_loss(pixels(gallery.images[rows]), dialogues, SampleRng([])).value

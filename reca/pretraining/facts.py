@@ -83,10 +83,14 @@ def random_statement(rng: random.Random) -> tuple[str, Facts]:
     parts = [phrase(kind, counts[kind], colors.get(kind)) for kind in kinds]
     if relations:
         parts[:2] = [f"{parts[0]} {relations[kinds[0], kinds[1]]} {parts[1]}"]
-    opening = "a photo of " if rng.random() < 0.5 else ""
-    return opening + " and ".join(parts), Facts(
+    return opening(rng) + " and ".join(parts), Facts(
         counts, colors, relations, {kind: frozenset({color}) for kind, color in colors.items()}
     )
+
+
+def opening(rng: random.Random) -> str:
+    """How half of all captions begin."""
+    return "a photo of " if rng.random() < 0.5 else ""
 
 
 def labels(facts: Sequence[Facts]) -> Labels:

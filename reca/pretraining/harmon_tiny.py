@@ -3,43 +3,30 @@
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from reca.models.harmon import ASSISTANT, DRAW, DRAW_ANYTHING, ENCODER, END, USER, Harmon
 from reca.nn.harmon import UNUSED, HarmonNetwork
 from reca.nn.kl16 import Kl16Sizes
-from reca.pretraining import janus_tiny
 from reca.pretraining.latents import LATENT_NOISE, statistics_loss
+from reca.pretraining.tiny import UNKNOWN, options_of, word_tokenizer
 
-PAD, UNKNOWN, START = "<|endoftext|>", "<unk>", "<|im_start|>"
+PAD, START = "<|endoftext|>", "<|im_start|>"
 IMAGE_SIZE, CHANNELS, BUFFERS = 24, 16, 8
 """Pixels a side, channels of a latent, buffer tokens; 24 pixels become 6 x 6 latents."""
 WIDTH, HEADS, LAYERS = 96, 4, 4
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word: what ``janus_tiny`` can say, and Harmon's own turns."""
+    """One token a word, and Harmon's own turns."""
     special = [UNKNOWN, PAD, START, END]
-    theirs = janus_tiny.build_tokenizer()
-    words = [word for word in theirs.convert_ids_to_tokens(range(len(theirs))) if not word.startswith("<")]
     own = f"{USER} {ASSISTANT} {DRAW.format('')} {DRAW_ANYTHING}".replace(START, "").split()
-    vocabulary = {word: number for number, word in enumerate(dict.fromkeys(special + words + own))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.add_special_tokens(special)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token=END,
-        pad_token=PAD,
-        unk_token=UNKNOWN,
-        clean_up_tokenization_spaces=False,
-    )
+    return word_tokenizer(special, own, special, {"eos_token": END, "pad_token": PAD})
 
 
-def build(options: dict[str, Any]) -> Harmon:
-    """A randomly initialised ``harmon_tiny``; seed torch's generator first."""
+def build(**changes: Any) -> Harmon:
+    """A randomly initialised ``harmon_tiny``, perhaps with other options; seed torch's generator first."""
     tokenizer = build_tokenizer()
     ids = tokenizer.convert_tokens_to_ids
     autoencoder: dict[str, Any] = {"ch": 32, "ch_mult": [1, 1, 2], "num_res_blocks": 1, "z_channels": CHANNELS}
@@ -85,7 +72,7 @@ def build(options: dict[str, Any]) -> Harmon:
         "vae_scale": 1.0,  # set once the autoencoder is trained, so that latents have unit variance
     }
     sizes = Kl16Sizes(**{**autoencoder, "ch_mult": tuple(autoencoder["ch_mult"])})
-    return Harmon(HarmonNetwork(config, sizes), config, tokenizer, options)
+    return Harmon(HarmonNetwork(config, sizes), config, tokenizer, options_of("harmon_tiny", **changes))
 
 
 # -- how it is pre-trained (reca/pretraining/brief.py) --------------------------------------------------------

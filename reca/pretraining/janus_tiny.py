@@ -2,41 +2,29 @@
 
 from typing import Any
 
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import JanusConfig, JanusForConditionalGeneration, PreTrainedTokenizerFast
 
-from reca.data.scenes import COLORS, NUMBERS, RELATIONS, SHAPES, plural
 from reca.models.janus import ASSISTANT, BOI, EOI, IMAGE, USER, Janus
-from reca.objectives.templates import TEMPLATES
 from reca.pretraining.image_tokenizer import codebook_size
+from reca.pretraining.tiny import UNKNOWN, options_of, word_tokenizer
 
-BOS, EOS, PAD, UNKNOWN = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>", "<unk>"
+BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
 GIST_TOKENS, GIST_LAYER = 8, 3
 IMAGE_SIZE, PATCH, CODES_PER_SIDE, OUTLINES = 24, 6, 6, 254
 WIDTH, HEADS = 96, 4
-QUESTION_WORDS = "a an and of photo what color is the how many are there where relative to shape yes no"
-SPARE_TEMPLATES = 8
-"""Templates whose words the tokenizer knows: the first, short ones."""
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word: everything that scenes, captions, questions and the first templates can say."""
+    """One token a word, and Janus' own markers."""
     special = [UNKNOWN, PAD, BOS, EOS, USER, ASSISTANT, BOI, EOI, IMAGE]
     special += [f"<gist_{number}>" for number in range(GIST_TOKENS)]
-    words = [*SHAPES, *map(plural, SHAPES), *COLORS, *NUMBERS, *QUESTION_WORDS.split()]
-    words += " ".join(RELATIONS).split() + " ".join(TEMPLATES[:SPARE_TEMPLATES]).split()
     means = [f"<gist_mean_{number}>" for number in range(GIST_TOKENS)]
-    vocabulary = {word: number for number, word in enumerate(dict.fromkeys(special + words + means))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.add_special_tokens(special + means)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD, unk_token=UNKNOWN
-    )
+    named = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD}
+    return word_tokenizer(special, means, [*special, *means], named)
 
 
-def build(options: dict[str, Any]) -> Janus:
-    """A randomly initialised ``janus_tiny``; seed torch's generator first."""
+def build(**changes: Any) -> Janus:
+    """A randomly initialised ``janus_tiny``, perhaps with other options; seed torch's generator first."""
     tokenizer = build_tokenizer()
     ids = tokenizer.convert_tokens_to_ids
     config = JanusConfig(
@@ -85,4 +73,4 @@ def build(options: dict[str, Any]) -> Janus:
         gist={"tokens": GIST_TOKENS, "layer": GIST_LAYER, "scale": 1.0},
     )
     config.vq_config.num_patches = CODES_PER_SIDE  # the stock class has set it to the vision tower's grid
-    return Janus(JanusForConditionalGeneration(config), tokenizer, options)
+    return Janus(JanusForConditionalGeneration(config), tokenizer, options_of("janus_tiny", **changes))

@@ -3,16 +3,15 @@
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from reca.models.openuni import GENERATE, IMAGE, IMAGE_END, IMAGE_START, TURN_END, TURN_START, UNCONDITIONAL, OpenUni
 from reca.nn.openuni import OpenUniNetwork
-from reca.pretraining import janus_tiny
 from reca.pretraining.latents import LATENT_NOISE, statistics_loss
+from reca.pretraining.tiny import UNKNOWN, options_of, word_tokenizer
 
-PAD, UNKNOWN = "<|endoftext|>", "<unk>"
+PAD = "<|endoftext|>"
 IMAGE_SIZE, PATCH, FOLD = 24, 3, 2
 """Pixels a side, pixels a patch, patches that become one token (a side): 16 tokens an image, as in ``janus_tiny``."""
 LATENT_CHANNELS, QUERIES = 8, 16
@@ -22,26 +21,14 @@ AUTOENCODER = (16, 32, 64)
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word: what ``janus_tiny`` can say, and OpenUni's own turns."""
+    """One token a word, and OpenUni's own turns."""
     special = [UNKNOWN, PAD, TURN_START, TURN_END, IMAGE_START, IMAGE_END, IMAGE]
-    theirs = janus_tiny.build_tokenizer()
-    words = [word for word in theirs.convert_ids_to_tokens(range(len(theirs))) if not word.startswith("<")]
-    words += ["user", "assistant", *GENERATE.format("").split(), *UNCONDITIONAL.split()]
-    vocabulary = {word: number for number, word in enumerate(dict.fromkeys(special + words))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.add_special_tokens(special)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token=TURN_END,
-        pad_token=PAD,
-        unk_token=UNKNOWN,
-        clean_up_tokenization_spaces=False,
-    )
+    own = ["user", "assistant", *GENERATE.format("").split(), *UNCONDITIONAL.split()]
+    return word_tokenizer(special, own, special, {"eos_token": TURN_END, "pad_token": PAD})
 
 
-def build(options: dict[str, Any]) -> OpenUni:
-    """A randomly initialised ``openuni_tiny``; seed torch's generator first."""
+def build(**changes: Any) -> OpenUni:
+    """A randomly initialised ``openuni_tiny``, perhaps with other options; seed torch's generator first."""
     tokenizer = build_tokenizer()
     ids = tokenizer.convert_tokens_to_ids
     config = {
@@ -85,7 +72,7 @@ def build(options: dict[str, Any]) -> OpenUni:
         "vit_input_size": IMAGE_SIZE,
         "image_token_id": ids(IMAGE),
     }
-    return OpenUni(OpenUniNetwork(config), tokenizer, options)
+    return OpenUni(OpenUniNetwork(config), tokenizer, options_of("openuni_tiny", **changes))
 
 
 def _vision() -> dict[str, Any]:

@@ -26,6 +26,7 @@ from reca.nn.scene_detector import SceneDetector
 from reca.pretraining import drawing, image_tokenizer, janus_tiny, understanding
 from reca.pretraining.base_card import model_card
 from reca.pretraining.drawing import Recipe as DrawingRecipe
+from reca.pretraining.facts import opening
 from reca.pretraining.image_tokenizer import Codebook
 from reca.pretraining.image_tokenizer import Recipe as TokenizerRecipe
 from reca.pretraining.schedule import Report, pixels
@@ -71,7 +72,7 @@ def pretrain(recipe: Recipe, out: Path, state: Path) -> None:
     """Make a base: understanding, the tokenizer (whose decoder is taught by the vision tower), then drawing."""
     done = state / recipe.digest()
     torch.manual_seed(recipe.seed)
-    model = janus_tiny.build({"prompt_dropout": 0.1})
+    model = janus_tiny.build()
     probes = understanding.Probes(janus_tiny.WIDTH)
     grid = janus_tiny.IMAGE_SIZE // janus_tiny.PATCH
     scenes, images = scene_pool(STUDY_SEED, recipe.study_images)
@@ -187,7 +188,7 @@ def make_gallery(
     """
     pictured, pictures = scene_pool(GALLERY_SEED, recipe.gallery_images)
     rng = random.Random(f"gallery-{recipe.seed}")
-    captions = [("a photo of " if rng.random() < 0.5 else "") + sparse_caption(scene, rng) for scene in pictured]
+    captions = [opening(rng) + sparse_caption(scene, rng) for scene in pictured]
     asked = [questions(scene, rng) for scene in scenes]
     codes = image_tokenizer.encode(vq, pictures)
     return drawing.Gallery(codes.to(torch.int16), codebook, captions, images, asked)

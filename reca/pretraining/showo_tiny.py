@@ -3,16 +3,15 @@
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, PhiConfig, PreTrainedTokenizerFast
 
 from reca.models.showo import QUESTION_TEXT, Showo
 from reca.nn.magvit import Magvit, MagvitSizes
 from reca.nn.showo_files import ShowoParts, build_vocabulary, empty_phi, empty_projector
-from reca.pretraining import janus_tiny
+from reca.pretraining.tiny import UNKNOWN, options_of, word_tokenizer
 
-END, UNKNOWN = "<|endoftext|>", "<unk>"
+END = "<|endoftext|>"
 IMAGE_SIZE, PATCH = 24, 6
 MAGVIT = MagvitSizes(
     base_channels=32,
@@ -28,18 +27,13 @@ WIDTH, VISION_WIDTH, HEADS = 128, 96, 4
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word: those of ``janus_tiny``, and the marks of Show-o's turns."""
-    known = sorted(janus_tiny.build_tokenizer().get_vocab().items(), key=lambda entry: entry[1])
-    words = [word for word, _ in known if not word.startswith("<")]
-    vocabulary = {word: number for number, word in enumerate([UNKNOWN, *words, *QUESTION_TEXT.format("").split(), END])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.add_special_tokens([UNKNOWN, END])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END, unk_token=UNKNOWN)
+    """One token a word, and the marks of Show-o's turns."""
+    own = [*QUESTION_TEXT.format("").split(), END]
+    return word_tokenizer([UNKNOWN], own, [UNKNOWN, END], {"bos_token": END, "eos_token": END})
 
 
-def build(options: dict[str, Any]) -> Showo:
-    """A randomly initialised ``showo_tiny``; seed torch's generator first."""
+def build(**changes: Any) -> Showo:
+    """A randomly initialised ``showo_tiny``, perhaps with other options; seed torch's generator first."""
     tokenizer = build_tokenizer()
     size = len(tokenizer) + SPECIAL_TOKENS + MAGVIT.codebook + 1
     config = {
@@ -80,7 +74,7 @@ def build(options: dict[str, Any]) -> Showo:
         clip=CLIPVisionModel(vision),
         projector=empty_projector(VISION_WIDTH, WIDTH, WIDTH, device="cpu"),
     )
-    return Showo(parts, options).eval()
+    return Showo(parts, options_of("showo_tiny", **changes)).eval()
 
 
 # -- how it is pre-trained (reca/pretraining/brief.py) --------------------------------------------------------

@@ -24,7 +24,7 @@ from reca.models.base import Dialogue, Semantic, UnifiedModel
 from reca.models.janus import Janus
 from reca.nn.random import SampleRng
 from reca.objectives.templates import SIMPLE, TEMPLATES
-from reca.pretraining.facts import UNKNOWN, Labels, Tags, labels, patch_tags, random_statement, scene_facts
+from reca.pretraining.facts import UNKNOWN, Labels, Tags, labels, opening, patch_tags, random_statement, scene_facts
 from reca.pretraining.schedule import Report, one_cycle, pixels, update
 
 
@@ -116,7 +116,7 @@ class Study:
 def study(scenes: Sequence[Scene], images: Tensor, grid: int, seed: int) -> Study:
     """Label scenes; one full caption and one set of questions each."""
     rng = random.Random(f"study-{seed}")
-    captions = [("a photo of " if rng.random() < 0.5 else "") + full_caption(scene, rng) for scene in scenes]
+    captions = [opening(rng) + full_caption(scene, rng) for scene in scenes]
     asked = [questions(scene, rng) for scene in scenes]
     return Study(images, labels([scene_facts(scene) for scene in scenes]), patch_tags(scenes, grid), captions, asked)
 
@@ -186,10 +186,17 @@ def join(
 
 
 def answer_loss(model: Janus, data: Study, rows: Tensor, rng: random.Random) -> Tensor:
-    """One question about each of some scenes."""
-    chosen = [rng.choice(weighted(data.questions[row])) for row in rows]
+    """One question about each of some scenes, the hard ones more often."""
+    return asked_loss(model, data.images[rows], [weighted(data.questions[row]) for row in rows], rng)
+
+
+def asked_loss(
+    model: UnifiedModel, images: Tensor, questions: Sequence[Sequence[Question]], rng: random.Random
+) -> Tensor:
+    """One question, of several, about each of some images (B, 3, S, S) uint8; nothing else is random about it."""
+    chosen = [rng.choice(several) for several in questions]
     dialogues = [Dialogue(question.text, question.answer) for question in chosen]
-    return model.understanding_loss(pixels(data.images[rows]), dialogues, SampleRng([])).value
+    return model.understanding_loss(pixels(images), dialogues, SampleRng([])).value
 
 
 def weighted(asked: Sequence[Question]) -> list[Question]:

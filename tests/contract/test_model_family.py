@@ -34,7 +34,7 @@ def base(preset: str) -> Path:
         return committed
     torch.manual_seed(0)
     folder = Path(mkdtemp(prefix=preset)) / "base"
-    import_module(f"reca.pretraining.{preset}").build(section.options(ROOT)).save_official(folder)
+    import_module(f"reca.pretraining.{preset}").build().save_official(folder)
     return folder
 
 

@@ -56,7 +56,7 @@ def project(preset: str, scenes: Path, root: Path) -> Config:
     config = compose([f"model={preset}", *SMALL])
     config.save(root / "params.yaml")
     torch.manual_seed(0)
-    import_module(f"reca.pretraining.{preset}").build(config.model.options(ROOT)).save_official(root / "base")
+    import_module(f"reca.pretraining.{preset}").build().save_official(root / "base")
     return config
 
 

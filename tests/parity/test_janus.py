@@ -7,6 +7,7 @@ import torch
 from transformers import JanusConfig, JanusForConditionalGeneration
 
 from reca.models.janus import Janus
+from tests.parity.comparison import options_of
 from tests.parity.replay import replay
 
 RECORDING = Path(__file__).parent / "fixtures/janus"
@@ -75,7 +76,7 @@ def test_real_sizes_have_the_known_parameter_counts(
         tie_word_embeddings=False,
     )
     with torch.device("meta"):
-        model = Janus(JanusForConditionalGeneration(config), None, {})
+        model = Janus(JanusForConditionalGeneration(config), None, options_of("janus"))
     assert (model.spec.semantic_tokens, model.spec.target_tokens, model.spec.generation_size) == (576, 576, 384)
     assert sum(parameter.numel() for parameter in model.parameters()) == total
     assert sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) == trained

@@ -135,7 +135,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "conf/data").mkdir(parents=True)
     shutil.copy(Path(__file__).resolve().parents[3] / config.data.path, root / config.data.path)
     torch.manual_seed(0)
-    build({"train_vision": False}).save_official(root / "base")
+    build().save_official(root / "base")
     ingest(config, root)
     extract(config, root)
     return root

@@ -8,11 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from reca.config import ROOT, compose
+from reca.config import ROOT
 from reca.models.base import load_model
 from reca.pretraining import brief, main
 from reca.pretraining.brief import PRESETS, Pool, Recipe
 from reca.pretraining.schedule import pixels
+from reca.pretraining.tiny import options_of
 
 SHORT = Recipe(
     "none",
@@ -43,20 +44,20 @@ def test_a_base_is_made_and_taken_up_again(name: str, tmp_path: Path, capsys: py
     assert {"answer_color", "tokenizer_exact"} <= card["scores"].keys()
     assert card["train_seconds"].keys() == {"autoencoder", "understanding", "drawing"}
     assert f"reca pretrain model={name}" in (tmp_path / "base/README.md").read_text()
-    model = load_model(compose([f"model={name}"]).model.family, tmp_path / "base", {}, torch.device("cpu"))
+    model = load_model(name.removesuffix("_tiny"), tmp_path / "base", options_of(name), torch.device("cpu"))
     assert all(bool(value.isfinite().all()) for value in model.state_dict().values() if value.is_floating_point())
 
     capsys.readouterr()
     brief.pretrain(recipe, tmp_path / "again", tmp_path / "state")
     assert capsys.readouterr().out.count("kept from") == 3
-    again = load_model(model.family, tmp_path / "again", {}, torch.device("cpu")).state_dict()
+    again = load_model(model.family, tmp_path / "again", options_of(name), torch.device("cpu")).state_dict()
     assert all(torch.equal(value, again[key]) for key, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("name", ["openuni_tiny", "harmon_tiny"])
 def test_latents_get_unit_variance(name: str) -> None:
     torch.manual_seed(0)
-    model = PRESETS[name].build({})
+    model = PRESETS[name].build()
     images = pixels(Pool.of(1, 32).images)
     PRESETS[name].settle(model, images)
     assert float(brief._targets(model, Pool.of(1, 32).images).std()) == pytest.approx(1, abs=0.05)
@@ -65,7 +66,7 @@ def test_latents_get_unit_variance(name: str) -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_part_is_trained_by_some_stage(name: str) -> None:
     preset = PRESETS[name]
-    model = preset.build(compose([f"model={name}"]).model.options(ROOT))
+    model = preset.build()
     inside = {id(parameter) for parameter in preset.autoencoder(model).parameters()}
     for key, parameter in model.named_parameters():
         trained = (id(parameter) in inside) + (preset.reads(key) or preset.draws(key))

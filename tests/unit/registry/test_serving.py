@@ -41,7 +41,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("janus") / "model"
-    build({}).save_official(folder)
+    build().save_official(folder)
     return folder
 
 
