@@ -49,12 +49,11 @@ def scores_folder(path: Path) -> Path:
 
 
 def _check(before: Scores, after: Scores, folders: list[Path]) -> None:
-    for what in MUST_AGREE:
+    if what := before.unlike(after, MUST_AGREE):
         one, two = getattr(before, what), getattr(after, what)
-        if one != two and not (what == "protocol" and "official" in one and "official" in two):
-            raise UserError(
-                f"{before.benchmark} cannot be compared: {what} is {one} in {folders[0]} and {two} in {folders[1]}"
-            )
+        raise UserError(
+            f"{before.benchmark} cannot be compared: {what} is {one} in {folders[0]} and {two} in {folders[1]}"
+        )
     if before.settings.get("generate") != after.settings.get("generate"):
         drawn = [json.dumps(scores.settings.get("generate")) for scores in (before, after)]
         print(f"{before.benchmark}: drawn differently, {drawn[0]} and {drawn[1]}")

@@ -46,7 +46,7 @@ def _override(word: str) -> str:
     """``benchmarks=[…]`` means ``evaluate.benchmarks=[…]``; sections that the default lacks are added."""
     key, equals, value = word.partition("=")
     key = f"evaluate.{key}" if key == "benchmarks" or key.partition(".")[0] in PUBLISHED else key
-    optional = (*(f"evaluate.{name}." for name in PUBLISHED), "hardware.judge.")
+    optional = tuple(f"evaluate.{name}." for name in PUBLISHED)
     return f"++{key}{equals}{value}" if key.startswith(optional) else f"{key}{equals}{value}"
 
 

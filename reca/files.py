@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+FETCHED_FROM = "hub_source.json"
+"""In a folder that came from the hub: repository, revision asked for, commit received."""
+
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file in one step; a reader sees the old text or the new, never a part."""

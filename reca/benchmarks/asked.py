@@ -1,37 +1,45 @@
 """What the benchmarks have in common whose samples are judged by a model that is asked about them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from reca.benchmarks.base import ItemScore, Judge
 from reca.benchmarks.samples import Pixels, Row, UnreadableSample, read_image, save_png
 from reca.config import Config
-from reca.config.benchmarks import JudgeSettings
+from reca.config.benchmarks import AskedBenchmark
 
 if TYPE_CHECKING:
     from reca.benchmarks.judges.replies import Reply
     from reca.benchmarks.judges.request import Estimate, Request
 
+S = TypeVar("S", bound=AskedBenchmark)
 
-class Asked(ABC):
+
+class Asked(ABC, Generic[S]):
     """A benchmark that asks a judge.
 
     Args:
-        settings: Of the judge.
+        settings: Of the benchmark.
         config: The whole configuration: the judge's limits and the state folder.
         root: The project folder.
     """
 
     name: ClassVar[str]
+    images_per_prompt: int = 1
 
-    def __init__(self, settings: JudgeSettings, config: Config, root: Path) -> None:
+    def __init__(self, settings: S, config: Config, root: Path) -> None:
         from reca.benchmarks.judges.asking import Judging
 
-        self.root = root
+        self.root, self._settings, self.seed = root, settings, settings.seed
         file = root / config.paths.state / "replies" / f"{self.name}.jsonl"
-        self.judging: Judging = Judging(settings, config.hardware.judge, root, file)
+        self.judging: Judging = Judging(settings.judge, config.hardware.judge, root, file)
+
+    @classmethod
+    def from_config(cls, config: Config, root: Path) -> Self:
+        """Set up from the section of ``evaluate`` that has the benchmark's name."""
+        return cls(getattr(config.evaluate, cls.name), config, root)
 
     @property
     def judge(self) -> Judge:
@@ -84,14 +92,3 @@ def _resized(pixels: Pixels, like: Pixels) -> Pixels:
     from PIL import Image
 
     return np.asarray(Image.fromarray(pixels).resize((like.shape[1], like.shape[0])))
-
-
-def label(differences: Iterable[str]) -> str:
-    """``official``, or ``variant: `` and what differs."""
-    found = [difference for difference in differences if difference]
-    return f"variant: {'; '.join(found)}" if found else "official"
-
-
-def limited(max_prompts: int | None) -> str:
-    """What :func:`label` says of a shortened prompt set."""
-    return "" if max_prompts is None else f"only the first {max_prompts} prompts of each category"

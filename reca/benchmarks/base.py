@@ -18,8 +18,6 @@ from pydantic import (
     Field,
     NonNegativeInt,
     PositiveInt,
-    SerializerFunctionWrapHandler,
-    model_serializer,
     model_validator,
 )
 
@@ -132,9 +130,16 @@ class Scores(_Closed):
             raise ValueError(f"a score that lacks {self.failed} of {self.expected} values cannot be called official")
         return self
 
-    @model_serializer(mode="wrap")
-    def _without_equal_weights(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {name: value for name, value in write(self).items() if name != "weights" or value}
+    def unlike(self, other: "Scores", facts: Sequence[str]) -> str | None:
+        """The first of ``facts`` in which two scores differ so that they cannot be compared.
+
+        One that would be official if all its values were there is compared with an official one.
+        """
+        for fact in facts:
+            mine, theirs = getattr(self, fact), getattr(other, fact)
+            if mine != theirs and not (fact == "protocol" and "official" in mine and "official" in theirs):
+                return fact
+        return None
 
 
 class Detector(Protocol):

@@ -9,11 +9,11 @@ There is one category, since overall is the mean over prompts; the scores by kin
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from reca.benchmarks.asked import Asked, label, limited
+from reca.benchmarks.asked import Asked
 from reca.benchmarks.base import ItemScore
-from reca.benchmarks.drawing import by_prompt, draw, first_of_each
+from reca.benchmarks.drawing import by_prompt, draw, first_of_each, label, limited, numbered
 from reca.benchmarks.prompts import sources
 from reca.benchmarks.samples import Row
 from reca.config import Config
@@ -33,20 +33,14 @@ QUESTION = "{question}\nLook at the image and answer with a single word: yes or 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
-class Dpgbench(Asked):
+class Dpgbench(Asked[DpgbenchBenchmark]):
     """DPG-Bench."""
 
     name: ClassVar[str] = "dpgbench"
 
     def __init__(self, settings: DpgbenchBenchmark, config: Config, root: Path) -> None:
-        super().__init__(settings.judge, config, root)
-        self._settings = settings
-        self.images_per_prompt, self.seed = settings.images_per_prompt, settings.seed
-
-    @classmethod
-    def from_config(cls, config: Config, root: Path) -> Self:
-        """Set up from ``evaluate.dpgbench``."""
-        return cls(config.evaluate.dpgbench or DpgbenchBenchmark(), config, root)
+        super().__init__(settings, config, root)
+        self.images_per_prompt = settings.images_per_prompt
 
     @property
     def protocol(self) -> str:
@@ -56,7 +50,7 @@ class Dpgbench(Asked):
             [
                 f"judged by {settings.judge.model} instead of mPLUG-large",
                 limited(settings.max_prompts),
-                "" if settings.images_per_prompt == 4 else f"{settings.images_per_prompt} images a prompt instead of 4",
+                numbered(settings.images_per_prompt, 4),
                 "" if settings.official_quirks else "all questions count (the official script skips the first)",
             ]
         )

@@ -1,6 +1,6 @@
-"""What the benchmarks of drawing and editing have in common: making planned samples, and sorting scores by prompt."""
+"""What the benchmarks of drawing and editing have in common: making samples, sorting scores, naming what differs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,3 +74,19 @@ def by_prompt(
         )
         for prompt_id, numbers in prompts.items()
     ]
+
+
+def label(differences: Iterable[str]) -> str:
+    """``official``, or ``variant: `` and what differs."""
+    found = [difference for difference in differences if difference]
+    return f"variant: {'; '.join(found)}" if found else "official"
+
+
+def limited(max_prompts: int | None) -> str:
+    """What :func:`label` says of a shortened prompt set."""
+    return "" if max_prompts is None else f"only the first {max_prompts} prompts of each category"
+
+
+def numbered(images_per_prompt: int, official: int) -> str:
+    """What :func:`label` says of another number of images."""
+    return "" if images_per_prompt == official else f"{images_per_prompt} images a prompt instead of {official}"

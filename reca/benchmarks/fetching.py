@@ -1,6 +1,5 @@
 """Brings what the configured benchmarks need and this project does not ship: prompts and judges, once."""
 
-import shutil
 from pathlib import Path
 
 import httpx
@@ -69,31 +68,11 @@ def fetch_prompts(root: Path, name: str, state: Path) -> None:
 
 
 def _fetch_dataset(dataset: str, folder: Path, state: Path) -> None:
-    from huggingface_hub import HfApi
-
-    repository, _, revision = dataset.partition("@")
-    partial = state / "downloads" / f"datasets--{repository.replace('/', '--')}"
-    wanted = ["*.parquet", "*.arrow", "README.md"]
-    print(f"fetching the data set {repository} from the hub", flush=True)
-    try:
-        hub = HfApi()
-        commit = str(hub.dataset_info(repository, revision=revision or None).sha)
-        hub.snapshot_download(
-            repository, repo_type="dataset", revision=commit, local_dir=partial, allow_patterns=wanted
-        )
-    except Exception as error:  # of whichever HTTP library the hub's client is built on
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError(
-            f"the data set {repository} cannot be fetched ({reason}); mend that and run again, or put its Parquet "
-            f"files into {folder} yourself"
-        ) from None
-    shutil.rmtree(partial / ".cache", ignore_errors=True)
-    url = f"https://huggingface.co/datasets/{repository}/tree/{commit}"
-    files = {path.relative_to(partial).as_posix(): path for path in sources.data_files(partial)}
-    write_json(partial / sources.RECORD, {n: {"url": url, "sha256": file_digest(p)} for n, p in files.items()})
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    shutil.move(partial, folder)
+    """Fetch the data files of a data set of the hub, and record them as files that were fetched one by one are."""
+    commit = fill(folder, f"{dataset}#*.parquet,*.arrow,README.md", state, "a benchmark's data set", kind="dataset")
+    url = f"https://huggingface.co/datasets/{dataset.partition('@')[0]}/tree/{commit}"
+    files = {path.relative_to(folder).as_posix(): path for path in sources.data_files(folder)}
+    write_json(folder / sources.RECORD, {n: {"url": url, "sha256": file_digest(p)} for n, p in files.items()})
 
 
 def download(url: str, path: Path, sha256: str | None) -> str:

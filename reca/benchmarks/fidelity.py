@@ -30,7 +30,7 @@ from PIL import Image
 
 from reca.benchmarks.base import ItemScore, Judge
 from reca.benchmarks.rules import geneval
-from reca.benchmarks.samples import Pixels, Row, UnreadableSample, read_png, save_png, to_pixels
+from reca.benchmarks.samples import Pixels, Row, UnreadableSample, read_image, save_png, to_pixels
 from reca.benchmarks.scene_judge import FOLDER, SceneJudge, describe
 from reca.benchmarks.similarity import peak_signal_to_noise, structural_similarity
 from reca.config import Config, FidelityBenchmark, ScenesData
@@ -173,7 +173,7 @@ def _score_image(row: Row, folder: Path, detections: "Sequence[Detection] | None
     truth = row["metadata"]
     values: dict[str, float | None] = {}
     try:
-        drawn, original = read_png(folder, row["file"]), read_png(folder, row["original"])
+        drawn, original = read_image(folder, row), read_image(folder, row, "original")
         values["similarity"] = _similarity(drawn, original)
         detail: dict[str, Any] = {"psnr": peak_signal_to_noise(drawn, original)}
     except UnreadableSample as error:

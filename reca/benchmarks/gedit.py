@@ -12,17 +12,16 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from PIL import Image
 
-from reca.benchmarks.asked import Asked, label, limited
+from reca.benchmarks.asked import Asked
 from reca.benchmarks.base import ItemScore
-from reca.benchmarks.drawing import by_prompt, edit, first_of_each
+from reca.benchmarks.drawing import by_prompt, edit, first_of_each, label, limited
 from reca.benchmarks.prompts import sources
 from reca.benchmarks.rules import gedit as rules
 from reca.benchmarks.samples import Row, UnreadableSample, read_image
-from reca.config import Config
 from reca.config.benchmarks import GeditBenchmark
 from reca.errors import UserError
 from reca.files import whole_folder
@@ -54,20 +53,10 @@ not fit together, 10 if there is none.
 Answer with JSON and nothing else: {{"score": [first, second], "reasoning": "one short sentence"}}"""
 
 
-class Gedit(Asked):
+class Gedit(Asked[GeditBenchmark]):
     """GEdit-Bench in one language."""
 
     name: ClassVar[str] = "gedit"
-    images_per_prompt = 1
-
-    def __init__(self, settings: GeditBenchmark, config: Config, root: Path) -> None:
-        super().__init__(settings.judge, config, root)
-        self._settings, self.seed = settings, settings.seed
-
-    @classmethod
-    def from_config(cls, config: Config, root: Path) -> Self:
-        """Set up from ``evaluate.gedit``."""
-        return cls(config.evaluate.gedit or GeditBenchmark(), config, root)
 
     @property
     def protocol(self) -> str:

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from reca.benchmarks.base import ItemScore, Judge
-from reca.benchmarks.drawing import by_prompt, draw, first_of_each
+from reca.benchmarks.drawing import by_prompt, draw, first_of_each, label, limited, numbered
 from reca.benchmarks.prompts.geneval import COLORS, IMAGES_PER_PROMPT, PROMPTS, Entry, generate
-from reca.benchmarks.samples import Pixels, Row, UnreadableSample, read_image
+from reca.benchmarks.samples import Pixels, Row, UnreadableSample, read_image, same_size
 from reca.config import Config
 from reca.config.benchmarks import GenevalBenchmark
 from reca.errors import UserError
@@ -60,17 +60,17 @@ class Geneval:
         """``official`` where prompts, number of images, detector and colours are the original's; else what is not."""
         from reca.benchmarks.judges import folders
 
-        settings, differs = self._settings, []
-        if settings.max_prompts is not None:
-            differs.append(f"only the first {settings.max_prompts} prompts of each task")
-        if settings.images_per_prompt != IMAGES_PER_PROMPT:
-            differs.append(f"{settings.images_per_prompt} images a prompt instead of {IMAGES_PER_PROMPT}")
+        settings, clip = self._settings, self._settings.clip.partition("@")[0]
         detector = folders.folder_of(self._root, settings.detector)
-        if not folders.origin(detector).startswith("mask2former_swin-s"):
-            differs.append(f"detector {detector.name} instead of mmdet's Mask2Former Swin-S")
-        if (clip := settings.clip.partition("@")[0]) != OFFICIAL_CLIP:
-            differs.append(f"colours by {clip} instead of {OFFICIAL_CLIP}")
-        return f"variant: {'; '.join(differs)}" if differs else "official"
+        official = folders.origin(detector).startswith("mask2former_swin-s")
+        return label(
+            [
+                limited(settings.max_prompts),
+                numbered(settings.images_per_prompt, IMAGES_PER_PROMPT),
+                "" if official else f"detector {detector.name} instead of mmdet's Mask2Former Swin-S",
+                "" if clip == OFFICIAL_CLIP else f"colours by {clip} instead of {OFFICIAL_CLIP}",
+            ]
+        )
 
     @cached_property
     def judge(self) -> Judge:
@@ -83,8 +83,8 @@ class Geneval:
         entries = generate()
         if len(entries) != PROMPTS:
             raise UserError(f"{len(entries)} GenEval prompts were generated instead of {PROMPTS}: another NumPy?")
-        numbered = [{"number": number, "category": e["tag"], "entry": e} for number, e in enumerate(entries)]
-        return first_of_each(numbered, self._settings.max_prompts)
+        rows = [{"number": number, "category": e["tag"], "entry": e} for number, e in enumerate(entries)]
+        return first_of_each(rows, self._settings.max_prompts)
 
     def plan(self) -> list[Row]:
         """One row per prompt and image."""
@@ -193,15 +193,15 @@ class Eyes:
 def _judge_batch(eyes: Eyes, rows: Sequence[Row], folder: Path) -> list[tuple[float | None, dict[str, Any]]]:
     """Value and detail of a few images; those of one size are looked at together."""
     found: list[tuple[float | None, dict[str, Any]]] = [(None, {})] * len(rows)
-    by_size: dict[tuple[int, ...], list[tuple[int, Pixels]]] = {}
+    images: list[Pixels | None] = [None] * len(rows)
     for number, row in enumerate(rows):
         try:
-            pixels = read_image(folder, row)
-            by_size.setdefault(pixels.shape, []).append((number, pixels))
+            images[number] = read_image(folder, row)
         except UnreadableSample as error:
             found[number] = None, {"seen": [], "reasons": [str(error)]}
-    for group in by_size.values():
-        for (number, pixels), detections in zip(group, eyes.detect([pixels for _, pixels in group]), strict=True):
+    for numbers in same_size(images):
+        group = [image for number in numbers if (image := images[number]) is not None]
+        for number, pixels, detections in zip(numbers, group, eyes.detect(group), strict=True):
             found[number] = judge_image(eyes, pixels, detections, rows[number]["metadata"])
     return found
 

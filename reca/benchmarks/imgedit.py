@@ -14,15 +14,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from reca.benchmarks.asked import Asked, label, limited
+from reca.benchmarks.asked import Asked
 from reca.benchmarks.base import ItemScore
-from reca.benchmarks.drawing import by_prompt, edit, first_of_each
+from reca.benchmarks.drawing import by_prompt, edit, first_of_each, label, limited
 from reca.benchmarks.prompts import sources
 from reca.benchmarks.rules import imgedit as rules
 from reca.benchmarks.samples import Row, UnreadableSample, read_image
-from reca.config import Config
 from reca.config.benchmarks import ImgeditBenchmark
 from reca.errors import UserError
 from reca.files import whole_folder
@@ -50,20 +49,10 @@ Write one short sentence of reasons, then these three lines:
 {third}: <1-5>"""
 
 
-class Imgedit(Asked):
+class Imgedit(Asked[ImgeditBenchmark]):
     """ImgEdit-Bench's basic suite."""
 
     name: ClassVar[str] = "imgedit"
-    images_per_prompt = 1
-
-    def __init__(self, settings: ImgeditBenchmark, config: Config, root: Path) -> None:
-        super().__init__(settings.judge, config, root)
-        self._settings, self.seed = settings, settings.seed
-
-    @classmethod
-    def from_config(cls, config: Config, root: Path) -> Self:
-        """Set up from ``evaluate.imgedit``."""
-        return cls(config.evaluate.imgedit or ImgeditBenchmark(), config, root)
 
     @property
     def protocol(self) -> str:

@@ -75,23 +75,6 @@ def save_png(pixels: Pixels, path: Path) -> None:
     os.replace(temporary, path)
 
 
-def read_png(folder: Path, name: str) -> Pixels:
-    """Read an image of a sample folder.
-
-    Raises:
-        UserError: The file is missing, so the folder is not what ``generate`` left.
-        UnreadableSample: The file is no image.
-    """
-    path = folder / name
-    if not path.is_file():
-        raise UserError(f"{path} is named by {MANIFEST} but missing; delete {folder} and run `reca generate` again")
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            return np.asarray(image.convert("RGB"))
-    except Exception as error:  # damaged files make Pillow raise nearly anything
-        raise UnreadableSample(f"{path.name}: {error}") from None
-
-
 def read_image(folder: Path, row: Row, which: str = "file") -> Pixels:
     """An image of a benchmark, perhaps made elsewhere: PNG, JPEG or WebP; perhaps a part of a larger one.
 
@@ -118,3 +101,12 @@ def read_image(folder: Path, row: Row, which: str = "file") -> Pixels:
         left, top, right, bottom = box
         pixels = pixels[top:bottom, left:right]
     return pixels
+
+
+def same_size(images: Sequence[Pixels | None]) -> list[list[int]]:
+    """The numbers of the images that can be looked at together; ``None`` stands for one that cannot be looked at."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for number, image in enumerate(images):
+        if image is not None:
+            groups.setdefault(image.shape, []).append(number)
+    return list(groups.values())

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from reca.benchmarks.base import Detector, Judge
-from reca.benchmarks.samples import Pixels, UnreadableSample, read_png, to_tensor
+from reca.benchmarks.samples import Pixels, UnreadableSample, read_image, same_size, to_tensor
 from reca.digest import file_digest
 from reca.errors import UserError
 from reca.nn.scene_detector import WEIGHTS, Detection, SceneDetector
@@ -54,15 +54,11 @@ class SceneJudge:
         pixels: list[Pixels | None] = []
         for name in files:
             try:
-                pixels.append(read_png(folder, name))
+                pixels.append(read_image(folder, {"file": name}))
             except UnreadableSample:
                 pixels.append(None)
         found: list[list[Detection] | None] = [None] * len(files)
-        by_size: dict[tuple[int, ...], list[int]] = {}
-        for number, image in enumerate(pixels):
-            if image is not None:
-                by_size.setdefault(image.shape, []).append(number)
-        for numbers in by_size.values():
+        for numbers in same_size(pixels):
             images = to_tensor([image for number in numbers if (image := pixels[number]) is not None])
             for number, detections in zip(numbers, self._detector.detect(images), strict=True):
                 found[number] = detections

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from reca.benchmarks.base import ItemScore, Judge
+from reca.benchmarks.drawing import by_prompt, draw
 from reca.benchmarks.rules import geneval
-from reca.benchmarks.samples import Row, save_png, to_pixels
+from reca.benchmarks.samples import Row
 from reca.benchmarks.scene_judge import FOLDER, SceneJudge, describe
 from reca.config import Config, ScenesBenchmark
 from reca.data.scenes import benchmark_prompts
-from reca.nn.random import SampleRng, derive_seed
+from reca.nn.random import derive_seed
 
 if TYPE_CHECKING:
     from reca.models.base import Sampling, UnifiedModel
@@ -61,37 +62,21 @@ class Scenes:
                     "index": index,
                     "seed": derive_seed(self.name, self.seed, prompt_id, index),
                     "metadata": entry,
+                    "file": f"{prompt_id}_{index}.png",
                 }
                 for index in range(self.images_per_prompt)
             )
         return rows
 
     def make(self, model: "UnifiedModel", rows: Sequence[Row], sampling: "Sampling", folder: Path) -> list[Row]:
-        """Draw one image per row: ``<prompt id>_<index>.png``."""
-        images = model.generate([row["prompt"] for row in rows], sampling, SampleRng([row["seed"] for row in rows]))
-        made = []
-        for row, pixels in zip(rows, to_pixels(images), strict=True):
-            file = f"{row['prompt_id']}_{row['index']}.png"
-            save_png(pixels, folder / file)
-            made.append({**row, "file": file})
-        return made
+        """Draw one image per row."""
+        return draw(model, rows, sampling, folder)
 
     def score(self, rows: Sequence[Row], folder: Path) -> list[ItemScore]:
         """Judge every image by GenEval's rules: 1 where all clauses of its prompt hold, else 0."""
         found = self._judge.look(folder, [row["file"] for row in rows])
-        prompts: dict[str, list[tuple[Row, float | None, dict[str, Any]]]] = {}
-        for row, detections in zip(rows, found, strict=True):
-            prompts.setdefault(row["prompt_id"], []).append((row, *judge_image(detections, row["metadata"])))
-        return [
-            ItemScore(
-                prompt_id,
-                images[0][0]["category"],
-                tuple(value for _, value, _ in images),
-                tuple(row["file"] for row, _, _ in images),
-                tuple(detail for _, _, detail in images),
-            )
-            for prompt_id, images in prompts.items()
-        ]
+        judged = [judge_image(seen, row["metadata"]) for row, seen in zip(rows, found, strict=True)]
+        return by_prompt(rows, [value for value, _ in judged], [detail for _, detail in judged])
 
     def details(self, items: Sequence[ItemScore]) -> dict[str, Any]:
         """GenEval's two other numbers: share of right images, and of prompts with at least one right image."""

@@ -9,11 +9,11 @@ Categories are the benchmark's six. Overall weighs them as the benchmark does: b
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from reca.benchmarks.asked import Asked, label, limited
+from reca.benchmarks.asked import Asked
 from reca.benchmarks.base import ItemScore
-from reca.benchmarks.drawing import by_prompt, draw, first_of_each
+from reca.benchmarks.drawing import by_prompt, draw, first_of_each, label, limited
 from reca.benchmarks.prompts import sources
 from reca.benchmarks.rules import wise as rules
 from reca.benchmarks.samples import Row
@@ -53,21 +53,14 @@ it is wrong (0). Style and beauty do not count. Answer with one line and nothing
 Score: <0 or 1>"""
 
 
-class Wise(Asked):
+class Wise(Asked[WiseBenchmark]):
     """WISE, legacy or verified."""
 
     name: ClassVar[str] = "wise"
-    images_per_prompt = 1
 
     def __init__(self, settings: WiseBenchmark, config: Config, root: Path) -> None:
-        super().__init__(settings.judge, config, root)
-        self._settings, self.seed = settings, settings.seed
+        super().__init__(settings, config, root)
         self._version = rules.VERSIONS[settings.version]
-
-    @classmethod
-    def from_config(cls, config: Config, root: Path) -> Self:
-        """Set up from ``evaluate.wise``."""
-        return cls(config.evaluate.wise or WiseBenchmark(), config, root)
 
     @property
     def protocol(self) -> str:

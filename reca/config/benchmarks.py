@@ -1,4 +1,4 @@
-"""Settings of the published benchmarks and of the judges that they ask; in ``params.yaml`` only where they run."""
+"""Settings of the published benchmarks, ``null`` where they do not run, and of the judges that they ask."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -29,15 +29,6 @@ class _Published(Section):
     max_prompts: PositiveInt | None = None
     """Only the first prompts of every category, for a quick look; ``None``: all, as anything comparable needs."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _judge_is_completed(cls, values: object) -> object:
-        """What is not said about the judge is as in the default, so that one may name another model or address."""
-        usual = cls.model_fields.get("judge")
-        if usual is None or not isinstance(values, dict) or not isinstance(values.get("judge"), dict):
-            return values
-        return {**values, "judge": {**usual.default.model_dump(), **values["judge"]}}
-
 
 class JudgeSettings(Section):
     """A model that is asked about images; all of this decides what it answers."""
@@ -53,19 +44,33 @@ class JudgeSettings(Section):
     """``None`` leaves it to the endpoint."""
 
 
+class AskedBenchmark(_Published):
+    """A benchmark whose samples are judged by a model that is asked about them."""
+
+    judge: JudgeSettings
+
+    @model_validator(mode="before")
+    @classmethod
+    def _judge_is_completed(cls, values: object) -> object:
+        """What is not said about the judge is as in the default, so that one may name another model or address."""
+        if not isinstance(values, dict) or not isinstance(values.get("judge"), dict):
+            return values
+        return {**values, "judge": {**cls.model_fields["judge"].default.model_dump(), **values["judge"]}}
+
+
 class JudgeLimits(Section):
     """How a judge at an endpoint is treated, and for how much money; nothing here changes an answer."""
 
-    key_variable: str = "OPENAI_API_KEY"
+    key_variable: str
     """Environment variable with the key; the key itself is never stored."""
-    concurrency: PositiveInt = 8
-    per_minute: PositiveFloat = 300.0
-    timeout_seconds: PositiveFloat = 180.0
-    attempts: PositiveInt = 6
-    input_price: NonNegativeFloat | None = None
+    concurrency: PositiveInt
+    per_minute: PositiveFloat
+    timeout_seconds: PositiveFloat
+    attempts: PositiveInt
+    input_price: NonNegativeFloat | None
     """US dollars per million tokens. Needed unless the endpoint runs on this machine, since the ceiling rests on it."""
-    output_price: NonNegativeFloat | None = None
-    ceiling: NonNegativeFloat = 25.0
+    output_price: NonNegativeFloat | None
+    ceiling: NonNegativeFloat
     """US dollars that one scoring may spend; at the ceiling it stops, and goes on when it is raised."""
 
 
@@ -79,7 +84,7 @@ class GenevalBenchmark(_Published):
     clip: str = Field(default="openai/clip-vit-large-patch14@main", pattern=HUB_ID)
 
 
-class DpgbenchBenchmark(_Published):
+class DpgbenchBenchmark(AskedBenchmark):
     """DPG-Bench: 1,065 long prompts, each with yes/no questions."""
 
     images_per_prompt: PositiveInt = Field(default=4, le=4)
@@ -88,7 +93,7 @@ class DpgbenchBenchmark(_Published):
     """Reproduce what is wrong in the official script (docs/benchmarks.md)."""
 
 
-class WiseBenchmark(_Published):
+class WiseBenchmark(AskedBenchmark):
     """WISE: 1,000 prompts that need knowledge of the world, one image each."""
 
     version: Literal["legacy", "verified"] = "legacy"
@@ -98,14 +103,14 @@ class WiseBenchmark(_Published):
     """How replies are read."""
 
 
-class ImgeditBenchmark(_Published):
+class ImgeditBenchmark(AskedBenchmark):
     """ImgEdit-Bench, basic suite: 737 edits, three scores of 1-5 each."""
 
     judge: JudgeSettings = JudgeSettings(model="gpt-4.1-2025-04-14", temperature=None)
     rule: Literal["strict", "official"] = "strict"
 
 
-class GeditBenchmark(_Published):
+class GeditBenchmark(AskedBenchmark):
     """GEdit-Bench: 606 edits in two languages, judged as VIEScore does."""
 
     language: Literal["en", "cn"] = "en"

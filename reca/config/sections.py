@@ -1,6 +1,6 @@
 """The sections of the configuration, named after the stages that read them: keys, ranges, what each means."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     Field,
@@ -8,12 +8,10 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    SerializerFunctionWrapHandler,
-    model_serializer,
     model_validator,
 )
 
-from reca.config.benchmarks import PUBLISHED, JudgeLimits, PublishedBenchmarks
+from reca.config.benchmarks import JudgeLimits, PublishedBenchmarks
 from reca.config.section import Fraction, Section
 
 BenchmarkName = Literal["scenes", "understanding", "fidelity", "geneval", "dpgbench", "wise", "imgedit", "gedit"]
@@ -149,11 +147,6 @@ class TrainSection(Section):
             raise ValueError("dialogue_images is given without dialogues")
         return self
 
-    @model_serializer(mode="wrap")
-    def _without_absent_dialogues(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        absent = {name for name in ("dialogues", "dialogue_images", "dialogues_digest") if getattr(self, name) is None}
-        return {name: value for name, value in write(self).items() if name not in absent}
-
 
 class GenerateSection(Section):
     """How benchmark images are drawn."""
@@ -202,10 +195,6 @@ class EvaluateSection(PublishedBenchmarks):
             raise ValueError(f"a benchmark is named twice: {', '.join(self.benchmarks)}")
         return self
 
-    @model_serializer(mode="wrap")
-    def _without_absent_sections(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {name: value for name, value in write(self).items() if name not in PUBLISHED or value is not None}
-
 
 class GateRule(Section):
     """One condition for promotion, on the delta of one score."""
@@ -241,12 +230,8 @@ class HardwareSection(Section):
     num_workers: NonNegativeInt
     parallel_stages: PositiveInt
     """Stages that may run side by side."""
-    judge: JudgeLimits | None = None
-    """How judges at endpoints are treated; ``None``: its defaults."""
-
-    @model_serializer(mode="wrap")
-    def _without_absent_judge(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {name: value for name, value in write(self).items() if name != "judge" or value is not None}
+    judge: JudgeLimits
+    """How judges at endpoints are treated."""
 
 
 class TrackingSection(Section):

@@ -10,10 +10,8 @@ from typing import Any
 
 from reca.config import Config
 from reca.errors import UserError
-from reca.files import write_json
+from reca.files import FETCHED_FROM, write_json
 
-SOURCE = "hub_source.json"
-"""Where a fetched folder came from: repository, revision asked for, commit received."""
 UNUSED = ("*.msgpack", "*.h5", "*.onnx", "*.gguf", "*.png", "*.jpg", "*.gif", "*.mp4", "assets/*", "figures/*")
 """Files of a repository that no loader reads."""
 
@@ -30,42 +28,47 @@ def fetch(config: Config, root: Path) -> None:
             fill(folder, source, root / config.paths.state, part)
 
 
-def fill(folder: Path, source: str, state: Path, what: str) -> None:
+def fill(folder: Path, source: str, state: Path, what: str, kind: str = "model") -> str:
     """Bring a repository's files to a folder that is not there yet.
 
     A download that was cut off goes on where it stopped: it lies under the state folder until it is whole.
 
     Args:
         folder: Where the files shall lie.
-        source: ``REPOSITORY``, ``REPOSITORY@REVISION`` or ``REPOSITORY@REVISION#PATTERN``.
+        source: ``REPOSITORY``, ``REPOSITORY@REVISION`` or ``REPOSITORY@REVISION#PATTERN,PATTERN``.
         state: The project's state folder.
         what: What this is, for the messages.
+        kind: Of repository: ``model`` or ``dataset``.
+
+    Returns:
+        The commit that was received.
 
     Raises:
         UserError: The hub does not answer, knows no such repository or revision, or wants a login.
     """
-    name, _, pattern = source.partition("#")
+    name, _, patterns = source.partition("#")
     repository, _, revision = name.partition("@")
-    partial = state / "downloads" / repository.replace("/", "--")
+    partial = state / "downloads" / f"{kind}--{repository.replace('/', '--')}"
     print(f"{what}: {folder} is not here; fetching {source} from the hub", flush=True)
-    commit = _download(repository, revision or None, pattern or None, partial)
+    commit = _download(repository, kind, revision or None, patterns.split(",") if patterns else None, partial)
     shutil.rmtree(partial / ".cache", ignore_errors=True)
-    write_json(partial / SOURCE, {"repository": repository, "revision": revision or None, "commit": commit})
+    write_json(partial / FETCHED_FROM, {"repository": repository, "revision": revision or None, "commit": commit})
     folder.parent.mkdir(parents=True, exist_ok=True)
     shutil.move(partial, folder)
     print(f"{what}: {repository} at commit {commit} is in {folder}", flush=True)
+    return commit
 
 
-def _download(repository: str, revision: str | None, pattern: str | None, folder: Path) -> str:
+def _download(repository: str, kind: str, revision: str | None, patterns: list[str] | None, folder: Path) -> str:
     """Fetch a repository's files into ``folder``; returns the commit that ``revision`` means today."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError
 
-    wanted: dict[str, Any] = {"local_dir": folder, "allow_patterns": pattern, "ignore_patterns": list(UNUSED)}
+    wanted: dict[str, Any] = {"local_dir": folder, "allow_patterns": patterns, "ignore_patterns": list(UNUSED)}
     try:
         hub = HfApi()
-        commit = str(hub.model_info(repository, revision=revision).sha)
-        hub.snapshot_download(repository, revision=commit, **wanted)
+        commit = str(hub.repo_info(repository, repo_type=kind, revision=revision).sha)
+        hub.snapshot_download(repository, repo_type=kind, revision=commit, **wanted)
     except GatedRepoError as error:
         raise UserError(
             f"{repository} wants you to accept its licence first: do that on its page, then run `hf auth login` "

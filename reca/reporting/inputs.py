@@ -92,10 +92,9 @@ def read_pair(outputs: Path, benchmark: str) -> Pair:
     """
     pair = Pair(read_measured(outputs, "base", benchmark), read_measured(outputs, "aligned", benchmark))
     base, aligned = pair.sides
-    for what in COMPARABLE:
+    if what := base.scores.unlike(aligned.scores, COMPARABLE):
         before, after = getattr(base.scores, what), getattr(aligned.scores, what)
-        if before != after and not (what == "protocol" and "official" in before and "official" in after):
-            raise _unlike(benchmark, f"{what} is {before!r} in the one and {after!r} in the other")
+        raise _unlike(benchmark, f"{what} is {before!r} in the one and {after!r} in the other")
     if odd := sorted(base.item.keys() ^ aligned.item.keys()):
         raise _unlike(benchmark, f"{len(odd)} prompts are in one of them only, such as {odd[0][1]!r}")
     if missing := sorted(set(pair.categories) - set(pair.values[0])):

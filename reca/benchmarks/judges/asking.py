@@ -27,8 +27,8 @@ class Judging:
         replies: The file of stored replies; the score stage names it before it asks.
     """
 
-    def __init__(self, settings: JudgeSettings, limits: JudgeLimits | None, root: Path, replies: Path) -> None:
-        self.settings, self.limits = settings, limits or JudgeLimits()
+    def __init__(self, settings: JudgeSettings, limits: JudgeLimits, root: Path, replies: Path) -> None:
+        self.settings, self.limits = settings, limits
         self.file = replies
         self.only_stored = False
         """Ask nobody: what has no stored reply is failed."""

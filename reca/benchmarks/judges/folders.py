@@ -6,10 +6,11 @@ from pathlib import Path
 from reca.benchmarks.base import Judge
 from reca.digest import weights_digest
 from reca.errors import UserError
+from reca.files import FETCHED_FROM
 
 JUDGES = Path("data/judges")
-CONVERTED, SOURCE = "converted_from.json", "hub_source.json"
-"""Written by ``reca.nn.mask2former_mmdet`` and by ``reca.data.checkpoints``."""
+CONVERTED = "converted_from.json"
+"""Written by ``reca.nn.mask2former_mmdet``."""
 
 
 def folder_of(root: Path, source: str) -> Path:
@@ -45,7 +46,7 @@ def identity(root: Path, *sources: str) -> Judge:
 
 def origin(folder: Path) -> str:
     """Which published weights a folder holds, as far as the files beside it tell: a repository, or an mmdet file."""
-    for name, key in ((CONVERTED, "official"), (SOURCE, "repository")):
+    for name, key in ((CONVERTED, "official"), (FETCHED_FROM, "repository")):
         if (folder / name).is_file():
             try:
                 return str(json.loads((folder / name).read_text())[key] or "")

@@ -70,7 +70,7 @@ def test_end_to_end_with_tiny_judges(config, project, use_model, artist, judges,
     assert scores.categories.keys() == TAGS.keys()
     assert scores.judge.name == "mask2former-swin-small-coco-instance+clip-vit-large-patch14"
     assert scores.protocol == (
-        "variant: only the first 1 prompts of each task; 2 images a prompt instead of 4; detector "
+        "variant: only the first 1 prompts of each category; 2 images a prompt instead of 4; detector "
         "mask2former-swin-small-coco-instance instead of mmdet's Mask2Former Swin-S"
     )
     seen = [one for item in read_items(project / "outputs/scores/base/geneval.items.jsonl") for one in item.details]
