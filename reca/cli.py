@@ -41,11 +41,6 @@ PASSED_ON = {*FLOW_VERBS, "pretrain"}
 LAUNCHED = "RECA_LAUNCHED"
 GUARD = "RECA_GUARD_PID"
 LAST_WORDS_SECONDS = 20
-SPINS = "10000"
-"""How long OpenMP's threads busy-wait for one another. The default, 300,000, is right for a process that has the
-machine to itself; beside another one it doubles the CPU time (23.6 s instead of 12 to 14 s for 96 scenes). It
-changes no result.
-"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -138,7 +133,6 @@ def _stage(options: argparse.Namespace) -> None:
     root = workspace.project_root()
     config = Config.load(root / "params.yaml")
     _end_with_guard()
-    os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     if options.verb in PER_BENCHMARK_STAGES:
         os.environ.setdefault("OMP_NUM_THREADS", str(config.hardware.generate_threads))
     if options.verb in ("extract", "train") and config.hardware.processes > 1 and LAUNCHED not in os.environ:

@@ -42,7 +42,7 @@ class Recipe:
     """Everything that the weights depend on, but the code."""
 
     seed: int = 0
-    study_images: int = 40_000
+    study_images: int = 100_000
     tokenizer_images: int = 20_000
     gallery_images: int = 50_000
     held_out_images: int = 1_000
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
     """Parse the command line and make the base."""
     parser = argparse.ArgumentParser(prog="reca pretrain", description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads; another number, other last bits")
     parser.add_argument("--out", type=Path, default=ROOT / "data/bases/janus_tiny")
     parser.add_argument("--state", type=Path, default=ROOT / ".reca/pretrain", help="where finished stages are kept")
     options = parser.parse_args(arguments)
@@ -107,6 +107,7 @@ def pretrain(recipe: Recipe, out: Path, state: Path) -> None:
 
     stages = {"understanding": understand, "encoder": encode, "decoder": decode, "drawing": draw}
     for name, work in stages.items():
+        torch.manual_seed(recipe.seed)  # a stage begins alike whether those before it were done now or kept
         seconds[name] = stage(done / f"{name}.pt", name, {"model": model, "probes": probes}, work)
     model.network.half()
     model.save_official(out)
@@ -144,11 +145,12 @@ def stage(path: Path, name: str, modules: Mapping[str, nn.Module], work: Callabl
         print(f"{name}: kept from {path}")
         return float(kept["seconds"])
     print(f"{name}: starts")
-    began, progress = time.monotonic(), None
+    began, progress = time.monotonic(), Progress(0, "steps")
 
     def report(step: int, steps: int, text: str) -> None:
         nonlocal progress
-        progress = progress or Progress(steps, "steps")
+        if steps != progress.total:  # a stage of several phases counts each of them
+            progress = Progress(steps, "steps")
         progress.update(step, f"{name}: {text}")
 
     work(report)

@@ -145,9 +145,9 @@ def test_a_run_knows_when_its_dialogues_change(photos: list[str], write: Write, 
         unchanged(config, tmp_path)
 
 
-def test_without_dialogues_nothing_is_said_of_them(tmp_path: Path) -> None:
+def test_without_dialogues_there_is_nothing_to_pin(tmp_path: Path) -> None:
     config = compose()
-    assert not [key for key in config.flat() if "dialogue" in key]
+    assert {config.train.dialogues, config.train.dialogue_images, config.train.dialogues_digest} == {None}
     assert pinned(config, tmp_path) is config
     assert unchanged(config, tmp_path) is None
 
