@@ -114,10 +114,16 @@ class TrainSection(Section):
     """Images per optimizer step, of both image losses together, over all devices and accumulation."""
     learning_rate: PositiveFloat = Field(le=1)
     schedule: Literal["constant", "cosine"]
+    schedule_steps: PositiveInt | None = None
+    """Length of the cosine where it is longer than the run, as in recipes that are stopped early; ``None``: the run."""
     warmup_steps: NonNegativeInt
     betas: tuple[Fraction, Fraction]
+    eps: PositiveFloat
+    """AdamW's ε, in the unit of a gradient."""
     weight_decay: NonNegativeFloat
     max_grad_norm: PositiveFloat
+    precision: Literal["float32", "bfloat16"]
+    """Of the forward and backward pass; weights, gradients and moments of what is trained stay float32."""
     mixture: MixtureSection
     captions: Literal["sparse", "full"]
     """Which caption the text-to-image loss reads, where the data has both: the two controls of docs/experiments.md."""
@@ -137,6 +143,8 @@ class TrainSection(Section):
     def _warmup_ends(self) -> Self:
         if self.warmup_steps > self.max_steps:
             raise ValueError(f"warmup_steps ({self.warmup_steps}) is larger than max_steps ({self.max_steps})")
+        if self.schedule_steps is not None and self.schedule_steps < self.max_steps:
+            raise ValueError(f"schedule_steps ({self.schedule_steps}) is smaller than max_steps ({self.max_steps})")
         return self
 
     @model_validator(mode="after")
@@ -227,6 +235,8 @@ class HardwareSection(Section):
     generate_threads: PositiveInt
     """CPU threads of generation and scoring, which run beside one another and beside training: more threads than cores
     wait for each other."""
+    gradient_checkpointing: bool
+    """Keep no activations inside a block, compute them again in the backward pass: less memory, a third more time."""
     num_workers: NonNegativeInt
     parallel_stages: PositiveInt
     """Stages that may run side by side."""

@@ -109,6 +109,8 @@ class UnifiedModel(nn.Module, ABC):
     """Which of {"semantic", "target"} are frozen under this configuration, so that ``extract`` may store them."""
     prompt_dropout: float
     """How often a training sample loses its condition, for classifier-free guidance."""
+    undecayed: ClassVar[tuple[str, ...]] = ()
+    """Beginnings of the names of matrices that weight decay leaves alone, as the authors do."""
 
     @classmethod
     @abstractmethod

@@ -78,6 +78,7 @@ class Harmon(UnifiedModel):
 
     family: ClassVar[str] = "harmon"
     paradigm: ClassVar[Paradigm] = "masked_autoregressive"
+    undecayed: ClassVar[tuple[str, ...]] = ("network.mar.diffloss.",)
 
     def __init__(
         self, network: HarmonNetwork, config: Mapping[str, Any], tokenizer: Any, options: Mapping[str, Any]

@@ -145,7 +145,7 @@ class Showo(UnifiedModel):
         places = packed.ids == FEATURE
         embeds = self.showo.model.embed_tokens(packed.ids.masked_fill(places, self.vocabulary.pad))
         if semantic is not None and self.mm_projector is not None:
-            projected = self.mm_projector(semantic.embeds.to(embeds.dtype))
+            projected = self.mm_projector(semantic.embeds.to(embeds.dtype)).to(embeds.dtype)
             embeds = embeds.masked_scatter(places[..., None], projected)
         return embeds
 

@@ -12,6 +12,7 @@ from reca.errors import UserError
 from reca.files import whole_folder
 from reca.objectives.mixture import Mixture, mix
 from reca.stages.result import write_result
+from reca.training.activations import checkpoint_blocks
 from reca.training.base_model import base_digest, base_folder, load_base
 from reca.training.checkpoint import CheckpointStore, fingerprint
 from reca.training.loop import Record, Run, train_model
@@ -49,6 +50,8 @@ def train(config: Config, root: Path) -> None:
             device = prepare(config.hardware.device, config.hardware.threads)
             embeddings = Embeddings.open(root / EMBEDDINGS)
             model = load_base(config, base, root, device)
+            if config.hardware.gradient_checkpointing:
+                checkpoint_blocks(model)
             data = root / DATASET
             samples = Samples(model, data, embeddings, config.train, mixture, config.seed, device, dialogues)
             run = Run(model, samples, config.train, config.seed, config.hardware.micro_batch_size)

@@ -70,7 +70,7 @@ def train_model(run: Run, store: CheckpointStore, params: Mapping[str, Any], sto
     settings = run.settings
     parameters = freeze(run.model, set(run.model.trainable()))
     set_training_mode(run.model)
-    optimizer = build_optimizer(parameters, settings.betas, settings.weight_decay)
+    optimizer = build_optimizer(parameters, settings.betas, settings.weight_decay, settings.eps, run.model.undecayed)
     done, record = resume(store, parameters, optimizer, settings.max_steps)
     if done == settings.max_steps:
         print(f"all {done} steps are done already, in {store.path(done)}", flush=True)
@@ -160,7 +160,8 @@ def take_step(
     loss = sum(samples.mixture.shares[kind] * value for kind, value in losses.items())
     grad_norm = float(nn.utils.clip_grad_norm_(parameters.values(), settings.max_grad_norm))
     guard.check(step, loss, grad_norm)
-    rate = learning_rate(step, settings.learning_rate, settings.schedule, settings.warmup_steps, settings.max_steps)
+    end = settings.schedule_steps or settings.max_steps
+    rate = learning_rate(step, settings.learning_rate, settings.schedule, settings.warmup_steps, end)
     set_learning_rate(optimizer, rate)
     optimizer.step()
     parts_of_loss = {f"loss_{kind}": value for kind, value in losses.items()}

@@ -36,23 +36,38 @@ def set_training_mode(model: nn.Module) -> None:
 
 
 def build_optimizer(
-    parameters: Mapping[str, nn.Parameter], betas: tuple[float, float], weight_decay: float
+    parameters: Mapping[str, nn.Parameter],
+    betas: tuple[float, float],
+    weight_decay: float,
+    eps: float = 1e-8,
+    undecayed: tuple[str, ...] = (),
 ) -> torch.optim.AdamW:
-    """AdamW; one-dimensional parameters (biases, norms) do not decay. Its rate is set before every step."""
-    matrices = [parameter for parameter in parameters.values() if parameter.ndim > 1]
-    vectors = [parameter for parameter in parameters.values() if parameter.ndim <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
+    """AdamW; its rate is set before every step.
+
+    Args:
+        parameters: What is trained, by name.
+        betas: Of the two moments.
+        weight_decay: Of matrices; one-dimensional parameters (biases, norms) do not decay.
+        eps: Added to the root of the second moment.
+        undecayed: Beginnings of the names of matrices that do not decay either.
+    """
+    decayed, others = list[nn.Parameter](), list[nn.Parameter]()
+    for name, parameter in parameters.items():
+        (decayed if parameter.ndim > 1 and not name.startswith(undecayed) else others).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     on_cuda = all(parameter.is_cuda for parameter in parameters.values())
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, betas=betas, fused=on_cuda)
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=0.0, betas=betas, eps=eps, fused=on_cuda
+    )
 
 
 def learning_rate(
     step: int, peak: float, schedule: Literal["constant", "cosine"], warmup_steps: int, max_steps: int
 ) -> float:
-    """The rate of a step, counted from 1: a linear ramp to ``peak``, then constant or half a cosine to 5 % of it."""
+    """The rate of a step, counted from 1: a linear ramp to ``peak``, then constant or half a cosine to 5 % of it.
+
+    ``max_steps`` is where the cosine ends, be the run shorter or not.
+    """
     if step < warmup_steps:
         return peak * step / warmup_steps
     if schedule == "constant" or max_steps == warmup_steps:

@@ -61,6 +61,7 @@ class Samples:
         self._model, self._embeddings, self._device, self._seed = model, embeddings, device, seed
         self._own = dialogues
         self._templates = settings.prompt_templates
+        self._lower = settings.precision == "bfloat16"
         self._reader = ImageReader(dataset)
         self.mixture = mixture
         column = CAPTION_COLUMNS[settings.captions]
@@ -142,6 +143,10 @@ class Samples:
             ids: Its images.
             *moment: What the noise depends on besides (seed, kind, id): ``"train", step``.
         """
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._lower):
+            return self._loss(kind, ids, *moment)
+
+    def _loss(self, kind: Kind, ids: Sequence[str], *moment: object) -> Loss:
         seeds = [derive_seed(self._seed, *moment, kind, name) for name in ids]
         rng = SampleRng(seeds)
         if kind == "understanding":

@@ -31,6 +31,11 @@ def test_warm_up_is_linear_and_constant_is_constant(warmup: int, rest: int, peak
         assert learning_rate(step, peak, "constant", warmup, warmup + rest) == pytest.approx(expected)
 
 
+def test_a_run_may_stop_before_its_cosine_ends() -> None:
+    assert learning_rate(500, 1e-3, "cosine", 0, 1000) == pytest.approx(1e-3 * 1.05 / 2)
+    assert learning_rate(500, 1e-3, "cosine", 0, 500) == pytest.approx(1e-3 * 0.05)
+
+
 def test_all_warm_up() -> None:
     assert learning_rate(10, 1e-3, "cosine", 10, 10) == 1e-3
 
