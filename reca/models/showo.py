@@ -134,7 +134,8 @@ class Showo(UnifiedModel):
 
     @torch.no_grad()
     def _codes(self, images: Tensor) -> Tensor:
-        return self.magvit.encode(images)
+        with torch.autocast(images.device.type, enabled=False):  # a rounded code would be another code
+            return self.magvit.encode(images)
 
     def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, nothing added."""

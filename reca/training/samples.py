@@ -143,19 +143,24 @@ class Samples:
             ids: Its images.
             *moment: What the noise depends on besides (seed, kind, id): ``"train", step``.
         """
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._lower):
-            return self._loss(kind, ids, *moment)
-
-    def _loss(self, kind: Kind, ids: Sequence[str], *moment: object) -> Loss:
         seeds = [derive_seed(self._seed, *moment, kind, name) for name in ids]
         rng = SampleRng(seeds)
         if kind == "understanding":
-            return self._model.understanding_loss(*self._asked(ids, seeds), rng)
+            images, dialogues = self._asked(ids, seeds)
+            with self._precision():
+                return self._model.understanding_loss(images, dialogues, rng)
         target = self._target(ids, seeds)
         if kind == "text_to_image":
-            return self._model.text_to_image_loss([self._captions[name] for name in ids], target, rng)
-        prompts = choose_templates(seeds, self._templates)
-        return self._model.reconstruction_loss(self._semantic(ids), prompts, target, rng)
+            captions = [self._captions[name] for name in ids]
+            with self._precision():
+                return self._model.text_to_image_loss(captions, target, rng)
+        prompts, semantic = choose_templates(seeds, self._templates), self._semantic(ids)
+        with self._precision():
+            return self._model.reconstruction_loss(semantic, prompts, target, rng)
+
+    def _precision(self) -> torch.autocast:
+        """Of the losses alone: a code that is rounded to its neighbour would be another target."""
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._lower)
 
     def _semantic(self, ids: Sequence[str]) -> Semantic:
         if "semantic" in self._model.cacheable:
