@@ -39,6 +39,10 @@ BENCHMARKS = {
     "wise": "reca.benchmarks.wise:Wise",
     "imgedit": "reca.benchmarks.imgedit:Imgedit",
     "gedit": "reca.benchmarks.gedit:Gedit",
+    "mme": "reca.benchmarks.mme:Mme",
+    "pope": "reca.benchmarks.pope:Pope",
+    "mmmu": "reca.benchmarks.mmmu:Mmmu",
+    "scene_editing": "reca.benchmarks.scene_editing:SceneEditing",
 }
 """Where each benchmark lives; a new one is one more line."""
 
@@ -209,7 +213,7 @@ def read_items(path: Path) -> list[ItemScore]:
     if not path.is_file():
         raise UserError(f"{path} is missing: score the samples first with `reca score`")
     try:
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows = [json.loads(line) for line in path.read_text().split("\n") if line]  # texts may hold other line ends
         return [_item(row) for row in rows]
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} is damaged ({error}); delete it and run `reca score` again") from None

@@ -60,7 +60,7 @@ def first_of_each(entries: Sequence[Row], limit: int | None) -> list[Row]:
 def by_prompt(
     rows: Sequence[Row], values: Sequence[float | None], details: Sequence[dict[str, Any]]
 ) -> list[ItemScore]:
-    """One item a prompt, from one value and one detail an image."""
+    """One item a prompt, from one value and one detail a sample; answers leave no files."""
     prompts: dict[str, list[int]] = {}
     for number, row in enumerate(rows):
         prompts.setdefault(row["prompt_id"], []).append(number)
@@ -69,7 +69,7 @@ def by_prompt(
             prompt_id,
             rows[numbers[0]]["category"],
             tuple(values[number] for number in numbers),
-            tuple(rows[number]["file"] for number in numbers),
+            tuple(rows[number]["file"] for number in numbers if "file" in rows[number]),
             tuple(details[number] for number in numbers),
         )
         for prompt_id, numbers in prompts.items()

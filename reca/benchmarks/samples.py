@@ -48,7 +48,7 @@ def read_manifest(folder: Path) -> list[Row]:
     if not path.is_file():
         raise UserError(f"{path} is missing: make the samples first with `reca generate {' '.join(folder.parts[-2:])}`")
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
+        return [json.loads(line) for line in path.read_text().split("\n") if line]  # texts may hold other line ends
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); delete {folder} and run `reca generate` again") from None
 

@@ -1,4 +1,4 @@
-"""Settings of the published benchmarks, ``null`` where they do not run, and of the judges that they ask."""
+"""Settings of the benchmarks that are in no default, ``null`` where they do not run, and of judges that are asked."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -24,10 +24,15 @@ JUDGING = ("judge", "rule", "detector", "clip", "official_quirks")
 class _Published(Section):
     """What all published benchmarks have in common."""
 
-    seed: NonNegativeInt = 0
-    """What the images' seeds are made of, together with prompt and number."""
     max_prompts: PositiveInt | None = None
     """Only the first prompts of every category, for a quick look; ``None``: all, as anything comparable needs."""
+
+
+class _Drawn(_Published):
+    """A benchmark whose samples are images that the model draws."""
+
+    seed: NonNegativeInt = 0
+    """What the images' seeds are made of, together with prompt and number."""
 
 
 class JudgeSettings(Section):
@@ -44,7 +49,7 @@ class JudgeSettings(Section):
     """``None`` leaves it to the endpoint."""
 
 
-class AskedBenchmark(_Published):
+class AskedBenchmark(_Drawn):
     """A benchmark whose samples are judged by a model that is asked about them."""
 
     judge: JudgeSettings
@@ -74,7 +79,7 @@ class JudgeLimits(Section):
     """US dollars that one scoring may spend; at the ceiling it stops, and goes on when it is raised."""
 
 
-class GenevalBenchmark(_Published):
+class GenevalBenchmark(_Drawn):
     """GenEval: 553 prompts, judged by Mask2Former and CLIP."""
 
     images_per_prompt: PositiveInt = 12
@@ -117,14 +122,35 @@ class GeditBenchmark(AskedBenchmark):
     judge: JudgeSettings = JudgeSettings(model="gpt-4.1-2025-04-14", max_tokens=1400)
 
 
+class QuestionSetBenchmark(_Published):
+    """MME, POPE or MMMU: published questions about images; a prompt is an image with its questions (MMMU: a question).
+
+    Answers are greedy, so there is no seed.
+    """
+
+    rule: Literal["official", "lmms-eval"] = "official"
+    """Whose reading of the replies; another one needs no new answers."""
+
+
+class SceneEditingBenchmark(Section):
+    """Edits of rendered scenes: published nowhere, but in no default either, since few families edit."""
+
+    edits_per_category: PositiveInt = 40
+    seed: NonNegativeInt = 4
+
+
 class PublishedBenchmarks(Section):
-    """The sections of the published benchmarks: there where the benchmark is measured, and nowhere else."""
+    """The sections of the published benchmarks, and of what few families can do: there where they are measured."""
 
     geneval: GenevalBenchmark | None = None
     dpgbench: DpgbenchBenchmark | None = None
     wise: WiseBenchmark | None = None
     imgedit: ImgeditBenchmark | None = None
     gedit: GeditBenchmark | None = None
+    mme: QuestionSetBenchmark | None = None
+    pope: QuestionSetBenchmark | None = None
+    mmmu: QuestionSetBenchmark | None = None
+    scene_editing: SceneEditingBenchmark | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -14,7 +14,20 @@ from pydantic import (
 from reca.config.benchmarks import JudgeLimits, PublishedBenchmarks
 from reca.config.section import Fraction, Section
 
-BenchmarkName = Literal["scenes", "understanding", "fidelity", "geneval", "dpgbench", "wise", "imgedit", "gedit"]
+BenchmarkName = Literal[
+    "scenes",
+    "understanding",
+    "fidelity",
+    "geneval",
+    "dpgbench",
+    "wise",
+    "imgedit",
+    "gedit",
+    "mme",
+    "pope",
+    "mmmu",
+    "scene_editing",
+]
 
 
 class ScenesData(Section):

@@ -11,8 +11,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-QUESTIONS = 900
-"""Of the validation split: 847 of multiple choice and 53 with a short answer."""
+SUBJECTS = (
+    "Accounting", "Agriculture", "Architecture_and_Engineering", "Art", "Art_Theory", "Basic_Medical_Science",
+    "Biology", "Chemistry", "Clinical_Medicine", "Computer_Science", "Design",
+    "Diagnostics_and_Laboratory_Medicine", "Economics", "Electronics", "Energy_and_Power", "Finance", "Geography",
+    "History", "Literature", "Manage", "Marketing", "Materials", "Math", "Mechanical_Engineering", "Music", "Pharmacy",
+    "Physics", "Psychology", "Public_Health", "Sociology",
+)  # fmt: skip
+QUESTIONS = dict.fromkeys(SUBJECTS, 30)
+"""Of the validation split by subject, 900 in all: 847 of multiple choice and 53 with a short answer."""
 
 Rule = Literal["official", "lmms-eval"]
 

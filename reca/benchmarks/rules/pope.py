@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-SPLITS = ("random", "popular", "adversarial")
-QUESTIONS_PER_SPLIT = 3000
+QUESTIONS = {"random": 3000, "popular": 3000, "adversarial": 3000}
+"""By split."""
 
 Rule = Literal["official", "lmms-eval"]
 
