@@ -1,6 +1,6 @@
 # The whole vocabulary of this project; .ci/run and people use the same words.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check
+.PHONY: help setup demo test check gpu-check gpu-bench
 
 help:   ## this list
 	@sed -n 's/^\([a-z-]*\): *[a-z ]*##/  make \1\t/p' $(MAKEFILE_LIST)
@@ -24,3 +24,10 @@ check: setup   ## the static part: style, types, who imports whom, docstrings
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo
+
+# Without setup: a machine with a GPU often has torch of its own, and nothing else. PYTHON names the interpreter.
+gpu-check:   ## on a GPU: parity replays, and losses and gradients against the CPU's
+	@$${PYTHON:-python3} -m bench.gpu_check $(ARGS)
+
+gpu-bench:   ## on a GPU: how fast L_RecA trains at the published sizes (under 25 minutes)
+	@$${PYTHON:-python3} -m bench.gpu $(ARGS)

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from reca.config import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-OURS = {"reca", "flows", "tests", "_typeshed"}
+OURS = {"reca", "flows", "tests", "bench", "_typeshed"}
 
 
 def name_of(requirement: str) -> str:
