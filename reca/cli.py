@@ -38,7 +38,6 @@ FLOW_VERBS = {
 }
 PASSED_ON = {*FLOW_VERBS, "pretrain"}
 """Verbs whose arguments are read elsewhere."""
-LAUNCHED = "RECA_LAUNCHED"
 GUARD = "RECA_GUARD_PID"
 LAST_WORDS_SECONDS = 20
 
@@ -129,18 +128,22 @@ def _compose(options: argparse.Namespace) -> None:
     print("params.yaml written" if changed else "params.yaml unchanged")
 
 
-def _stage(options: argparse.Namespace) -> None:
+def _stage(options: argparse.Namespace) -> int:
     root = workspace.project_root()
     config = Config.load(root / "params.yaml")
     _end_with_guard()
     if options.verb in PER_BENCHMARK_STAGES:
         os.environ.setdefault("OMP_NUM_THREADS", str(config.hardware.generate_threads))
-    if options.verb in ("extract", "train") and config.hardware.processes > 1 and LAUNCHED not in os.environ:
-        _launch_processes(config)
+    if options.verb in ("extract", "train") and config.hardware.processes > 1:
+        from reca.training.launch import launch, launched
+
+        if not launched():
+            return launch([sys.executable, "-m", "reca", *sys.argv[1:]], config.hardware.processes)
     stage = getattr(importlib.import_module(f"reca.stages.{options.verb}"), options.verb)
     arguments = (options.which, options.benchmark) if options.verb in PER_BENCHMARK_STAGES else ()
     switches = {name: True for name in ("from_replies", "dry_run") if getattr(options, name, False)}
     stage(config, root, *arguments, **switches)
+    return 0
 
 
 def add_evaluation(verb: Callable[..., argparse.ArgumentParser]) -> None:
@@ -173,16 +176,6 @@ def _compare(options: argparse.Namespace) -> None:
 
     found = compare(Path(options.first), Path(options.second))
     print(json.dumps(as_json(found), indent=2) if options.json else table(found))
-
-
-def _launch_processes(config: Config) -> None:
-    """Start this very command again, once for each device; does not return."""
-    os.environ[LAUNCHED] = "1"
-    kind = ["--cpu"] if config.hardware.device == "cpu" else ["--multi_gpu"]
-    count = ["--num_processes", str(config.hardware.processes), "--num_machines", "1", "--mixed_precision", "no"]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", *kind, *count, "--dynamo_backend", "no"]
-    sys.stdout.flush()
-    os.execv(sys.executable, [*launch, "-m", "reca", *sys.argv[1:]])
 
 
 def _end_with_guard() -> None:

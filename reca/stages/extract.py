@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from reca.progress import Progress
 from reca.stages.result import write_result
 from reca.training.base_model import base_digest, base_folder, load_base
 from reca.training.code import EXTRACTION, code_digest
-from reca.training.process import end_with_parent, prepare
+from reca.training.process import World, end_with_parent, joined, prepare
 from reca.training.storage import exclusive, explained
 
 DATASET = Path("outputs/dataset")
@@ -85,16 +86,22 @@ class Done:
 def extract(config: Config, root: Path) -> None:
     """Write ``outputs/embeddings``: safetensors shards, ``index.json``, ``result.json``.
 
+    Several processes (:func:`joined`) share the shards, which are the same however many there are.
+
     Raises:
         UserError: Data set or base model are missing or damaged, or the disk is full or read-only.
     """
     end_with_parent()
     base = base_folder(config, root)
-    with ImageReader(root / DATASET) as reader:
+    device = prepare(config.hardware.device, config.hardware.threads)
+    with joined(device) as world, ImageReader(root / DATASET) as reader:
         state = root / config.paths.state / "extract" / _fingerprint(config, root, base)
-        with exclusive(state.with_name(f"{state.name}.lock"), f"the extraction {state.name}"):
+        lock = state.with_name(f"{state.name}.lock")
+        with exclusive(lock, f"the extraction {state.name}") if world.leads else nullcontext():
             with explained(state, "embeddings"):
-                finished = _finish(config, reader, base, root, state)
+                finished = _finish(config, reader, base, root, state, device, world)
+            if not world.leads:
+                return
             with explained(root / EMBEDDINGS, "embeddings"):
                 _publish(config, state, root / EMBEDDINGS, finished)
             shutil.rmtree(state)
@@ -111,30 +118,40 @@ def _fingerprint(config: Config, root: Path, base: Path) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _finish(config: Config, reader: ImageReader, base: Path, root: Path, state: Path) -> list[Done]:
+def _finish(
+    config: Config, reader: ImageReader, base: Path, root: Path, state: Path, device: torch.device, world: World
+) -> list[Done]:
     """All shards, those of an earlier attempt included."""
+    ids, size = reader.ids(), config.extract.images_per_shard
+    parts = [ids[start : start + size] for start in range(0, len(ids), size)]
+    if world.leads:
+        _tidy(state, parts)
+    world.wait()
+    missing = [number for number in range(len(parts)) if not _note(state, number).exists()]
+    world.wait()  # all have seen the same gaps before the first one is filled
+    known = len(ids) - sum(len(parts[number]) for number in missing)
+    if known:
+        print(f"{known} of {len(ids)} images were extracted by an earlier attempt", flush=True)
+    if missing:
+        model = load_base(config, base, root, device).eval()
+        progress = Progress(len(ids), "images", start=known)
+        for number in world.part(missing):
+            # A note is a finished shard, whichever process wrote it.
+            known = sum(len(part) for other, part in enumerate(parts) if _note(state, other).exists())
+            _extract_shard(config, reader, model, device, state, number, parts[number], progress, known)
+        world.wait()
+        progress.update(len(ids))
+    return [_read_note(state, number) for number in range(len(parts))]
+
+
+def _tidy(state: Path, parts: Sequence[Sequence[str]]) -> None:
+    """Remove what is not whole of an earlier attempt, and the notes of damaged shards."""
     state.mkdir(parents=True, exist_ok=True)
     for leftover in state.glob(".*"):
         leftover.unlink()
-    ids, size = reader.ids(), config.extract.images_per_shard
-    parts = [ids[start : start + size] for start in range(0, len(ids), size)]
-    found = [_earlier(state, number, part) for number, part in enumerate(parts)]
-    known = sum(len(part) for part, done in zip(parts, found, strict=True) if done)
-    if known:
-        print(f"{known} of {len(ids)} images were extracted by an earlier attempt", flush=True)
-    if known == len(ids):
-        return [done for done in found if done]
-    device = prepare(config.hardware.device, config.hardware.threads)
-    model = load_base(config, base, root, device).eval()
-    progress = Progress(len(ids), "images", start=known)
-    finished: list[Done] = []
-    for number, part in enumerate(parts):
-        done = found[number]
-        if done is None:
-            done = _extract_shard(config, reader, model, device, state, number, part, progress, known)
-            known += len(part)
-        finished.append(done)
-    return finished
+    for number, ids in enumerate(parts):
+        if not _is_whole(state, number, ids):
+            _note(state, number).unlink(missing_ok=True)
 
 
 def _extract_shard(
@@ -147,7 +164,7 @@ def _extract_shard(
     ids: Sequence[str],
     progress: Progress,
     known: int,
-) -> Done:
+) -> None:
     """Compute one shard; its JSON file, written last, says that it is whole."""
     collected: dict[str, list[Tensor]] = {name: [] for name in sorted(model.cacheable)}
     rounding = Rounding()
@@ -166,9 +183,7 @@ def _extract_shard(
     shard = write_shard(state / _shard_name(number), ids, tensors)
     types = {name: str(value.dtype).removeprefix("torch.") for name, value in tensors.items()}
     fields = {name: Field(list(value.shape[1:]), types[name]) for name, value in tensors.items()}
-    done = Done(shard, fields, rounding)
-    write_json(_note(state, number), asdict(done))
-    return done
+    write_json(_note(state, number), asdict(Done(shard, fields, rounding)))
 
 
 @torch.no_grad()
@@ -205,16 +220,20 @@ def _fixed_target(model: UnifiedModel, pixels: Tensor, ids: Sequence[str], check
     return values
 
 
-def _earlier(state: Path, number: int, ids: Sequence[str]) -> Done | None:
-    """A shard that an earlier attempt finished, if it is whole."""
+def _is_whole(state: Path, number: int, ids: Sequence[str]) -> bool:
+    """Whether an earlier attempt finished a shard, and it is intact."""
     try:
-        note = json.loads(_note(state, number).read_text())
-        fields = {name: Field(**field) for name, field in note["fields"].items()}
-        done = Done(Shard(**note["shard"]), fields, Rounding(**note["rounding"]))
+        done = _read_note(state, number)
         check_shard(state, done.shard)
     except (OSError, ValueError, KeyError, TypeError, EmbeddingsError):
-        return None
-    return done if done.shard.ids == list(ids) else None
+        return False
+    return done.shard.ids == list(ids)
+
+
+def _read_note(state: Path, number: int) -> Done:
+    note = json.loads(_note(state, number).read_text())
+    fields = {name: Field(**field) for name, field in note["fields"].items()}
+    return Done(Shard(**note["shard"]), fields, Rounding(**note["rounding"]))
 
 
 def _publish(config: Config, state: Path, output: Path, finished: Sequence[Done]) -> None:

@@ -1,6 +1,7 @@
 """``train``: align the base model with its own understanding (RecA), from the extract cache or from the images."""
 
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 from reca.config import Config
@@ -16,7 +17,7 @@ from reca.training.activations import checkpoint_blocks
 from reca.training.base_model import base_digest, base_folder, load_base
 from reca.training.checkpoint import CheckpointStore, fingerprint
 from reca.training.loop import Record, Run, train_model
-from reca.training.process import StopRequest, end_with_parent, prepare
+from reca.training.process import StopRequest, end_with_parent, joined, prepare
 from reca.training.samples import Samples
 from reca.training.storage import explained
 
@@ -30,6 +31,8 @@ SECTIONS = ("model", "train", "seed")
 def train(config: Config, root: Path) -> None:
     """Write ``outputs/curves`` (CSV, how the run went) and ``outputs/model`` (the family's official layout).
 
+    Several processes (:func:`joined`) train one model; the leading one writes.
+
     ``outputs/model`` is a function of the configuration and the data: what differs between two equal runs, such as
     wall time, stands beside the curves.
 
@@ -39,24 +42,26 @@ def train(config: Config, root: Path) -> None:
         Interrupted: SIGTERM or SIGINT: the last step is saved, and the same command continues from it.
     """
     end_with_parent()
-    with StopRequest() as stop:
+    device = prepare(config.hardware.device, config.hardware.threads)
+    with StopRequest() as stop, joined(device) as world:
         mixture = _mixture(config)
         base = base_folder(config, root)
         read_manifest(root / DATASET, ["id"])
         dialogues = unchanged(config, root)
         name = fingerprint(config, file_digest(root / DATASET / MANIFEST), base_digest(base))
         store = CheckpointStore(root / config.paths.state, name, config.train.keep_last)
-        with store.lock():
-            device = prepare(config.hardware.device, config.hardware.threads)
+        with store.lock() if world.leads else nullcontext():
             embeddings = Embeddings.open(root / EMBEDDINGS)
             model = load_base(config, base, root, device)
             if config.hardware.gradient_checkpointing:
                 checkpoint_blocks(model)
             data = root / DATASET
             samples = Samples(model, data, embeddings, config.train, mixture, config.seed, device, dialogues)
-            run = Run(model, samples, config.train, config.seed, config.hardware.micro_batch_size)
+            run = Run(model, samples, config.train, config.seed, config.hardware.micro_batch_size, world)
             values = config.to_dict()
             record = train_model(run, store, {section: values[section] for section in SECTIONS}, stop)
+            if not world.leads:
+                return
             with explained(root / CURVES, "the training curves"), whole_folder(root / CURVES) as folder:
                 for curve in sorted((store.folder / "curves").glob("*.csv")):
                     shutil.copyfile(curve, folder / curve.name)

@@ -1,20 +1,22 @@
 """The loop: finite, resumable, bit-equal whether interrupted or not.
 
-One process. For several, accelerate (a later issue) takes every rank's part of ``samples.step`` in
-:func:`take_step`; nothing else depends on the number of processes, because order and noise do not.
+Several processes (:class:`reca.training.process.World`) take their parts of every step's samples and add up their
+gradients; but for rounding, the result does not depend on how many there are, because order and noise do not. All
+hold the whole model and take the same decisions; the leading one alone writes.
 """
 
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from reca.config import TrainSection
+from reca.errors import UserError
 from reca.models.base import Loss, UnifiedModel
 from reca.nn.random import derive_seed
 from reca.objectives.mixture import Kind
@@ -22,10 +24,10 @@ from reca.progress import Progress
 from reca.training import monitor
 from reca.training.checkpoint import CheckpointStore, restore
 from reca.training.code import code_digest
+from reca.training.curves import Curves
 from reca.training.optimizer import build_optimizer, freeze, learning_rate, set_learning_rate, set_training_mode
-from reca.training.process import Interrupted, StopRequest
+from reca.training.process import ALONE, Interrupted, StopRequest, World
 from reca.training.samples import Samples
-from reca.training.storage import explained
 
 Part = TypeVar("Part")
 
@@ -51,6 +53,7 @@ class Run:
     seed: int
     micro_batch_size: int
     """Samples per forward pass; changes memory and speed, not the result."""
+    world: World = ALONE
 
 
 def train_model(run: Run, store: CheckpointStore, params: Mapping[str, Any], stop: StopRequest) -> Record:
@@ -58,7 +61,7 @@ def train_model(run: Run, store: CheckpointStore, params: Mapping[str, Any], sto
 
     Args:
         run: The base model, its samples and the recipe.
-        store: Where checkpoints and curves lie; the caller holds its lock.
+        store: Where checkpoints and curves lie; the leading process holds its lock.
         params: Configuration sections to be written beside every checkpoint.
         stop: Asked after every step.
 
@@ -67,34 +70,38 @@ def train_model(run: Run, store: CheckpointStore, params: Mapping[str, Any], sto
         UserError: A checkpoint or curve cannot be written.
         Interrupted: The run was told to end; its last step is saved.
     """
-    settings = run.settings
+    settings, world = run.settings, run.world
     parameters = freeze(run.model, set(run.model.trainable()))
     set_training_mode(run.model)
     optimizer = build_optimizer(parameters, settings.betas, settings.weight_decay, settings.eps, run.model.undecayed)
-    done, record = resume(store, parameters, optimizer, settings.max_steps)
+    done, record = resume(store, parameters, optimizer, settings.max_steps, world)
     if done == settings.max_steps:
         print(f"all {done} steps are done already, in {store.path(done)}", flush=True)
         return record
-    curves = Curves(store.folder / "curves", done)
+    curves = Curves(store.folder / "curves", done, world)
     progress = Progress(settings.max_steps, "steps", start=done)
     try:
         if not done:
-            curves.measure(run, 0)
+            curves.held_out(0, held_out_losses(run))
         for step in range(done + 1, settings.max_steps + 1):
             began = time.monotonic()
-            row = take_step(run, parameters, optimizer, step, curves.guard)
+            row, told = take_step(run, parameters, optimizer, step, curves.guard, stop)
             row["images_per_second"] = run.samples.per_step / (time.monotonic() - began)
             curves.train(row)
             if step % settings.eval_every == 0 or step == settings.max_steps:
-                curves.measure(run, step)
+                curves.held_out(step, held_out_losses(run))
             record.seconds += time.monotonic() - began
-            if step % settings.save_every == 0 or step == settings.max_steps or stop.signal_number is not None:
+            if world.size == 1:  # nobody to agree with: what was noted since then counts as well
+                told = stop.signal_number is not None
+            if world.leads and (told or step % settings.save_every == 0 or step == settings.max_steps):
                 curves.sync()
                 store.save(step, parameters, optimizer, params, vars(record))
             progress.update(step, f"loss {row['loss']:.4g}, {row['images_per_second']:.0f} images/s")
-            if stop.signal_number is not None:
-                print(f"told to end (signal {stop.signal_number}); saved as {store.path(step)}", flush=True)
-                raise Interrupted(stop.signal_number)
+            if told:
+                world.wait()  # who leaves with a failure has the others ended, and the leading one was still saving
+                number = stop.signal_number or signal.SIGTERM  # perhaps another process alone was told
+                print(f"told to end (signal {number:d}); saved as {store.path(step)}", flush=True)
+                raise Interrupted(number)
     except monitor.Diverged as error:
         kept = store.steps()
         where = f"the last good checkpoint is {store.path(kept[-1])}" if kept else "no checkpoint had been saved yet"
@@ -108,25 +115,37 @@ def train_model(run: Run, store: CheckpointStore, params: Mapping[str, Any], sto
 
 
 def resume(
-    store: CheckpointStore, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, max_steps: int
+    store: CheckpointStore,
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    max_steps: int,
+    world: World = ALONE,
 ) -> tuple[int, Record]:
-    """Put the last whole checkpoint in place; returns its step, or 0.
+    """Put the last whole checkpoint in place, on every process; returns its step, or 0.
 
     A finished run of other code is not taken for the result of this code; an unfinished one is continued, because
     who mends a bug wants to keep the steps, and its record says so.
+
+    Raises:
+        UserError: The checkpoint does not fit the model, or the processes do not see the same one.
     """
-    store.clean()
+    if world.leads:
+        store.clean()
+    world.wait()
     code = code_digest()
     checkpoint = store.latest()
+    found = checkpoint.step if checkpoint is not None else 0
+    if world.sum([found]) != [found * world.size]:  # also: nothing is removed before all have read
+        raise UserError(f"the processes find different checkpoints in {store.folder}; paths.state must be shared")
     if checkpoint is not None and checkpoint.step >= max_steps and checkpoint.facts["code"][-1][1] != code:
         print(f"{store.path(checkpoint.step)} is finished, but by other code: training anew", flush=True)
-        store.remove()
         checkpoint = None
+    if checkpoint is not None:
+        restore(checkpoint, parameters, optimizer, store.path(checkpoint.step))
+    if world.leads:
+        store.remove(beyond=checkpoint.step if checkpoint is not None else -1)
     if checkpoint is None:
-        store.remove()
         return 0, Record(code=[[1, code]])
-    restore(checkpoint, parameters, optimizer, store.path(checkpoint.step))
-    store.remove(beyond=checkpoint.step)
     record = Record(**checkpoint.facts)
     if checkpoint.step < max_steps:
         print(f"resuming after step {checkpoint.step} from {store.path(checkpoint.step)}", flush=True)
@@ -143,20 +162,23 @@ def take_step(
     optimizer: torch.optim.Optimizer,
     step: int,
     guard: monitor.SpikeGuard,
-) -> dict[str, float]:
-    """One optimizer step; returns its row of ``train.csv`` but for the speed.
+    stop: StopRequest,
+) -> tuple[dict[str, float], bool]:
+    """One optimizer step; returns its row of ``train.csv`` but for the speed, and whether any process was told to end.
 
     Raises:
         Diverged: The guard stops the run; the weights are still those of the step before.
     """
-    samples, settings = run.samples, run.settings
-    torch.manual_seed(derive_seed(run.seed, "train", step))  # dropout and the like: also a function of (seed, step)
+    samples, settings, world = run.samples, run.settings, run.world
+    # Dropout and the like: also a function of (seed, step), and not the same on every process.
+    torch.manual_seed(derive_seed(run.seed, "train", step, *([] if world.leads else [world.rank])))
     optimizer.zero_grad(set_to_none=True)
     losses: dict[Kind, float] = {}
     for kind, ids in samples.step(step).items():
         loss_of = partial(_training_loss, samples, kind, step)
-        parts = in_parts(ids, run.micro_batch_size)
-        losses[kind] = accumulate(list(parameters.values()), parts, samples.mixture.shares[kind], loss_of)
+        parts = in_parts(world.part(ids), run.micro_batch_size)
+        losses[kind] = accumulate(list(parameters.values()), parts, samples.mixture.shares[kind], loss_of, world)
+    told = world.sum_gradients(list(parameters.values()), stop.signal_number is not None)
     loss = sum(samples.mixture.shares[kind] * value for kind, value in losses.items())
     grad_norm = float(nn.utils.clip_grad_norm_(parameters.values(), settings.max_grad_norm))
     guard.check(step, loss, grad_norm)
@@ -165,7 +187,7 @@ def take_step(
     set_learning_rate(optimizer, rate)
     optimizer.step()
     parts_of_loss = {f"loss_{kind}": value for kind, value in losses.items()}
-    return {"step": step, "loss": loss, **parts_of_loss, "learning_rate": rate, "grad_norm": grad_norm}
+    return {"step": step, "loss": loss, **parts_of_loss, "learning_rate": rate, "grad_norm": grad_norm}, told
 
 
 def _training_loss(samples: Samples, kind: Kind, step: int, ids: Sequence[str]) -> Loss:
@@ -178,14 +200,19 @@ def in_parts(ids: Sequence[str], size: int) -> list[Sequence[str]]:
 
 
 def accumulate(
-    parameters: Sequence[nn.Parameter], parts: Sequence[Part], share: float, loss_of: Callable[[Part], Loss]
+    parameters: Sequence[nn.Parameter],
+    parts: Sequence[Part],
+    share: float,
+    loss_of: Callable[[Part], Loss],
+    world: World = ALONE,
 ) -> float:
-    """Add ``share`` times the gradient of the mean loss over all targets of ``parts``; returns that mean.
+    """Add ``share`` times the gradient of the mean loss over all targets of all processes' parts; returns that mean.
 
     How many targets there are in all is known only after the last part (answers differ in length, masks are drawn),
-    so the parts are summed unweighted beside what the gradients held before, and divided at the end.
+    so the parts are summed unweighted beside what the gradients held before, and divided at the end. A process, which
+    may have no part, adds its own summands only: :meth:`World.sum_gradients` completes the sum, for all kinds at once.
     """
-    if len(parts) == 1:
+    if len(parts) == 1 and world.size == 1:
         loss = loss_of(parts[0])
         (share * loss.value).backward()
         return float(loss.value.detach())
@@ -198,75 +225,32 @@ def accumulate(
         (loss.value * loss.n_targets).backward()
         targets += loss.n_targets
         total += float(loss.value.detach()) * loss.n_targets
+    total, all_targets = world.sum([total, targets])
     for parameter, before in zip(parameters, held, strict=True):
         if parameter.grad is None:
             parameter.grad = before
             continue
-        parameter.grad *= share / targets
+        parameter.grad *= share / all_targets
         if before is not None:
             parameter.grad += before
-    return total / targets
-
-
-class Curves:
-    """``train.csv`` and ``held_out.csv`` of a run, and what is concluded from them while it runs.
-
-    Args:
-        folder: Where the two files lie.
-        done: Steps that the run resumes after.
-    """
-
-    def __init__(self, folder: Path, done: int) -> None:
-        self._folder = folder
-        with explained(folder, "the training curves"):
-            self._train = monitor.Curve(folder / "train.csv", monitor.TRAIN_COLUMNS, done)
-            self._held_out = monitor.Curve(folder / "held_out.csv", monitor.HELD_OUT_COLUMNS, done)
-        losses = [float(row["loss"]) for row in monitor.read_curve(folder / "train.csv", monitor.TRAIN_COLUMNS)]
-        self.guard = monitor.SpikeGuard(losses)
-        earlier = monitor.read_curve(folder / "held_out.csv", monitor.HELD_OUT_COLUMNS)
-        self._measured: list[dict[str, float | None]] = [
-            {key: float(value) if value else None for key, value in row.items()} for row in earlier
-        ]
-
-    def train(self, row: Mapping[str, float]) -> None:
-        """Append a step."""
-        with explained(self._folder, "the training curves"):
-            self._train.add(row)
-
-    def measure(self, run: Run, step: int) -> None:
-        """Measure the held-out losses, append them, and raise the copy alarm if it is due."""
-        row: dict[str, float | None] = {"step": step}
-        row |= {f"{kind}_loss": value for kind, value in held_out_losses(run).items()}
-        self._measured.append({column: row.get(column) for column in monitor.HELD_OUT_COLUMNS})
-        with explained(self._folder, "the training curves"):
-            self._held_out.add(row)
-        found = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "step")
-        if found:
-            print(f"held out, step {step}: {found}", flush=True)
-        if warning := monitor.copy_alarm(self._measured):
-            print(warning, flush=True)
-
-    def sync(self) -> None:
-        """Flush both files to disk."""
-        with explained(self._folder, "the training curves"):
-            self._train.sync()
-            self._held_out.sync()
-
-    def close(self) -> None:
-        """Close both files."""
-        self._train.close()
-        self._held_out.close()
+    return total / all_targets
 
 
 @torch.no_grad()
 def held_out_losses(run: Run) -> dict[Kind, float]:
-    """The mean losses over the held-out images, with the same noise every time."""
+    """The mean losses over the held-out images, with the same noise every time.
+
+    The processes share the images: each would wait for the leading one otherwise.
+    """
     samples = run.samples
     run.model.eval()
     found: dict[Kind, float] = {}
+    parts = in_parts(run.world.part(samples.held_out), run.micro_batch_size)
     for kind in samples.held_out_kinds:
-        losses = [samples.loss(kind, part, "held_out") for part in in_parts(samples.held_out, run.micro_batch_size)]
+        losses = [samples.loss(kind, part, "held_out") for part in parts]
         targets = sum(loss.n_targets for loss in losses)
-        found[kind] = sum(float(loss.value) * loss.n_targets for loss in losses) / targets
+        total = sum(float(loss.value) * loss.n_targets for loss in losses)
+        total, all_targets = run.world.sum([total, targets])
+        found[kind] = total / all_targets
     set_training_mode(run.model)
     return found

@@ -1,16 +1,25 @@
-"""The training process: its device and threads, and how it ends when it is told to, or left alone."""
+"""The training process: its device and threads, its place among others, and how it ends: told to, or left alone."""
 
 import ctypes
 import os
 import signal
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from datetime import timedelta
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+
+from reca.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+PATIENCE = timedelta(hours=1)
+"""For the slowest process: the first one writes checkpoints and waits for locks while the others wait for it."""
+Item = TypeVar("Item")
 
 
 def prepare(device: str, threads: int) -> "torch.device":
@@ -30,6 +39,98 @@ def prepare(device: str, threads: int) -> "torch.device":
         # Filling fresh memory costs time, and we read none that was not written.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return chosen
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among those that share a stage. Alone, every method costs and changes nothing."""
+
+    rank: int = 0
+    size: int = 1
+    device: "torch.device | None" = None
+    """Where gradients lie."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the one process that writes and speaks."""
+        return self.rank == 0
+
+    def part(self, items: Sequence[Item]) -> Sequence[Item]:
+        """This process's share of something that all of them know; it may be empty."""
+        return items[self.rank :: self.size]
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Sums over all processes, the same to the last bit on each of them."""
+        if self.size == 1:
+            return list(values)
+        import torch
+
+        sums = torch.tensor(values, dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(sums)
+        return [float(value) for value in sums.tolist()]
+
+    def wait(self) -> None:
+        """Return when all processes have come here."""
+        self.sum([0.0])
+
+    def sum_gradients(self, parameters: Sequence["torch.nn.Parameter"], told: bool) -> bool:
+        """Add up the gradients of all processes, in place.
+
+        Args:
+            parameters: The same ones on every process.
+            told: Whether this process was told to end; it travels along, so that asking costs no message of its own.
+
+        Returns:
+            Whether any process was told to end.
+        """
+        if self.size == 1:
+            return told
+        import torch
+
+        *counts, ending = self.sum([*(float(parameter.grad is not None) for parameter in parameters), float(told)])
+        pending = []
+        for parameter, count in zip(parameters, counts, strict=True):
+            if not count:  # reached by no sample of the step: the optimizer must not see a gradient, be it 0
+                continue
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            pending.append(torch.distributed.all_reduce(parameter.grad, async_op=True))
+        for one in pending:
+            one.wait()
+        return ending > 0
+
+
+ALONE = World()
+
+
+@contextmanager
+def joined(device: "torch.device") -> Iterator[World]:
+    """Take this process's place among those that were launched together, if they were; all but the first fall silent.
+
+    A launcher says so in RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT: ours, or torchrun.
+
+    Raises:
+        UserError: There is no GPU for this process.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        yield ALONE
+        return
+    import torch
+
+    on_cuda = device.type == "cuda"
+    if on_cuda:
+        place, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if place >= gpus:
+            raise UserError(f"there are {gpus} GPUs for more processes; set hardware.processes={gpus}")
+        torch.cuda.set_device(place)
+    torch.distributed.init_process_group("nccl" if on_cuda else "gloo", timeout=PATIENCE)
+    world = World(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
+    if world.leads:
+        yield world
+    else:
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+            yield world
+    torch.distributed.destroy_process_group()  # not after an error: the others may never come to it
 
 
 def end_with_parent() -> None:

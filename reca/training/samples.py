@@ -159,13 +159,15 @@ class Samples:
             return self._model.reconstruction_loss(semantic, prompts, target, rng)
 
     def _precision(self) -> torch.autocast:
-        """Of the losses alone: a code that is rounded to its neighbour would be another target."""
+        """Not of targets: a code that is rounded to its neighbour would be another one."""
         return torch.autocast(self._device.type, torch.bfloat16, enabled=self._lower)
 
     def _semantic(self, ids: Sequence[str]) -> Semantic:
         if "semantic" in self._model.cacheable:
             return Semantic(self._embeddings.rows("semantic", ids).to(self._device))
-        return self._model.encode_semantic(self._pixels(ids, self._model.spec.understanding_size))
+        images = self._pixels(ids, self._model.spec.understanding_size)
+        with self._precision():  # an encoder that trains is part of the pass
+            return self._model.encode_semantic(images)
 
     def _target(self, ids: Sequence[str], seeds: Sequence[int]) -> Target:
         if "target" in self._model.cacheable:

@@ -1,0 +1,165 @@
+"""Several processes train what one trains, whichever number of them goes on after an interruption."""
+
+import math
+import multiprocessing
+import os
+import shutil
+import signal
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+import torch
+
+from reca.config import Config
+from reca.models.base import Loss
+from reca.stages.extract import extract
+from reca.stages.result import read_result
+from reca.stages.train import train
+from reca.training.launch import free_port
+from reca.training.process import joined
+from reca.training.samples import Samples
+
+CHILD_SECONDS = 240
+SPEED = "images_per_second"
+# Processes forked from a server that has imported everything: a fresh one needs seconds for that.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload([__name__, "reca.models.janus", "pyarrow.dataset", "torch._inductor.config"])
+
+
+def ranks(size: int, function, *arguments) -> list[int | None]:
+    """Run a function in so many processes that know each other; returns their exit statuses."""
+    port = free_port()
+    started: list[BaseProcess] = [
+        SERVER.Process(target=_as_rank, args=(rank, size, port, function, *arguments)) for rank in range(size)
+    ]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(CHILD_SECONDS)
+        process.kill()
+    return [process.exitcode for process in started]
+
+
+def _as_rank(rank: int, size: int, port: int, function, *arguments) -> None:
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in place.items()}
+    torch.set_num_threads(1)
+    function(*arguments)
+
+
+def _stage(stage, root: Path) -> None:
+    stage(Config.load(root / "params.yaml"), root)
+
+
+@pytest.fixture(scope="module")
+def alone(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run on one process."""
+    root = tmp_path_factory.mktemp("alone") / "project"
+    shutil.copytree(template, root)
+    train(Config.load(root / "params.yaml"), root)
+    return root
+
+
+def same_curves(alone: Path, project) -> None:
+    reference = type(project)(alone, project.config)
+    for name in ("train.csv", "held_out.csv"):
+        expected, found = reference.curve(name), project.curve(name)
+        assert [row["step"] for row in found] == [row["step"] for row in expected]
+        for row, other in zip(found, expected, strict=True):
+            assert {key: float(cell) for key, cell in row.items()} == pytest.approx(
+                {key: float(cell) for key, cell in other.items()}, rel=1e-5
+            )
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_same_curves_as_one_process(project, alone: Path, size: int) -> None:
+    """With four processes and two dialogues a step, two of them have no sample of that kind."""
+    assert ranks(size, _stage, train, project.root) == [0] * size
+    same_curves(alone, project)
+    assert project.steps() == ["000006", "000008"]
+    expected = type(project)(alone, project.config).weights()
+    rate = project.config.train.learning_rate
+    for name, value in project.weights().items():  # Adam makes whole steps of gradients that are nothing but rounding
+        assert torch.allclose(value, expected[name], rtol=1e-3, atol=rate / 10), name
+
+
+def test_told_to_end_on_two_processes_and_continued_on_others(project, alone: Path) -> None:
+    """The real command, ended as the flow ends it; three processes go on, then one."""
+    project.configure("hardware.processes=2", "train.save_every=100")
+    child = project.start("train")
+    project.wait_for(lambda: project.recorded() >= 1, child)
+    os.killpg(child.pid, signal.SIGTERM)
+    output, _ = child.communicate(timeout=CHILD_SECONDS)
+    assert child.returncode == 143, output
+    (saved,) = project.steps()
+    assert f"told to end (signal 15); saved as {project.checkpoints / saved}" in output
+    assert output.count("told to end") == 1
+    assert ranks(3, _train_until, project.root, int(saved) + 1) == [143] * 3
+    assert int(project.steps()[-1]) == int(saved) + 1
+    train(project.config, project.root)
+    same_curves(alone, project)
+    assert read_result(project.root / "outputs/curves")["resumed_after"] == [int(saved), int(saved) + 1]
+
+
+def _train_until(root: Path, last: int) -> None:
+    """Train; the last process alone gets SIGTERM in the middle of a step."""
+    original = Samples.step
+
+    def step(self: Samples, number: int):
+        if number == last and os.environ["RANK"] == "2":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, number)
+
+    Samples.step = step
+    _stage(train, root)
+
+
+def test_a_diverged_loss_on_one_process_stops_all(project) -> None:
+    assert ranks(2, _train_poisoned, project.root) == [1, 1]
+    assert project.recorded() == 4
+    assert project.steps() == ["000003"]
+
+
+def _train_poisoned(root: Path) -> None:
+    original = Samples.loss
+
+    def loss(self: Samples, kind, ids, *moment: object) -> Loss:
+        found = original(self, kind, ids, *moment)
+        poison = math.nan if moment == ("train", 5) and os.environ["RANK"] == "1" else 1
+        return Loss(found.value * poison, found.n_targets)
+
+    Samples.loss = loss
+    _stage(train, root)
+
+
+def test_extraction_writes_the_same_files(project, template: Path) -> None:
+    shutil.rmtree(project.root / "outputs/embeddings")
+    assert ranks(2, _stage, extract, project.root) == [0, 0]
+    for path in (template / "outputs/embeddings").iterdir():
+        assert (project.root / "outputs/embeddings" / path.name).read_bytes() == path.read_bytes()
+    assert not list((project.root / ".reca/extract").glob("*/"))
+
+
+def test_sums_are_equal_to_the_last_bit_on_every_process(tmp_path: Path) -> None:
+    assert ranks(4, _add_up, tmp_path) == [0] * 4
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(4)]
+    gradients = [torch.randn(1000, generator=torch.Generator().manual_seed(rank)) for rank in range(4)]
+    for everywhere, by_the_last, by_none, told in found:
+        assert torch.equal(everywhere, found[0][0])
+        assert torch.allclose(everywhere, sum(gradients, torch.zeros(1000)), atol=1e-5)
+        assert torch.equal(by_the_last, gradients[3])
+        assert by_none is None
+        assert told == [False, True]
+
+
+def _add_up(folder: Path) -> None:
+    with joined(torch.device("cpu")) as world:
+        everywhere, by_the_last, by_none = (torch.nn.Parameter(torch.zeros(1000)) for _ in range(3))
+        gradient = torch.randn(1000, generator=torch.Generator().manual_seed(world.rank))
+        everywhere.grad = gradient.clone()
+        if world.rank == 3:
+            by_the_last.grad = gradient.clone()
+        told = [world.sum_gradients([everywhere, by_the_last, by_none], False)]
+        told.append(world.sum_gradients([], world.rank == 2))
+        torch.save((everywhere.grad, by_the_last.grad, by_none.grad, told), folder / f"{world.rank}.pt")
