@@ -117,19 +117,20 @@ def _plain_scores(scores: Scores) -> dict[str, float]:
 def benchmark_set(config: Config, pairs: Mapping[str, Pair]) -> str:
     """What was asked and how it was judged, as a digest: scores are comparable only where it is equal.
 
-    It covers the ``evaluate`` section, every prompt or question with its expected answer, and the judges; not the
-    model, and not how its images were drawn.
+    It covers the settings of the benchmarks that ran, every prompt or question with its expected answer, and the
+    judges; not the model, not how its images were drawn, and not what else could have been measured.
     """
+    evaluate = config.to_dict()["evaluate"]
     asked = {
         name: {
+            "settings": evaluate[name],
             "prompts": [_asked(sample) for sample in pair.base.samples],
             "protocol": pair.base.scores.protocol,
             "judge": pair.base.scores.judge.model_dump(),
         }
         for name, pair in sorted(pairs.items())
     }
-    text = json.dumps([config.to_dict()["evaluate"], asked], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
 def _asked(sample: Record) -> list[Any]:

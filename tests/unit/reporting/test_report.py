@@ -176,6 +176,7 @@ def test_benchmark_set_is_about_what_was_asked_not_about_the_model(outputs_of, t
 
     first = digest("first")
     assert digest("trained otherwise", "train.max_steps=40", "train.warmup_steps=5") == first
+    assert digest("settings of what does not run", "evaluate.understanding.num_images=5") == first
     assert digest("other prompts", prompt_of=lambda prompt: prompt + " again") != first
     assert digest("more images", "evaluate.scenes.images_per_prompt=2") != first
 
