@@ -10,6 +10,8 @@ import time
 import pytest
 import yaml
 
+from reca.config import yaml12
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
@@ -18,7 +20,7 @@ def result(folder, stage):
 
 
 def recorded(folder, stage):
-    return yaml.safe_load((folder / "dvc.lock").read_text())["stages"][stage]["params"]["params.yaml"]
+    return yaml12.load(folder / "dvc.lock")["stages"][stage]["params"]["params.yaml"]
 
 
 def test_order_comes_from_the_graph_and_what_is_up_to_date_is_skipped(run_flow, tasks, events, project):
