@@ -21,8 +21,8 @@ CHILD = """
 import sys, time, signal, os
 from pathlib import Path
 from reca.training.process import StopRequest, end_with_parent
-if "nohup" in sys.argv[1]:
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+# Set in either case: the tests themselves may run under nohup.
+signal.signal(signal.SIGHUP, signal.SIG_IGN if "nohup" in sys.argv[1] else signal.SIG_DFL)
 with StopRequest() as stop:
     end_with_parent()
     Path(sys.argv[1]).write_text(str(os.getpid()))
