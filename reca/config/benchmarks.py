@@ -86,7 +86,7 @@ class GenevalBenchmark(_Drawn):
     """12 as BAGEL and RecA; officially 4."""
     detector: str = Field(default="facebook/mask2former-swin-small-coco-instance@main", pattern=HUB_ID)
     """Lies in ``data/judges/`` under its last name; ``mmdet/NAME@SOURCE`` names one converted from mmdet's file."""
-    clip: str = Field(default="openai/clip-vit-large-patch14@main", pattern=HUB_ID)
+    clip: str = Field(default="openai/clip-vit-large-patch14@32bd64288804d66eefd0ccbe215aa642df71cc41", pattern=HUB_ID)
 
 
 class DpgbenchBenchmark(AskedBenchmark):

@@ -57,7 +57,10 @@ SOURCES = {
         files=(Source("Benchmark.tar", "https://huggingface.co/datasets/sysuyy/ImgEdit/resolve/main/Benchmark.tar"),),
         licence="none stated by PKU-YuanGroup/ImgEdit; the photographs keep their own rights: do not pass on",
     ),
-    "gedit": Published(dataset="stepfun-ai/GEdit-Bench@main", licence="MIT by its card, stepfun-ai/GEdit-Bench"),
+    "gedit": Published(
+        dataset="stepfun-ai/GEdit-Bench@50766778e2a737474c7e9bdf84cdce82c3ea3f4f",
+        licence="MIT by its card, stepfun-ai/GEdit-Bench",
+    ),
 }
 """The whole table. WISE's *verified* version has no address here: put its three files where a message asks for them."""
 
