@@ -8,13 +8,13 @@ side, ``[read | drawn]``, and each expert works on a contiguous tensor: nothing 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from transformers import Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import (
     Qwen2MLP,
@@ -30,6 +30,9 @@ NOWHERE = 1 << 40
 
 KeysValues = tuple[Tensor, Tensor]
 """Of one layer: (B, key heads, K, head width) each."""
+
+Mask = Tensor | BlockMask | None
+"""What queries see of the keys, (B, 1, T or 1, K), or the blocks of that; ``None``: everything."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ class MixtureAttention(nn.Module):
         self,
         streams: Sequence[Tensor],
         rotary: tuple[Tensor, Tensor],
-        masks: Sequence[Tensor | None],
+        masks: Sequence[Mask],
         past: KeysValues | None,
         detach_reader: bool,
     ) -> tuple[list[Tensor], KeysValues]:
@@ -99,7 +102,7 @@ class MixtureAttention(nn.Module):
         Args:
             streams: Tokens of each expert, (B, T_e, D).
             rotary: Cosines and sines of all tokens, (B, T, head width).
-            masks: For each expert's queries what they see, (B, 1, T_e or 1, K); ``None``: everything.
+            masks: What each expert's queries see.
             past: Keys and values of earlier tokens.
             detach_reader: Let no gradient through what the reading expert's tokens have attended to.
 
@@ -121,7 +124,7 @@ class MixtureAttention(nn.Module):
                 results.append(streams[number])
                 continue
             with torch.set_grad_enabled(torch.is_grad_enabled() and not (detach_reader and number == 0)):
-                seen = F.scaled_dot_product_attention(asked, keys, values, attn_mask=mask, enable_gqa=True)
+                seen = _attend(asked, keys, values, mask)
             results.append(getattr(self, f"o_proj{expert}")(seen.transpose(1, 2).flatten(2)))
         return results, (keys, values)
 
@@ -147,7 +150,7 @@ class MixtureLayer(nn.Module):
         self,
         streams: Sequence[Tensor],
         rotary: tuple[Tensor, Tensor],
-        masks: Sequence[Tensor | None],
+        masks: Sequence[Mask],
         past: KeysValues | None,
         detach_reader: bool,
     ) -> tuple[list[Tensor], KeysValues]:
@@ -182,6 +185,30 @@ class MixtureDecoder(nn.Module):
         return cosines, sines
 
 
+def _attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Mask) -> Tensor:
+    """(B, heads, T, head width); a group of query heads shares a key head."""
+    if not isinstance(mask, BlockMask):
+        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, enable_gqa=True)
+    attend = _compiled_flex_attention() if queries.is_cuda else flex_attention
+    return attend(queries, keys, values, block_mask=mask, enable_gqa=True)
+
+
+@cache
+def _compiled_flex_attention() -> Any:
+    """Without compilation it would compute every score; shapes differ from batch to batch."""
+    return torch.compile(flex_attention, dynamic=True)
+
+
+def _blocks(until: Tensor, keys: Layout, device: torch.device) -> BlockMask:
+    """Like :func:`_mask`, as blocks of tokens of which some see nothing of some others, and are left out."""
+    place, last = keys.place.to(device), until.to(device)
+
+    def sees(sample: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return place[sample, key] <= last[sample, query]
+
+    return create_block_mask(sees, len(until), None, until.shape[1], place.shape[1], device=str(device))
+
+
 def _mask(until: Tensor, keys: Layout, device: torch.device) -> Tensor | None:
     """What queries (B, T) see of the keys: (B, 1, T, K), or (B, 1, 1, K) if all see the same; ``None``: everything."""
     if bool((until == until[:, :1]).all()):  # the usual case of drawn tokens
@@ -205,8 +232,8 @@ class MixtureOfTransformers(nn.Module):
         self.detach_reader = False
         """Let no gradient flow through the reading expert (BAGEL's ``freeze_und``). With its weights frozen and its
         inputs without gradient, cutting its attention is enough: markers around a drawn image attend to that image."""
-        self.gradient_checkpointing = False
-        """Compute layers again in the backward pass instead of keeping what they computed."""
+        self.flex_attention = False
+        """Attend block by block where that is possible, without masks of every query and key."""
 
     def forward(
         self, read: Tensor, drawn: Tensor, layout: Layout, memory: Memory | None = None, keep: bool = False
@@ -226,15 +253,15 @@ class MixtureOfTransformers(nn.Module):
         """
         device = read.device
         known = layout if memory is None else memory.layout + layout
-        masks = [_mask(part, known, device) for part in layout.until.split([read.shape[1], drawn.shape[1]], dim=1)]
+        mask = _blocks if self.flex_attention else _mask
+        parts = layout.until.split([read.shape[1], drawn.shape[1]], dim=1)
+        masks = [mask(part, known, device) if part.shape[1] else None for part in parts]
         rotary = self.model.rotary(read, layout.position.to(device))
-        again = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         streams: list[Tensor] = [read, drawn]
         kept: list[KeysValues] = []
         for number, layer in enumerate(self.model.layers):
             past = memory.layers[number] if memory is not None else None
-            run: Any = partial(checkpoint, layer, use_reentrant=False) if again else layer
-            streams, keys_values = run(streams, rotary, masks, past, self.detach_reader)
+            streams, keys_values = layer(streams, rotary, masks, past, self.detach_reader)
             if keep:
                 kept.append(keys_values)
         read, drawn = (getattr(self.model, f"norm{e}")(stream) for e, stream in zip(EXPERTS, streams, strict=True))

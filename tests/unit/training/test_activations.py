@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from reca.errors import UserError
 from reca.models.base import Loss, UnifiedModel
 from reca.training.activations import blocks, checkpoint_blocks
 from reca.training.optimizer import build_optimizer
+from reca.training.speed import attend_by_blocks, compile_blocks
 from tests.contract.test_model_family import PRESETS, load, losses
 
 BFLOAT16_LOSS, BFLOAT16_DIRECTION = 0.02, 0.95
@@ -43,6 +45,30 @@ def test_recomputed_activations_change_no_bit(preset: str, kind: str) -> None:
     assert again == value
     assert recomputed.keys() == kept.keys()
     assert all(torch.equal(kept[name], recomputed[name]) for name in kept)
+
+
+@pytest.mark.parametrize(("preset", "recomputed"), [("janus_tiny", False), ("bagel_tiny", True)])
+def test_compiled_blocks_change_rounding_only(preset: str, recomputed: bool) -> None:
+    """With the compiler's own tracing and differentiation, without its machine code, which takes minutes to make."""
+    model = fresh(preset)
+    value, usual = gradients(model, "reconstruction")
+    names = set(model.state_dict())
+    if recomputed:
+        checkpoint_blocks(model)
+    compile_blocks(model, backend="aot_eager")
+    again, compiled = gradients(model, "reconstruction")
+    assert set(model.state_dict()) == names
+    assert again == pytest.approx(value, rel=1e-5)
+    assert compiled.keys() == usual.keys()
+    for name, gradient in usual.items():
+        torch.testing.assert_close(compiled[name], gradient, rtol=1e-3, atol=1e-5 * float(gradient.abs().max()) + 1e-9)
+
+
+def test_attention_by_blocks_is_refused_where_it_cannot_be() -> None:
+    with pytest.raises(UserError, match="needs a GPU"):
+        attend_by_blocks(fresh("bagel_tiny"))
+    with pytest.raises(UserError, match="for bagel"):
+        attend_by_blocks(fresh("janus_tiny"))
 
 
 def test_recomputed_activations_save_memory() -> None:

@@ -1,0 +1,36 @@
+"""Faster kernels, the same function: compiled blocks, and attention by blocks of tokens."""
+
+from torch import nn
+
+from reca.errors import UserError
+from reca.nn.mixture_of_transformers import MixtureOfTransformers
+from reca.training.activations import blocks
+
+
+def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
+    """Compile every block of the model's stacks, in place; names of parameters stay.
+
+    Blocks, not the whole: layers of one kind share their code, so a stack is compiled once, and what lies between them
+    (packing, masks) depends on the batch. Sums are taken in another order then: results agree but for rounding.
+
+    Args:
+        model: Its other parts stay as they are. To be called after :func:`checkpoint_blocks`.
+        backend: torch.compile's.
+    """
+    for block in blocks(model):
+        block.compile(backend=backend, dynamic=True)
+
+
+def attend_by_blocks(model: nn.Module) -> None:
+    """Let a mixture of transformers attend with FlexAttention, which leaves out blocks of tokens nobody may see.
+
+    Raises:
+        UserError: The model's attention is its library's own, or PyTorch could not train so on this device.
+    """
+    mixtures = [module for module in model.modules() if isinstance(module, MixtureOfTransformers)]
+    if not mixtures:
+        raise UserError("hardware.flex_attention=true is for bagel; the other families attend by their libraries' code")
+    if next(model.parameters()).device.type == "cpu":
+        raise UserError("hardware.flex_attention=true needs a GPU: on the CPU PyTorch has no backward pass for it")
+    for mixture in mixtures:
+        mixture.flex_attention = True
