@@ -240,6 +240,9 @@ class HardwareSection(Section):
 
     device: Literal["auto", "cpu", "cuda"]
     processes: PositiveInt
+    shard: bool
+    """Split the parameters that train, and the frozen ones, over the processes of training (FSDP2), in place of a whole
+    model on each device; on one process it changes nothing."""
     micro_batch_size: PositiveInt
     """Images per forward pass in training and extraction."""
     generate_batch_size: PositiveInt

@@ -109,7 +109,7 @@ class Bagel(UnifiedModel, ImageEditor):
         return Spec(seen, drawn, (seen // patch) ** 2, (drawn // self.stride) ** 2)
 
     @classmethod
-    def load(cls, checkpoint: Path, options: Mapping[str, Any], device: torch.device) -> Self:
+    def load(cls, checkpoint: Path, options: Mapping[str, Any], device: torch.device | None) -> Self:
         """See :meth:`UnifiedModel.load`; ``options["parts"]["base"]`` is a folder for what ``checkpoint`` lacks."""
         base = options["parts"].get("base")
         found = read_checkpoint(checkpoint, Path(base) if base else None)
@@ -120,8 +120,7 @@ class Bagel(UnifiedModel, ImageEditor):
         channels = found.autoencoder.config.latent_channels
         text, vision = found.configs.text(), found.configs.vision()
         network = load_network(found.state, text, vision, channels, Markers(*ids), found.weights)
-        model = cls(network, found.autoencoder, tokenizer, options, found.configs, found.stem)
-        return model.to(device).eval()
+        return cls(network, found.autoencoder, tokenizer, options, found.configs, found.stem).placed(device)
 
     def save_official(self, path: Path) -> None:
         """See :meth:`UnifiedModel.save_official`; weights keep the name that they were read under."""

@@ -114,13 +114,13 @@ class UnifiedModel(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def load(cls, checkpoint: Path, options: Mapping[str, Any], device: torch.device) -> Self:
+    def load(cls, checkpoint: Path, options: Mapping[str, Any], device: torch.device | None) -> Self:
         """Build from a checkpoint folder in the official layout, with a strict key report.
 
         Args:
             checkpoint: Folder with the family's official files; sizes are read from its own config files.
             options: The family's switches, the ``model`` section of the configuration.
-            device: Where the parameters go.
+            device: Where the parameters go; see :meth:`placed`.
 
         Raises:
             FileNotFoundError: A file of the layout is missing.
@@ -134,6 +134,14 @@ class UnifiedModel(nn.Module, ABC):
     @abstractmethod
     def trainable(self) -> Iterable[str]:
         """Names of the parameters that RecA trains; all others are frozen for real."""
+
+    def placed(self, device: torch.device | None) -> Self:
+        """In evaluation mode, in float32 and on a device.
+
+        ``None``: as the files have it, on the CPU. What was read from safetensors is a view of the file then, which
+        all processes that read the same file share.
+        """
+        return (self if device is None else self.to(device, torch.float32)).eval()
 
     def freeze(self) -> None:
         """Let gradients reach exactly :meth:`trainable`."""
@@ -221,7 +229,7 @@ class ImageEditor(ABC):
         """Change each image (3, H, W) in [-1, 1] as its instruction says; results have the family's own sizes."""
 
 
-def load_model(family: str, checkpoint: Path, options: Mapping[str, Any], device: torch.device) -> UnifiedModel:
+def load_model(family: str, checkpoint: Path, options: Mapping[str, Any], device: torch.device | None) -> UnifiedModel:
     """Load a checkpoint of ``family``; see :meth:`UnifiedModel.load`."""
     if family not in FAMILIES:
         raise ValueError(f"unknown model family {family!r}; known: {', '.join(FAMILIES)}")

@@ -106,7 +106,7 @@ class Harmon(UnifiedModel):
         self.freeze()
 
     @classmethod
-    def load(cls, checkpoint: Path, options: Mapping[str, Any], device: torch.device) -> Self:
+    def load(cls, checkpoint: Path, options: Mapping[str, Any], device: torch.device | None) -> Self:
         """See :meth:`UnifiedModel.load`; both published layouts (:mod:`reca.nn.harmon_checkpoint`)."""
         parts = options["parts"]
         network, config, _ = load_network(checkpoint, parts, options["weights"])
@@ -118,7 +118,7 @@ class Harmon(UnifiedModel):
                 "model.parts.tokenizer to their folder"
             )
         tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
-        return cls(network, config, tokenizer, options).to(device).eval()
+        return cls(network, config, tokenizer, options).placed(device)
 
     def save_official(self, path: Path) -> None:
         """See :meth:`UnifiedModel.save_official`; always the whole layout, autoencoder included."""

@@ -21,6 +21,7 @@ Without the entry (the official checkpoints) all layers read everything.
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -49,6 +50,7 @@ from reca.models.base import (
     padded,
 )
 from reca.nn.random import SampleRng
+from reca.nn.weights import read_weights
 
 BOI, EOI, IMAGE = "<begin_of_image>", "<end_of_image>", "<image_placeholder>"
 USER, ASSISTANT = "<|User|>:", "<|Assistant|>:"
@@ -98,7 +100,7 @@ class Janus(UnifiedModel):
         self.freeze()
 
     @classmethod
-    def load(cls, checkpoint: Path, options: Mapping[str, Any], device: torch.device) -> Self:
+    def load(cls, checkpoint: Path, options: Mapping[str, Any], device: torch.device | None) -> Self:
         """See :meth:`UnifiedModel.load`; the layout is that of the transformers-native repositories."""
         for name in ("config.json", "tokenizer.json"):
             if not (checkpoint / name).is_file():
@@ -111,7 +113,8 @@ class Janus(UnifiedModel):
                 output_loading_info=True,
                 local_files_only=True,
                 use_safetensors=True,
-                dtype=torch.float32,
+                # Not the config's: it may be narrower than what the file holds. Nothing is converted, nothing copied.
+                dtype=reduce(torch.promote_types, {value.dtype for value in read_weights(checkpoint).values()}),
             )
         except (OSError, SafetensorError, RuntimeError) as error:
             raise ValueError(f"the weights of {checkpoint} (model.safetensors) cannot be read: {error}") from None
@@ -119,7 +122,7 @@ class Janus(UnifiedModel):
         if wrong:
             raise ValueError(f"{checkpoint} does not fit its own config.json: {wrong}")
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
-        return cls(network, tokenizer, options).to(device).eval()
+        return cls(network, tokenizer, options).placed(device)
 
     def save_official(self, path: Path) -> None:
         """See :meth:`UnifiedModel.save_official`."""

@@ -82,7 +82,7 @@ class OpenUni(UnifiedModel):
         self.freeze()
 
     @classmethod
-    def load(cls, checkpoint: Path, options: Mapping[str, Any], device: torch.device) -> Self:
+    def load(cls, checkpoint: Path, options: Mapping[str, Any], device: torch.device | None) -> Self:
         """See :meth:`UnifiedModel.load`; the layouts are those of :mod:`reca.nn.openuni_files`."""
         parts = {name: Path(place) for name, place in options["parts"].items()}
         found = read_checkpoint(Path(checkpoint), parts, options["weights"])
@@ -95,7 +95,7 @@ class OpenUni(UnifiedModel):
         if not (found.tokenizer / "tokenizer_config.json").is_file():
             raise FileNotFoundError(f"{found.tokenizer / 'tokenizer_config.json'} is missing: no tokenizer there")
         tokenizer = AutoTokenizer.from_pretrained(found.tokenizer, local_files_only=True)
-        return cls(network.float(), tokenizer, options).to(device).eval()
+        return cls(network, tokenizer, options).placed(device)
 
     def save_official(self, path: Path) -> None:
         """See :meth:`UnifiedModel.save_official`; always the whole layout, whichever was loaded."""

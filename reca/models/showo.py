@@ -95,9 +95,9 @@ class Showo(UnifiedModel):
         return Spec(read, drawn, semantic, (drawn // step) ** 2)
 
     @classmethod
-    def load(cls, checkpoint: Path, options: Mapping[str, Any], device: torch.device) -> Self:
+    def load(cls, checkpoint: Path, options: Mapping[str, Any], device: torch.device | None) -> Self:
         """See :meth:`UnifiedModel.load`; ``options["parts"]`` says where ``phi``, ``clip`` and ``magvit`` lie."""
-        return cls(read_checkpoint(checkpoint, options["parts"]), options).to(device).eval()
+        return cls(read_checkpoint(checkpoint, options["parts"]), options).placed(device)
 
     def save_official(self, path: Path) -> None:
         """See :meth:`UnifiedModel.save_official`."""

@@ -120,7 +120,7 @@ def load_network(
     source: Path | str,
     connector_act: str = "gelu_pytorch_tanh",
 ) -> BagelNetwork:
-    """A network with given weights, in float32; tables of positions that are missing are computed.
+    """A network with given weights, in their dtype; tables of positions that are missing are computed.
 
     Args:
         state: Weights under their official names.
@@ -134,7 +134,7 @@ def load_network(
     Raises:
         ValueError: Keys are missing or unexpected, or sizes differ.
     """
-    state = {name: value.float() for name, value in state.items()}
+    state = dict(state)
     for name in ("vae2llm.weight", "time_embedder.mlp.0.weight"):
         if name not in state:
             raise ValueError(f"{source} is no BAGEL checkpoint: it has no {name}")

@@ -68,7 +68,7 @@ def load_autoencoder(
     latent_channels = state["decoder.conv_in.weight"].shape[1]
     with torch.device("meta"):
         autoencoder = empty_autoencoder(channels, 1 + max(block for _, block in blocks), latent_channels, scale, shift)
-    load_strictly(autoencoder, {name: value.float() for name, value in to_stock(state).items()}, source)
+    load_strictly(autoencoder, to_stock(state), source)
     return autoencoder
 
 

@@ -32,7 +32,7 @@ _RUNTIME = ("attn", "dtype", "_name_or_path", "architectures", "transformers_ver
 def load_network(
     folder: Path, parts: Mapping[str, str], weights: str | None = None
 ) -> tuple[HarmonNetwork, dict[str, Any], KeyReport]:
-    """The network of a checkpoint, in float32, its configuration, and what became of the keys.
+    """The network of a checkpoint, in the dtype of its weights, its configuration, and what became of the keys.
 
     Args:
         folder: One of the two layouts.
@@ -74,7 +74,7 @@ def load_network(
     if UNUSED in report.missing:
         torch.nn.init.zeros_(network.mar.class_emb.weight)
     network.llm.tie_weights()
-    return network.float(), config, report
+    return network, config, report
 
 
 def complete_sizes(

@@ -86,7 +86,7 @@ def empty_projector(width_in: int, width: int, width_out: int, device: str = "me
 
 
 def read_checkpoint(checkpoint: Path, elsewhere: Mapping[str, str]) -> ShowoParts:
-    """Read all parts, in float32 on the CPU.
+    """Read all parts, on the CPU, in the dtype of their weights.
 
     Args:
         checkpoint: Folder with ``config.json`` and the weights.
@@ -126,7 +126,6 @@ def read_checkpoint(checkpoint: Path, elsewhere: Mapping[str, str]) -> ShowoPart
         projector = empty_projector(clip.config.hidden_size, width, phi.config.hidden_size)
         whole["mm_projector"] = projector
     report = load_strictly(whole, weights, weights_file, may_ignore=(ROTARY_CONSTANTS,))
-    whole.float()
     return ShowoParts(
         config=config,
         phi=phi,
@@ -197,7 +196,7 @@ def _read_magvit(place: Path) -> tuple[Magvit, KeyReport]:
         magvit = Magvit(sizes)
     magvit.quantize = SignQuantizer(sizes.bits)  # constants, so it does not matter if the file lacks them
     report = load_strictly(magvit, weights, file, may_lack=("quantize.*",), may_ignore=("quantize.*",))
-    return magvit.float(), report
+    return magvit, report
 
 
 def _read_clip(place: Path) -> CLIPVisionModel:

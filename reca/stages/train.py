@@ -19,6 +19,7 @@ from reca.training.checkpoint import CheckpointStore, fingerprint
 from reca.training.loop import Record, Run, train_model
 from reca.training.process import StopRequest, end_with_parent, joined, prepare
 from reca.training.samples import Samples
+from reca.training.sharding import gather, shard
 from reca.training.storage import explained
 
 DATASET = Path("outputs/dataset")
@@ -43,7 +44,7 @@ def train(config: Config, root: Path) -> None:
     """
     end_with_parent()
     device = prepare(config.hardware.device, config.hardware.threads)
-    with StopRequest() as stop, joined(device) as world:
+    with StopRequest() as stop, joined(device, config.hardware.shard) as world:
         mixture = _mixture(config)
         base = base_folder(config, root)
         read_manifest(root / DATASET, ["id"])
@@ -52,14 +53,17 @@ def train(config: Config, root: Path) -> None:
         store = CheckpointStore(root / config.paths.state, name, config.train.keep_last)
         with store.lock() if world.leads else nullcontext():
             embeddings = Embeddings.open(root / EMBEDDINGS)
-            model = load_base(config, base, root, device)
+            model = load_base(config, base, root, device if not world.sharded else None)
             if config.hardware.gradient_checkpointing:
                 checkpoint_blocks(model)
+            if world.sharded:
+                shard(model, device)
             data = root / DATASET
             samples = Samples(model, data, embeddings, config.train, mixture, config.seed, device, dialogues)
             run = Run(model, samples, config.train, config.seed, config.hardware.micro_batch_size, world)
             values = config.to_dict()
             record = train_model(run, store, {section: values[section] for section in SECTIONS}, stop)
+            gather(model, keep=world.leads)
             if not world.leads:
                 return
             with explained(root / CURVES, "the training curves"), whole_folder(root / CURVES) as folder:

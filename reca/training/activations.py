@@ -21,12 +21,15 @@ def checkpoint_blocks(model: nn.Module) -> None:
 
 
 def blocks(model: nn.Module) -> Iterator[nn.Module]:
-    """The members of the outermost module lists: the layers of every transformer and convolutional stack."""
+    """The members of the outermost module lists: the layers of every transformer and convolutional stack.
+
+    A member that only holds others and is never called itself is looked into; a lone linear layer is no block.
+    """
     for child in model.children():
-        if isinstance(child, nn.ModuleList):
-            yield from child
-        else:
+        if not isinstance(model, nn.ModuleList) or type(child).forward is nn.Module.forward:
             yield from blocks(child)
+        elif next(child.children(), None) is not None:
+            yield child
 
 
 def _recomputed(forward: Any, *args: Any, **kwargs: Any) -> Any:

@@ -30,8 +30,8 @@ def base_digest(folder: Path) -> str:
     return f"{weights_digest(folder)}-{folder_digest(folder, '*.json')}"
 
 
-def load_base(config: Config, folder: Path, root: Path, device: torch.device) -> UnifiedModel:
-    """Load the base model.
+def load_base(config: Config, folder: Path, root: Path, device: torch.device | None) -> UnifiedModel:
+    """Load the base model; without a device, as its files have it: see :meth:`UnifiedModel.placed`.
 
     Raises:
         UserError: A file of the layout is missing, damaged, or does not fit the others.

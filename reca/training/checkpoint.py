@@ -1,33 +1,38 @@
 """Checkpoints: whole folders named by step, under the fingerprint of everything that changes the weights.
 
-``<state>/checkpoints/<fingerprint>/000100/`` holds ``model.safetensors`` (the trained parameters),
-``training_state.pt`` (the optimizer) and ``meta.json``. Data order, noise and learning rate are functions of
-(seed, step), so nothing of them needs saving. Another fingerprint is another folder and is never looked at.
+``<state>/checkpoints/<fingerprint>/000100/`` holds ``part-00001-of-00001.safetensors`` (the trained parameters and what
+the optimizer knows of each) and ``meta.json``. Where parameters are sharded, every process writes a part with its own
+rows, and any number of processes can go on from them. Data order, noise and learning rate are functions of (seed,
+step), so nothing of them needs saving. Another fingerprint is another folder and is never looked at.
 """
 
 import hashlib
 import json
-import pickle
 import re
 import shutil
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from reca.config import Config
 from reca.digest import file_digest
 from reca.errors import UserError
-from reca.files import whole_folder, write_json
+from reca.files import sync, whole_folder, write_json
+from reca.training.process import ALONE, World
+from reca.training.sharding import own_rows
 from reca.training.storage import exclusive, explained
 
-WEIGHTS, STATE, META = "model.safetensors", "training_state.pt", "meta.json"
+META = "meta.json"
+PART = re.compile(r"part-\d{5}-of-\d{5}\.safetensors")
+WEIGHT = "weight"
+"""The kind of the parameters themselves; the other kinds are called as the optimizer calls them."""
 STEP = re.compile(r"\d{6,}")
 NOT_SCIENCE = ("save_every", "eval_every", "keep_last")
 """Keys of the ``train`` section that do not change the weights."""
@@ -42,8 +47,8 @@ class Checkpoint:
     """One saved step."""
 
     step: int
-    weights: Mapping[str, Tensor]
-    optimizer: Mapping[str, Any]
+    parts: Sequence[Path]
+    """Files, each with some rows of every tensor."""
     facts: Mapping[str, Any]
     """What the loop wants to know again: seconds spent, the code that trained it."""
 
@@ -99,8 +104,11 @@ class CheckpointStore:
         optimizer: torch.optim.Optimizer,
         params: Mapping[str, Any],
         facts: Mapping[str, Any],
+        world: World = ALONE,
     ) -> None:
         """Save one step whole, then remove what retention no longer keeps.
+
+        Every process calls it. The leading one makes the folder and gives it its name when all parts are written.
 
         Args:
             step: Steps done.
@@ -108,21 +116,26 @@ class CheckpointStore:
             optimizer: Its state is saved with them.
             params: The configuration sections that the run uses, for people.
             facts: See :class:`Checkpoint`.
+            world: The processes of the run.
 
         Raises:
             UserError: The disk is full or read-only; earlier checkpoints are still there.
         """
-        with explained(self.folder, f"the checkpoint of step {step}"), whole_folder(self.path(step)) as temporary:
-            save_file(
-                {name: value.detach().cpu().contiguous() for name, value in parameters.items()}, temporary / WEIGHTS
-            )
-            with (temporary / STATE).open("wb") as file:
-                torch.save(optimizer.state_dict(), file)
-            files = {name: _identity(temporary / name) for name in (WEIGHTS, STATE)}
-            meta = {"fingerprint": self.fingerprint, "step": step, "files": files, "facts": facts, "params": params}
-            write_json(temporary / META, meta)
-        for old in self.steps()[: -self._keep_last]:
-            shutil.rmtree(self.path(old))
+        if not (world.leads or world.sharded):
+            return
+        writers = world if world.sharded else ALONE
+        with explained(self.folder, f"the checkpoint of step {step}"), ExitStack() as stack:
+            temporary = stack.enter_context(whole_folder(self.path(step))) if world.leads else Path()
+            part = Path(writers.tell(str(temporary))) / f"part-{writers.rank + 1:05d}-of-{writers.size:05d}.safetensors"
+            save_file(_own_tensors(parameters, optimizer), part)
+            sync(part)
+            files = writers.collect({part.name: _identity(part)})
+            if world.leads:
+                meta = {"fingerprint": self.fingerprint, "step": step, "files": files, "facts": facts, "params": params}
+                write_json(temporary / META, meta)
+        if world.leads:
+            for old in self.steps()[: -self._keep_last]:
+                shutil.rmtree(self.path(old))
 
     def clean(self) -> None:
         """Remove what killed processes left half-written. Only under :meth:`lock`."""
@@ -151,36 +164,95 @@ class CheckpointStore:
             owner, facts, files = meta["fingerprint"], meta["facts"], meta["files"]
             if owner != self.fingerprint:
                 raise TornCheckpoint(f"it belongs to another run ({owner})")
-            for name in (WEIGHTS, STATE):
-                _check(folder / name, files[name])
-            weights = load_file(folder / WEIGHTS)
-            optimizer = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+            if not files or not all(PART.fullmatch(name) for name in files):
+                raise TornCheckpoint(f"its files ({', '.join(files)}) are not those that this code writes")
+            for name, identity in files.items():
+                _check(folder / name, identity)
+                with safe_open(folder / name, "pt"):  # only to see that it can be
+                    pass
         except FileNotFoundError as error:
             raise TornCheckpoint(f"{Path(error.filename).name} is missing") from None
         except (ValueError, KeyError, TypeError) as error:
             raise TornCheckpoint(f"{META} is damaged ({error!r})") from None
-        except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError) as error:
+        except (SafetensorError, OSError) as error:
             raise TornCheckpoint(f"it cannot be read ({error})") from None
-        return Checkpoint(step, weights, optimizer, facts)
+        return Checkpoint(step, [folder / name for name in sorted(files)], facts)
+
+
+def _own_tensors(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What this process saves, by ``kind/name``: all of it, or its rows."""
+    found: dict[str, Tensor] = {}
+    for name, parameter in parameters.items():
+        for kind, value in {WEIGHT: parameter, **optimizer.state.get(parameter, {})}.items():
+            found[f"{kind}/{name}"] = own_rows(value)[0].cpu().contiguous()
+    return found
 
 
 def restore(
     checkpoint: Checkpoint, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, folder: Path
 ) -> None:
-    """Put a checkpoint's weights and optimizer state in place.
+    """Put a checkpoint's weights and optimizer state in place; of sharded parameters, this process's rows.
 
     Raises:
         UserError: It holds other parameters than the model trains, which only a change of the code can do.
     """
-    here = {name: tuple(value.shape) for name, value in parameters.items()}
-    there = {name: tuple(value.shape) for name, value in checkpoint.weights.items()}
-    if here != there:
-        names = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
-        raise UserError(f"{folder} was written by other code: {names[0]} differs; remove the folder and train again")
-    with torch.no_grad():
-        for name, value in checkpoint.weights.items():
-            parameters[name].copy_(value)
-    optimizer.load_state_dict(dict(checkpoint.optimizer))
+    with ExitStack() as stack:
+        stored = _Stored([stack.enter_context(safe_open(part, "pt")) for part in checkpoint.parts])
+        here = {name: tuple(value.shape) for name, value in parameters.items()}
+        there = {name: stored.shape(WEIGHT, name) for name in stored.names(WEIGHT)}
+        if here != there:
+            name = min(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
+            raise UserError(f"{folder} was written by other code: {name} differs; remove the folder and train again")
+        kinds = stored.kinds() - {WEIGHT}
+        for name, parameter in parameters.items():
+            stored.fill(parameter, WEIGHT, name)
+            optimizer.state[parameter] = {
+                kind: stored.like(parameter, kind, name) for kind in kinds if name in stored.names(kind)
+            }
+    optimizer.load_state_dict(optimizer.state_dict())  # which puts each where this kind of optimizer wants it
+
+
+class _Stored:
+    """Tensors of one or many parts, each with some rows of every tensor: those of the first part come first.
+
+    A tensor's key is ``kind/name``. Rows are read from the file as they are asked for.
+    """
+
+    def __init__(self, parts: Sequence[Any]) -> None:
+        self._parts = parts
+        self._names: dict[str, set[str]] = {}
+        for key in parts[0].keys():  # noqa: SIM118 (a file, which has no iterator)
+            kind, name = key.split("/", 1)
+            self._names.setdefault(kind, set()).add(name)
+
+    def kinds(self) -> set[str]:
+        return set(self._names)
+
+    def names(self, kind: str) -> set[str]:
+        return self._names.get(kind, set())
+
+    def shape(self, kind: str, name: str) -> tuple[int, ...]:
+        shapes = [part.get_slice(f"{kind}/{name}").get_shape() for part in self._parts]
+        return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+    def like(self, parameter: nn.Parameter, kind: str, name: str) -> Tensor:
+        """What is stored beside a parameter: a number, or something of its shape, sharded as it is."""
+        if not self._parts[0].get_slice(f"{kind}/{name}").get_shape():
+            number: Tensor = self._parts[0].get_tensor(f"{kind}/{name}")
+            return number.clone()
+        found = torch.zeros_like(parameter, requires_grad=False)
+        self.fill(found, kind, name)
+        return found
+
+    def fill(self, target: Tensor, kind: str, name: str) -> None:
+        rows, first = own_rows(target)
+        end, at = first + len(rows), 0
+        for part in self._parts:
+            stored = part.get_slice(f"{kind}/{name}")
+            low, high = max(first, at), min(end, at + stored.get_shape()[0])
+            if low < high:
+                rows[low - first : high - first] = stored[low - at : high - at]
+            at += stored.get_shape()[0]
 
 
 def _identity(path: Path) -> dict[str, Any]:

@@ -1,14 +1,15 @@
 """The loop: finite, resumable, bit-equal whether interrupted or not.
 
 Several processes (:class:`reca.training.process.World`) take their parts of every step's samples and add up their
-gradients; but for rounding, the result does not depend on how many there are, because order and noise do not. All
-hold the whole model and take the same decisions; the leading one alone writes.
+gradients; but for rounding, the result does not depend on how many there are, because order and noise do not. All take
+the same decisions. Each holds the whole model, or its share of it (:mod:`reca.training.sharding`); what lies whole on
+all of them is written by the leading one alone.
 """
 
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -25,7 +26,14 @@ from reca.training import monitor
 from reca.training.checkpoint import CheckpointStore, restore
 from reca.training.code import code_digest
 from reca.training.curves import Curves
-from reca.training.optimizer import build_optimizer, freeze, learning_rate, set_learning_rate, set_training_mode
+from reca.training.optimizer import (
+    build_optimizer,
+    clip_gradients,
+    freeze,
+    learning_rate,
+    set_learning_rate,
+    set_training_mode,
+)
 from reca.training.process import ALONE, Interrupted, StopRequest, World
 from reca.training.samples import Samples
 
@@ -93,9 +101,9 @@ def train_model(run: Run, store: CheckpointStore, params: Mapping[str, Any], sto
             record.seconds += time.monotonic() - began
             if world.size == 1:  # nobody to agree with: what was noted since then counts as well
                 told = stop.signal_number is not None
-            if world.leads and (told or step % settings.save_every == 0 or step == settings.max_steps):
+            if told or step % settings.save_every == 0 or step == settings.max_steps:
                 curves.sync()
-                store.save(step, parameters, optimizer, params, vars(record))
+                store.save(step, parameters, optimizer, params, vars(record), world)
             progress.update(step, f"loss {row['loss']:.4g}, {row['images_per_second']:.0f} images/s")
             if told:
                 world.wait()  # who leaves with a failure has the others ended, and the leading one was still saving
@@ -175,12 +183,12 @@ def take_step(
     optimizer.zero_grad(set_to_none=True)
     losses: dict[Kind, float] = {}
     for kind, ids in samples.step(step).items():
-        loss_of = partial(_training_loss, samples, kind, step)
-        parts = in_parts(world.part(ids), run.micro_batch_size)
+        loss_of = partial(loss_of_pass, samples, kind, ("train", step))
+        parts = passes(ids, run.micro_batch_size, world)
         losses[kind] = accumulate(list(parameters.values()), parts, samples.mixture.shares[kind], loss_of, world)
     told = world.sum_gradients(list(parameters.values()), stop.signal_number is not None)
     loss = sum(samples.mixture.shares[kind] * value for kind, value in losses.items())
-    grad_norm = float(nn.utils.clip_grad_norm_(parameters.values(), settings.max_grad_norm))
+    grad_norm = clip_gradients(parameters.values(), settings.max_grad_norm)
     guard.check(step, loss, grad_norm)
     end = settings.schedule_steps or settings.max_steps
     rate = learning_rate(step, settings.learning_rate, settings.schedule, settings.warmup_steps, end)
@@ -190,13 +198,33 @@ def take_step(
     return {"step": step, "loss": loss, **parts_of_loss, "learning_rate": rate, "grad_norm": grad_norm}, told
 
 
-def _training_loss(samples: Samples, kind: Kind, step: int, ids: Sequence[str]) -> Loss:
-    return samples.loss(kind, ids, "train", step)
+@dataclass(frozen=True)
+class Pass:
+    """A micro-batch."""
+
+    ids: Sequence[str]
+    counts: bool = True
+    """Whether its loss is wanted, and not only its part in gathering the parameters."""
 
 
-def in_parts(ids: Sequence[str], size: int) -> list[Sequence[str]]:
-    """Micro-batches of at most ``size``."""
-    return [ids[start : start + size] for start in range(0, len(ids), size)]
+def passes(ids: Sequence[str], size: int, world: World = ALONE) -> list[Pass]:
+    """This process's micro-batches of at most ``size`` samples.
+
+    Sharded parameters are gathered by all processes together, so all make equally many passes then: a process that has
+    fewer samples than others computes one of theirs and forgets it.
+    """
+    own = world.part(ids)
+    found = [Pass(own[start : start + size]) for start in range(0, len(own), size)]
+    if not world.sharded:
+        return found
+    most = -(-len(ids) // world.size)
+    return found + [Pass(ids[:1], counts=False)] * (-(-most // size) - len(found))
+
+
+def loss_of_pass(samples: Samples, kind: Kind, moment: tuple[object, ...], one: Pass) -> Loss:
+    """The mean loss of a pass; over no targets where it does not count."""
+    loss = samples.loss(kind, one.ids, *moment)
+    return loss if one.counts else replace(loss, n_targets=0)
 
 
 def accumulate(
@@ -245,9 +273,9 @@ def held_out_losses(run: Run) -> dict[Kind, float]:
     samples = run.samples
     run.model.eval()
     found: dict[Kind, float] = {}
-    parts = in_parts(run.world.part(samples.held_out), run.micro_batch_size)
+    parts = passes(samples.held_out, run.micro_batch_size, run.world)
     for kind in samples.held_out_kinds:
-        losses = [samples.loss(kind, part, "held_out") for part in parts]
+        losses = [loss_of_pass(samples, kind, ("held_out",), part) for part in parts]
         targets = sum(loss.n_targets for loss in losses)
         total = sum(float(loss.value) * loss.n_targets for loss in losses)
         total, all_targets = run.world.sum([total, targets])

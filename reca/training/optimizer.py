@@ -1,11 +1,12 @@
 """AdamW over what is trained, and the learning rate as a function of the step."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 FINAL_FRACTION = 0.05
 """Cosine ends at this share of the peak."""
@@ -59,6 +60,19 @@ def build_optimizer(
     return torch.optim.AdamW(
         [group for group in groups if group["params"]], lr=0.0, betas=betas, eps=eps, fused=on_cuda
     )
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
+    """Scale all gradients down so that their joint norm is at most ``max_norm``; returns the norm before.
+
+    Where parameters are sharded, all processes must call it, and the norm is that of the whole gradients.
+    """
+    parameters = list(parameters)
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
+    nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return float(norm)
 
 
 def learning_rate(

@@ -4,7 +4,7 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,6 +20,7 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PATIENCE = timedelta(hours=1)
 """For the slowest process: the first one writes checkpoints and waits for locks while the others wait for it."""
 Item = TypeVar("Item")
+Value = TypeVar("Value")
 
 
 def prepare(device: str, threads: int) -> "torch.device":
@@ -49,6 +50,8 @@ class World:
     size: int = 1
     device: "torch.device | None" = None
     """Where gradients lie."""
+    sharded: bool = False
+    """Whether each process holds some rows of every parameter (:mod:`reca.training.sharding`), not all of them."""
 
     @property
     def leads(self) -> bool:
@@ -69,12 +72,32 @@ class World:
         torch.distributed.all_reduce(sums)
         return [float(value) for value in sums.tolist()]
 
+    def tell(self, word: str) -> str:
+        """What the leading process says, on every process."""
+        if self.size == 1:
+            return word
+        import torch
+
+        words = [word]
+        torch.distributed.broadcast_object_list(words, device=self.device)
+        return words[0]
+
+    def collect(self, facts: Mapping[str, Value]) -> dict[str, Value]:
+        """What each process knows, put together on every process."""
+        if self.size == 1:
+            return dict(facts)
+        import torch
+
+        found: list[Mapping[str, Value]] = [{}] * self.size
+        torch.distributed.all_gather_object(found, facts)
+        return {name: fact for each in found for name, fact in each.items()}
+
     def wait(self) -> None:
         """Return when all processes have come here."""
         self.sum([0.0])
 
     def sum_gradients(self, parameters: Sequence["torch.nn.Parameter"], told: bool) -> bool:
-        """Add up the gradients of all processes, in place.
+        """Add up the gradients of all processes, in place; those of sharded parameters have been, as they came.
 
         Args:
             parameters: The same ones on every process.
@@ -85,6 +108,8 @@ class World:
         """
         if self.size == 1:
             return told
+        if self.sharded:
+            return self.sum([float(told)]) != [0.0]
         import torch
 
         *counts, ending = self.sum([*(float(parameter.grad is not None) for parameter in parameters), float(told)])
@@ -104,10 +129,14 @@ ALONE = World()
 
 
 @contextmanager
-def joined(device: "torch.device") -> Iterator[World]:
+def joined(device: "torch.device", sharded: bool = False) -> Iterator[World]:
     """Take this process's place among those that were launched together, if they were; all but the first fall silent.
 
     A launcher says so in RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT: ours, or torchrun.
+
+    Args:
+        device: Of this process.
+        sharded: Whether the processes are to share one model's parameters; one alone has nobody to share with.
 
     Raises:
         UserError: There is no GPU for this process.
@@ -124,7 +153,7 @@ def joined(device: "torch.device") -> Iterator[World]:
             raise UserError(f"there are {gpus} GPUs for more processes; set hardware.processes={gpus}")
         torch.cuda.set_device(place)
     torch.distributed.init_process_group("nccl" if on_cuda else "gloo", timeout=PATIENCE)
-    world = World(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
+    world = World(torch.distributed.get_rank(), torch.distributed.get_world_size(), device, sharded)
     if world.leads:
         yield world
     else:

@@ -159,8 +159,12 @@ class Samples:
             return self._model.reconstruction_loss(semantic, prompts, target, rng)
 
     def _precision(self) -> torch.autocast:
-        """Not of targets: a code that is rounded to its neighbour would be another one."""
-        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._lower)
+        """Not of targets: a code that is rounded to its neighbour would be another one.
+
+        Without autocast's cache, which keeps the rounded copy of every weight until the pass ends: of sharded
+        parameters and recomputed blocks no device is to hold all.
+        """
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._lower, cache_enabled=False)
 
     def _semantic(self, ids: Sequence[str]) -> Semantic:
         if "semantic" in self._model.cacheable:

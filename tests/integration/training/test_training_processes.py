@@ -24,7 +24,8 @@ CHILD_SECONDS = 240
 SPEED = "images_per_second"
 # Processes forked from a server that has imported everything: a fresh one needs seconds for that.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload([__name__, "reca.models.janus", "pyarrow.dataset", "torch._inductor.config"])
+FAMILIES = [f"reca.models.{name}" for name in ("janus", "openuni", "showo", "bagel", "harmon")]
+SERVER.set_forkserver_preload([__name__, *FAMILIES, "pyarrow.dataset", "torch._inductor.config"])
 
 
 def ranks(size: int, function, *arguments) -> list[int | None]:

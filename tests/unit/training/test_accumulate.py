@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from reca.models.base import Loss
-from reca.training.loop import accumulate, in_parts
+from reca.training.loop import accumulate, passes
+from reca.training.process import World
 
 
 def mean_loss(weight: nn.Parameter, part: list[tuple[float, int]]) -> Loss:
@@ -25,7 +26,9 @@ def test_any_size_gives_the_gradient_of_the_whole(samples, others, size: int, sh
     def gradient(size: int) -> tuple[torch.Tensor, float]:
         weight = nn.Parameter(torch.tensor([0.5, -1.5], dtype=torch.float64))
         accumulate([weight], [others], 0.3, lambda part: mean_loss(weight, part))
-        value = accumulate([weight], in_parts(samples, size), share, lambda part: mean_loss(weight, part))
+        value = accumulate(
+            [weight], [one.ids for one in passes(samples, size)], share, lambda part: mean_loss(weight, part)
+        )
         assert weight.grad is not None
         return weight.grad, value
 
@@ -43,3 +46,14 @@ def test_parameters_that_a_kind_does_not_reach_keep_their_gradient() -> None:
     accumulate([first, second], parts, 1.0, lambda part: mean_loss(first, part))
     accumulate([first, second], parts, 1.0, lambda part: mean_loss(second, part))
     assert float(first.grad) == float(second.grad) == 2.0
+
+
+@given(count=st.integers(1, 20), size=st.integers(1, 6), processes=st.integers(1, 5))
+def test_sharded_processes_make_equally_many_passes_over_all_samples(count: int, size: int, processes: int) -> None:
+    ids = [str(number) for number in range(count)]
+    made = [passes(ids, size, World(rank, processes, sharded=True)) for rank in range(processes)]
+    assert len({len(own) for own in made}) == 1
+    assert all(1 <= len(one.ids) <= size for own in made for one in own)
+    assert sorted(name for own in made for one in own if one.counts for name in one.ids) == sorted(ids)
+    for rank, own in enumerate(made):
+        assert [one for one in own if one.counts] == passes(ids, size, World(rank, processes))

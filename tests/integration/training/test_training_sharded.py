@@ -1,0 +1,143 @@
+"""Sharded parameters: every family learns what it learns whole, and a run goes on under any number of processes."""
+
+import json
+import os
+import shutil
+import signal
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from reca.config import Config, compose
+from reca.stages.extract import extract
+from reca.stages.train import train
+from reca.training.samples import Samples
+from tests.integration.training.conftest import SMALL, Project
+from tests.integration.training.test_training_processes import ranks
+
+PRESETS = ("openuni_tiny", "showo_tiny", "bagel_tiny", "harmon_tiny")
+UNEVEN = ("train.global_batch_size=6", "hardware.micro_batch_size=1")
+"""Three samples a loss: of two processes one makes a pass that does not count."""
+SHARDED = "hardware.shard=true"
+
+
+def _train(root: Path, last: int = 0) -> None:
+    """The stage; told to end in the middle of step ``last``."""
+    original = Samples.step
+
+    def step(self: Samples, number: int):
+        if number == last:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, number)
+
+    Samples.step = step
+    try:
+        train(Config.load(root / "params.yaml"), root)
+    finally:
+        Samples.step = original
+
+
+def copied(project: Project, root: Path) -> Project:
+    shutil.copytree(project.root, root)
+    return Project(root, project.config)
+
+
+def weights(project: Project) -> dict[str, torch.Tensor]:
+    files = sorted((project.root / "outputs/model").rglob("*.safetensors"))
+    return {f"{file.name}/{name}": value for file in files for name, value in load_file(file).items()}
+
+
+def assert_same(found: Project, expected: Project) -> None:
+    """Up to rounding; Adam makes whole steps of gradients that are nothing else."""
+    for name in ("train.csv", "held_out.csv"):
+        rows = zip(found.curve(name), expected.curve(name), strict=True)
+        for row, other in rows:
+            cells = {key: float(cell or 0) for key, cell in other.items()}
+            assert {key: float(cell or 0) for key, cell in row.items()} == pytest.approx(cells, rel=1e-5)
+    own, others = weights(found), weights(expected)
+    assert own.keys() == others.keys()
+    rate = found.config.train.learning_rate
+    for name, value in own.items():
+        assert torch.allclose(value, others[name], rtol=1e-3, atol=rate / 10), name
+
+
+def assert_equal(found: Project, expected: Project) -> None:
+    assert found.curve("train.csv") == expected.curve("train.csv")
+    others = weights(expected)
+    assert all(torch.equal(value, others[name]) for name, value in weights(found).items())
+
+
+def parts(project: Project, step: int) -> list[str]:
+    """The files of a checkpoint, which are those that its meta.json names."""
+    folder = project.checkpoints / f"{step:06d}"
+    names = sorted(path.name for path in folder.glob("*.safetensors"))
+    assert sorted(json.loads((folder / "meta.json").read_text())["files"]) == names
+    return names
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_family_learns_what_it_learns_whole(preset: str, template: Path, tmp_path: Path) -> None:
+    """With recomputed activations; prompts are dropped on one process and not on the other."""
+    whole = Project(tmp_path / "whole", compose())
+    shutil.copytree(template / "outputs/dataset", whole.root / "outputs/dataset")
+    switches = ("train.max_steps=2", "model.prompt_dropout=0.5", "hardware.gradient_checkpointing=true")
+    config = compose([f"model={preset}", *SMALL, *UNEVEN, *switches])
+    torch.manual_seed(0)
+    import_module(f"reca.pretraining.{preset}").build().save_official(whole.root / "base")
+    config.save(whole.root / "params.yaml")
+    extract(config, whole.root)
+    sharded = copied(whole, tmp_path / "sharded")
+    compose([f"model={preset}", *SMALL, *UNEVEN, *switches, SHARDED]).save(sharded.root / "params.yaml")
+    _train(whole.root)
+    assert ranks(2, _train, sharded.root) == [0, 0]
+    assert_same(sharded, whole)
+    assert parts(sharded, 2) == ["part-00001-of-00002.safetensors", "part-00002-of-00002.safetensors"]
+
+
+@pytest.fixture(scope="module")
+def whole(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Janus on one process, and its own vision tower in training too."""
+    root = tmp_path_factory.mktemp("whole") / "project"
+    shutil.copytree(template, root)
+    project = Project(root, compose())
+    project.configure(*UNEVEN, "train.max_steps=4", "model.train_vision=true", "train.save_every=2")
+    extract(project.config, root)
+    _train(root)
+    return project
+
+
+def sharded(project: Project) -> None:
+    values = project.config.to_dict()
+    values["hardware"]["shard"] = True
+    Config.model_validate(values).save(project.root / "params.yaml")
+
+
+def test_interrupted_at_the_same_number_and_at_others(whole: Project, tmp_path: Path) -> None:
+    straight = copied(whole, tmp_path / "straight")
+    shutil.rmtree(straight.root / ".reca")
+    sharded(straight)
+    resumed = copied(straight, tmp_path / "resumed")
+    assert ranks(2, _train, straight.root) == [0, 0]
+    assert_same(straight, whole)
+    assert ranks(2, _train, resumed.root, 2) == [128 + signal.SIGTERM] * 2
+    assert resumed.steps() == ["000002"]
+    on_four, on_one = copied(resumed, tmp_path / "on four"), copied(resumed, tmp_path / "on one")
+    assert ranks(2, _train, resumed.root) == [0, 0]
+    assert_equal(resumed, straight)
+    assert ranks(4, _train, on_four.root) == [0] * 4
+    assert_same(on_four, whole)
+    assert len(parts(on_four, 4)) == 4
+    _train(on_one.root)
+    assert_same(on_one, whole)
+    assert len(parts(on_one, 4)) == 1
+
+
+def test_begun_whole_and_continued_sharded(whole: Project, tmp_path: Path) -> None:
+    begun = copied(whole, tmp_path / "begun")
+    shutil.rmtree(begun.checkpoints / "000004")
+    sharded(begun)
+    assert ranks(2, _train, begun.root) == [0, 0]
+    assert_same(begun, whole)
