@@ -19,6 +19,7 @@ from reca.config import yaml12
 from reca.config.models import ModelSection
 from reca.config.section import Fraction, Section
 from reca.config.sections import (
+    AdapterSection,
     BenchmarkName,
     DataSection,
     EvaluateSection,
@@ -43,6 +44,7 @@ from reca.config.sections import (
 __all__ = [
     "CONF",
     "ROOT",
+    "AdapterSection",
     "BenchmarkName",
     "Config",
     "ConfigError",

@@ -118,6 +118,22 @@ class MixtureSection(Section):
         return self
 
 
+class AdapterSection(Section):
+    """Low-rank adapters (LoRA) on linear layers that RecA trains; nothing else moves then."""
+
+    rank: PositiveInt
+    alpha: PositiveFloat
+    """The adapter counts alpha / rank times."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Of the adapter's input."""
+    targets: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Patterns of layers' names, such as ``*.q_proj``; ``None``: all, but those that give logits."""
+    dora: bool = False
+    """Learn the lengths of the rows of the sum too (DoRA): a copy of each weight is made in every pass."""
+    rslora: bool = False
+    """alpha / √rank instead, so that high ranks do not learn more slowly."""
+
+
 class TrainSection(Section):
     """The recipe; everything here changes the weights that come out."""
 
@@ -136,7 +152,9 @@ class TrainSection(Section):
     weight_decay: NonNegativeFloat
     max_grad_norm: PositiveFloat
     precision: Literal["float32", "bfloat16"]
-    """Of the forward and backward pass; weights, gradients and moments of what is trained stay float32."""
+    """Of the forward and backward pass; weights and gradients of what is trained stay float32."""
+    adapter: AdapterSection | None = None
+    """Train low-rank adapters and merge them at the end; ``None``: the weights themselves (paper)."""
     mixture: MixtureSection
     captions: Literal["sparse", "full"]
     """Which caption the text-to-image loss reads, where the data has both: the two controls of docs/experiments.md."""
@@ -253,6 +271,10 @@ class HardwareSection(Section):
     wait for each other."""
     gradient_checkpointing: bool
     """Keep no activations inside a block, compute them again in the backward pass: less memory, a third more time."""
+    compile: bool
+    """Compile the blocks of the model for training: minutes before the first step, fewer and faster kernels after it."""
+    flex_attention: bool
+    """Attend with PyTorch's FlexAttention where a family masks attention itself (bagel); a GPU only."""
     num_workers: NonNegativeInt
     parallel_stages: PositiveInt
     """Stages that may run side by side."""

@@ -4,6 +4,8 @@ import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
+import torch
+
 from reca.config import Config
 from reca.data.dialogues import unchanged
 from reca.data.embeddings import Embeddings
@@ -11,15 +13,17 @@ from reca.data.manifest import MANIFEST, read_manifest
 from reca.digest import file_digest
 from reca.errors import UserError
 from reca.files import whole_folder
+from reca.models.base import UnifiedModel
 from reca.objectives.mixture import Mixture, mix
 from reca.stages.result import write_result
 from reca.training.activations import checkpoint_blocks
 from reca.training.base_model import base_digest, base_folder, load_base
 from reca.training.checkpoint import CheckpointStore, fingerprint
 from reca.training.loop import Record, Run, train_model
-from reca.training.process import StopRequest, end_with_parent, joined, prepare
+from reca.training.process import StopRequest, World, end_with_parent, joined, prepare
 from reca.training.samples import Samples
 from reca.training.sharding import gather, shard
+from reca.training.speed import attend_by_blocks, compile_blocks
 from reca.training.storage import explained
 
 DATASET = Path("outputs/dataset")
@@ -53,11 +57,7 @@ def train(config: Config, root: Path) -> None:
         store = CheckpointStore(root / config.paths.state, name, config.train.keep_last)
         with store.lock() if world.leads else nullcontext():
             embeddings = Embeddings.open(root / EMBEDDINGS)
-            model = load_base(config, base, root, device if not world.sharded else None)
-            if config.hardware.gradient_checkpointing:
-                checkpoint_blocks(model)
-            if world.sharded:
-                shard(model, device)
+            model = _prepared(config, base, root, device, world)
             data = root / DATASET
             samples = Samples(model, data, embeddings, config.train, mixture, config.seed, device, dialogues)
             run = Run(model, samples, config.train, config.seed, config.hardware.micro_batch_size, world)
@@ -72,8 +72,30 @@ def train(config: Config, root: Path) -> None:
                 write_result(folder, "train", config, SECTIONS, **_how_it_went(record))
         with explained(root / MODEL, "the aligned model"), whole_folder(root / MODEL) as folder:
             model.eval()
+            if config.train.adapter is not None:
+                from reca.training.adapters import merge
+
+                merge(model)
             model.save_official(folder)
             write_result(folder, "train", config, SECTIONS, steps=config.train.max_steps, fingerprint=name)
+
+
+def _prepared(config: Config, base: Path, root: Path, device: torch.device, world: World) -> UnifiedModel:
+    """The base model as it is to be trained: adapters first, for they bring layers; sharding last."""
+    model = load_base(config, base, root, None if world.sharded else device)
+    if config.train.adapter is not None:
+        from reca.training.adapters import adapt  # needs peft, which nothing else does
+
+        adapt(model, config.train.adapter, config.seed)
+    if config.hardware.flex_attention:
+        attend_by_blocks(model, device)
+    if config.hardware.gradient_checkpointing:
+        checkpoint_blocks(model)
+    if config.hardware.compile:
+        compile_blocks(model)
+    if world.sharded:
+        shard(model, device)
+    return model
 
 
 def _mixture(config: Config) -> Mixture:

@@ -1,5 +1,6 @@
 """Faster kernels, the same function: compiled blocks, and attention by blocks of tokens."""
 
+import torch
 from torch import nn
 
 from reca.errors import UserError
@@ -18,11 +19,16 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
         backend: torch.compile's.
     """
     for block in blocks(model):
-        block.compile(backend=backend, dynamic=True)
+        # The forward pass alone: hooks, such as those that gather sharded parameters, stay outside.
+        block.forward = torch.compile(block.forward, backend=backend, dynamic=True)
 
 
-def attend_by_blocks(model: nn.Module) -> None:
+def attend_by_blocks(model: nn.Module, device: torch.device) -> None:
     """Let a mixture of transformers attend with FlexAttention, which leaves out blocks of tokens nobody may see.
+
+    Args:
+        model: Changed in place.
+        device: Where it will be trained.
 
     Raises:
         UserError: The model's attention is its library's own, or PyTorch could not train so on this device.
@@ -30,7 +36,7 @@ def attend_by_blocks(model: nn.Module) -> None:
     mixtures = [module for module in model.modules() if isinstance(module, MixtureOfTransformers)]
     if not mixtures:
         raise UserError("hardware.flex_attention=true is for bagel; the other families attend by their libraries' code")
-    if next(model.parameters()).device.type == "cpu":
+    if device.type == "cpu":
         raise UserError("hardware.flex_attention=true needs a GPU: on the CPU PyTorch has no backward pass for it")
     for mixture in mixtures:
         mixture.flex_attention = True
