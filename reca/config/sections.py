@@ -153,6 +153,8 @@ class TrainSection(Section):
     max_grad_norm: PositiveFloat
     precision: Literal["float32", "bfloat16"]
     """Of the forward and backward pass; weights and gradients of what is trained stay float32."""
+    moments: Literal["float32", "bfloat16", "8bit"] = "float32"
+    """How AdamW's two moments are kept between steps: 8, 4 or some 2 bytes a trained parameter."""
     adapter: AdapterSection | None = None
     """Train low-rank adapters and merge them at the end; ``None``: the weights themselves (paper)."""
     mixture: MixtureSection

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from reca.training.moments import CompactAdamW, Moments
+
 FINAL_FRACTION = 0.05
 """Cosine ends at this share of the peak."""
 
@@ -42,6 +44,7 @@ def build_optimizer(
     weight_decay: float,
     eps: float = 1e-8,
     undecayed: tuple[str, ...] = (),
+    moments: Moments = "float32",
 ) -> torch.optim.AdamW:
     """AdamW; its rate is set before every step.
 
@@ -51,15 +54,17 @@ def build_optimizer(
         weight_decay: Of matrices; one-dimensional parameters (biases, norms) do not decay.
         eps: Added to the root of the second moment.
         undecayed: Beginnings of the names of matrices that do not decay either.
+        moments: How the two moments are kept between steps; see :mod:`reca.training.moments`.
     """
     decayed, others = list[nn.Parameter](), list[nn.Parameter]()
     for name, parameter in parameters.items():
         (decayed if parameter.ndim > 1 and not name.startswith(undecayed) else others).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
+    if moments != "float32":
+        return CompactAdamW(groups, moments, lr=0.0, betas=betas, eps=eps)
     on_cuda = all(parameter.is_cuda for parameter in parameters.values())
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=0.0, betas=betas, eps=eps, fused=on_cuda
-    )
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=on_cuda)
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
