@@ -55,7 +55,7 @@ def words(special: Sequence[str]) -> PreTrainedTokenizerFast:
 def _move_zeros(model: nn.Module) -> None:
     """Last layers that start at zero would let no gradient through: a little noise for all that is zero."""
     for name, parameter in model.named_parameters():
-        if name.endswith("weight") and not bool(parameter.any()):
+        if name.endswith("weight") and not parameter.is_meta and not bool(parameter.any()):
             parameter.normal_(std=0.02)
 
 

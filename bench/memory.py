@@ -1,0 +1,65 @@
+"""What do weights, gradients and moments take: trained whole, by adapters, and with moments of few bytes?
+
+    python -m bench.memory
+
+Counted from the parameters of the published sizes, built on the meta device: nothing is measured, activations and what
+a step needs for a moment are not in it, and no GPU is needed. Weights and gradients are float32. GB are 10⁹ bytes.
+"""
+
+import argparse
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from bench.models import build
+from bench.sizes import FAMILIES, PUBLISHED
+from reca.config import AdapterSection
+from reca.files import write_json
+from reca.training.adapters import adapt
+from reca.training.moments import Moments, state_bytes
+
+RESULT = Path(__file__).parent / "results" / "memory.json"
+META = torch.device("meta")
+
+
+def rows(family: str, ranks: list[int]) -> Iterator[dict[str, Any]]:
+    """One row for full training and each rank, with each way to keep the moments."""
+    for rank in [None, *ranks]:
+        model = build(family, "real", META)
+        if rank is not None:
+            with redirect_stdout(StringIO()):
+                adapt(model, AdapterSection(rank=rank, alpha=2 * rank), seed=0)
+        trained = [model.get_parameter(name) for name in model.trainable()]
+        weights, gradients = (4 * sum(value.numel() for value in values) for values in (model.parameters(), trained))
+        for moments in get_args(Moments):
+            state = sum(state_bytes(value, moments) for value in trained)
+            yield {
+                "model": PUBLISHED[family],
+                "rank": rank,
+                "moments": moments,
+                "trained": gradients // 4,
+                "weights_gb": round(weights / 1e9, 2),
+                "gradients_gb": round(gradients / 1e9, 2),
+                "moments_gb": round(state / 1e9, 2),
+                "together_gb": round((weights + gradients + state) / 1e9, 1),
+            }
+
+
+def main() -> None:
+    """Count, print and write the answer."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=FAMILIES)
+    parser.add_argument("--ranks", nargs="+", type=int, default=[16, 64])
+    arguments = parser.parse_args()
+    found = [row for family in arguments.families for row in rows(family, arguments.ranks)]
+    for row in found:
+        print("  ".join(f"{value}" for value in row.values()), flush=True)
+    write_json(RESULT, found)
+
+
+if __name__ == "__main__":
+    main()
