@@ -145,6 +145,8 @@ class TrainSection(Section):
     schedule: Literal["constant", "cosine"]
     schedule_steps: PositiveInt | None = None
     """Length of the cosine where it is longer than the run, as in recipes that are stopped early; ``None``: the run."""
+    schedule_floor: Fraction = 0.0
+    """Where the cosine ends, as a share of the peak."""
     warmup_steps: NonNegativeInt
     betas: tuple[Fraction, Fraction]
     eps: PositiveFloat
@@ -274,7 +276,7 @@ class HardwareSection(Section):
     gradient_checkpointing: bool
     """Keep no activations inside a block, compute them again in the backward pass: less memory, a third more time."""
     compile: bool
-    """Compile the blocks of the model for training: minutes before the first step, fewer and faster kernels after it."""
+    """Compile the blocks of the model for training: minutes before the first step, faster kernels after it."""
     flex_attention: bool
     """Attend with PyTorch's FlexAttention where a family masks attention itself (bagel); a GPU only."""
     num_workers: NonNegativeInt

@@ -46,8 +46,6 @@ def train(config: Config, root: Path) -> None:
             diverged, the disk is full or read-only, or another process trains the same.
         Interrupted: SIGTERM or SIGINT: the last step is saved, and the same command continues from it.
     """
-    if config.train.moments != "float32":
-        raise UserError("train.moments: the loop does not hand it to the optimizer yet; set train.moments=float32")
     end_with_parent()
     device = prepare(config.hardware.device, config.hardware.threads)
     with StopRequest() as stop, joined(device, config.hardware.shard) as world:

@@ -81,7 +81,9 @@ def train_model(run: Run, store: CheckpointStore, params: Mapping[str, Any], sto
     settings, world = run.settings, run.world
     parameters = freeze(run.model, set(run.model.trainable()))
     set_training_mode(run.model)
-    optimizer = build_optimizer(parameters, settings.betas, settings.weight_decay, settings.eps, run.model.undecayed)
+    optimizer = build_optimizer(
+        parameters, settings.betas, settings.weight_decay, settings.eps, run.model.undecayed, settings.moments
+    )
     done, record = resume(store, parameters, optimizer, settings.max_steps, world)
     if done == settings.max_steps:
         print(f"all {done} steps are done already, in {store.path(done)}", flush=True)
@@ -191,7 +193,9 @@ def take_step(
     grad_norm = clip_gradients(parameters.values(), settings.max_grad_norm)
     guard.check(step, loss, grad_norm)
     end = settings.schedule_steps or settings.max_steps
-    rate = learning_rate(step, settings.learning_rate, settings.schedule, settings.warmup_steps, end)
+    rate = learning_rate(
+        step, settings.learning_rate, settings.schedule, settings.warmup_steps, end, settings.schedule_floor
+    )
     set_learning_rate(optimizer, rate)
     optimizer.step()
     parts_of_loss = {f"loss_{kind}": value for kind, value in losses.items()}

@@ -10,9 +10,6 @@ from torch.distributed.tensor import DTensor
 
 from reca.training.moments import CompactAdamW, Moments
 
-FINAL_FRACTION = 0.05
-"""Cosine ends at this share of the peak."""
-
 
 def freeze(model: nn.Module, trainable: set[str]) -> dict[str, nn.Parameter]:
     """Freeze for real all but the named parameters: no gradient, no optimizer state; returns those that train.
@@ -81,18 +78,23 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float
 
 
 def learning_rate(
-    step: int, peak: float, schedule: Literal["constant", "cosine"], warmup_steps: int, max_steps: int
+    step: int,
+    peak: float,
+    schedule: Literal["constant", "cosine"],
+    warmup_steps: int,
+    max_steps: int,
+    floor: float = 0.0,
 ) -> float:
-    """The rate of a step, counted from 1: a linear ramp to ``peak``, then constant or half a cosine to 5 % of it.
+    """The rate of a step, counted from 1: a linear ramp to ``peak``, then constant or half a cosine.
 
-    ``max_steps`` is where the cosine ends, be the run shorter or not.
+    ``max_steps`` is where the cosine ends, be the run shorter or not, at ``floor`` times the peak.
     """
     if step < warmup_steps:
         return peak * step / warmup_steps
     if schedule == "constant" or max_steps == warmup_steps:
         return peak
     progress = (step - warmup_steps) / (max_steps - warmup_steps)
-    return peak * (FINAL_FRACTION + (1 - FINAL_FRACTION) * (1 + math.cos(math.pi * progress)) / 2)
+    return peak * (floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

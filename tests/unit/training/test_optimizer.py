@@ -14,14 +14,14 @@ STEPS = {"warmup": st.integers(0, 50), "rest": st.integers(1, 500)}
 @given(**STEPS, peak=st.floats(1e-7, 1))
 def test_cosine_from_peak_to_five_percent(warmup: int, rest: int, peak: float) -> None:
     last = warmup + rest
-    rates = [learning_rate(step, peak, "cosine", warmup, last) for step in range(max(warmup, 1), last + 1)]
+    rates = [learning_rate(step, peak, "cosine", warmup, last, 0.05) for step in range(max(warmup, 1), last + 1)]
     assert rates[-1] == pytest.approx(0.05 * peak)
     assert rates == sorted(rates, reverse=True)
     if warmup:
         assert rates[0] == peak
     middle = warmup + rest / 2
     if rest % 2 == 0:
-        assert learning_rate(int(middle), peak, "cosine", warmup, last) == pytest.approx(peak * 1.05 / 2)
+        assert learning_rate(int(middle), peak, "cosine", warmup, last, 0.05) == pytest.approx(peak * 1.05 / 2)
 
 
 @given(**STEPS, peak=st.floats(1e-7, 1))
@@ -32,8 +32,8 @@ def test_warm_up_is_linear_and_constant_is_constant(warmup: int, rest: int, peak
 
 
 def test_a_run_may_stop_before_its_cosine_ends() -> None:
-    assert learning_rate(500, 1e-3, "cosine", 0, 1000) == pytest.approx(1e-3 * 1.05 / 2)
-    assert learning_rate(500, 1e-3, "cosine", 0, 500) == pytest.approx(1e-3 * 0.05)
+    assert learning_rate(500, 1e-3, "cosine", 0, 1000, 0.05) == pytest.approx(1e-3 * 1.05 / 2)
+    assert learning_rate(500, 1e-3, "cosine", 0, 500, 0.05) == pytest.approx(1e-3 * 0.05)
 
 
 def test_all_warm_up() -> None:

@@ -2,11 +2,11 @@
 
 from importlib import import_module
 
-memory = import_module("bench.memory")
+states = import_module("bench.states")
 
 
 def test_adapters_and_small_moments_take_less() -> None:
-    rows = {(row["rank"], row["moments"]): row for row in memory.rows("janus", [16])}
+    rows = {(row["rank"], row["moments"]): row for row in states.rows("janus", [16])}
     whole, adapter = rows[None, "float32"], rows[16, "float32"]
     assert 1.69e9 < whole["trained"] < 1.70e9  # docs/models.md
     assert whole["gradients_gb"] == round(4 * whole["trained"] / 1e9, 2)

@@ -1,6 +1,6 @@
 """What do weights, gradients and moments take: trained whole, by adapters, and with moments of few bytes?
 
-    python -m bench.memory
+    python -m bench.states
 
 Counted from the parameters of the published sizes, built on the meta device: nothing is measured, activations and what
 a step needs for a moment are not in it, and no GPU is needed. Weights and gradients are float32. GB are 10⁹ bytes.
@@ -22,7 +22,7 @@ from reca.files import write_json
 from reca.training.adapters import adapt
 from reca.training.moments import Moments, state_bytes
 
-RESULT = Path(__file__).parent / "results" / "memory.json"
+RESULT = Path(__file__).parent / "results" / "states.json"
 META = torch.device("meta")
 
 
