@@ -85,6 +85,15 @@ def test_same_curves_as_one_process(project, alone: Path, size: int) -> None:
         assert torch.allclose(value, expected[name], rtol=1e-3, atol=rate / 10), name
 
 
+def test_adapters_are_the_same_on_every_process(project) -> None:
+    project.configure("train.adapter={rank: 4, alpha: 8}", "train.max_steps=3")
+    one = type(project)(project.root.with_name("one"), project.config)
+    shutil.copytree(project.root, one.root)
+    train(one.config, one.root)
+    assert ranks(2, _stage, train, project.root) == [0, 0]
+    same_curves(one.root, project)
+
+
 def test_told_to_end_on_two_processes_and_continued_on_others(project, alone: Path) -> None:
     """The real command, ended as the flow ends it; three processes go on, then one."""
     project.configure("hardware.processes=2", "train.save_every=100")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from reca.config import AdapterSection, ConfigError, compose
 from reca.errors import UserError
 from reca.models.base import UnifiedModel
+from reca.training.activations import checkpoint_blocks
 from reca.training.adapters import HEADS, adapt, merge, targets
 from reca.training.optimizer import build_optimizer, freeze
 from tests.contract.test_model_family import PRESETS, load, losses
@@ -107,6 +108,28 @@ def test_the_optimizer_knows_adapters_alone(preset: str, capsys: pytest.CaptureF
     counted = sum(value.numel() for value in trained.values())
     assert 0 < held <= counted < full / 2
     assert f"{counted:,} parameters train, not {full:,}" in capsys.readouterr().out
+
+
+@each_kind
+@each_preset
+def test_bfloat16_and_recomputed_activations_do_as_with_whole_weights(preset: str, kind: str) -> None:
+    model = moved(adapted(preset, kind, dropout=0.2)).train()
+
+    def gradients() -> dict[str, Tensor]:
+        model.zero_grad()
+        torch.manual_seed(3)
+        loss = losses(model)["reconstruction"]
+        with torch.autocast("cpu", torch.bfloat16):
+            value = loss().value
+        value.backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    kept = gradients()
+    checkpoint_blocks(model)
+    again = gradients()
+    assert kept.keys() == again.keys() <= set(model.trainable())
+    assert {gradient.dtype for gradient in kept.values()} == {torch.float32}
+    assert all(torch.equal(kept[name], again[name]) for name in kept)
 
 
 def test_adapters_are_a_function_of_the_seed() -> None:
