@@ -91,6 +91,22 @@ def test_interrupted_in_process(project, straight: Path, monkeypatch: pytest.Mon
     same_as(straight, project)
 
 
+@pytest.mark.parametrize("moments", ["bfloat16", "8bit"])
+def test_small_moments_survive_an_interruption(project, moments: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    project.configure(f"train.moments={moments}", "train.max_steps=4")
+    other = type(project)(project.root.with_name("other"), project.config)
+    shutil.copytree(project.root, other.root)
+    train(other.config, other.root)
+    interrupt_at(monkeypatch, 2)
+    with pytest.raises(Interrupted):
+        train(project.config, project.root)
+    state = torch.load(project.checkpoints / "000002/training_state.pt", weights_only=True)["state"]
+    stored = {value.dtype for one in state.values() for key, value in one.items() if key != "step"}
+    assert stored == {torch.bfloat16} | ({torch.uint8, torch.float32} if moments == "8bit" else set())
+    train(project.config, project.root)
+    same_as(other.root, project)
+
+
 def test_torn_checkpoint_is_passed_over(
     project, straight: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
