@@ -15,6 +15,7 @@ OPTIONS: dict[str, Any] = {
     "train_vision": False,
     "prompt_dropout": 0.0,
     # BAGEL
+    "resize": "fit",
     "freeze_understanding": True,
     "training_shift": 1.0,
     "sampling_shift": 3.0,

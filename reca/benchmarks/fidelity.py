@@ -20,6 +20,7 @@ has no ceiling and is told in the details only.
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
@@ -34,7 +35,7 @@ from reca.benchmarks.samples import Pixels, Row, UnreadableSample, read_image, s
 from reca.benchmarks.scene_judge import FOLDER, SceneJudge, describe
 from reca.benchmarks.similarity import peak_signal_to_noise, structural_similarity
 from reca.config import Config, FidelityBenchmark, ScenesData
-from reca.data.images import square_tensor
+from reca.data.images import resized
 from reca.data.scenes import Scene, metadata, relation, render, sample_scene
 from reca.errors import UserError
 from reca.nn.random import SampleRng, derive_seed
@@ -128,17 +129,14 @@ class Fidelity:
     def make(self, model: "UnifiedModel", rows: Sequence[Row], sampling: "Sampling", folder: Path) -> list[Row]:
         """Reconstruct each row's image; the original is saved beside it, at the size that the model draws."""
         originals = self._originals(rows)
-        device = next(model.parameters()).device
-        semantic = model.encode_semantic(square_tensor(originals, model.spec.understanding_size).to(device))
-        images = model.reconstruct(semantic, sampling, SampleRng([row["seed"] for row in rows]))
-        targets = to_pixels(square_tensor(originals, model.spec.generation_size))
-        made = []
-        for row, pixels, target in zip(rows, to_pixels(images), targets, strict=True):
-            names = {"file": f"{row['prompt_id']}.png", "original": f"{row['prompt_id']}_original.png"}
-            save_png(pixels, folder / names["file"])
-            save_png(target, folder / names["original"])
-            made.append({**row, **names})
-        return made
+        sizes = [model.spec.generation.size(image.height, image.width) for image in originals]
+        made: dict[int, Row] = {}
+        for size in dict.fromkeys(sizes):  # one, but where images keep their shapes
+            alike = [number for number, own in enumerate(sizes) if own == size]
+            part, pictures = [rows[number] for number in alike], [originals[number] for number in alike]
+            done = _reconstruct(model, part, pictures, replace(sampling, size=size), folder)
+            made |= dict(zip(alike, done, strict=True))
+        return [made[number] for number in range(len(rows))]
 
     def score(self, rows: Sequence[Row], folder: Path) -> list[ItemScore]:
         """Every image in every category it has a say in."""
@@ -156,6 +154,22 @@ class Fidelity:
         """Mean peak signal-to-noise ratio in decibels, over images that differ from their original at all."""
         ratios = [ratio for item in items for detail in item.details if (ratio := detail.get("psnr")) is not None]
         return {"psnr_mean": float(np.mean(ratios)) if ratios else None}
+
+
+def _reconstruct(
+    model: "UnifiedModel", rows: Sequence[Row], originals: Sequence[Image.Image], sampling: "Sampling", folder: Path
+) -> list[Row]:
+    """Of images that are drawn in one size."""
+    seen = resized(originals, model.spec.understanding, next(model.parameters()).device)
+    images = model.reconstruct(model.encode_semantic(seen), sampling, SampleRng([row["seed"] for row in rows]))
+    targets = [pixels for target in resized(originals, model.spec.generation) for pixels in to_pixels(target[None])]
+    made = []
+    for row, pixels, target in zip(rows, to_pixels(images), targets, strict=True):
+        names = {"file": f"{row['prompt_id']}.png", "original": f"{row['prompt_id']}_original.png"}
+        save_png(pixels, folder / names["file"])
+        save_png(target, folder / names["original"])
+        made.append({**row, **names})
+    return made
 
 
 def _truth(scene: Scene) -> Row:

@@ -90,6 +90,8 @@ class ShowoModel(_Model):
 class BagelSwitches(Section):
     """What only BAGEL has."""
 
+    resize: Literal["fit", "crop", "stretch"] = "fit"
+    """What becomes of an image that is no square: it keeps its shape (paper), or is cut or stretched to one."""
     freeze_understanding: bool = True
     """Train the drawing expert only, with no gradient through the other (paper); off: all but the vision tower."""
     training_shift: PositiveFloat = 1.0
@@ -116,6 +118,8 @@ class BagelModel(_Model):
 class HarmonSwitches(Section):
     """What only Harmon has."""
 
+    resize: Literal["stretch", "crop"] = "stretch"
+    """How an image becomes a square: stretched (paper), or its middle cut out."""
     weights: str | None = None
     """Name of the weights in ``checkpoint``, where there are several; ``None``: the only one."""
     gradient_scale: NonNegativeFloat = 0.1

@@ -2,9 +2,13 @@
 
 ``shard-00000.safetensors`` holds one tensor per field, a row an image; ``index.json`` names the ids of every
 shard and its SHA-256. No index, no cache: it is written when every shard is on disk.
+
+Where the rows of a shard differ in shape (images that keep theirs), the tensor holds all their numbers in a row, and
+``<field>.shapes`` (images, dimensions) beside it says how they are cut.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,9 +22,13 @@ from torch import Tensor
 from reca.digest import file_digest
 from reca.errors import UserError
 from reca.files import whole_file, write_json
+from reca.nn.ragged import join
 
 INDEX = "index.json"
 FORMAT = 1
+RAGGED_FORMAT = 2
+"""Of a cache in which some rows differ in shape; a program that knows the other one only would misread it."""
+SHAPES = ".shapes"
 AGAIN = "make it again with `reca extract`"
 
 
@@ -41,35 +49,68 @@ class Shard:
 
 @dataclass(frozen=True)
 class Field:
-    """One tensor of every shard: ``shape`` of an image's row, and the type on disk."""
+    """One tensor of every shard."""
 
-    shape: list[int]
+    shape: list[int] | None
+    """Of an image's row; ``None``: they differ."""
     dtype: str
+    """On disk."""
 
 
-def smallest_integers(codes: Tensor) -> Tensor:
-    """Codes as int16 if they fit, else as int32: (…) int64 -> (…)."""
-    return codes.to(torch.int16 if codes.max() <= torch.iinfo(torch.int16).max else torch.int32)
+@dataclass(frozen=True)
+class _Opened:
+    """A field of a shard, backed by mmap: nothing is read before a row is asked for."""
+
+    values: Tensor
+    shapes: Tensor | None
+    starts: Tensor | None
+
+    @classmethod
+    def of(cls, values: Tensor, shapes: Tensor | None) -> Self:
+        """Find out where each row begins."""
+        if shapes is None:
+            return cls(values, None, None)
+        lengths = shapes.long().prod(dim=1)
+        return cls(values, shapes, lengths.cumsum(0) - lengths)
+
+    def row(self, number: int) -> Tensor:
+        if self.shapes is None or self.starts is None:
+            return self.values[number]
+        shape, start = self.shapes[number].tolist(), int(self.starts[number])
+        return self.values[start : start + math.prod(shape)].view(shape)
 
 
-def write_shard(path: Path, ids: Sequence[str], fields: Mapping[str, Tensor]) -> Shard:
+def smallest_integers(rows: Sequence[Tensor]) -> list[Tensor]:
+    """Codes (int64) of each image as int16 if all of them fit, else as int32."""
+    largest = max(int(row.max()) for row in rows)
+    return [row.to(torch.int16 if largest <= torch.iinfo(torch.int16).max else torch.int32) for row in rows]
+
+
+def write_shard(path: Path, ids: Sequence[str], fields: Mapping[str, Sequence[Tensor]]) -> Shard:
     """Write one shard whole.
 
     Args:
         path: Where.
         ids: The images, one a row.
-        fields: Name to tensor (len(ids), …), in the type to be stored.
+        fields: Name to a tensor per image, in the type to be stored.
     """
+    tensors: dict[str, Tensor] = {}
+    for name, rows in fields.items():
+        values, shapes = join(rows)
+        tensors[name] = values.contiguous().cpu()
+        if shapes is not None:
+            tensors[f"{name}{SHAPES}"] = torch.tensor(shapes, dtype=torch.int32)
     with whole_file(path) as temporary:
-        save_file({name: tensor.contiguous().cpu() for name, tensor in fields.items()}, temporary)
+        save_file(tensors, temporary)
     return Shard(path.name, file_digest(path), path.stat().st_size, list(ids))
 
 
 def write_index(folder: Path, shards: Sequence[Shard], fields: Mapping[str, Field], **facts: Any) -> None:
     """Write ``index.json``: from now on the folder counts as a cache."""
     described = {name: asdict(field) for name, field in fields.items()}
+    number = FORMAT if all(field.shape is not None for field in fields.values()) else RAGGED_FORMAT
     write_json(
-        folder / INDEX, {"format": FORMAT, "fields": described, **facts, "shards": [asdict(shard) for shard in shards]}
+        folder / INDEX, {"format": number, "fields": described, **facts, "shards": [asdict(shard) for shard in shards]}
     )
 
 
@@ -93,15 +134,21 @@ class Embeddings:
     """The cache, open for reading: rows are paged in from disk when they are asked for.
 
     Use :meth:`open`.
+
+    Args:
+        folder: Where the shards lie.
+        fields: What each shard holds.
+        shards: Every shard.
+        error: What rounding has cost, by field.
     """
 
-    def __init__(self, folder: Path, index: Mapping[str, Any]) -> None:
-        self.folder = folder
-        self.fields = {name: Field(**field) for name, field in index["fields"].items()}
-        self.error: dict[str, Any] = index.get("error", {})
-        self._shards = [Shard(**shard) for shard in index["shards"]]
+    def __init__(
+        self, folder: Path, fields: Mapping[str, Field], shards: Sequence[Shard], error: Mapping[str, Any] | None = None
+    ) -> None:
+        self.folder, self.fields, self.error = folder, dict(fields), dict(error or {})
+        self._shards = list(shards)
         self._places = {name: (n, row) for n, shard in enumerate(self._shards) for row, name in enumerate(shard.ids)}
-        self._tensors: dict[tuple[int, str], Tensor] = {}
+        self._opened: dict[tuple[int, str], _Opened] = {}
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -115,9 +162,12 @@ class Embeddings:
             raise EmbeddingsError(f"{path} is missing: the extraction has not finished; finish it with `reca extract`")
         try:
             index = json.loads(path.read_text())
-            if index["format"] != FORMAT:
-                raise EmbeddingsError(f"{path} has format {index['format']}, this program reads {FORMAT}; {AGAIN}")
-            cache = cls(folder, index)
+            if index["format"] not in (FORMAT, RAGGED_FORMAT):
+                known = f"{FORMAT} and {RAGGED_FORMAT}"
+                raise EmbeddingsError(f"{path} has format {index['format']}, this program reads {known}; {AGAIN}")
+            fields = {name: Field(**field) for name, field in index["fields"].items()}
+            shards = [Shard(**shard) for shard in index["shards"]]
+            cache = cls(folder, fields, shards, index.get("error"))
         except (ValueError, KeyError, TypeError) as error:
             raise EmbeddingsError(f"{path} is no index of embeddings ({error!r}); {AGAIN}") from None
         for shard in cache._shards:
@@ -129,8 +179,8 @@ class Embeddings:
         """All images, in the order of the shards."""
         return list(self._places)
 
-    def rows(self, field: str, ids: Sequence[str]) -> Tensor:
-        """The rows of some images, (len(ids), …): float32, or int64 for codes.
+    def rows(self, field: str, ids: Sequence[str]) -> list[Tensor]:
+        """The rows of some images: float32, or int64 for codes.
 
         Raises:
             EmbeddingsError: The field or an image is not in the cache.
@@ -143,15 +193,17 @@ class Embeddings:
         if missing is not None:
             raise EmbeddingsError(f"image {missing} of the data set is not in {self.folder}; {AGAIN}")
         places = [self._places[name] for name in ids]
-        stacked = torch.stack([self._tensor(number, field)[row] for number, row in places])
-        return stacked.float() if stacked.is_floating_point() else stacked.long()
+        found = [self._open(number, field).row(row) for number, row in places]
+        return [row.float() if row.is_floating_point() else row.long() for row in found]
 
-    def _tensor(self, number: int, field: str) -> Tensor:
-        if (number, field) not in self._tensors:
+    def _open(self, number: int, field: str) -> _Opened:
+        if (number, field) not in self._opened:
             path = self.folder / self._shards[number].file
             try:
                 with safe_open(path, framework="pt") as shard:
-                    self._tensors[number, field] = shard.get_tensor(field)  # backed by mmap: nothing is read yet
+                    ragged = f"{field}{SHAPES}" in set(shard.keys())
+                    shapes = shard.get_tensor(f"{field}{SHAPES}") if ragged else None
+                    self._opened[number, field] = _Opened.of(shard.get_tensor(field), shapes)
             except SafetensorError as error:
                 raise EmbeddingsError(f"{path} is no safetensors file with {field!r} ({error}); {AGAIN}") from None
-        return self._tensors[number, field]
+        return self._opened[number, field]

@@ -1,4 +1,4 @@
-"""Any photograph as an upright 8-bit RGB image, and the one resize that every model family uses."""
+"""Any photograph as an upright 8-bit RGB image, and its resizes for the model families."""
 
 import io
 import re
@@ -10,7 +10,10 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+
+    from reca.nn.image_sizes import Resize
 
 # What cameras, phones and the web produce. Nothing that starts another program or loads fonts (EPS, PDF, SVG, WMF).
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "AVIF")
@@ -135,11 +138,18 @@ def _from_levels(levels: NDArray[np.float32], white: float) -> Image.Image:
     return Image.fromarray(eight_bit).convert("RGB")
 
 
-def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
+def to_square(image: Image.Image, size: int, stretch: bool = False) -> NDArray[np.uint8]:
     """Cut the largest centred square and resize it (bicubic, anti-aliased): (size, size, 3) RGB.
 
     An image that is ``size`` x ``size`` already comes out as it is, bit for bit.
+
+    Args:
+        image: RGB.
+        size: Side in pixels.
+        stretch: Cut nothing off, but stretch the shorter side to the longer one first (as Harmon's authors do).
     """
+    if stretch:
+        image = image.resize((max(image.size), max(image.size)), Image.Resampling.BICUBIC)
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
@@ -149,8 +159,33 @@ def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
 
 
 def square_tensor(images: Sequence[Image.Image], size: int) -> "Tensor":
-    """Images as models read them: (B, 3, size, size) float32 in [-1, 1]."""
+    """The middles of images, as models read them: (B, 3, size, size) float32 in [-1, 1]."""
+    return _tensor([to_square(image, size) for image in images])
+
+
+def resized(
+    images: Sequence[Image.Image], resize: "Resize", device: "torch.device | None" = None
+) -> "Tensor | list[Tensor]":
+    """Images as a family wants them, float32 in [-1, 1].
+
+    Args:
+        images: RGB.
+        resize: The family's rule.
+        device: Where they go; ``None``: the CPU.
+
+    Returns:
+        (B, 3, S, S), or (3, H, W) each where images keep their shapes.
+    """
+    if resize.rule != "fit":
+        return _tensor([to_square(image, resize.longest, resize.rule == "stretch") for image in images]).to(device)
+    found = []
+    for image in images:
+        height, width = resize.size(image.height, image.width)
+        found.append(_tensor([np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))])[0].to(device))
+    return found
+
+
+def _tensor(images: Sequence[NDArray[np.uint8]]) -> "Tensor":
     import torch
 
-    stacked = np.stack([to_square(image, size) for image in images])
-    return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1

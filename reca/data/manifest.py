@@ -83,7 +83,7 @@ class ImageReader:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        table = read_manifest(folder, ["id", "split", "shard", "file", "offset", "length"])
+        table = read_manifest(folder, ["id", "split", "shard", "file", "offset", "length", "width", "height"])
         self._rows: dict[str, dict[str, Any]] = {row["id"]: row for row in table.to_pylist()}
         self._open: OrderedDict[str, BinaryIO] = OrderedDict()
 
@@ -98,6 +98,14 @@ class ImageReader:
     def ids(self, split: Split | None = None) -> list[str]:
         """All ids in order, or those of one split."""
         return [key for key, row in self._rows.items() if split is None or row["split"] == split]
+
+    def size(self, image_id: str) -> tuple[int, int]:
+        """Height and width of the image in pixels.
+
+        Raises:
+            KeyError: The data set has no such image.
+        """
+        return self._rows[image_id]["height"], self._rows[image_id]["width"]
 
     def load(self, image_id: str) -> Image.Image:
         """The image, upright RGB.

@@ -7,6 +7,7 @@ Understanding is separable: by default only the drawing expert is trained, and n
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -34,8 +35,10 @@ from reca.nn.bagel_files import Configs, load_network, read_checkpoint, write_ch
 from reca.nn.bagel_flow import Conditions, Drawing, Guidance, answer_ids, condition, draw_latents, fit, squared_errors
 from reca.nn.bagel_network import BagelNetwork, Markers
 from reca.nn.flux_autoencoder import decode, encode, sample_latents
+from reca.nn.image_sizes import Resize
 from reca.nn.packing import Stretch
 from reca.nn.patches import patchify, unpatchify
+from reca.nn.ragged import join
 from reca.nn.random import SampleRng, derive_seed
 
 MARKERS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
@@ -106,7 +109,12 @@ class Bagel(UnifiedModel, ImageEditor):
                 raise ValueError(
                     f"model.{name}_size={size} must be a multiple of {step}, and at most {largest[name]} (pixels)"
                 )
-        return Spec(seen, drawn, (seen // patch) ** 2, (drawn // self.stride) ** 2)
+        # The authors' transforms: 224 to 224 by 14 for what is understood, 512 to 1024 by 16 for what is drawn.
+        resizes = (
+            Resize(options["resize"], seen, seen, patch),
+            Resize(options["resize"], drawn, drawn // 2, self.stride),
+        )
+        return Spec(*resizes, (seen // patch) ** 2, (drawn // self.stride) ** 2)
 
     @classmethod
     def load(cls, checkpoint: Path, options: Mapping[str, Any], device: torch.device | None) -> Self:
@@ -145,18 +153,26 @@ class Bagel(UnifiedModel, ImageEditor):
     # -- what goes in ---------------------------------------------------------------------------------------
 
     def encode_semantic(self, images: Tensor | Sequence[Tensor]) -> Semantic:
-        """h_v: (B, 3, S, S), or images (3, H, W) of one size -> (B, N, D)."""
-        return Semantic(torch.stack(self.network.see(list(images))))
+        """h_v (N_i, D) of each image (3, H_i, W_i), where N_i is its number of patches.
+
+        Raises:
+            ValueError: The sides are no multiples of a patch, or too long for the table of positions.
+        """
+        return Semantic.of(self.network.see(list(images)))
 
     @torch.no_grad()
-    def encode_target(self, images: Tensor, rng: SampleRng) -> Target:
-        """Posterior moments (B, 2C, h, w) of images (B, 3, H, W); drawn from in the loss, so nothing is random here.
+    def encode_target(self, images: Tensor | Sequence[Tensor], rng: SampleRng) -> Target:
+        """Posterior moments (2C, h_i, w_i) of each image (3, H_i, W_i); only the loss draws from them.
 
         Raises:
             ValueError: The sides are no multiples of a latent token, or too long for the table of positions.
         """
-        self._grid(images.shape[-2], images.shape[-1])
-        return Target(encode(self.autoencoder, images))
+        for image in images:
+            self._grid(*image.shape[1:])
+        alike, shapes = join(list(images))
+        if shapes is None:
+            return Target(encode(self.autoencoder, alike))
+        return Target.of([encode(self.autoencoder, image[None])[0] for image in images])
 
     def _grid(self, height: int, width: int) -> tuple[int, int]:
         """Latent tokens per column and row of an image."""
@@ -185,7 +201,7 @@ class Bagel(UnifiedModel, ImageEditor):
 
     def reconstruction_loss(self, semantic: Semantic, prompts: Sequence[str], target: Target, rng: SampleRng) -> Loss:
         """Flow matching of an image's latents given h_v and a template; dropout takes the template only (official)."""
-        return self._flow_loss(list(semantic.embeds), prompts, target, rng)
+        return self._flow_loss(semantic.rows(), prompts, target, rng)
 
     def text_to_image_loss(self, prompts: Sequence[str], target: Target, rng: SampleRng) -> Loss:
         """Flow matching of an image's latents given its caption."""
@@ -194,26 +210,33 @@ class Bagel(UnifiedModel, ImageEditor):
     def _flow_loss(
         self, semantic: Sequence[Tensor | None], prompts: Sequence[str], target: Target, rng: SampleRng
     ) -> Loss:
-        moments = target.values
+        moments = target.rows()
         if not len(semantic) == len(prompts) == len(moments):
             raise ValueError(f"{len(semantic)} conditions, {len(prompts)} prompts and {len(moments)} targets differ")
-        channels, height, width = moments.shape[1] // 2, *moments.shape[2:]
         patch = self.network.sizes.latent_patch
-        tokens = (height // patch) * (width // patch)
-        posterior = rng.normal("posterior", (channels, height, width))
-        latents = sample_latents(self.autoencoder, moments, posterior)
-        times, noise = rng.normal("time"), rng.normal("noise", (tokens, channels * patch**2))
+        shapes = [(row.shape[0] // 2, *row.shape[1:]) for row in moments]
+        posteriors = rng.normals("posterior", shapes)
+        times = rng.normal("time")
+        noise = rng.normals("noise", [(h * w // patch**2, channels * patch**2) for channels, h, w in shapes])
         ids, dropped = self._ids(prompts), self.dropped(rng)
         lost = [False] * len(prompts) if dropped is None else dropped.tolist()
         drawings = [
-            Drawing(latents[row], noise[row], times[row], semantic[row], None if lost[row] else ids[row])
+            Drawing(
+                sample_latents(self.autoencoder, moments[row][None], posteriors[row][None])[0],
+                noise[row],
+                times[row],
+                semantic[row],
+                None if lost[row] else ids[row],
+            )
             for row in range(len(prompts))
         ]
         errors = squared_errors(self.network, drawings, self.training_shift)
         value = torch.cat(errors).mean()
         return Loss(value, sum(map(len, errors)), {"velocity_loss": value.detach()})
 
-    def understanding_loss(self, images: Tensor, dialogues: Sequence[Dialogue], rng: SampleRng) -> Loss:
+    def understanding_loss(
+        self, images: Tensor | Sequence[Tensor], dialogues: Sequence[Dialogue], rng: SampleRng
+    ) -> Loss:
         """Cross-entropy of the answer tokens, end included.
 
         Raises:
@@ -253,10 +276,10 @@ class Bagel(UnifiedModel, ImageEditor):
         The embeddings take the place of the prompt, so guidance pushes away from what is drawn without both.
         """
         (template,) = self._ids([RECONSTRUCTION_PROMPT])
-        return self._draw([condition(self.network, tokens, template) for tokens in semantic.embeds], sampling, rng)
+        return self._draw([condition(self.network, tokens, template) for tokens in semantic.rows()], sampling, rng)
 
     def _draw(self, conditions: Sequence[Sequence[Stretch]], sampling: Sampling, rng: SampleRng) -> Tensor:
-        grid = self._grid(self.spec.generation_size, self.spec.generation_size)
+        grid = self._grid(*(sampling.size or [self.spec.generation_size] * 2))
         empty: list[list[Stretch]] | None = [[]] * len(conditions) if sampling.guidance_scale > 1 else None
         noise = rng.normal("noise", (grid[0] * grid[1], self.network.vae2llm.in_features))
         guidance = self._guidance(sampling, self.guidance_interval, self.guidance_renorm)
@@ -295,10 +318,9 @@ class Bagel(UnifiedModel, ImageEditor):
     def fit_for_editing(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """The two resizes of a source (3, H, W): what is kept of it in latents, and what is understood of it."""
         patch = int(self.network.sizes.vision.patch_size)
-        drawn = (self.spec.generation_size, self.spec.generation_size // 2, self.stride)
-        seen = (self.network.sizes.vision_side * patch, self.spec.understanding_size, patch)
-        source = fit(image, *drawn)
-        return source, fit(source, *seen)
+        longest = self.network.sizes.vision_side * patch
+        source = fit(image, replace(self.spec.generation, rule="fit"))
+        return source, fit(source, replace(self.spec.understanding, rule="fit", longest=longest))
 
     @torch.no_grad()
     def edit_latents(
@@ -329,7 +351,7 @@ class Bagel(UnifiedModel, ImageEditor):
         guidance = self._guidance(sampling, self.edit_guidance_interval, self.edit_guidance_renorm)
         return draw_latents(self.network, conditions, grid, noise, guidance)
 
-    def answer(self, images: Tensor, questions: Sequence[str]) -> list[str]:
+    def answer(self, images: Tensor | Sequence[Tensor], questions: Sequence[str]) -> list[str]:
         """Greedy answers, at most ``MAX_ANSWER_TOKENS`` tokens each."""
         rows = answer_ids(self.network, list(images), self._ids(questions), MAX_ANSWER_TOKENS)
         return [text.strip() for text in self.tokenizer.batch_decode(rows)]

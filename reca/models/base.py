@@ -1,6 +1,7 @@
 """The contract of a model family: what every unified multimodal model must be able to do here.
 
-Images are float tensors (B, 3, H, W) in [-1, 1]. All randomness comes from the ``rng`` argument
+Images are float tensors (B, 3, H, W) in [-1, 1]; where a family lets them keep their shapes (``Spec``), lists of
+(3, H, W). All randomness comes from the ``rng`` argument
 (:class:`reca.nn.random.SampleRng`), one stream per sample, so a result depends on its own seed only.
 """
 
@@ -15,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reca.nn.image_sizes import Resize
+from reca.nn.ragged import Shapes, join, split
 from reca.nn.random import SampleRng
 
 Paradigm = Literal["autoregressive", "masked_autoregressive", "masked_token", "flow"]
@@ -34,20 +37,45 @@ RECONSTRUCTION_PROMPT = "describe the image in detail"
 """The one template under which every family rebuilds images when it is measured."""
 NO_LABEL = -100
 """In labels: nothing is asked for here."""
+Images = Any
+"""(B, 3, S, S); where ``Spec`` lets images keep their shapes also a list of (3, H, W). Families narrow it."""
 
 
 @dataclass(frozen=True)
 class Spec:
     """Sizes a family wants its images in; condition and target are two resizes of one image."""
 
-    understanding_size: int
-    """Side in pixels of the square image that the understanding encoder reads."""
-    generation_size: int
-    """Side in pixels of the square image that is drawn."""
+    understanding: Resize
+    """Of the image that the understanding encoder reads."""
+    generation: Resize
+    """Of the image that is drawn."""
     semantic_tokens: int
-    """Understanding embeddings per image (N of h_v)."""
+    """Understanding embeddings per image (N of h_v), at most."""
     target_tokens: int
-    """Generation tokens per image: codes, latent patches."""
+    """Generation tokens per image: codes, latent patches; at most."""
+
+    @classmethod
+    def square(
+        cls,
+        understanding_size: int,
+        generation_size: int,
+        semantic_tokens: int,
+        target_tokens: int,
+        rule: Literal["crop", "stretch"] = "crop",
+    ) -> Self:
+        """Of a family whose images are all squares, by their sides in pixels."""
+        resizes = Resize(rule, understanding_size), Resize(rule, generation_size)
+        return cls(*resizes, semantic_tokens, target_tokens)
+
+    @property
+    def understanding_size(self) -> int:
+        """Side in pixels of a square image that is understood."""
+        return self.understanding.longest
+
+    @property
+    def generation_size(self) -> int:
+        """Side in pixels of a square image that is drawn."""
+        return self.generation.longest
 
 
 @dataclass(frozen=True)
@@ -55,7 +83,18 @@ class Semantic:
     """Understanding embeddings of a batch: h_v in the paper (section 3.1)."""
 
     embeds: Tensor
-    """(B, N, D)"""
+    """(B, N, D); of images of unlike shapes all numbers in a row, see :func:`reca.nn.ragged.join`"""
+    shapes: Shapes | None = None
+    """(N_i, D) of each image; ``None``: they are all alike."""
+
+    @classmethod
+    def of(cls, rows: Sequence[Tensor]) -> Self:
+        """Of each image's embeddings (N_i, D)."""
+        return cls(*join(rows))
+
+    def rows(self) -> list[Tensor]:
+        """Each image's embeddings (N_i, D)."""
+        return split(self.embeds, self.shapes)
 
 
 @dataclass(frozen=True)
@@ -63,7 +102,19 @@ class Target:
     """What the drawing half is trained to produce, never with gradient."""
 
     values: Tensor
-    """Codes (B, T) int64, or latents (B, C, h, w), or posterior moments (B, 2C, h, w)."""
+    """Codes (B, T) int64, or latents (B, C, h, w), or posterior moments (B, 2C, h, w); of images of unlike shapes all
+    numbers in a row, see :func:`reca.nn.ragged.join`"""
+    shapes: Shapes | None = None
+    """(2C, h_i, w_i) of each image; ``None``: they are all alike."""
+
+    @classmethod
+    def of(cls, rows: Sequence[Tensor]) -> Self:
+        """Of each image's latents (C, h_i, w_i) or moments (2C, h_i, w_i)."""
+        return cls(*join(rows))
+
+    def rows(self) -> list[Tensor]:
+        """Each image's values."""
+        return split(self.values, self.shapes)
 
 
 @dataclass(frozen=True)
@@ -89,6 +140,8 @@ class Sampling:
     """Sampler steps for families that choose; ``None``: as the family does (codes are drawn one by one)."""
     image_guidance_scale: float = 1.0
     """Second guidance weight of editing, towards the source image; 1 switches it off."""
+    size: tuple[int, int] | None = None
+    """Height and width in pixels, where ``Spec`` lets images keep their shapes; ``None``: the family's square."""
 
 
 @dataclass(frozen=True)
@@ -156,19 +209,19 @@ class UnifiedModel(nn.Module, ABC):
         return rng.uniform("prompt_dropout") < self.prompt_dropout
 
     @abstractmethod
-    def encode_semantic(self, images: Tensor) -> Semantic:
-        """Understanding embeddings h_v of images (B, 3, S, S) with S = ``spec.understanding_size``."""
+    def encode_semantic(self, images: Images) -> Semantic:
+        """Understanding embeddings h_v of images resized by ``spec.understanding``."""
 
     @abstractmethod
-    def encode_target(self, images: Tensor, rng: SampleRng) -> Target:
-        """Latents or codes of images (B, 3, S, S) with S = ``spec.generation_size``."""
+    def encode_target(self, images: Images, rng: SampleRng) -> Target:
+        """Latents or codes of images resized by ``spec.generation``."""
 
     @abstractmethod
     def reconstruction_loss(self, semantic: Semantic, prompts: Sequence[str], target: Target, rng: SampleRng) -> Loss:
         """L_RecA (paper, equation 2): rebuild the image from its own understanding embeddings."""
 
     @abstractmethod
-    def understanding_loss(self, images: Tensor, dialogues: Sequence[Dialogue], rng: SampleRng) -> Loss:
+    def understanding_loss(self, images: Images, dialogues: Sequence[Dialogue], rng: SampleRng) -> Loss:
         """L_i2t: answer a question about each image; keeps understanding where parameters are shared."""
 
     @abstractmethod
@@ -177,15 +230,15 @@ class UnifiedModel(nn.Module, ABC):
 
     @abstractmethod
     def generate(self, prompts: Sequence[str], sampling: Sampling, rng: SampleRng) -> Tensor:
-        """Draw one image per prompt: (B, 3, S, S) in [-1, 1]."""
+        """Draw one image per prompt: (B, 3, S, S) in [-1, 1], or (B, 3, H, W) as ``sampling.size`` says."""
 
     @abstractmethod
     def reconstruct(self, semantic: Semantic, sampling: Sampling, rng: SampleRng) -> Tensor:
-        """Draw the images that the embeddings were taken from: (B, 3, S, S) in [-1, 1]."""
+        """Draw the images that the embeddings were taken from: as :meth:`generate`."""
 
     @abstractmethod
-    def answer(self, images: Tensor, questions: Sequence[str]) -> list[str]:
-        """Greedy answers, one question per image (B, 3, S, S) with S = ``spec.understanding_size``."""
+    def answer(self, images: Images, questions: Sequence[str]) -> list[str]:
+        """Greedy answers, one question per image, each resized by ``spec.understanding``."""
 
 
 def padded(rows: Sequence[Sequence[int]], fill: int, left: bool, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -96,11 +96,12 @@ class Harmon(UnifiedModel):
         for name, size in (("generation_size", generation_size), ("understanding_size", understanding_size)):
             if size % sizes.pixels:
                 raise ValueError(f"model.{name} is {size}: it must be a multiple of {sizes.pixels}, the pixels a token")
-        self.spec = Spec(
+        self.spec = Spec.square(
             understanding_size=understanding_size,
             generation_size=generation_size,
             semantic_tokens=(understanding_size // sizes.pixels) ** 2 + sizes.buffer_size,
             target_tokens=(generation_size // sizes.pixels) ** 2,
+            rule=options["resize"],
         )
         self.cacheable = frozenset({"target"} if self.train_encoder else {"semantic", "target"})
         self.freeze()

@@ -88,7 +88,7 @@ class Janus(UnifiedModel):
         config: JanusConfig = network.config
         gist = getattr(config, "gist", None) or {"tokens": 0, "layer": 0, "scale": 1.0}
         self.gist_tokens, self.gist_layer = int(gist["tokens"]), int(gist["layer"])
-        self.spec = Spec(
+        self.spec = Spec.square(
             understanding_size=config.vision_config.image_size,
             generation_size=config.vq_config.num_patches * 2 ** (len(config.vq_config.channel_multiplier) - 1),
             semantic_tokens=(config.vision_config.image_size // config.vision_config.patch_size) ** 2,

@@ -71,7 +71,7 @@ class OpenUni(UnifiedModel):
         ):
             if size % unit:
                 raise ValueError(f"model.{name} is {size}: it must be a multiple of {unit} pixels")
-        self.spec = Spec(
+        self.spec = Spec.square(
             understanding_size=understanding_size,
             generation_size=generation_size,
             semantic_tokens=network.image_tokens(understanding_size),

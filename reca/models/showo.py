@@ -92,7 +92,7 @@ class Showo(UnifiedModel):
         for name, size in (("generation_size", drawn), ("understanding_size", read)):
             if size % step and (self.clip is None or name == "generation_size"):
                 raise ValueError(f"model.{name} is {size}; the image tokenizer wants a multiple of {step}")
-        return Spec(read, drawn, semantic, (drawn // step) ** 2)
+        return Spec.square(read, drawn, semantic, (drawn // step) ** 2)
 
     @classmethod
     def load(cls, checkpoint: Path, options: Mapping[str, Any], device: torch.device | None) -> Self:

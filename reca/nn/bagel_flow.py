@@ -9,6 +9,7 @@ from torch import Tensor
 
 from reca.nn import flow
 from reca.nn.bagel_network import BagelNetwork, Context
+from reca.nn.image_sizes import Resize
 from reca.nn.packing import Stretch
 from reca.nn.patches import patchify
 
@@ -129,17 +130,10 @@ def _read_tokens(network: BagelNetwork, tokens: Sequence[int], context: Context)
     return hidden[:, 0], context
 
 
-def fit(image: Tensor, longest: int, shortest: int, step: int) -> Tensor:
-    """Resize (3, H, W), keeping its shape, so that no side is longer, and if possible none shorter, than given.
-
-    Sides become multiples of ``step``; an image that fits as it is stays as it is.
-    """
-    height, width = image.shape[1:]
-    scale = max(1.0, shortest / min(height, width))
-    scale = min(scale, longest / max(height, width))
-    most = longest // step * step
-    size = [max(step, min(round(side * scale / step) * step, most)) for side in (height, width)]
-    if size == [height, width]:
+def fit(image: Tensor, resize: Resize) -> Tensor:
+    """Resize (3, H, W) in [-1, 1]; an image that fits as it is stays as it is."""
+    size = resize.size(*image.shape[1:])
+    if size == image.shape[1:]:
         return image
     resized = F.interpolate(image[None], size, mode="bicubic", antialias=True, align_corners=False)
     return resized[0].clamp(-1, 1)

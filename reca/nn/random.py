@@ -39,6 +39,11 @@ class SampleRng:
         """Standard normal numbers, (B, *shape) float32."""
         return torch.stack([torch.randn(tuple(shape), generator=g) for g in self._generators])
 
+    def normals(self, name: str, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+        """As :meth:`normal`, each sample in a shape of its own."""
+        pairs = zip(shapes, self._generators, strict=True)
+        return [torch.randn(tuple(shape), generator=generator) for shape, generator in pairs]
+
     def uniform(self, name: str, shape: Sequence[int] = ()) -> Tensor:
         """Numbers from [0, 1), (B, *shape) float32."""
         return torch.stack([torch.rand(tuple(shape), generator=g) for g in self._generators])

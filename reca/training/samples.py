@@ -7,16 +7,17 @@ from typing import Any
 
 import pyarrow.compute as pc
 import torch
-from torch import Tensor
 
 from reca.config import TrainSection
 from reca.data.batches import EpochSampler
 from reca.data.dialogues import Dialogues
 from reca.data.embeddings import Embeddings
-from reca.data.images import square_tensor
+from reca.data.images import resized
 from reca.data.manifest import ImageReader, read_manifest
 from reca.errors import UserError
-from reca.models.base import Dialogue, Loss, Semantic, Target, UnifiedModel
+from reca.models.base import Dialogue, Images, Loss, Semantic, Target, UnifiedModel
+from reca.nn.image_sizes import Resize
+from reca.nn.ragged import join
 from reca.nn.random import SampleRng, derive_seed
 from reca.objectives.mixture import Kind, Mixture
 from reca.objectives.templates import choose_templates
@@ -168,29 +169,31 @@ class Samples:
 
     def _semantic(self, ids: Sequence[str]) -> Semantic:
         if "semantic" in self._model.cacheable:
-            return Semantic(self._embeddings.rows("semantic", ids).to(self._device))
-        images = self._pixels(ids, self._model.spec.understanding_size)
+            embeds, shapes = join(self._embeddings.rows("semantic", ids))
+            return Semantic(embeds.to(self._device), shapes)
+        images = self._pixels(ids, self._model.spec.understanding)
         with self._precision():  # an encoder that trains is part of the pass
             return self._model.encode_semantic(images)
 
     def _target(self, ids: Sequence[str], seeds: Sequence[int]) -> Target:
         if "target" in self._model.cacheable:
-            return Target(self._embeddings.rows("target", ids).to(self._device))
+            values, shapes = join(self._embeddings.rows("target", ids))
+            return Target(values.to(self._device), shapes)
         # Its own stream: whether the target is cached must not move the draws of the loss.
         rng = SampleRng([derive_seed(seed, "target") for seed in seeds])
-        return self._model.encode_target(self._pixels(ids, self._model.spec.generation_size), rng)
+        return self._model.encode_target(self._pixels(ids, self._model.spec.generation), rng)
 
-    def _pixels(self, ids: Sequence[str], size: int) -> Tensor:
-        return square_tensor([self._reader.load(name) for name in ids], size).to(self._device)
+    def _pixels(self, ids: Sequence[str], resize: Resize) -> Images:
+        return resized([self._reader.load(name) for name in ids], resize, self._device)
 
-    def _asked(self, ids: Sequence[str], seeds: Sequence[int]) -> tuple[Tensor, list[Dialogue]]:
+    def _asked(self, ids: Sequence[str], seeds: Sequence[int]) -> tuple[Images, list[Dialogue]]:
         """Images as they are understood, and one question about each."""
-        size = self._model.spec.understanding_size
+        resize = self._model.spec.understanding
         if self._own is None:
-            return self._pixels(ids, size), [self._dialogue(*each) for each in zip(ids, seeds, strict=True)]
+            return self._pixels(ids, resize), [self._dialogue(*each) for each in zip(ids, seeds, strict=True)]
         taken = [self._own.take(name, seed) for name, seed in zip(ids, seeds, strict=True)]
         dialogues = [Dialogue(question, answer) for _, (question, answer) in taken]
-        return square_tensor([image for image, _ in taken], size).to(self._device), dialogues
+        return resized([image for image, _ in taken], resize, self._device), dialogues
 
     def _dialogue(self, name: str, seed: int) -> Dialogue:
         questions = self._questions[name]

@@ -5,7 +5,7 @@ A fixture folder holds ``config.json``, weights under their official names, ``in
 Whatever key the folder has and nobody offers is said to be not compared, with a reason; nothing passes in silence.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -175,6 +175,10 @@ class RecordedRng(SampleRng):
     def normal(self, name: str, shape: Iterable[int] = ()) -> Tensor:
         """A recorded draw."""
         return self._next(name)
+
+    def normals(self, name: str, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+        """A recorded draw."""
+        return list(self._next(name))
 
     def uniform(self, name: str, shape: Iterable[int] = ()) -> Tensor:
         """A recorded draw."""

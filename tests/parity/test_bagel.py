@@ -13,6 +13,7 @@ from reca.models.bagel import Bagel
 from reca.models.base import Dialogue, Loss, Sampling, Semantic, load_model
 from reca.nn.bagel_flow import fit
 from reca.nn.bagel_network import BagelNetwork, Markers, Sizes
+from reca.nn.image_sizes import Resize
 from reca.nn.random import SampleRng
 from reca.nn.weights import write_weights
 from reca.pretraining import bagel_tiny
@@ -179,7 +180,7 @@ def test_half_precision_draws_and_answers() -> None:
     [((1024, 1024), (1024, 1024)), ((2048, 1024), (1024, 512)), ((100, 300), (336, 1024)), ((600, 800), (608, 800))],
 )
 def test_an_edited_image_is_resized_between_its_limits(shape: tuple[int, int], expected: tuple[int, int]) -> None:
-    assert fit(torch.zeros(3, *shape), 1024, 512, 16).shape[1:] == expected
+    assert fit(torch.zeros(3, *shape), Resize("fit", 1024, 512, 16)).shape[1:] == expected
 
 
 # -- files ------------------------------------------------------------------------------------------------------

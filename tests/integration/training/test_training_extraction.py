@@ -45,21 +45,28 @@ def test_killed_extraction_continues(project, template: Path, capsys: pytest.Cap
     assert contents(project.root) == contents(template)
     published = project.root / "outputs/embeddings/shard-00000.safetensors"
     assert published.stat().st_mtime_ns == written  # the very file that was finished before the kill
-    assert not folder.exists()
+    assert published.samefile(folder / "shard-00000.safetensors")  # kept for the next one at no cost
+    assert not (folder / "known").exists()
 
 
 def test_other_base_shares_nothing(project) -> None:
-    """Finished shards are named by what decides their content; another base's are not looked at."""
+    """Finished shards are named by what decides their content (how) and by which images they hold (what)."""
     from reca.stages import extract as stage
 
-    first = stage._fingerprint(project.config, project.root, project.root / "base")
-    assert stage._fingerprint(project.configure("model.name=x"), project.root, project.root / "base") == first
-    changed = project.configure("extract.dtype=float32")
-    assert stage._fingerprint(changed, project.root, project.root / "base") != first
+    def names(*overrides: str) -> list[str]:
+        return stage._fingerprint(project.configure(*overrides), project.root, project.root / "base").split("-")
+
+    how, what = names()
+    assert names("model.name=x") == [how, what]
+    changed = names("extract.dtype=float32")
+    assert changed[0] != how
+    assert changed[1] == what
+    changed = names("extract.images_per_shard=8")
+    assert changed[0] == how
+    assert changed[1] != what
     weights = project.root / "base/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
-    project.configure()
-    assert stage._fingerprint(project.config, project.root, project.root / "base") != first
+    assert names()[0] != how
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ OFFSETS = {"left of": (-0.25, 0.0), "right of": (0.25, 0.0), "above": (0.0, -0.2
 class Perfect(nn.Module):
     """Draws what the prompt says, sees what the image shows, and keeps whole images as embeddings."""
 
-    spec = Spec(understanding_size=24, generation_size=24, semantic_tokens=1, target_tokens=36)
+    spec = Spec.square(understanding_size=24, generation_size=24, semantic_tokens=1, target_tokens=36)
     drawn: ClassVar[list[str]] = []
     """Every prompt drawn by any instance since the test began."""
 

@@ -1,10 +1,13 @@
 """The extract cache, whole and damaged."""
 
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from reca.data.embeddings import (
     INDEX,
@@ -38,7 +41,7 @@ def test_rows_come_back_in_the_order_asked(cache: Path) -> None:
     assert len(embeddings.ids) == 12
     assert embeddings.error == {"max": 0.01}
     asked = ["image-2-3", "image-0-1", "image-2-3", "image-1-0"]
-    semantic, target = embeddings.rows("semantic", asked), embeddings.rows("target", asked)
+    semantic, target = (torch.stack(embeddings.rows(field, asked)) for field in ("semantic", "target"))
     assert semantic.shape == (4, 5, 6)
     assert semantic.dtype == torch.float32
     assert target.dtype == torch.int64
@@ -52,8 +55,8 @@ def test_values_survive(tmp_path: Path) -> None:
     shard = write_shard(tmp_path / "shard-00000.safetensors", ["a", "b"], values)
     write_index(tmp_path, [shard], {"semantic": Field([3, 4], "float32"), "target": Field([2], "int16")})
     embeddings = Embeddings.open(tmp_path)
-    assert torch.equal(embeddings.rows("semantic", ["b", "a"]), values["semantic"].flip(0))
-    assert torch.equal(embeddings.rows("target", ["a"]), torch.tensor([[0, 32767]]))
+    assert torch.equal(torch.stack(embeddings.rows("semantic", ["b", "a"])), values["semantic"].flip(0))
+    assert torch.equal(embeddings.rows("target", ["a"])[0], torch.tensor([0, 32767]))
 
 
 def test_reading_maps_the_file_instead_of_loading_it(tmp_path: Path) -> None:
@@ -62,8 +65,8 @@ def test_reading_maps_the_file_instead_of_loading_it(tmp_path: Path) -> None:
     write_index(tmp_path, [shard], {"semantic": Field([8, 2**20], "float32")})
     embeddings = Embeddings.open(tmp_path)
     before = _private_memory_mib()
-    tensor = embeddings._tensor(0, "semantic")
-    assert tensor.shape == (2, 8, 2**20)
+    tensor = embeddings._open(0, "semantic").row(1)
+    assert tensor.shape == (8, 2**20)
     assert _private_memory_mib() - before < 16
 
 
@@ -124,5 +127,22 @@ def test_unknown_image_and_field(cache: Path) -> None:
 
 
 def test_codes_take_the_smallest_type_that_holds_them() -> None:
-    assert smallest_integers(torch.tensor([0, 32767])).dtype == torch.int16
-    assert smallest_integers(torch.tensor([0, 32768])).dtype == torch.int32
+    assert {row.dtype for row in smallest_integers(torch.tensor([[0, 1], [0, 32767]]))} == {torch.int16}
+    assert {row.dtype for row in smallest_integers(torch.tensor([[0, 1], [0, 32768]]))} == {torch.int32}
+
+
+SHAPE = st.tuples(st.integers(1, 3), st.integers(1, 4))
+
+
+@given(shapes=st.lists(SHAPE, min_size=1, max_size=6), seed=st.integers(0, 2**32 - 1))
+def test_rows_of_any_shapes_come_back(shapes: list[tuple[int, int]], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    rows = [torch.randn(2, *shape, generator=generator) for shape in shapes]
+    ids = [str(number) for number in range(len(rows))]
+    with tempfile.TemporaryDirectory() as name:
+        shard = write_shard(Path(name) / "shard-00000.safetensors", ids, {"target": rows})
+        same = [2, *shapes[0]] if len(set(shapes)) == 1 else None
+        write_index(Path(name), [shard], {"target": Field(same, "float32")})
+        assert json.loads((Path(name) / INDEX).read_text())["format"] == (1 if same else 2)
+        found = Embeddings.open(Path(name)).rows("target", ids[::-1])
+        assert all(map(torch.equal, found, rows[::-1]))

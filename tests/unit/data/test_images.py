@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageOps
 
-from reca.data.images import BadImage, decode, square_tensor, to_square
+from reca.data.images import BadImage, decode, resized, square_tensor, to_square
+from reca.nn.image_sizes import Resize
 from tests.unit.data.pictures import encoded, photographs, picture
 
 EXIF_TURNS = {
@@ -236,3 +237,27 @@ def test_square_tensor() -> None:
     assert (tensor[1] == 1).all()
     restored = ((tensor[2] + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
     assert (restored == to_square(images[2], 8)).all()
+
+
+def test_stretching_cuts_nothing_off() -> None:
+    image = Image.new("RGB", (60, 20), "red")
+    image.paste((0, 0, 255), (20, 0, 40, 20))
+    stretched = to_square(image, 30, stretch=True)
+    assert stretched.shape == (30, 30, 3)
+    assert (stretched[:, [0, -1]] == (255, 0, 0)).all()
+    assert (stretched[:, 13:17] == (0, 0, 255)).all()
+
+
+@pytest.mark.parametrize("rule", ["crop", "stretch", "fit"])
+def test_all_rules_agree_on_squares(rule: str) -> None:
+    images = [picture(24, 24), picture(50, 50, 1), picture(7, 7, 2)]
+    found = resized(images, Resize(rule, 24, 24, 6))
+    assert torch.equal(torch.stack(list(found)), square_tensor(images, 24))
+
+
+def test_fitted_images_keep_their_shape() -> None:
+    wide, tall = resized([picture(80, 40), picture(30, 60, 1)], Resize("fit", 24, 12, 4))
+    assert wide.shape == (3, 12, 24)
+    assert tall.shape == (3, 24, 12)
+    expected = np.asarray(picture(80, 40).resize((24, 12), Image.Resampling.BICUBIC))
+    assert (((wide + 1) * 127.5).round().byte().permute(1, 2, 0).numpy() == expected).all()

@@ -35,7 +35,7 @@ SMALL = 64
 class Artist(nn.Module):
     """Draws noise that depends on nothing but the seed, and edits by darkening."""
 
-    spec = Spec(understanding_size=24, generation_size=SMALL, semantic_tokens=1, target_tokens=1)
+    spec = Spec.square(understanding_size=24, generation_size=SMALL, semantic_tokens=1, target_tokens=1)
     family: ClassVar[str] = "artist"
     drawn: ClassVar[list[str]] = []
 
