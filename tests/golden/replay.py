@@ -45,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     for tally in folder.tallies:
         print(tally)
+    for pattern in folder.absent:
+        print(f"{pattern}: not in this folder")
     for name in folder.unknown():
         print(f"{name}: not compared: nothing of {options.benchmark} has this name")
     cases, agreed = (sum(getattr(tally, field) for tally in folder.tallies) for field in ("cases", "agreed"))

@@ -33,7 +33,7 @@ def test_a_wrong_number_is_a_disagreement(tmp_path: Path, capsys: pytest.Capture
     assert main(["imgedit", str(folder)]) == 1
     printed = capsys.readouterr().out
     assert f"edge_replies.json: {len(cases)} cases, {len(cases) - 1} agreed" in printed
-    assert f"first disagreement: {cases[3]['reply']!r}: expected {cases[3]['item_score']}" in printed
+    assert f"first disagreement: case 3, {cases[3]['reply']!r}: expected {cases[3]['item_score']}" in printed
 
 
 @pytest.mark.parametrize(
@@ -62,6 +62,76 @@ def test_damaged_files_are_named_and_not_scored(
     printed = capsys.readouterr()
     assert "basic.json: 0 cases, 0 agreed\n  unusable: " in printed.out
     assert "Traceback" not in printed.out + printed.err
+
+
+def test_one_odd_case_hinders_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = copy_of("gedit", tmp_path)
+    recorded = json.loads((folder / "reply_parser.json").read_text())
+    odd = [{"reply": "7"}, None, {"parsed": False}]  # the first has no expectation
+    recorded["cases"][1:1] = odd
+    (folder / "reply_parser.json").write_text(json.dumps(recorded))
+    assert main(["gedit", str(folder)]) == 2
+    good = len(recorded["cases"]) - len(odd)
+    printed = capsys.readouterr().out
+    assert f"reply_parser.json: {good} cases, {good} agreed\n  unusable: 3 cases" in printed
+    assert "the first: case 1: KeyError: 'parsed'" in printed
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "file"),
+    [
+        ("imgedit", "basic.json"),
+        ("understanding", "mme.json"),
+        ("geneval", "pipeline/cases.json"),
+        ("dsg", "published.json"),
+    ],
+)
+def test_what_a_folder_lacks_is_told(
+    benchmark: str, file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = copy_of(benchmark, tmp_path)
+    (folder / file).unlink()
+    assert main([benchmark, str(folder)]) == 0
+    name, _, ending = file.partition(".")
+    assert f"{name}*.{ending}: not in this folder" in capsys.readouterr().out
+
+
+def test_scenes_without_their_pictures_are_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = copy_of("geneval", tmp_path)
+    cases = json.loads((folder / "pipeline/cases.json").read_text())["cases"]
+    colored = next(case for case in cases if "color" in case["metadata"]["include"][0] and case["detections"])
+    (folder / "pipeline" / colored["detections"][0]["mask"]).unlink()
+    assert main(["geneval", str(folder)]) == 0
+    assert "scenes of images or masks that this folder lacks" in capsys.readouterr().out
+
+
+def test_a_score_that_is_no_number_makes_the_originals_means_none(tmp_path: Path) -> None:
+    folder = copy_of("gedit", tmp_path)
+    lines = (folder / "scores.csv").read_text().splitlines()
+    row = next(number for number, line in enumerate(lines) if line.startswith("color_alter") and line.endswith(",en"))
+    cells = lines[row].split(",")
+    cells[-4] = "nan"  # of semantics
+    lines[row] = ",".join(cells)
+    (folder / "scores.csv").write_text("\n".join(lines))
+    tables = json.loads((folder / "statistics.json").read_text())
+    for measure in ("semantics", "overall"):
+        for name in ("color_alter", f"avg_{measure}"):
+            tables["expected"]["en"][measure][name] = float("nan")
+            if cells[-2] == "True":
+                tables["expected"]["en"][f"{measure}_intersection"][name] = float("nan")
+    (folder / "statistics.json").write_text(json.dumps(tables))
+    (folder / "scores_en.expected.txt").unlink()
+    assert main(["gedit", str(folder)]) == 0
+
+
+def test_an_exception_that_was_recorded_is_expected(tmp_path: Path) -> None:
+    read = {"SC": [4], "PQ": [9, 12], "semantics": 4, "quality": 9, "overall": 6}
+    cases = [{"SC": [], "PQ": [1, 2], "exception": "ValueError"}, read]
+    (tmp_path / "viescore_min_sqrt.json").write_text(json.dumps(cases))
+    assert main(["gedit", str(tmp_path)]) == 0
+    cases[1]["exception"] = "ValueError"
+    (tmp_path / "viescore_min_sqrt.json").write_text(json.dumps(cases))
+    assert main(["gedit", str(tmp_path)]) == 1
 
 
 def test_a_folder_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

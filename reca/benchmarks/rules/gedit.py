@@ -168,12 +168,12 @@ def _number(value: Any) -> float | None:
 def item_score(semantics: Sequence[float], quality: Sequence[float]) -> tuple[float, float, float]:
     """SC, PQ and overall of one edit: min, min, and the root of their product.
 
+    Nothing is said about the scale, as in the original: readers see to that.
+
     Raises:
-        ValueError: A list is empty or holds a negative number.
+        ValueError: A list is empty, or one of the two is negative.
     """
     smallest = min(semantics), min(quality)
-    if min(smallest) < 0:
-        raise ValueError(f"scores are from 0 to 10, not {smallest}")
     return *smallest, math.sqrt(smallest[0] * smallest[1])
 
 

@@ -3,7 +3,7 @@
 import gzip
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,18 +29,30 @@ class Tally:
     """Why the file, or what is left of it, could not be replayed."""
     notes: list[str] = field(default_factory=list)
     """What was not compared, and why."""
+    odd: list[str] = field(default_factory=list)
+    """Cases that are not of the expected form."""
 
     def case(self, name: str, expected: Any, ours: Callable[[], Any], tolerance: float = EXACT) -> None:
-        """Compare one case. An exception of our code is a disagreement too."""
+        """Compare one case. An exception of our code is a disagreement, unless ``expected`` is ``ERR:<its name>``."""
         self.cases += 1
         try:
             value = ours()
         except Exception as error:
-            value = f"raised {error!r}"
+            value = failure = f"ERR:{type(error).__name__}"
+            if expected != failure:
+                value = f"raised {error!r}"
         if same(expected, value, tolerance):
             self.agreed += 1
         elif not self.first:
             self.first = f"{name}: expected {_short(expected)}, got {_short(value)}"
+
+    def each(self, cases: Iterable[tuple[str, Any]], work: Callable[[str, Any], None]) -> None:
+        """Do ``work`` for every named case; one that is of another form is told and keeps no other from its turn."""
+        for name, case in cases:
+            try:
+                work(name, case)
+            except Exception as error:  # of any kind: a case of an unknown file may be wrong in any way
+                self.odd.append(f"{name}: {type(error).__name__}: {error}")
 
     def __str__(self) -> str:
         lines = [f"{self.file}: {self.cases} cases, {self.agreed} agreed"]
@@ -87,6 +99,17 @@ def read_json(path: Path) -> Any:
         raise Unusable(f"no readable JSON ({error})") from None
 
 
+def numbered(cases: Any) -> Iterator[tuple[str, Any]]:
+    """The cases of a list with names to tell them by.
+
+    Raises:
+        Unusable: It is no list.
+    """
+    if not isinstance(cases, list):
+        raise Unusable(f"it should hold a list of cases, not {_short(cases)}")
+    return ((f"case {number}", case) for number, case in enumerate(cases))
+
+
 def read_lines(path: Path) -> list[Any]:
     """Read a file of one JSON value a line, compressed or not.
 
@@ -106,6 +129,8 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.tallies: list[Tally] = []
+        self.absent: list[str] = []
+        """Patterns of files that it could have and has not."""
         self.known: set[str] = set()
 
     def has(self, *names: str) -> bool:
@@ -114,7 +139,10 @@ class Folder:
 
     def replay(self, pattern: str, work: Callable[[Tally, Path], None], needs: tuple[str, ...] = ()) -> None:
         """Replay every file of a pattern that has the files it needs beside it."""
-        for path in sorted(self.path.glob(pattern)):
+        paths = sorted(path for path in self.path.glob(pattern) if path.is_file())
+        if not paths:
+            self.absent.append(pattern)
+        for path in paths:
             name = path.relative_to(self.path).as_posix()
             self.known |= {name, *needs}
             tally = Tally(name)
@@ -127,8 +155,10 @@ class Folder:
             except Exception as error:  # of any kind: an unknown file may be wrong in any way
                 kind = "" if isinstance(error, Unusable) else f"not of the expected form: {type(error).__name__}: "
                 tally.unusable = f"{kind}{error}"
+            if tally.odd and not tally.unusable:
+                tally.unusable = f"{len(tally.odd)} cases are not of the expected form, the first: {tally.odd[0]}"
             if not (tally.cases or tally.unusable or tally.notes):
-                tally.unusable = "it holds no case"
+                tally.notes.append("it holds no case")
 
     def supports(self, *patterns: str) -> None:
         """Files that belong to others and are not replayed by themselves."""

@@ -1,5 +1,6 @@
 """DPG-Bench: from a table of answers to all numbers that the original prints."""
 
+import math
 import re
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,8 @@ from reca.benchmarks.rules.dpgbench import (
 )
 from tests.golden.replays.comparison import MEANS, Folder, Tally, Unusable, read_json
 
-FIRST_ROW_BUG, RECA = "official_with_first_row_bug", "reca_one_file_per_sample"
+FIRST_ROW_BUG, RECA = "with_first_row_bug", "reca"
+"""What the names of such runs hold, or start with."""
 NO_RUNS = {"resolution", "pic_num", "answers", "notes", "note", "source"}
 
 
@@ -32,20 +34,31 @@ def _cases(tally: Tally, path: Path) -> None:
     runs = {name: run for name, run in recorded.items() if isinstance(run, dict) and name not in NO_RUNS}
     if not runs:
         raise Unusable("it has answers and no scores")
-    for name, run in runs.items():
+
+    def compare(name: str, run: dict[str, Any]) -> None:
         if "per_image" not in run:
             tally.notes.append(f"{name}, which has no per_image")
-            continue
-        compatibility = Compatibility(first_row_bug=name == FIRST_ROW_BUG, categories_of_last_image=True)
+            return
+        compatibility = Compatibility(first_row_bug=FIRST_ROW_BUG in name, categories_of_last_image=True)
         questions = read_questions(path.parent / "questions.csv", compatibility)
         files = [*run["per_image"], *map(_failed_file, run.get("failed", []))]
-        entries = [_entry(file, answers, _images(name, recorded, run)) for file in files]
-        _compare(tally, name, run, summarise(questions, entries, compatibility))
+        images = _images(name, recorded, run)
+        # One whose answers are not recorded has none: it fails, and so does the case.
+        entries = [_entry(file, answers, images) for file in files]
+        try:
+            ours = summarise(questions, entries, compatibility)
+        except ValueError:  # not one could be scored: the original's mean is NaN then
+            tally.case(f"{name}, per_image", run["per_image"], dict)
+            tally.case(f"{name}, score", run.get("score", math.nan), lambda: math.nan)
+            return
+        _compare(tally, name, run, ours)
+
+    tally.each(runs.items(), compare)
 
 
 def _images(name: str, recorded: dict[str, Any], run: dict[str, Any]) -> int | None:
     """How many quadrants a run looked at; ``None`` in RecA's layout, where every file is one image."""
-    if name == RECA:
+    if name.startswith(RECA):
         return None
     if match := re.search(r"pic_num_(\d+)", name):
         return int(match[1])
@@ -58,10 +71,13 @@ def _failed_file(line: str) -> str:
 
 def _entry(file: str, answers: dict[str, Any], images: int | None) -> ItemAnswers:
     item = item_of(file, one_file_per_sample=images is None)
-    given = answers[item]
+    given = answers.get(item, [])
     if images is None:  # the number in the name is the image; the original reads each file four times
-        given = [given[int(file.split("_")[1].split(".")[0])]] * 4
-    scores = [{int(number): read_exactly(reply) for number, reply in replies.items()} for replies in given[:images]]
+        number = int(file.split("_")[1].split(".")[0])
+        given = given[number : number + 1] * 4
+    else:
+        given = [*given[:images], *[{}] * (images - len(given))]
+    scores = [{int(number): read_exactly(reply) for number, reply in replies.items()} for replies in given]
     return ItemAnswers(item, tuple(scores), name=file)
 
 
@@ -81,8 +97,11 @@ def _compare(tally: Tally, name: str, run: dict[str, Any], ours: Summary) -> Non
 def _published(tally: Tally, path: Path) -> None:
     """Every published category rate is k/n with n a multiple of the recorded smallest denominator."""
     recorded = read_json(path)
-    for run, denominators in recorded.get("smallest_denominators", {}).items():
+
+    def compare(run: str, denominators: dict[str, int]) -> None:
         for category, denominator in denominators.items():
             rate = recorded[run]["L1"][category] / 100
             tally.case(f"{run}, {category}", True, lambda r=rate, n=denominator: abs(r * n - round(r * n)) < 1e-6)
+
+    tally.each(recorded.get("smallest_denominators", {}).items(), compare)
     tally.notes.append("the published scores themselves, of which no answers are public")

@@ -41,7 +41,7 @@ def _score(answers: dict[str, str], dependency: dict[str, list[int]], rule: Depe
 
 
 def _recorded(tally: Tally, path: Path) -> None:
-    for item, case in read_json(path).items():
+    def compare(item: str, case: dict[str, Any]) -> None:
         for judge, expected in case["expect"].items():
             for rule, score in expected.items():
                 if rule not in RULES:
@@ -49,6 +49,8 @@ def _recorded(tally: Tally, path: Path) -> None:
                     continue
                 ours = partial(_score, case["answers"][judge], case["dependency"], RULES[rule])
                 tally.case(f"{item}, {judge}, {rule}", score, ours, MEANS)
+
+    tally.each(read_json(path).items(), compare)
 
 
 def _published(folder: Folder, tally: Tally, path: Path) -> None:

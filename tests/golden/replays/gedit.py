@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from reca.benchmarks.rules.gedit import Edit, Means, item_score, parse_official, summarise
-from tests.golden.replays.comparison import MEANS, Folder, Tally, Unusable, read_json
+from tests.golden.replays.comparison import MEANS, Folder, Tally, Unusable, numbered, read_json
 
 MEASURES = ("semantics", "quality", "overall")
 LAST_DIGIT = 5.001e-4
@@ -25,12 +25,16 @@ def replay(folder: Folder) -> None:
 
 def _parser(tally: Tally, path: Path) -> None:
     recorded = read_json(path)
-    for case in recorded["cases"] if isinstance(recorded, dict) else recorded:
-        expected = {name: case.get(name) for name in ("parsed", "min_score")}
+
+    def compare(name: str, case: dict[str, Any]) -> None:
+        expected = {key: case[key] if key == "parsed" else case.get(key) for key in ("parsed", "min_score")}
+        name = f"{name}, {case['reply']!r}"
         if case.get("exception"):
-            tally.case(repr(case["reply"]), True, lambda c=case: _exception_of(c["reply"]) in str(c["exception"]))
+            tally.case(name, True, lambda: _exception_of(case["reply"]) in str(case["exception"]))
         else:
-            tally.case(repr(case["reply"]), expected, partial(_parsed, case["reply"]), MEANS)
+            tally.case(name, expected, partial(_parsed, case["reply"]), MEANS)
+
+    tally.each(numbered(recorded["cases"] if isinstance(recorded, dict) else recorded), compare)
 
 
 def _exception_of(reply: Any) -> str:
@@ -53,9 +57,11 @@ def _parsed(reply: str) -> dict[str, Any]:
 
 
 def _single(tally: Tally, path: Path) -> None:
-    for number, case in enumerate(read_json(path)):
-        expected = [case[name] for name in MEASURES]
-        tally.case(f"case {number}", expected, lambda c=case: list(item_score(c["SC"], c["PQ"])), MEANS)
+    def compare(name: str, case: dict[str, Any]) -> None:
+        expected = f"ERR:{case['exception']}" if case.get("exception") else [case[key] for key in MEASURES]
+        tally.case(name, expected, lambda: list(item_score(case["SC"], case["PQ"])), MEANS)
+
+    tally.each(numbered(read_json(path)), compare)
 
 
 def _edits(path: Path) -> list[Edit]:
@@ -67,7 +73,7 @@ def _edits(path: Path) -> list[Edit]:
         Edit(
             row["task_type"],
             row["instruction_language"],
-            _number(row["sementics_score"]),
+            _number(row["sementics_score"]),  # spelt so in the original
             _number(row["quality_score"]),
             row["intersection_exist"].strip().lower() == "true",
         )
@@ -75,9 +81,9 @@ def _edits(path: Path) -> list[Edit]:
     ]
 
 
-def _number(text: str) -> float | None:
-    number = float(text) if text.strip() else math.nan
-    return None if math.isnan(number) else number
+def _number(text: str) -> float:
+    """NaN where there is no number: the original has no failed edits, and means of NaN are NaN."""
+    return float(text) if text.strip() else math.nan
 
 
 def _means(edits: list[Edit], language: str, intersection: bool, groups: list[str]) -> Means | None:
@@ -113,8 +119,8 @@ def _printed(tally: Tally, path: Path) -> None:
     """The printed table: lines "group: semantics, quality, overall", first of all edits, then of the intersection."""
     language = re.fullmatch(r"scores_(\w+)\.expected\.txt", path.name)[1]
     edits, intersection = _edits(path.parent / "scores.csv"), False
-    pattern = r"^(?:(?P<head>Intersection:)|(?P<name>[^:\n]+): (?P<values>[-\d.]+(?:, [-\d.]+){2}|nan.*))\s*$"
-    lines = [match for line in path.read_text().splitlines() if (match := re.match(pattern, line))]
+    pattern = r"^(?:(?P<head>Intersection:)|(?P<name>[^:\n]+): (?P<values>(?:(?:[-\d.]+|nan)(?:, |$)){3}))\s*$"
+    lines = [match for line in path.read_text().splitlines() if (match := re.match(pattern, line.rstrip()))]
     names = [match["name"] for match in lines if match["name"] and not match["name"].startswith("Average")]
     groups = list(dict.fromkeys(names))
     for match in lines:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from reca.benchmarks.prompts import geneval as geneval_prompts
 from reca.benchmarks.rules import geneval, geneval_colors, geneval_report
-from tests.golden.replays.comparison import MEANS, Folder, Tally, Unusable, read_json
+from tests.golden.replays.comparison import MEANS, Folder, Tally, Unusable, numbered, read_json
 
 OPTIONS = {"threshold": float, "counting_threshold": float, "max_objects": int, "max_overlap": float,
            "position_threshold": float}  # fmt: skip
@@ -73,14 +73,18 @@ def _digest(text: str) -> str:
 
 
 def _positions(tally: Tally, path: Path) -> None:
-    for number, case in enumerate(read_json(path)):
-        ours = partial(geneval.relative_position, case["a"], case["b"], case.get("threshold", 0.1))
-        tally.case(f"case {number}", sorted(case["relations"]), lambda o=ours: sorted(o()))
+    def compare(name: str, case: dict[str, Any]) -> None:
+        ours = partial(geneval.relative_position, case["a"], case["b"], float(case.get("threshold", 0.1)))
+        tally.case(name, sorted(case["relations"]), lambda: sorted(ours()))
+
+    tally.each(numbered(read_json(path)), compare)
 
 
 def _iou(tally: Tally, path: Path) -> None:
-    for number, case in enumerate(read_json(path)):
-        tally.case(f"case {number}", case["iou"], partial(geneval.box_iou, case["a"], case["b"]), MEANS)
+    def compare(name: str, case: dict[str, Any]) -> None:
+        tally.case(name, case["iou"], partial(geneval.box_iou, case["a"], case["b"]), MEANS)
+
+    tally.each(numbered(read_json(path)), compare)
 
 
 def _told(objects: Sequence[Row], name: str) -> list[str]:
@@ -93,7 +97,7 @@ def _words(reasons: Sequence[str]) -> list[list[str]]:
 
 
 def _logic(tally: Tally, path: Path) -> None:
-    for number, case in enumerate(read_json(path)):
+    def compare(number: str, case: dict[str, Any]) -> None:
         objects = {
             name: [Row(name, row["box"][:4], row["box"][4], row.get("color")) for row in rows]
             for name, rows in case["objects"].items()
@@ -101,13 +105,16 @@ def _logic(tally: Tally, path: Path) -> None:
         threshold = float(case.get("options", {}).get("position_threshold", 0.1))
         expected = [case["correct"], _words(case["reason_lines"])]
         ours = partial(geneval.judge, objects, case["metadata"], _told, threshold)
-        tally.case(f"case {number}", expected, lambda o=ours: [(v := o()).correct, _words(v.reasons)])
+        tally.case(number, expected, lambda: [(v := ours()).correct, _words(v.reasons)])
+
+    tally.each(numbered(read_json(path)), compare)
 
 
 def _colors(tally: Tally, path: Path) -> None:
     recorded = read_json(path)
     features, colors = recorded["text_features"], recorded.get("colors", list(geneval.COLORS))
-    for case in recorded["cases"]:
+
+    def compare(_: str, case: dict[str, Any]) -> None:
         name, images = case["classname"], np.array(case["image_features"], np.float32)
         vectors = partial(geneval_colors.class_vectors, _float32(features), name, colors)
         if "classifier" in case:
@@ -119,6 +126,8 @@ def _colors(tally: Tally, path: Path) -> None:
             named = partial(lambda v, x, c: geneval_colors.name_colors(x, v(), c)[0], vectors, image, colors)
             tally.case(f"{name}, image {number}, colour", color, named)
 
+    tally.each(numbered(recorded["cases"]), compare)
+
 
 def _float32(features: dict[str, list[float]]) -> dict[str, Any]:
     return {text: np.array(feature, np.float32) for text, feature in features.items()}
@@ -126,19 +135,22 @@ def _float32(features: dict[str, list[float]]) -> dict[str, Any]:
 
 def _crops(tally: Tally, path: Path) -> None:
     pipeline = path.parent / "pipeline"
-    missing = 0
-    for number, case in enumerate(read_json(path)):
+    missing = []
+
+    def compare(number: str, case: dict[str, Any]) -> None:
         files = [pipeline / case["image"], *([pipeline / case["mask"]] if case.get("mask") else [])]
         if not all(file.is_file() for file in files):
-            missing += 1
-            continue
+            missing.append(number)
+            return
         expected = [case[name] for name in ("size", "sha256") if name in case]
         ours = partial(
             _crop_facts, files, case["box"], case.get("options", {}), [n for n in ("size", "sha256") if n in case]
         )
-        tally.case(f"case {number}, {case['image']}, {case.get('mask')}", expected, ours)
+        tally.case(f"{number}, {case['image']}, {case.get('mask')}", expected, ours)
+
+    tally.each(numbered(read_json(path)), compare)
     if missing:
-        tally.notes.append(f"{missing} crops of images or masks that this folder lacks")
+        tally.notes.append(f"{len(missing)} crops of images or masks that this folder lacks")
 
 
 def _crop_facts(files: list[Path], box: list[float], options: dict[str, str], wanted: list[str]) -> list[Any]:
@@ -159,11 +171,22 @@ def _pipeline(tally: Tally, path: Path) -> None:
     told = str(recorded.get("clip_stub", ""))
     side, grey = (re.search(pattern, told) for pattern in (r"(\d+)x\d+ NEAREST", r"- (0?\.\d+)"))
     stub = Stub(path.parent, palette, int(side[1]) if side else 16, float(grey[1]) if grey else 0.4627)
-    for number, case in enumerate(recorded["cases"]):
-        expected, name = dict(case["expect"]), f"case {number}, {case['image']}"
+    missing = []
+
+    def compare(number: str, case: dict[str, Any]) -> None:
+        expected = dict(case["expect"])
+        colored = any("color" in clause for clause in case["metadata"].get("include", ()))
+        files = [case["image"], *(found["mask"] for found in case["detections"] if found.get("mask"))]
+        if colored and not all((path.parent / file).is_file() for file in files):
+            missing.append(number)
+            return
         if "reason_lines" in expected:
             expected["reason_lines"] = _words(expected["reason_lines"])
-        tally.case(name, expected, partial(_whole, stub, case, list(expected)))
+        tally.case(f"{number}, {case['image']}", expected, partial(_whole, stub, case, list(expected)))
+
+    tally.each(numbered(recorded["cases"]), compare)
+    if missing:
+        tally.notes.append(f"{len(missing)} scenes of images or masks that this folder lacks")
 
 
 @dataclass
@@ -218,11 +241,11 @@ def _detector(tally: Tally, path: Path) -> None:
 
     from reca.benchmarks.rules.geneval_detector import detections_of
 
-    for case in read_json(path):
+    def compare(_: str, case: dict[str, Any]) -> None:
         file = path.parent / case["file"]
         if not file.is_file():
             tally.notes.append(f"{case['file']}, which this folder lacks")
-            continue
+            return
         with np.load(file) as arrays:
             logits = [torch.from_numpy(arrays[name]) for name in ("class_logits", "mask_logits")]
         limit = re.search(r"score\s*>\s*([\d.]+\d)", case.get("note", ""))
@@ -238,6 +261,8 @@ def _detector(tally: Tally, path: Path) -> None:
         for number, expected in enumerate(case["detections"]):
             ours = partial(lambda k, n, e: {name: k[n][name] for name in e}, kept, number, expected)
             tally.case(f"{case['file']}, detection {number}", expected, ours, SCORES)
+
+    tally.each(numbered(read_json(path)), compare)
     tally.notes.append("transformers_post_process, the stock post-processing, which is another one")
 
 
@@ -259,14 +284,17 @@ def _published(tally: Tally, path: Path) -> None:
     recorded = read_json(path)
     if not {"rows", "paper_table"} & recorded.keys():
         raise Unusable("it has neither rows nor paper_table")
-    for row in recorded.get("rows", []):
+
+    def compare(_: str, row: dict[str, Any]) -> None:
         results = [
             (tag, f"{tag}{number}", number < good) for tag, (good, n) in row["counts"].items() for number in range(n)
         ]
         ours = geneval.summarise(results)
-        tally.case(f"{row['src']}, overall", row["overall"], lambda o=ours: o.overall, OVERALL_DIGITS)
+        tally.case(f"{row['src']}, overall", row["overall"], lambda: ours.overall, OVERALL_DIGITS)
         if "images" in row:
-            tally.case(f"{row['src']}, images", row["images"], lambda o=ours: 100 * o.images, PERCENT_DIGITS)
+            tally.case(f"{row['src']}, images", row["images"], lambda: 100 * ours.images, PERCENT_DIGITS)
+
+    tally.each(numbered(recorded.get("rows", [])), compare)
     for name, (overall, *tasks) in recorded.get("paper_table", {}).items():
         tally.case(f"paper, {name}", overall, lambda t=tasks: sum(t) / len(t), ROUNDED_TABLE)
     tally.notes.append("the share of prompts with any right image, which does not follow from counts")

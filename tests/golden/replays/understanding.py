@@ -1,11 +1,11 @@
 """MME, POPE, MMMU: recorded answers by two rules each."""
 
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from reca.benchmarks.rules import mme, mmmu, pope
-from tests.golden.replays.comparison import MEANS, Folder, Tally, Unusable, read_json
+from tests.golden.replays.comparison import MEANS, Folder, Tally, Unusable, numbered, read_json
 
 MME_RULES = {"bagel_internvl_script": "official", "lmms_eval": "lmms-eval"}
 POINTS = 1e-6
@@ -20,25 +20,25 @@ def replay(folder: Folder) -> None:
 
 def _mme(tally: Tally, path: Path) -> None:
     recorded = read_json(path)
-    for case in recorded.get("parser", []):
+
+    def parse(name: str, case: dict[str, Any]) -> None:
         for key, rule in (("bagel", "official"), ("lmms_eval", "lmms-eval")):
             if key in case:
-                tally.case(f"{key}, {case['text']!r}", case[key], partial(mme.parse, case["text"], rule))
+                tally.case(f"{name}, {key}, {case['text']!r}", case[key], partial(mme.parse, case["text"], rule))
+
+    tally.each(numbered(recorded.get("parser", [])), parse)
     rows = [
         mme.Row(row["category"], row["question_id"], row["answer"], row["prediction"])
         for row in recorded.get("rows", [])
     ]
     for name, rule in MME_RULES.items():
-        if name not in recorded:
-            continue
-        ours = mme.summarise(rows, rule)
-        values = {"per_task": ours.subtasks, "perception": ours.perception, "cognition": ours.cognition}
-        for key, expected in recorded[name].items():
+        ours = cache(partial(mme.summarise, rows, rule))
+        for key, expected in recorded.get(name, {}).items():
             if key == "per_task":
                 for task, score in expected.items():
-                    tally.case(f"{name}, {task}", score, partial(ours.subtasks.__getitem__, task), POINTS)
-            elif key in values:
-                tally.case(f"{name}, {key}", expected, lambda v=values[key]: v, POINTS)
+                    tally.case(f"{name}, {task}", score, lambda o=ours, t=task: o().subtasks[t], POINTS)
+            elif key in ("perception", "cognition"):
+                tally.case(f"{name}, {key}", expected, lambda o=ours, k=key: getattr(o(), k), POINTS)
             else:
                 tally.notes.append(f"{name}, {key}")
 
@@ -46,41 +46,45 @@ def _mme(tally: Tally, path: Path) -> None:
 def _pope(tally: Tally, path: Path) -> None:
     recorded = read_json(path)
     rows = [(row["label"], row["text"]) for row in recorded["rows"]]
-    official = pope.count(rows)
+    official, lmms = cache(partial(pope.count, rows)), cache(partial(pope.count, rows, "lmms-eval"))
     expected = recorded.get("official_rule", {})
     if "message" in expected:
-        tally.case("official message", expected["message"].split(), lambda: pope.report(official).split())
+        tally.case("official message", expected["message"].split(), lambda: pope.report(official()).split())
     for name in ("f1", "accuracy", "precision", "recall", "yes_ratio"):
         if name in expected:
-            tally.case(f"official {name}", expected[name], partial(getattr, official, name), MEANS)
-    lmms = pope.count(rows, "lmms-eval")
+            tally.case(f"official {name}", expected[name], lambda n=name: getattr(official(), n), MEANS)
     values = {
-        "accuracy": lmms.accuracy,
-        "precision": lmms.precision,
-        "recall": lmms.recall,
-        "f1_score": lmms.f1,
-        "yes_ratio": pope.label_yes_ratio(label for label, _ in rows),
+        "accuracy": lambda: lmms().accuracy,
+        "precision": lambda: lmms().precision,
+        "recall": lambda: lmms().recall,
+        "f1_score": lambda: lmms().f1,
+        "yes_ratio": lambda: pope.label_yes_ratio(label for label, _ in rows),
     }
     for name, value in recorded.get("lmms_eval", {}).items():
         if name in values:
-            tally.case(f"lmms_eval {name}", value, partial(values.__getitem__, name), MEANS)
+            tally.case(f"lmms_eval {name}", value, values[name], MEANS)
 
 
 def _mmmu(tally: Tally, path: Path) -> None:
     recorded: dict[str, Any] = read_json(path)
     if not {"multi_choice", "open_parse", "open_eval"} & recorded.keys():
         raise Unusable("it has none of multi_choice, open_parse, open_eval")
-    for case in recorded.get("multi_choice", []):
+
+    def choice(name: str, case: dict[str, Any]) -> None:
         letters = case.get("choices", recorded.get("choices"))
         options = case.get("index2ans", recorded.get("index2ans"))
-        expected = (
-            None if case["parsed"] == "RANDOM" else case["parsed"]
-        )  # where the original guesses, we do not answer
+        # Where the original guesses, we do not answer.
+        expected = None if case["parsed"] == "RANDOM" else case["parsed"]
         ours = partial(mmmu.parse_choice, case["response"], letters, options)
-        tally.case(f"choice, {case['response']!r}", expected, ours)
-    for case in recorded.get("open_parse", []):
+        tally.case(f"choice, {name}, {case['response']!r}", expected, ours)
+
+    def meanings(name: str, case: dict[str, Any]) -> None:
         ours = partial(lambda text: sorted(map(str, mmmu.parse_open(text))), case["response"])
-        tally.case(f"open, {case['response']!r}", case["parsed"], ours)
-    for case in recorded.get("open_eval", []):
+        tally.case(f"open, {name}, {case['response']!r}", sorted(case["parsed"]), ours)
+
+    def right(name: str, case: dict[str, Any]) -> None:
         ours = partial(mmmu.open_is_right, case["gold"], case["response"])
-        tally.case(f"gold {case['gold']!r}, {case['response']!r}", case["correct"], ours)
+        tally.case(f"gold, {name}, {case['gold']!r}, {case['response']!r}", case["correct"], ours)
+
+    for key, compare in (("multi_choice", choice), ("open_parse", meanings), ("open_eval", right)):
+        tally.each(numbered(recorded.get(key, [])), compare)

@@ -28,9 +28,12 @@ def _expected(folder: Folder, tally: Tally, path: Path) -> None:
     for file in files:
         judgements |= read_json(file)
     for judge, editors in recorded.get("recomputed", {}).items():
-        for editor, expected in editors.items():
-            if judge_rows := _rows(tally, judgements, judge, editor):
-                _compare(tally, f"{judge}, {editor}", expected, judge_rows)
+
+        def compare(editor: str, expected: dict[str, Any], judge: str = judge) -> None:
+            if rows := _rows(tally, judgements, judge, editor):
+                _compare(tally, f"{judge}, {editor}", expected, rows)
+
+        tally.each(editors.items(), compare)
     for name, tables in recorded.items():
         if name.startswith("published_"):
             judge = name.removeprefix("published_")

@@ -1,7 +1,8 @@
 """WISE: replies of both versions, score files of all prompts, the published table."""
 
 import re
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ from reca.benchmarks.rules.wise import (
     CATEGORIES,
     VERIFIED,
     VERSIONS,
+    Summary,
     parse_legacy,
     parse_verified,
     reca_scores,
     summarise,
 )
-from tests.golden.replays.comparison import MEANS, PUBLISHED, Folder, Tally, read_json, read_lines
+from tests.golden.replays.comparison import MEANS, PUBLISHED, Folder, Tally, numbered, read_json, read_lines
 
 TWO_DIGITS = 5.001e-3
 
@@ -38,8 +40,12 @@ def _parser(tally: Tally, path: Path) -> None:
         if reader is None:
             tally.notes.append(f"{version}, which is no version of WISE that we know")
             continue
-        for case in cases:
-            tally.case(f"{version}, {case['reply']!r}", case["parsed"], partial(reader, case["reply"]), MEANS)
+
+        def compare(name: str, case: dict[str, Any], version: str = version, reader: Any = reader) -> None:
+            name = f"{version}, {name}, {case['reply']!r}"
+            tally.case(name, case["parsed"], partial(reader, case["reply"]), MEANS)
+
+        tally.each(numbered(cases), compare)
 
 
 def _expected(tally: Tally, path: Path) -> None:
@@ -55,12 +61,16 @@ def _expected(tally: Tally, path: Path) -> None:
         if "category" not in expected and "overall" not in expected:
             tally.case(f"{name}, refused", True, lambda r=rows, v=version: _refuses(r, v))
             continue
-        ours = summarise(rows, version)
-        values = {"category": dict(ours.categories), "n": dict(ours.counts), "overall": ours.overall}
+        ours = cache(partial(summarise, rows, version))
+        values = {
+            "category": lambda o=ours: dict(o().categories),
+            "n": lambda o=ours: dict(o().counts),
+            "overall": lambda o=ours: o().overall,
+        }
         for key, value in values.items():
             if key in expected:
-                tally.case(f"{name}, {key}", expected[key], lambda v=value: v, MEANS)
-        _printed(tally, name, expected.get("official_stdout_tail"), [*ours.categories.values(), ours.overall])
+                tally.case(f"{name}, {key}", expected[key], value, MEANS)
+        _printed(tally, name, expected.get("official_stdout_tail"), ours)
         if "reca_unweighted" in expected:
             _reca(tally, expected["reca_unweighted"], rows)
     if "published_verified_leaderboard" in recorded:
@@ -75,18 +85,22 @@ def _refuses(rows: list[dict[str, Any]], version: Any) -> bool:
     return False
 
 
-def _printed(tally: Tally, name: str, tail: list[str] | None, scores: list[float]) -> None:
+def _printed(tally: Tally, name: str, tail: list[str] | None, ours: Callable[[], Summary]) -> None:
+    def shown() -> list[str]:
+        return [f"{score:.2f}" for score in (*ours().categories.values(), ours().overall)]
+
     if tail:
-        shown = [f"{score:.2f}" for score in scores]
-        tally.case(f"{name}, printed row", re.findall(r"\d+\.\d\d", tail[-1]), lambda: shown)
+        tally.case(f"{name}, printed row", re.findall(r"\d+\.\d\d", tail[-1]), shown)
         if overall := re.search(r"Overall WiScore: ([\d.]+)", tail[0]):
-            tally.case(f"{name}, printed overall", overall[1], lambda: shown[-1])
+            tally.case(f"{name}, printed overall", overall[1], lambda: shown()[-1])
 
 
 def _reca(tally: Tally, expected: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    ours = reca_scores(rows) or {}
-    tally.case("reca, keys", expected["keys"], lambda: list(ours))
-    tally.case("reca, values", expected["values"], lambda: [f"{value:.2f}" for value in ours.values()])
+    def ours() -> dict[str, float]:
+        return reca_scores(rows) or {}
+
+    tally.case("reca, keys", expected["keys"], lambda: list(ours()))
+    tally.case("reca, values", expected["values"], lambda: [f"{value:.2f}" for value in ours().values()])
 
 
 def _leaderboard(tally: Tally, lines: list[str]) -> None:
