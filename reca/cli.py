@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from reca import workspace
 from reca.config import Config, ConfigError, compose
@@ -38,6 +39,8 @@ FLOW_VERBS = {
 }
 PASSED_ON = {*FLOW_VERBS, "pretrain"}
 """Verbs whose arguments are read elsewhere."""
+STAGE_OPTIONS = ("from_replies", "dry_run", "output")
+"""Options of these that a stage takes by name."""
 GUARD = "RECA_GUARD_PID"
 LAST_WORDS_SECONDS = 20
 
@@ -85,7 +88,10 @@ def parser() -> argparse.ArgumentParser:
         stage = verb(name, _stage, text)
         stage.add_argument("which", choices=("base", "aligned"))
         stage.add_argument("benchmark")
-        if name == "score":
+        if name == "generate":
+            stage.add_argument("--params", default="params.yaml", metavar="FILE", help="another composed configuration")
+            stage.add_argument("--output", type=Path, metavar="FOLDER", help="default: outputs/samples/<which>")
+        else:
             stage.add_argument("--from-replies", action="store_true", help="ask no judge: only stored replies count")
             stage.add_argument("--dry-run", action="store_true", help="say what asking the judge would cost")
     add_evaluation(verb)
@@ -130,18 +136,18 @@ def _compose(options: argparse.Namespace) -> None:
 
 def _stage(options: argparse.Namespace) -> int:
     root = workspace.project_root()
-    config = Config.load(root / "params.yaml")
+    config = Config.load(root / getattr(options, "params", "params.yaml"))
     _end_with_guard()
     if options.verb in PER_BENCHMARK_STAGES:
         os.environ.setdefault("OMP_NUM_THREADS", str(config.hardware.generate_threads))
-    if options.verb in ("extract", "train") and config.hardware.processes > 1:
+    if options.verb in ("extract", "train", "generate") and config.hardware.processes > 1:
         from reca.training.launch import launch, launched
 
         if not launched():
             return launch([sys.executable, "-m", "reca", *sys.argv[1:]], config.hardware.processes)
     stage = getattr(importlib.import_module(f"reca.stages.{options.verb}"), options.verb)
     arguments = (options.which, options.benchmark) if options.verb in PER_BENCHMARK_STAGES else ()
-    switches = {name: True for name in ("from_replies", "dry_run") if getattr(options, name, False)}
+    switches = {name: value for name in STAGE_OPTIONS if (value := getattr(options, name, None))}
     stage(config, root, *arguments, **switches)
     return 0
 
@@ -170,7 +176,6 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _compare(options: argparse.Namespace) -> None:
     import json
-    from pathlib import Path
 
     from reca.comparison import as_json, compare, table
 

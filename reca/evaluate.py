@@ -7,6 +7,7 @@ Everything lies in one folder, ``outputs/evaluations/<name>`` unless told otherw
 import argparse
 import hashlib
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -71,15 +72,32 @@ def _fetch(config: Config, root: Path, with_model: bool) -> None:
 def _checkpoint(config: Config, root: Path, name: str, output: Path, options: argparse.Namespace) -> None:
     from reca.benchmarks.samples import read_manifest
     from reca.digest import weights_digest
-    from reca.stages.generate import checkpoint_folder, generate
+    from reca.stages.generate import checkpoint_folder
     from reca.stages.result import read_result
 
     folder = output / "samples" / name
     if not _is_made(config, folder, name, weights_digest(checkpoint_folder(config, root, "base"))):
-        generate(config, root, "base", name, output=output / "samples")
+        _generate(config, root, name, output / "samples")
     if options.grids and name == "dpgbench":
         _write_grids(folder, Path(options.grids))
     _score(config, root, name, folder, read_manifest(folder), read_result(folder), output, options)
+
+
+def _generate(config: Config, root: Path, name: str, output: Path) -> None:
+    """Make the samples, here or in several processes."""
+    from reca.stages.generate import generate
+    from reca.training.launch import launch
+
+    if config.hardware.processes == 1:
+        generate(config, root, "base", name, output=output)
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    params = output / "params.yaml"  # what the processes read; not the project's own
+    config.save(params)
+    command = [sys.executable, "-m", "reca", "generate", "base", name]
+    command += ["--params", str(params.resolve()), "--output", str(output.resolve())]
+    if status := launch(command, config.hardware.processes):
+        raise SystemExit(status)
 
 
 def _write_grids(folder: Path, target: Path) -> None:

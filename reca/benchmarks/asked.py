@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 from reca.benchmarks.base import ItemScore, Judge
 from reca.benchmarks.samples import Pixels, Row, UnreadableSample, read_image, save_png
 from reca.config import Config
-from reca.config.benchmarks import AskedBenchmark
+from reca.config.benchmarks import AskedBenchmark, JudgeSettings
 
 if TYPE_CHECKING:
     from reca.benchmarks.judges.replies import Reply
@@ -85,6 +85,20 @@ class Asked(ABC, Generic[S]):
         path.parent.mkdir(parents=True, exist_ok=True)
         save_png(pixels, path)
         return path
+
+
+def asked_otherwise(judge: JudgeSettings, published: JudgeSettings) -> str:
+    """What :func:`reca.benchmarks.drawing.label` says of a judge that is asked in another way, whoever it is.
+
+    More tokens than were published are no difference: replies of a few lines do not come near.
+    """
+    fewer = judge.max_tokens < published.max_tokens
+    told = [
+        "in a local folder" if judge.folder else "at another endpoint" if judge.url != published.url else "",
+        "" if judge.temperature == published.temperature else f"at temperature {judge.temperature}",
+        f"for at most {judge.max_tokens} tokens" if fewer else "",
+    ]
+    return f"judge asked {', '.join(filter(None, told))}" if any(told) else ""
 
 
 def _resized(pixels: Pixels, like: Pixels) -> Pixels:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from reca.benchmarks.asked import Asked
+from reca.benchmarks.asked import Asked, asked_otherwise
 from reca.benchmarks.base import ItemScore
 from reca.benchmarks.drawing import by_prompt, draw, first_of_each, label, limited, numbered
 from reca.benchmarks.prompts import sources
@@ -49,6 +49,7 @@ class Dpgbench(Asked[DpgbenchBenchmark]):
         return label(
             [
                 f"judged by {settings.judge.model} instead of mPLUG-large",
+                asked_otherwise(settings.judge, DpgbenchBenchmark.model_fields["judge"].default),
                 limited(settings.max_prompts),
                 numbered(settings.images_per_prompt, 4),
                 "" if settings.official_quirks else "all questions count (the official script skips the first)",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from PIL import Image
 
-from reca.benchmarks.asked import Asked
+from reca.benchmarks.asked import Asked, asked_otherwise
 from reca.benchmarks.base import ItemScore
 from reca.benchmarks.drawing import by_prompt, edit, first_of_each, label, limited
 from reca.benchmarks.prompts import sources
@@ -63,7 +63,13 @@ class Gedit(Asked[GeditBenchmark]):
         """Never ``official``: the judge's instructions are our own."""
         settings = self._settings
         judged = f"GEdit-Bench ({settings.language}) judged by {settings.judge.model} with instructions written anew"
-        return label([judged, limited(settings.max_prompts)])
+        return label(
+            [
+                judged,
+                asked_otherwise(settings.judge, GeditBenchmark.model_fields["judge"].default),
+                limited(settings.max_prompts),
+            ]
+        )
 
     @cached_property
     def _folder(self) -> Path:
@@ -80,6 +86,7 @@ class Gedit(Asked[GeditBenchmark]):
             stem = f"fullset/{entry['category']}/{entry['language']}/{entry['prompt_id']}"
             seed = derive_seed(self.name, self.seed, entry["prompt_id"], 0)
             rows.append({**entry, "index": 0, "seed": seed, "file": f"{stem}.png", "original": f"{stem}_SRCIMG.png"})
+        unpacked(self._folder, self._settings.language)  # now: while samples are made, several processes may be at it
         return rows
 
     def make(self, model: "UnifiedModel", rows: Sequence[Row], sampling: "Sampling", folder: Path) -> list[Row]:

@@ -57,7 +57,7 @@ class Geneval:
 
     @property
     def protocol(self) -> str:
-        """``official`` where prompts, number of images, detector and colours are the original's; else what is not."""
+        """What is not the original's; never ``official``, for images are enlarged by other code than mmdet's."""
         from reca.benchmarks.judges import folders
 
         settings, clip = self._settings, self._settings.clip.partition("@")[0]
@@ -69,6 +69,7 @@ class Geneval:
                 numbered(settings.images_per_prompt, IMAGES_PER_PROMPT),
                 "" if official else f"detector {detector.name} instead of mmdet's Mask2Former Swin-S",
                 "" if clip == OFFICIAL_CLIP else f"colours by {clip} instead of {OFFICIAL_CLIP}",
+                "images enlarged by torch instead of OpenCV, colours in float32",
             ]
         )
 

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from reca.benchmarks.asked import Asked
+from reca.benchmarks.asked import Asked, asked_otherwise
 from reca.benchmarks.base import ItemScore
 from reca.benchmarks.drawing import by_prompt, edit, first_of_each, label, limited
 from reca.benchmarks.prompts import sources
@@ -63,6 +63,7 @@ class Imgedit(Asked[ImgeditBenchmark]):
             [
                 "" if judge.startswith(OFFICIAL_JUDGE) else f"judged by {judge} instead of {OFFICIAL_JUDGE}",
                 "" if self._templates else "judge's instructions written anew",
+                asked_otherwise(settings.judge, ImgeditBenchmark.model_fields["judge"].default),
                 limited(settings.max_prompts),
                 "" if settings.rule == "official" else "replies read strictly",
             ]

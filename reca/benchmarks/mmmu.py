@@ -28,7 +28,7 @@ class Mmmu(QuestionSet):
 
     def differences(self) -> Sequence[str]:
         """Images and letters."""
-        return "of several images the first", "unreadable letters wrong, not drawn"
+        return *super().differences(), "of several images the first", "unreadable letters wrong, not drawn"
 
     def entry(self, question: Row) -> Row:
         """Every question is a prompt; its subject stands in its id: ``validation_Art_Theory_3``."""

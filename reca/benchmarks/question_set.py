@@ -53,7 +53,7 @@ class QuestionSet(ABC):
 
     @property
     def protocol(self) -> str:
-        """``official`` for all questions, asked and read as in the original; else what differs."""
+        """What differs from the original; never ``official``, for how images are shown is the same for all models."""
         rule = self._settings.rule
         return label(
             [
@@ -65,7 +65,7 @@ class QuestionSet(ABC):
 
     def differences(self) -> Sequence[str]:
         """What always differs from the original."""
-        return ()
+        return ("images padded to grey squares of the model's size",)
 
     @property
     def judge(self) -> Judge:

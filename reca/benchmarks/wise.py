@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from reca.benchmarks.asked import Asked
+from reca.benchmarks.asked import Asked, asked_otherwise
 from reca.benchmarks.base import ItemScore
 from reca.benchmarks.drawing import by_prompt, draw, first_of_each, label, limited
 from reca.benchmarks.prompts import sources
@@ -69,6 +69,7 @@ class Wise(Asked[WiseBenchmark]):
         return label(
             [
                 f"WISE ({settings.version}) judged by {settings.judge.model} with instructions written anew",
+                asked_otherwise(settings.judge, WiseBenchmark.model_fields["judge"].default),
                 limited(settings.max_prompts),
                 "" if settings.rule == "official" else "replies read strictly",
             ]

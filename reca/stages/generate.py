@@ -1,13 +1,14 @@
 """``generate``: let the base or the aligned model make a benchmark's samples.
 
 Finished batches are kept under the state folder, named by everything that decides what they look like; a killed
-run goes on from there. The output folder appears whole at the end.
+run goes on from there. The output folder appears whole at the end. Several processes share the batches, which are the
+same however many there are.
 """
 
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,8 +20,11 @@ from reca.errors import UserError
 from reca.files import whole_folder, write_json
 from reca.progress import Progress
 from reca.stages.result import write_result
+from reca.training.process import World, end_with_parent, joined
 
 if TYPE_CHECKING:
+    import torch
+
     from reca.models.base import UnifiedModel
 
 MODEL = Path("outputs/model")
@@ -39,25 +43,19 @@ def generate(config: Config, root: Path, which: str, benchmark: str, *, output: 
     Raises:
         UserError: The model or the data set that is needed is not there; nothing is known by that name.
     """
+    end_with_parent()
     bench = load_benchmark(benchmark, config, root)
     folder = checkpoint_folder(config, root, which)
     checkpoint = weights_digest(folder)
-    plan = bench.plan()
     shared = {**config.generate.model_dump(mode="json"), "checkpoint": checkpoint}
-    place = which if output is None else "evaluated"
-    state = root / config.paths.state / "samples" / place / benchmark / _fingerprint(plan, shared)
-    finished = _finished(state)
-    pending = [row for row in plan if row_key(row) not in finished]
-    done = len(plan) - len(pending)
-    progress = Progress(len(plan), "samples", start=done)
-    if done:
-        print(f"generate {which} {benchmark}: {done} of {len(plan)} samples are there already")
-    if pending:
-        model = _load(config, folder, root)
-        for made in _batches(bench, model, pending, config, state):
-            finished |= {row_key(row): row for row in made}
-            done += len(made)
-            progress.update(done)
+    place = root / config.paths.state / "samples" / (which if output is None else "evaluated") / benchmark
+    device = _device(config.hardware.device)
+    with joined(device) as world:
+        plan = _planned(bench, world)
+        state = place / _fingerprint(plan, shared)
+        finished = _finish(bench, plan, state, world, lambda: _load(config, folder, root, device), config)
+    if not world.leads:
+        return
     rows = [{**finished[row_key(row)], **shared} for row in plan]
     with whole_folder((output or root / "outputs/samples" / which) / benchmark) as made_here:
         for name in (name for row in rows for name in _files(row)):
@@ -90,41 +88,75 @@ def _fingerprint(plan: Sequence[Row], shared: Row) -> str:
     return hashlib.sha256(json.dumps([plan, shared], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _load(config: Config, folder: Path, root: Path) -> "UnifiedModel":
+def _device(name: str) -> "torch.device":
+    import torch
+
+    return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu"))
+
+
+def _load(config: Config, folder: Path, root: Path, device: "torch.device") -> "UnifiedModel":
     import torch
     from safetensors import SafetensorError
 
     from reca.models.base import load_model
 
-    name = config.hardware.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(config.hardware.generate_threads)
     try:
-        model = load_model(config.model.family, folder, config.model.options(root), torch.device(name))
+        model = load_model(config.model.family, folder, config.model.options(root), device)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"the model in {folder} cannot be loaded: {error}; restore or make it again") from error
     return model.eval()
 
 
-def _batches(
-    bench: Benchmark, model: "UnifiedModel", pending: Sequence[Row], config: Config, state: Path
-) -> Iterator[list[Row]]:
-    """Make the pending samples batch by batch; each batch is on disk, its index last, before it is yielded."""
+def _planned(bench: Benchmark, world: World) -> list[Row]:
+    """The plan; the first process makes it first, since some benchmarks unpack their data for it."""
+    plan = bench.plan() if world.leads else []
+    world.wait()
+    return plan or bench.plan()
+
+
+def _finish(
+    bench: Benchmark,
+    plan: Sequence[Row],
+    state: Path,
+    world: World,
+    load: "Callable[[], UnifiedModel]",
+    config: Config,
+) -> dict[str, Row]:
+    """All samples, those of earlier attempts included; every process makes its share of what is missing."""
+    finished = _finished(state)
+    world.wait()  # all have seen the same before the first one adds to it
+    done, size = len(finished), config.hardware.generate_batch_size
+    if done:
+        print(f"{done} of {len(plan)} samples of {bench.name} are there already", flush=True)
+    # Cut before what is missing is known: a sample's batch depends on no attempt and no number of processes.
+    batches = [plan[start : start + size] for start in range(0, len(plan), size)]
+    missing = [[row for row in batch if row_key(row) not in finished] for batch in batches]
+    mine = world.part([batch for batch in missing if batch])
+    progress = Progress(len(plan), "samples", start=done)
+    if mine:
+        model = load()
+        for batch in mine:
+            _make(bench, model, batch, config, state)
+            done += len(batch) * world.size  # the others are about as fast
+            progress.update(min(done, len(plan) - 1))
+    world.wait()
+    progress.update(len(plan))
+    return _finished(state)
+
+
+def _make(bench: Benchmark, model: "UnifiedModel", batch: Sequence[Row], config: Config, state: Path) -> None:
+    """Make some samples; their index, written last, says that they are whole."""
     import torch
 
     from reca.models.base import Sampling
 
     state.mkdir(parents=True, exist_ok=True)
-    sampling = Sampling(**config.generate.model_dump())
-    size = config.hardware.generate_batch_size
-    for start in range(0, len(pending), size):
-        with torch.inference_mode():
-            made = bench.make(model, pending[start : start + size], sampling, state)
-        digests = {name: file_digest(state / name) for row in made for name in _files(row)}
-        part = hashlib.sha256(row_key(made[0]).encode()).hexdigest()[:16]
-        write_json(state / f"part-{part}.json", {"rows": made, "files": digests})
-        yield made
+    with torch.inference_mode():
+        made = bench.make(model, batch, Sampling(**config.generate.model_dump()), state)
+    digests = {name: file_digest(state / name) for row in made for name in _files(row)}
+    part = hashlib.sha256("\0".join(map(row_key, made)).encode()).hexdigest()[:16]
+    write_json(state / f"part-{part}.json", {"rows": made, "files": digests})
 
 
 def _finished(state: Path) -> dict[str, Row]:

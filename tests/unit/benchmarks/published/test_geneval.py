@@ -71,7 +71,8 @@ def test_end_to_end_with_tiny_judges(config, project, use_model, artist, judges,
     assert scores.judge.name == "mask2former-swin-small-coco-instance+clip-vit-large-patch14"
     assert scores.protocol == (
         "variant: only the first 1 prompts of each category; 2 images a prompt instead of 4; detector "
-        "mask2former-swin-small-coco-instance instead of mmdet's Mask2Former Swin-S"
+        "mask2former-swin-small-coco-instance instead of mmdet's Mask2Former Swin-S; images enlarged by torch instead "
+        "of OpenCV, colours in float32"
     )
     seen = [one for item in read_items(project / "outputs/scores/base/geneval.items.jsonl") for one in item.details]
     assert all(detail["seen"] or detail["reasons"] for detail in seen)
@@ -106,16 +107,16 @@ def test_images_made_elsewhere(config, project, use_model, artist, tmp_path):
         bench.found(tmp_path / "nothing")
 
 
-def test_official_means_official(project):
+def test_the_originals_detector_is_known(project):
     settings = GenevalBenchmark(images_per_prompt=4, detector="mmdet/official@geneval")
     bench = geneval.Geneval(settings, project)
     assert bench.protocol.startswith("variant: detector official instead of mmdet's")
     folder = project / "data/judges/official"
     folder.mkdir(parents=True)
     (folder / "converted_from.json").write_text(json.dumps({"official": "mask2former_swin-s-p4-w7-224_lsj.pth"}))
-    assert bench.protocol == "official"
+    assert bench.protocol == "variant: images enlarged by torch instead of OpenCV, colours in float32"
     (folder / "converted_from.json").write_text(json.dumps({"official": None}))
-    assert bench.protocol.startswith("variant")
+    assert bench.protocol.startswith("variant: detector official")
 
 
 def test_missing_judges_are_named(config, project, use_model, artist):

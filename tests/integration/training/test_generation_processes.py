@@ -1,0 +1,124 @@
+"""Several processes make the samples that one makes, and a lost one costs its share."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from reca.benchmarks.samples import Row
+from reca.config import ROOT, Config, compose
+from reca.pretraining.janus_tiny import build
+from reca.stages import generate as stage
+from tests.integration.training.test_training_processes import ranks
+
+SMALL = (
+    "model.checkpoint=base",
+    "evaluate.benchmarks=[scenes,fidelity]",
+    "evaluate.scenes.prompts_per_category=2",
+    "evaluate.scenes.images_per_prompt=1",
+    "evaluate.fidelity.num_images=5",
+    "evaluate.bootstrap_draws=100",
+    "hardware.generate_batch_size=2",
+)
+SCENES = "outputs/samples/base/scenes"
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with a randomly initialised Janus, and its samples made by one process."""
+    root = tmp_path_factory.mktemp("alone")
+    config = compose(SMALL)
+    config.save(root / "params.yaml")
+    (root / "dvc.yaml").write_text("stages: {}\n")
+    shutil.copytree(ROOT / "data/bases/scene_detector", root / "data/bases/scene_detector")
+    torch.manual_seed(7)
+    build().save_official(root / "base")
+    for benchmark in config.evaluate.benchmarks:
+        stage.generate(config, root, "base", benchmark)
+    return root
+
+
+@pytest.fixture
+def made_nowhere(alone: Path, tmp_path: Path) -> Path:
+    """The same project without samples."""
+    root = tmp_path / "project"
+    shutil.copytree(alone, root, ignore=shutil.ignore_patterns("samples"))
+    return root
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "result.json")
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def _generate(root: Path, benchmark: str) -> None:
+    stage.generate(Config.load(root / "params.yaml"), root, "base", benchmark)
+
+
+@pytest.mark.parametrize(("benchmark", "size"), [("scenes", 2), ("scenes", 3), ("fidelity", 4)])
+def test_any_number_of_processes_writes_the_same_files(
+    alone: Path, made_nowhere: Path, benchmark: str, size: int
+) -> None:
+    """Five images of fidelity are three batches: the fourth process has none."""
+    assert ranks(size, _generate, made_nowhere, benchmark) == [0] * size
+    folder = f"outputs/samples/base/{benchmark}"
+    assert contents(made_nowhere / folder) == contents(alone / folder)
+    assert not list((made_nowhere / ".reca/samples/base" / benchmark).iterdir())
+
+
+def test_a_lost_process_costs_its_share(alone: Path, made_nowhere: Path) -> None:
+    assert ranks(2, _lose_the_second, made_nowhere) == [1, -signal.SIGKILL]
+    (state,) = (made_nowhere / ".reca/samples/base/scenes").iterdir()
+    assert len(list(state.glob("*.png"))) == 2 + 6, "one batch of the lost process, all three of the other"
+    assert not (made_nowhere / SCENES).exists()
+    assert ranks(3, _generate_and_tell, made_nowhere) == [0] * 3
+    told = [path.read_text().split() for path in sorted(made_nowhere.glob("made-*.txt"))]
+    assert [len(samples) for samples in told] == [2, 2], "what was finished is not made again"
+    assert contents(made_nowhere / SCENES) == contents(alone / SCENES)
+
+
+def _lose_the_second(root: Path) -> None:
+    original, made = stage._make, []
+
+    def make(*arguments: object) -> None:
+        if os.environ["RANK"] == "1" and made:
+            os.kill(os.getpid(), signal.SIGKILL)
+        made.append(True)
+        original(*arguments)
+
+    stage._make = make
+    _generate(root, "scenes")
+
+
+def _generate_and_tell(root: Path) -> None:
+    original = stage._make
+
+    def make(bench: object, model: object, batch: list[Row], *others: object) -> None:
+        with (root / f"made-{os.environ['RANK']}.txt").open("a") as file:
+            file.writelines(f"{row['file']}\n" for row in batch)
+        original(bench, model, batch, *others)
+
+    stage._make = make
+    _generate(root, "scenes")
+
+
+def test_an_evaluation_shares_its_samples(alone: Path, made_nowhere: Path) -> None:
+    """The real command, which starts the processes itself and scores in the first one alone."""
+    words = ("evaluate", *SMALL, "evaluate.benchmarks=[scenes]", "hardware.processes=2", "--output", "measured")
+    done = subprocess.run(
+        [sys.executable, "-m", "reca", *words],
+        cwd=made_nowhere,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr
+    assert contents(made_nowhere / "measured/samples/scenes") == contents(alone / SCENES)
+    assert (made_nowhere / "measured/scores/scenes.json").is_file()
+    assert done.stdout.count("score evaluated scenes") == 1
