@@ -80,6 +80,10 @@ class Geneval:
 
         return folders.identity(self._root, self._settings.detector, self._settings.clip)
 
+    @cached_property
+    def _eyes(self) -> "Eyes":
+        return Eyes(self._root, self._settings, self._device, self._short_side)
+
     def _entries(self) -> list[Row]:
         entries = generate()
         if len(entries) != PROMPTS:
@@ -133,7 +137,7 @@ class Geneval:
 
     def score(self, rows: Sequence[Row], folder: Path) -> list[ItemScore]:
         """1 where every clause of the prompt holds, else 0."""
-        eyes = Eyes(self._root, self._settings, self._device, self._short_side)
+        eyes = self._eyes
         judged: list[tuple[float | None, dict[str, Any]]] = []
         for start in range(0, len(rows), BATCH):
             judged += _judge_batch(eyes, rows[start : start + BATCH], folder)

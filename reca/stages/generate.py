@@ -48,12 +48,12 @@ def generate(config: Config, root: Path, which: str, benchmark: str, *, output: 
     folder = checkpoint_folder(config, root, which)
     checkpoint = weights_digest(folder)
     shared = {**config.generate.model_dump(mode="json"), "checkpoint": checkpoint}
-    place = root / config.paths.state / "samples" / (which if output is None else "evaluated") / benchmark
-    device = _device(config.hardware.device)
+    place = which if output is None else "evaluated"
+    device = choose_device(config.hardware.device)
     with joined(device) as world:
         plan = _planned(bench, world)
-        state = place / _fingerprint(plan, shared)
-        finished = _finish(bench, plan, state, world, lambda: _load(config, folder, root, device), config)
+        state = state_folder(config, root, place, benchmark, plan, shared)
+        finished = _finish(bench, plan, state, world, lambda: load_checkpoint(config, folder, root, device), config)
     if not world.leads:
         return
     rows = [{**finished[row_key(row)], **shared} for row in plan]
@@ -83,18 +83,28 @@ def checkpoint_folder(config: Config, root: Path, which: str) -> Path:
     return folder
 
 
-def _fingerprint(plan: Sequence[Row], shared: Row) -> str:
-    """Everything that decides what the samples look like; not the batch size, not the device."""
-    return hashlib.sha256(json.dumps([plan, shared], sort_keys=True).encode()).hexdigest()[:16]
+def state_folder(config: Config, root: Path, place: str, benchmark: str, plan: Sequence[Row], shared: Row) -> Path:
+    """Where finished batches wait for the rest.
+
+    Named by everything that decides what the samples look like; not by the batch size, not by the device.
+    """
+    fingerprint = hashlib.sha256(json.dumps([plan, shared], sort_keys=True).encode()).hexdigest()[:16]
+    return root / config.paths.state / "samples" / place / benchmark / fingerprint
 
 
-def _device(name: str) -> "torch.device":
+def choose_device(name: str) -> "torch.device":
+    """The device that ``hardware.device`` means; ``auto`` is CUDA where there is a GPU."""
     import torch
 
     return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu"))
 
 
-def _load(config: Config, folder: Path, root: Path, device: "torch.device") -> "UnifiedModel":
+def load_checkpoint(config: Config, folder: Path, root: Path, device: "torch.device") -> "UnifiedModel":
+    """The configured family with the weights in ``folder``, ready to draw.
+
+    Raises:
+        UserError: They cannot be loaded.
+    """
     import torch
     from safetensors import SafetensorError
 
@@ -124,7 +134,7 @@ def _finish(
     config: Config,
 ) -> dict[str, Row]:
     """All samples, those of earlier attempts included; every process makes its share of what is missing."""
-    finished = _finished(state)
+    finished = finished_samples(state)
     world.wait()  # all have seen the same before the first one adds to it
     done, size = len(finished), config.hardware.generate_batch_size
     if done:
@@ -137,16 +147,16 @@ def _finish(
     if mine:
         model = load()
         for batch in mine:
-            _make(bench, model, batch, config, state)
+            make_batch(bench, model, batch, config, state)
             done += len(batch) * world.size  # the others are about as fast
             progress.update(min(done, len(plan) - 1))
     world.wait()
     progress.update(len(plan))
-    return _finished(state)
+    return finished_samples(state)
 
 
-def _make(bench: Benchmark, model: "UnifiedModel", batch: Sequence[Row], config: Config, state: Path) -> None:
-    """Make some samples; their index, written last, says that they are whole."""
+def make_batch(bench: Benchmark, model: "UnifiedModel", batch: Sequence[Row], config: Config, state: Path) -> list[Row]:
+    """Make some samples in ``state``; their index, written last, says that they are whole."""
     import torch
 
     from reca.models.base import Sampling
@@ -157,9 +167,10 @@ def _make(bench: Benchmark, model: "UnifiedModel", batch: Sequence[Row], config:
     digests = {name: file_digest(state / name) for row in made for name in _files(row)}
     part = hashlib.sha256("\0".join(map(row_key, made)).encode()).hexdigest()[:16]
     write_json(state / f"part-{part}.json", {"rows": made, "files": digests})
+    return made
 
 
-def _finished(state: Path) -> dict[str, Row]:
+def finished_samples(state: Path) -> dict[str, Row]:
     """The samples of earlier attempts whose files are still what they were."""
     rows: dict[str, Row] = {}
     for part in sorted(state.glob("part-*.json")):

@@ -83,7 +83,7 @@ def test_a_lost_process_costs_its_share(alone: Path, made_nowhere: Path) -> None
 
 
 def _lose_the_second(root: Path) -> None:
-    original, made = stage._make, []
+    original, made = stage.make_batch, []
 
     def make(*arguments: object) -> None:
         if os.environ["RANK"] == "1" and made:
@@ -91,19 +91,19 @@ def _lose_the_second(root: Path) -> None:
         made.append(True)
         original(*arguments)
 
-    stage._make = make
+    stage.make_batch = make
     _generate(root, "scenes")
 
 
 def _generate_and_tell(root: Path) -> None:
-    original = stage._make
+    original = stage.make_batch
 
     def make(bench: object, model: object, batch: list[Row], *others: object) -> None:
         with (root / f"made-{os.environ['RANK']}.txt").open("a") as file:
             file.writelines(f"{row['file']}\n" for row in batch)
         original(bench, model, batch, *others)
 
-    stage._make = make
+    stage.make_batch = make
     _generate(root, "scenes")
 
 
