@@ -169,10 +169,23 @@ def add_evaluation(verb: Callable[..., argparse.ArgumentParser]) -> None:
     gate.add_argument("--minimum", type=float, default=0.0, help="difference to reach, a fraction (default 0)")
     gate.add_argument("--error-rate", type=float, default=0.05, help="of an early decision (default 0.05)")
     gate.add_argument("--seed", type=int, default=0, help="of the order of the prompts")
+    others = verb("lmms-eval", _lmms_eval, "score a model by lmms-eval, in an environment of its own")
+    others.add_argument("tasks", nargs="+", metavar="TASK", help="mme, pope, mmmu_val, …")
+    others.add_argument("--python", required=True, metavar="FILE", help="interpreter of the environment with lmms-eval")
+    others.add_argument("--model", required=True, help="lmms-eval's name of a way to reach a model, such as openai")
+    others.add_argument("--model-args", required=True, help="key=value,… for it: an address or a checkpoint's folder")
+    others.add_argument("--output", type=Path, default=Path("outputs/evaluations/lmms-eval"), metavar="FOLDER")
+    others.add_argument("--limit", type=int, help="only so many samples of each task, for a quick look")
     compare = verb("compare", _compare, "differences between two folders of scores, paired, with intervals")
     compare.add_argument("first", metavar="A")
     compare.add_argument("second", metavar="B")
     compare.add_argument("--json", action="store_true", help="for programs")
+
+
+def _lmms_eval(options: argparse.Namespace) -> None:
+    from reca.benchmarks.lmms_eval import run
+
+    run(options)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
