@@ -279,7 +279,8 @@ class HardwareSection(Section):
     """Compile the blocks of the model for training: minutes before the first step, faster kernels after it."""
     flex_attention: bool
     """Attend with PyTorch's FlexAttention where a family masks attention itself (bagel); a GPU only."""
-    num_workers: NonNegativeInt
+    read_ahead: NonNegativeInt
+    """Passes of training whose samples are read, in a thread of their own, before they are due; 0: none."""
     parallel_stages: PositiveInt
     """Stages that may run side by side."""
     judge: JudgeLimits

@@ -60,7 +60,8 @@ def train(config: Config, root: Path) -> None:
             model = _prepared(config, base, root, device, world)
             data = root / DATASET
             samples = Samples(model, data, embeddings, config.train, mixture, config.seed, device, dialogues)
-            run = Run(model, samples, config.train, config.seed, config.hardware.micro_batch_size, world)
+            place = config.hardware
+            run = Run(model, samples, config.train, config.seed, place.micro_batch_size, world, place.read_ahead)
             values = config.to_dict()
             record = train_model(run, store, {section: values[section] for section in SECTIONS}, stop)
             gather(model, keep=world.leads)

@@ -9,12 +9,11 @@ all of them is written by the leading one alone.
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from reca.config import TrainSection
 from reca.errors import UserError
@@ -34,6 +33,7 @@ from reca.training.optimizer import (
     set_learning_rate,
     set_training_mode,
 )
+from reca.training.passes import Passes
 from reca.training.process import ALONE, Interrupted, StopRequest, World
 from reca.training.samples import Samples
 
@@ -62,6 +62,8 @@ class Run:
     micro_batch_size: int
     """Samples per forward pass; changes memory and speed, not the result."""
     world: World = ALONE
+    read_ahead: int = 0
+    """Passes whose samples are read before they are due."""
 
 
 def train_model(run: Run, store: CheckpointStore, params: Mapping[str, Any], stop: StopRequest) -> Record:
@@ -89,17 +91,18 @@ def train_model(run: Run, store: CheckpointStore, params: Mapping[str, Any], sto
         print(f"all {done} steps are done already, in {store.path(done)}", flush=True)
         return record
     curves = Curves(store.folder / "curves", done, world)
+    passes = Passes(run.samples, run.micro_batch_size, world, range(done + 1, settings.max_steps + 1), run.read_ahead)
     progress = Progress(settings.max_steps, "steps", start=done)
     try:
         if not done:
-            curves.held_out(0, held_out_losses(run))
+            curves.held_out(0, held_out_losses(run, passes))
         for step in range(done + 1, settings.max_steps + 1):
             began = time.monotonic()
-            row, told = take_step(run, parameters, optimizer, step, curves.guard, stop)
+            row, told = take_step(run, passes, parameters, optimizer, step, curves.guard, stop)
             row["images_per_second"] = run.samples.per_step / (time.monotonic() - began)
             curves.train(row)
             if step % settings.eval_every == 0 or step == settings.max_steps:
-                curves.held_out(step, held_out_losses(run))
+                curves.held_out(step, held_out_losses(run, passes))
             record.seconds += time.monotonic() - began
             if world.size == 1:  # nobody to agree with: what was noted since then counts as well
                 told = stop.signal_number is not None
@@ -120,6 +123,7 @@ def train_model(run: Run, store: CheckpointStore, params: Mapping[str, Any], sto
             f"train.learning_rate={settings.learning_rate:g} or train.max_grad_norm={settings.max_grad_norm:g}"
         ) from None
     finally:
+        passes.close()
         curves.close()
     return record
 
@@ -168,6 +172,7 @@ def resume(
 
 def take_step(
     run: Run,
+    passes: Passes,
     parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     step: int,
@@ -179,17 +184,15 @@ def take_step(
     Raises:
         Diverged: The guard stops the run; the weights are still those of the step before.
     """
-    samples, settings, world = run.samples, run.settings, run.world
+    shares, settings, world = run.samples.mixture.shares, run.settings, run.world
     # Dropout and the like: also a function of (seed, step), and not the same on every process.
     torch.manual_seed(derive_seed(run.seed, "train", step, *([] if world.leads else [world.rank])))
     optimizer.zero_grad(set_to_none=True)
     losses: dict[Kind, float] = {}
-    for kind, ids in samples.step(step).items():
-        loss_of = partial(loss_of_pass, samples, kind, ("train", step))
-        parts = passes(ids, run.micro_batch_size, world)
-        losses[kind] = accumulate(list(parameters.values()), parts, samples.mixture.shares[kind], loss_of, world)
+    for kind, parts in passes.step(step).items():
+        losses[kind] = accumulate(list(parameters.values()), parts, shares[kind], passes.loss, world)
     told = world.sum_gradients(list(parameters.values()), stop.signal_number is not None)
-    loss = sum(samples.mixture.shares[kind] * value for kind, value in losses.items())
+    loss = sum(shares[kind] * value for kind, value in losses.items())
     grad_norm = clip_gradients(parameters.values(), settings.max_grad_norm)
     guard.check(step, loss, grad_norm)
     end = settings.schedule_steps or settings.max_steps
@@ -200,35 +203,6 @@ def take_step(
     optimizer.step()
     parts_of_loss = {f"loss_{kind}": value for kind, value in losses.items()}
     return {"step": step, "loss": loss, **parts_of_loss, "learning_rate": rate, "grad_norm": grad_norm}, told
-
-
-@dataclass(frozen=True)
-class Pass:
-    """A micro-batch."""
-
-    ids: Sequence[str]
-    counts: bool = True
-    """Whether its loss is wanted, and not only its part in gathering the parameters."""
-
-
-def passes(ids: Sequence[str], size: int, world: World = ALONE) -> list[Pass]:
-    """This process's micro-batches of at most ``size`` samples.
-
-    Sharded parameters are gathered by all processes together, so all make equally many passes then: a process that has
-    fewer samples than others computes one of theirs and forgets it.
-    """
-    own = world.part(ids)
-    found = [Pass(own[start : start + size]) for start in range(0, len(own), size)]
-    if not world.sharded:
-        return found
-    most = -(-len(ids) // world.size)
-    return found + [Pass(ids[:1], counts=False)] * (-(-most // size) - len(found))
-
-
-def loss_of_pass(samples: Samples, kind: Kind, moment: tuple[object, ...], one: Pass) -> Loss:
-    """The mean loss of a pass; over no targets where it does not count."""
-    loss = samples.loss(kind, one.ids, *moment)
-    return loss if one.counts else replace(loss, n_targets=0)
 
 
 def accumulate(
@@ -251,13 +225,14 @@ def accumulate(
     held = [parameter.grad for parameter in parameters]
     for parameter in parameters:
         parameter.grad = None
-    targets, total = 0, 0.0
+    targets, losses = 0, list[Tensor]()
     for part in parts:
         loss = loss_of(part)
         (loss.value * loss.n_targets).backward()
         targets += loss.n_targets
-        total += float(loss.value.detach()) * loss.n_targets
-    total, all_targets = world.sum([total, targets])
+        losses.append(loss.value.detach().double() * loss.n_targets)
+    # Only here does the CPU wait for the device.
+    total, all_targets = world.sum([float(sum(losses)), targets])
     for parameter, before in zip(parameters, held, strict=True):
         if parameter.grad is None:
             parameter.grad = before
@@ -269,17 +244,15 @@ def accumulate(
 
 
 @torch.no_grad()
-def held_out_losses(run: Run) -> dict[Kind, float]:
+def held_out_losses(run: Run, passes: Passes) -> dict[Kind, float]:
     """The mean losses over the held-out images, with the same noise every time.
 
     The processes share the images: each would wait for the leading one otherwise.
     """
-    samples = run.samples
     run.model.eval()
     found: dict[Kind, float] = {}
-    parts = passes(samples.held_out, run.micro_batch_size, run.world)
-    for kind in samples.held_out_kinds:
-        losses = [loss_of_pass(samples, kind, ("held_out",), part) for part in parts]
+    for kind, parts in passes.held_out().items():
+        losses = [passes.loss(part) for part in parts]
         targets = sum(loss.n_targets for loss in losses)
         total = sum(float(loss.value) * loss.n_targets for loss in losses)
         total, all_targets = run.world.sum([total, targets])

@@ -1,12 +1,14 @@
 """From ids to losses: which images stand in a step, and what the model is given of each."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow.compute as pc
 import torch
+from torch import Tensor
 
 from reca.config import TrainSection
 from reca.data.batches import EpochSampler
@@ -15,9 +17,8 @@ from reca.data.embeddings import Embeddings
 from reca.data.images import resized
 from reca.data.manifest import ImageReader, read_manifest
 from reca.errors import UserError
-from reca.models.base import Dialogue, Images, Loss, Semantic, Target, UnifiedModel
+from reca.models.base import Cacheable, Dialogue, Images, Loss, Semantic, Target, UnifiedModel
 from reca.nn.image_sizes import Resize
-from reca.nn.ragged import join
 from reca.nn.random import SampleRng, derive_seed
 from reca.objectives.mixture import Kind, Mixture
 from reca.objectives.templates import choose_templates
@@ -25,6 +26,19 @@ from reca.objectives.templates import choose_templates
 HELD_OUT_IMAGES = 128
 """Enough for a loss whose noise is far below its change; more would only cost time."""
 CAPTION_COLUMNS = {"sparse": "caption", "full": "full_caption"}
+Stored = TypeVar("Stored", Semantic, Target)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What the losses of some samples are computed from, on the CPU."""
+
+    seeds: list[int]
+    seen: Any
+    """Images to be understood, or their stored :class:`Semantic`; ``None`` where only a caption is read."""
+    drawn: Any = None
+    """Images to be drawn, or their stored :class:`Target`; ``None`` where a question is answered."""
+    dialogues: Sequence[Dialogue] = ()
 
 
 class Samples:
@@ -136,26 +150,37 @@ class Samples:
             found["understanding"] = self._dialogues.step(step, counts["understanding"])
         return {kind: ids for kind, ids in found.items() if ids}
 
-    def loss(self, kind: Kind, ids: Sequence[str], *moment: object) -> Loss:
-        """The mean loss of some samples.
+    def read(self, kind: Kind, ids: Sequence[str], moment: tuple[object, ...]) -> Sources:
+        """What a loss over some samples is computed from, still on the CPU; the only method that reads files.
 
         Args:
             kind: Which loss.
             ids: Its images.
-            *moment: What the noise depends on besides (seed, kind, id): ``"train", step``.
+            moment: What the noise depends on besides (seed, kind, id): ``("train", step)``.
         """
         seeds = [derive_seed(self._seed, *moment, kind, name) for name in ids]
-        rng = SampleRng(seeds)
         if kind == "understanding":
             images, dialogues = self._asked(ids, seeds)
+            return Sources(seeds, self._pinned(images), dialogues=dialogues)
+        drawn = self._stored("target", ids, Target) or self._pixels(ids, self._model.spec.generation)
+        if kind == "text_to_image":
+            return Sources(seeds, None, self._pinned(drawn))
+        seen = self._stored("semantic", ids, Semantic) or self._pixels(ids, self._model.spec.understanding)
+        return Sources(seeds, self._pinned(seen), self._pinned(drawn))
+
+    def loss(self, kind: Kind, ids: Sequence[str], sources: Sources) -> Loss:
+        """The mean loss of some samples, from what :meth:`read` has read of them."""
+        rng = SampleRng(sources.seeds)
+        if kind == "understanding":
+            images = _moved(sources.seen, self._device)
             with self._precision():
-                return self._model.understanding_loss(images, dialogues, rng)
-        target = self._target(ids, seeds)
+                return self._model.understanding_loss(images, sources.dialogues, rng)
+        target = self._target(sources)
         if kind == "text_to_image":
             captions = [self._captions[name] for name in ids]
             with self._precision():
                 return self._model.text_to_image_loss(captions, target, rng)
-        prompts, semantic = choose_templates(seeds, self._templates), self._semantic(ids)
+        prompts, semantic = choose_templates(sources.seeds, self._templates), self._semantic(sources)
         with self._precision():
             return self._model.reconstruction_loss(semantic, prompts, target, rng)
 
@@ -167,24 +192,30 @@ class Samples:
         """
         return torch.autocast(self._device.type, torch.bfloat16, enabled=self._lower, cache_enabled=False)
 
-    def _semantic(self, ids: Sequence[str]) -> Semantic:
-        if "semantic" in self._model.cacheable:
-            embeds, shapes = join(self._embeddings.rows("semantic", ids))
-            return Semantic(embeds.to(self._device), shapes)
-        images = self._pixels(ids, self._model.spec.understanding)
+    def _semantic(self, sources: Sources) -> Semantic:
+        seen = _moved(sources.seen, self._device)
+        if isinstance(seen, Semantic):
+            return seen
         with self._precision():  # an encoder that trains is part of the pass
-            return self._model.encode_semantic(images)
+            return self._model.encode_semantic(seen)
 
-    def _target(self, ids: Sequence[str], seeds: Sequence[int]) -> Target:
-        if "target" in self._model.cacheable:
-            values, shapes = join(self._embeddings.rows("target", ids))
-            return Target(values.to(self._device), shapes)
+    def _target(self, sources: Sources) -> Target:
+        drawn = _moved(sources.drawn, self._device)
+        if isinstance(drawn, Target):
+            return drawn
         # Its own stream: whether the target is cached must not move the draws of the loss.
-        rng = SampleRng([derive_seed(seed, "target") for seed in seeds])
-        return self._model.encode_target(self._pixels(ids, self._model.spec.generation), rng)
+        rng = SampleRng([derive_seed(seed, "target") for seed in sources.seeds])
+        return self._model.encode_target(drawn, rng)
+
+    def _stored(self, field: Cacheable, ids: Sequence[str], kind: type[Stored]) -> Stored | None:
+        return kind.of(self._embeddings.rows(field, ids)) if field in self._model.cacheable else None
 
     def _pixels(self, ids: Sequence[str], resize: Resize) -> Images:
-        return resized([self._reader.load(name) for name in ids], resize, self._device)
+        return resized([self._reader.load(name) for name in ids], resize)
+
+    def _pinned(self, values: Any) -> Any:
+        """In memory that a GPU copies from by itself, while the CPU goes on."""
+        return _each(values, Tensor.pin_memory) if self._device.type == "cuda" else values
 
     def _asked(self, ids: Sequence[str], seeds: Sequence[int]) -> tuple[Images, list[Dialogue]]:
         """Images as they are understood, and one question about each."""
@@ -193,7 +224,7 @@ class Samples:
             return self._pixels(ids, resize), [self._dialogue(*each) for each in zip(ids, seeds, strict=True)]
         taken = [self._own.take(name, seed) for name, seed in zip(ids, seeds, strict=True)]
         dialogues = [Dialogue(question, answer) for _, (question, answer) in taken]
-        return resized([image for image, _ in taken], resize, self._device), dialogues
+        return resized([image for image, _ in taken], resize), dialogues
 
     def _dialogue(self, name: str, seed: int) -> Dialogue:
         questions = self._questions[name]
@@ -213,3 +244,16 @@ def _questions(table: Any) -> dict[str, list[dict[str, str]]]:
         if truth.get("questions"):
             found[name] = truth["questions"]
     return found
+
+
+def _moved(values: Any, device: torch.device) -> Any:
+    return _each(values, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def _each(values: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same with every tensor in it changed."""
+    if isinstance(values, Semantic):
+        return replace(values, embeds=change(values.embeds))
+    if isinstance(values, Target):
+        return replace(values, values=change(values.values))
+    return [change(each) for each in values] if isinstance(values, list) else change(values)

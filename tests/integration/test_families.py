@@ -115,10 +115,11 @@ def test_ended_after_every_step_the_weights_are_the_same(
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(monitor.Curve, "add", add)
+    ahead = config.model_copy(update={"hardware": config.hardware.model_copy(update={"read_ahead": 2})})
     for _ in range(3):
         with pytest.raises(Interrupted):
-            train(config, tmp_path / "interrupted")
-    train(config, tmp_path / "interrupted")
+            train(ahead, tmp_path / "interrupted")
+    train(ahead, tmp_path / "interrupted")
     assert json.loads((tmp_path / "interrupted/outputs/curves/result.json").read_text())["resumed_after"] == [1, 2, 3]
     weights = [path.relative_to(root) for path in (root / "outputs/model").rglob("*.safetensors")]
     assert weights

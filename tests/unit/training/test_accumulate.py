@@ -1,14 +1,18 @@
 """Micro-batches change memory and speed, never the gradient."""
 
+import threading
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from reca.errors import UserError
 from reca.models.base import Loss
-from reca.training.loop import accumulate, passes
-from reca.training.process import World
+from reca.training.loop import accumulate
+from reca.training.passes import Passes, passes
+from reca.training.process import ALONE, World
 
 
 def mean_loss(weight: nn.Parameter, part: list[tuple[float, int]]) -> Loss:
@@ -26,9 +30,8 @@ def test_any_size_gives_the_gradient_of_the_whole(samples, others, size: int, sh
     def gradient(size: int) -> tuple[torch.Tensor, float]:
         weight = nn.Parameter(torch.tensor([0.5, -1.5], dtype=torch.float64))
         accumulate([weight], [others], 0.3, lambda part: mean_loss(weight, part))
-        value = accumulate(
-            [weight], [one.ids for one in passes(samples, size)], share, lambda part: mean_loss(weight, part)
-        )
+        parts = [one.ids for one in passes("reconstruction", (), samples, size)]
+        value = accumulate([weight], parts, share, lambda part: mean_loss(weight, part))
         assert weight.grad is not None
         return weight.grad, value
 
@@ -51,9 +54,69 @@ def test_parameters_that_a_kind_does_not_reach_keep_their_gradient() -> None:
 @given(count=st.integers(1, 20), size=st.integers(1, 6), processes=st.integers(1, 5))
 def test_sharded_processes_make_equally_many_passes_over_all_samples(count: int, size: int, processes: int) -> None:
     ids = [str(number) for number in range(count)]
-    made = [passes(ids, size, World(rank, processes, sharded=True)) for rank in range(processes)]
+    kind, moment = "reconstruction", ("train", 1)
+    made = [passes(kind, moment, ids, size, World(rank, processes, sharded=True)) for rank in range(processes)]
     assert len({len(own) for own in made}) == 1
     assert all(1 <= len(one.ids) <= size for own in made for one in own)
     assert sorted(name for own in made for one in own if one.counts for name in one.ids) == sorted(ids)
     for rank, own in enumerate(made):
-        assert [one for one in own if one.counts] == passes(ids, size, World(rank, processes))
+        assert [one for one in own if one.counts] == passes(kind, moment, ids, size, World(rank, processes))
+
+
+class Told:
+    """Samples that are numbers, and a note of who read them when."""
+
+    held_out_kinds, held_out = ("reconstruction",), ["h1", "h2", "h3"]
+
+    def __init__(self) -> None:
+        self.read_by: list[tuple[tuple[object, ...], int]] = []
+
+    def step(self, step: int) -> dict[str, list[str]]:
+        return {"reconstruction": [f"{step}a", f"{step}b", f"{step}c"], "understanding": [f"{step}q"]}
+
+    def read(self, kind: str, ids: list[str], moment: tuple[object, ...]) -> tuple[object, ...]:
+        self.read_by.append(((kind, *ids), threading.get_ident()))
+        return kind, *ids, moment
+
+    def loss(self, kind: str, ids: list[str], sources: tuple[object, ...]) -> Loss:
+        return Loss(sources, len(ids))  # type: ignore[arg-type]
+
+
+def walk(ahead: int, last: int = 4) -> tuple[list[object], Told]:
+    samples = Told()
+    made = Passes(samples, 2, ALONE, range(1, last + 1), ahead)  # type: ignore[arg-type]
+    found: list[object] = []
+    for step in range(1, last + 1):
+        found += [made.loss(one).value for parts in made.step(step).values() for one in parts]
+        if step % 2 == 0:
+            found += [made.loss(one).value for parts in made.held_out().values() for one in parts]
+    made.close()
+    return found, samples
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 50])
+def test_what_is_read_ahead_is_what_would_have_been_read(ahead: int) -> None:
+    expected, here = walk(0)
+    found, samples = walk(ahead)
+    assert found == expected
+    assert sorted(map(repr, (what for what, _ in samples.read_by))) == sorted(
+        map(repr, (what for what, _ in here.read_by))
+    )  # all of it, and nothing beyond the last step
+    assert {thread for _, thread in here.read_by} == {threading.get_ident()}
+    (reader,) = {thread for _, thread in samples.read_by}  # one thread for all: files need not stand several
+    assert reader != threading.get_ident()
+
+
+def test_what_goes_wrong_in_reading_ahead_is_told_where_it_is_due() -> None:
+    class Broken(Told):
+        def read(self, kind: str, ids: list[str], moment: tuple[object, ...]) -> tuple[object, ...]:
+            if "2a" in ids:
+                raise UserError("shard 7 is damaged")
+            return super().read(kind, ids, moment)
+
+    made = Passes(Broken(), 2, ALONE, range(1, 4), 3)  # type: ignore[arg-type]
+    for one in (one for parts in made.step(1).values() for one in parts):
+        made.loss(one)
+    with pytest.raises(UserError, match="shard 7"):
+        made.loss(made.step(2)["reconstruction"][0])
+    made.close()
