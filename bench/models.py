@@ -26,7 +26,7 @@ def build(family: str, size: str, device: torch.device, layers: int | None = Non
         family: One of :data:`bench.sizes.FAMILIES`.
         size: "tiny", "middle" or "real".
         device: Where it is built, too: billions of random numbers take minutes on a CPU.
-        layers: Of BAGEL's language model, in place of its own number.
+        layers: Of the language model of BAGEL or Janus, in place of its own number.
 
     Raises:
         ImportError: A package is missing that the family's classes need.

@@ -121,6 +121,8 @@ class Janus(UnifiedModel):
         wrong = {kind: sorted(map(str, keys)) for kind, keys in report.items() if keys}
         if wrong:
             raise ValueError(f"{checkpoint} does not fit its own config.json: {wrong}")
+        for part in (network.config, *(getattr(network.config, name) for name in network.config.sub_configs)):
+            part.dtype = torch.float32  # what is written back, whatever was read
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
         return cls(network, tokenizer, options).placed(device)
 
