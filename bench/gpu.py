@@ -12,7 +12,8 @@ the loop does; its frozen part, a small autoencoder, stays float32. Reported are
     images/s   micro-batch / seconds of a step
     tokens/s   images/s x (semantic_tokens + target_tokens); words of the template are left out
     TFLOP/s    floating-point operations of a step, forward and backward, as counted in that very step
-               (:mod:`bench.flops` has the formulas; gradients of frozen parts are not computed, nor counted) / seconds
+               (:mod:`reca.prediction.flops` has the formulas; gradients of frozen parts are neither computed nor
+               counted) / seconds
     MFU        that / the device's stated dense bfloat16 peak (:data:`PEAK`)
     memory     torch.cuda.max_memory_allocated over the timed steps
 
@@ -36,12 +37,12 @@ from typing import Any
 
 import torch
 
-from bench.flops import flops_of
 from bench.models import build
 from bench.sizes import FAMILIES, PUBLISHED, SIZES
 from bench.steps import Trainer, make_batch, seconds_of, surroundings
 from reca.files import write_json
 from reca.models.base import UnifiedModel
+from reca.prediction.flops import flops_of
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench/results"

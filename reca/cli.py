@@ -96,7 +96,9 @@ def parser() -> argparse.ArgumentParser:
             stage.add_argument("--dry-run", action="store_true", help="say what asking the judge would cost")
     add_evaluation(verb)
     verb("pretrain", _pretrain, "make the base weights of a tiny preset again")
-    verb("doctor", _doctor, "say whether this machine and this project are fit for a run")
+    doctor = verb("doctor", _doctor, "say whether machine and project are fit; with overrides, what a run would take")
+    doctor.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="model=…, hardware=…: predict this run")
+    doctor.add_argument("--json", action="store_true", help="for programs")
     lineage = verb("lineage", _registered, "tell where a registered model came from")
     lineage.add_argument("--json", action="store_true", help="everything, for programs")
     reproduce = verb("reproduce", _registered, "make a registered model again and compare")
@@ -241,10 +243,15 @@ def _pretrain(options: argparse.Namespace) -> int:
     return pretrain(options.arguments)
 
 
-def _doctor(_: argparse.Namespace) -> int:
+def _doctor(options: argparse.Namespace) -> int:
+    root = workspace.project_root()
+    if options.overrides:
+        from reca.prediction.command import predict
+
+        return predict(options.overrides, root, options.json)
     from reca.doctor import doctor
 
-    return doctor(workspace.project_root())
+    return doctor(root, options.json)
 
 
 def _registered(options: argparse.Namespace) -> int:

@@ -1,11 +1,15 @@
-"""``reca doctor``: is this machine, and is this project, fit for a run? Looks only, changes nothing."""
+"""``reca doctor``: is this machine, and is this project, fit for a run? Looks only, changes nothing.
 
+With overrides it predicts what a run would take instead: :mod:`reca.prediction`.
+"""
+
+import json
 import os
 import shutil
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -26,16 +30,18 @@ class Finding:
     detail: str
 
 
-def doctor(root: Path) -> int:
+def doctor(root: Path, as_json: bool = False) -> int:
     """Print what was found.
 
     Returns:
         0, or 1 when something would make a run fail.
     """
     findings = [finding for look in LOOKS for finding in look(root)]
-    width = max(len(finding.what) for finding in findings)
-    for finding in findings:
-        print(f"{finding.level:>4}  {finding.what:<{width}}  {finding.detail}")
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        width = max(len(finding.what) for finding in findings)
+        print("\n".join(f"{finding.level:>4}  {finding.what:<{width}}  {finding.detail}" for finding in findings))
     return int(any(finding.level == BAD for finding in findings))
 
 

@@ -6,11 +6,12 @@ masked pairs included, what a kernel computes again not. Ours, because torch's o
 grouped keys in some versions, and knows no attention on a CPU. Everything else (norms, softmax, AdamW) counts nothing.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, shape_wrapper
 
 FORWARD = ("flash_attention", "efficient_attention", "cudnn_attention", "flash_attention_for_cpu")
 BACKWARD = tuple(f"{name}_backward" for name in FORWARD)
@@ -30,14 +31,29 @@ def attention_backward(
     return 2 * attention(query, key, value)
 
 
+class FlopCount(TorchDispatchMode):
+    """Counts what runs inside. FlopCounterMode's hooks on modules would keep recomputed activations alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+        self._formulas: dict[Any, Any] = dict(flop_registry)
+        for names, formula in ((FORWARD, attention), (BACKWARD, attention_backward)):
+            for name in names:
+                if (operator := getattr(torch.ops.aten, f"_scaled_dot_product_{name}", None)) is not None:
+                    self._formulas[operator] = shape_wrapper(formula)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if (formula := self._formulas.get(func.overloadpacket)) is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=result)
+        return result
+
+
 def flops_of(work: Callable[[], object]) -> int:
     """Run it once and count."""
-    formulas: dict[Any, Any] = {}
-    for names, formula in ((FORWARD, attention), (BACKWARD, attention_backward)):
-        for name in names:
-            if (operator := getattr(torch.ops.aten, f"_scaled_dot_product_{name}", None)) is not None:
-                formulas[operator] = formula
-    counter = FlopCounterMode(display=False, custom_mapping=formulas)
-    with counter:
+    with FlopCount() as counter:
         work()
-    return int(counter.get_total_flops())
+    return int(counter.total)

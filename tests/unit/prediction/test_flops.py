@@ -1,11 +1,9 @@
 """Operations are counted as the docstring says, on any device and with grouped keys."""
 
-from importlib import import_module
-
 import torch
 import torch.nn.functional as F
 
-flops = import_module("bench.flops")
+from reca.prediction import flops
 
 
 def test_a_product_counts_two_per_multiply_add() -> None:

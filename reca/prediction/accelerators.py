@@ -1,0 +1,51 @@
+"""The devices that a run may be predicted for: their memory and their peaks."""
+
+from dataclasses import dataclass
+
+import psutil  # type: ignore[import-untyped]
+import torch
+
+from reca.config.sections import HardwareSection
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """One device, by its maker's data sheet."""
+
+    name: str
+    memory: int
+    """Bytes."""
+    peaks: dict[str, float]
+    """Dense operations a second by precision; empty: not known."""
+
+
+def _gpu(name: str, memory: int, bfloat16: float, float32: float) -> Accelerator:
+    return Accelerator(name, memory, {"bfloat16": bfloat16 * 1e12, "float32": float32 * 1e12})
+
+
+ACCELERATORS = {
+    "h100": _gpu("H100 SXM 80 GB", 80 * 2**30, 989, 67),
+    "h200": _gpu("H200 SXM 141 GB", 141 * 10**9, 989, 67),
+    "a100_80g": _gpu("A100 SXM 80 GB", 80 * 2**30, 312, 19.5),
+    "a100_40g": _gpu("A100 SXM 40 GB", 40 * 2**30, 312, 19.5),
+    "l40s": _gpu("L40S 48 GB", 48 * 10**9, 362, 91.6),
+}
+"""Names in the configuration -> NVIDIA's data sheets, without sparsity; float32 off the tensor cores."""
+PARTS = {"H100": "h100", "H200": "h200", "A100-SXM4-80": "a100_80g", "A100-SXM4-40": "a100_40g", "L40S": "l40s"}
+"""What torch calls a device contains one of these."""
+
+
+def accelerator_of(hardware: HardwareSection) -> Accelerator | None:
+    """The device that ``hardware`` names, or the one that is here; ``None``: it asks for a GPU, and there is none.
+
+    A CPU's memory is the machine's, shared by ``hardware.processes``.
+    """
+    if hardware.device != "cpu" and hardware.accelerator is not None:
+        return ACCELERATORS[hardware.accelerator]
+    if hardware.device != "cpu" and torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        known = next((ACCELERATORS[name] for part, name in PARTS.items() if part in properties.name), None)
+        return Accelerator(properties.name, properties.total_memory, known.peaks if known else {})
+    if hardware.device == "cuda":
+        return None
+    return Accelerator("CPU", psutil.virtual_memory().total // hardware.processes, {})

@@ -1,0 +1,69 @@
+"""What a run will take, told and compared with what there is."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from reca.config import ROOT, compose
+from reca.errors import UserError
+from reca.prediction.command import predict
+from reca.prediction.forecast import FILLED, changes, sharded, sized_model
+from reca.prediction.step import Step
+
+STEP = Step(
+    parameters=10,
+    trained=4,
+    weights=40,
+    gradients=16,
+    moments=32,
+    activations=80,
+    phase="reconstruction",
+    largest_unit=12,
+    images=8,
+    tokens=100,
+    flops=1000,
+    extract_flops=10,
+)
+TINY = ("model=showo_tiny", "train.global_batch_size=4", "hardware.micro_batch_size=2")
+
+
+def test_a_run_that_fits_is_told_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    priced = ["hardware.device=cuda", "hardware.accelerator=h100", "hardware.hour_price=2"]
+    assert predict([*TINY, *priced], ROOT, as_json=True) == 0
+    told = json.loads(capsys.readouterr().out)
+    step = told["step"]
+    assert step["peak"] == sum(step[name] for name in ("weights", "gradients", "moments", "activations"))
+    assert step["gradients"] == 4 * step["trained"]
+    assert told["train_seconds"] == pytest.approx(told["steps"] * told["step_seconds"])
+    assert told["dollars"] == pytest.approx(2 * told["device_hours"])
+    assert any("assumed" in assumption or "measured" in assumption for assumption in told["assumptions"])
+
+
+def test_a_cpu_gets_no_time(capsys: pytest.CaptureFixture[str]) -> None:
+    assert predict([*TINY], ROOT) == 0
+    told = capsys.readouterr().out
+    assert "its time    not predicted" in told
+    assert "fits" in told
+
+
+def test_what_does_not_fit_says_what_to_change() -> None:
+    config = compose(["hardware=gpu", "hardware.micro_batch_size=8", "hardware.gradient_checkpointing=false"])
+    told = changes(config, STEP, room=STEP.peak - 40)
+    assert [line.split(":")[0] for line in told] == [
+        "hardware.micro_batch_size=4 or less, not 8",
+        "hardware.gradient_checkpointing=true",
+    ]
+    assert "another device or model" in changes(config, STEP, room=80)[-1]
+    assert 0 < FILLED < 1
+
+
+def test_sharding_divides_what_lasts_and_gathers_two_units() -> None:
+    assert sharded(STEP, 1) == STEP
+    assert sharded(STEP, 4) == replace(STEP, weights=10, gradients=4, moments=8, activations=80 + 2 * 12)
+
+
+def test_unknown_sizes_are_refused() -> None:
+    config = compose(["model=showo_tiny", "model.name=mine", "model.checkpoint=nowhere"])
+    with pytest.raises(UserError, match=r"sizes of model\.name=mine are not known.*nowhere is missing"):
+        sized_model(config, ROOT)
