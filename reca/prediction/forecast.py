@@ -7,7 +7,9 @@ says which. Without a peak (a CPU, an unknown GPU) no time is predicted.
 """
 
 import json
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
+from io import StringIO
 from pathlib import Path
 
 import torch
@@ -67,10 +69,15 @@ def forecast(config: Config, root: Path) -> Forecast:
     model, sizes = sized_model(config, root)
     device = accelerator_of(config.hardware)
     try:
+        if config.train.adapter is not None:
+            from reca.training.adapters import adapt  # needs peft, which nothing else does
+
+            with redirect_stdout(StringIO()):
+                adapt(model, config.train.adapter, config.seed)
         step = simulated(model, plan_of(config))
     except ValueError as error:
         raise UserError(f"this recipe cannot be run: {error}") from None
-    shards = config.hardware.processes if getattr(config.hardware, "shard", False) else 1
+    shards = config.hardware.processes if config.hardware.shard else 1
     step = sharded(step, shards)
     fits = None if device is None else step.peak <= FILLED * device.memory
     seconds, grounds = _seconds(config, root, step, device)
@@ -140,6 +147,7 @@ def plan_of(config: Config) -> Plan:
         betas=train.betas,
         weight_decay=train.weight_decay,
         templates=train.prompt_templates,
+        optimizer_moments=train.moments,
     )
 
 
@@ -170,7 +178,9 @@ def changes(config: Config, step: Step, room: float) -> tuple[str, ...]:
             f"another device or model: weights, gradients and moments alone take {lasting / 1e9:.1f} GB of the "
             f"{room / 1e9:.1f} GB that can be filled, and no batch size changes that"
         )
-        if "shard" in type(hardware).model_fields and hardware.processes == 1:
+        if config.train.adapter is None:
+            found.append("train.adapter='{rank: 64, alpha: 128}': gradients and moments of adapters only")
+        if not hardware.shard:
             found.append("hardware.shard=true with hardware.processes=N: each of N devices holds an N-th of these")
     return tuple(found)
 

@@ -30,7 +30,8 @@ from reca.objectives.templates import choose_templates
 from reca.prediction.flops import flops_of
 from reca.prediction.simulation import Hollow, LiveBytes, hollow
 from reca.training.activations import blocks, checkpoint_blocks
-from reca.training.loop import accumulate, in_parts
+from reca.training.loop import accumulate
+from reca.training.moments import Moments, state_bytes
 from reca.training.optimizer import build_optimizer, freeze, set_training_mode
 from reca.training.process import World
 
@@ -55,6 +56,7 @@ class Plan:
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     templates: int | None = None
+    optimizer_moments: Moments = "float32"
 
     def share(self, kind: Kind) -> int:
         """Samples of a kind that one process takes."""
@@ -131,6 +133,9 @@ def taken(model: UnifiedModel, plan: Plan) -> Step:
     optimizer = build_optimizer(parameters, plan.betas, plan.weight_decay, undecayed=model.undecayed)
     with live:
         moments = _make_moments(parameters, optimizer)
+    if plan.optimizer_moments != "float32":  # counted: rounding by chance needs numbers
+        moments = sum(state_bytes(parameter, plan.optimizer_moments) for parameter in parameters.values())
+    with live:
         flops = {kind: _take(live, peaks, parameters, inputs, plan, kind) for kind in plan.mixture.kinds}
         if not plan.fused:
             live.restart()
@@ -186,7 +191,7 @@ def _take(
 ) -> int:
     """One loss of the step, on top of the gradients of those before it; returns the operations of all its samples."""
     ids = range(min(plan.share(kind), PARTS * plan.micro_batch_size))
-    parts = in_parts([str(number) for number in ids], plan.micro_batch_size)
+    parts = [ids[start : start + plan.micro_batch_size] for start in range(0, len(ids), plan.micro_batch_size)]
     world = _Together(size=plan.processes)
     gc.collect()
     live.restart()
@@ -231,9 +236,9 @@ class _Inputs:
             self._model.encode_semantic(self._pixels(count, self._model.spec.understanding_size))
         self._model.encode_target(self._pixels(count, self._model.spec.generation_size), SampleRng(list(range(count))))
 
-    def loss(self, kind: Kind, ids: Sequence[str]) -> Loss:
+    def loss(self, kind: Kind, ids: Sequence[int]) -> Loss:
         """One micro-batch forward."""
-        seeds = [int(name) for name in ids]
+        seeds = list(ids)
         rng, size = SampleRng(seeds), self._model.spec.understanding_size
         if kind == "understanding":
             images = self._pixels(len(ids), size)
@@ -253,7 +258,7 @@ class _Inputs:
             return self._model.reconstruction_loss(semantic, prompts, target, rng)
 
     def _precision(self) -> torch.autocast:
-        return torch.autocast("cpu", torch.bfloat16, enabled=self._plan.lower)
+        return torch.autocast("cpu", torch.bfloat16, enabled=self._plan.lower, cache_enabled=False)
 
 
 def _like(example: Tensor, count: int) -> Tensor:

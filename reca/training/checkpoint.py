@@ -26,7 +26,7 @@ from reca.digest import file_digest
 from reca.errors import UserError
 from reca.files import sync, whole_folder, write_json
 from reca.training.process import ALONE, World
-from reca.training.sharding import own_rows
+from reca.training.sharding import beside, own_rows
 from reca.training.storage import exclusive, explained
 
 META = "meta.json"
@@ -236,11 +236,13 @@ class _Stored:
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
     def like(self, parameter: nn.Parameter, kind: str, name: str) -> Tensor:
-        """What is stored beside a parameter: a number, or something of its shape, sharded as it is."""
-        if not self._parts[0].get_slice(f"{kind}/{name}").get_shape():
+        """What is stored beside a parameter: a number, or something with its rows, sharded as it is."""
+        stored = self._parts[0].get_slice(f"{kind}/{name}")
+        if not (shape := stored.get_shape()):
             number: Tensor = self._parts[0].get_tensor(f"{kind}/{name}")
             return number.clone()
-        found = torch.zeros_like(parameter, requires_grad=False)
+        own = own_rows(parameter)[0]
+        found = beside(parameter, torch.zeros(len(own), *shape[1:], dtype=stored[:0].dtype, device=own.device))
         self.fill(found, kind, name)
         return found
 

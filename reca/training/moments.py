@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
 from reca.nn.random import derive_seed
+from reca.training.sharding import beside
 
 Stored = Literal["bfloat16", "8bit"]
 Moments = Literal["float32", "bfloat16", "8bit"]
@@ -85,7 +86,7 @@ class CompactAdamW(torch.optim.AdamW):
         chance = torch.Generator(values.device).manual_seed(derive_seed("moments", number, int(steps)))
         for name, moment in zip(MOMENTS, moments, strict=True):
             for key, part in self._kept(name, moment, block_length(parameter), chance).items():
-                state[key] = _like(parameter, part)
+                state[key] = beside(parameter, part)
 
     def _kept(self, name: str, moment: Tensor, block: int, chance: torch.Generator) -> dict[str, Tensor]:
         if self._stored == "bfloat16" or not block:
@@ -172,13 +173,3 @@ def _read(state: Mapping[str, Tensor], name: str, like: Tensor) -> Tensor:
 def _local(tensor: Any) -> Tensor:
     """This process's part of a tensor that may be sharded over processes."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def _like(parameter: nn.Parameter, part: Tensor) -> Tensor:
-    """Sharded as its parameter is, by rows."""
-    if not isinstance(parameter, DTensor):
-        return part
-    shape = torch.Size([*parameter.shape[:1], *part.shape[1:]])
-    stride = torch.empty(shape, device="meta").stride()
-    mesh, placements = parameter.device_mesh, parameter.placements
-    return DTensor.from_local(part, mesh, placements, run_check=False, shape=shape, stride=stride)

@@ -88,3 +88,19 @@ def own_rows(tensor: Tensor) -> tuple[Tensor, int]:
     each = -(-rows // mesh.size())  # as torch.chunk does: the last processes may have fewer, or none
     own: Tensor = tensor.to_local()
     return own.detach(), min(each * mesh.get_local_rank(), rows)
+
+
+def beside(parameter: Tensor, rows: Tensor) -> Tensor:
+    """This process's rows of something that has as many rows as a parameter, sharded as the parameter is.
+
+    Args:
+        parameter: Sharded or whole.
+        rows: As many as :func:`own_rows` of it; further dimensions are free.
+    """
+    if not isinstance(parameter, DTensor):
+        return rows
+    shape = torch.Size([*parameter.shape[:1], *rows.shape[1:]])
+    stride = torch.empty(shape, device="meta").stride()
+    mesh, placements = parameter.device_mesh, parameter.placements
+    found: Tensor = DTensor.from_local(rows, mesh, placements, run_check=False, shape=shape, stride=stride)
+    return found

@@ -126,7 +126,7 @@ def test_ended_after_every_step_the_weights_are_the_same(
     assert [
         path for path in weights if (tmp_path / "interrupted" / path).read_bytes() != (root / path).read_bytes()
     ] == []
-    (saved,) = (tmp_path / "interrupted/.reca/checkpoints").glob("*/000004/model.safetensors")
+    (saved,) = (tmp_path / "interrupted/.reca/checkpoints").glob("*/000004/part-*.safetensors")
     assert all(".lora_" in name for name in load_file(saved)) == (adapter != "null")
     base = {path.relative_to(root / "base") for path in (root / "base").rglob("*") if path.is_file()}
     made = {path.relative_to(root / "outputs/model") for path in (root / "outputs/model").rglob("*") if path.is_file()}

@@ -88,13 +88,15 @@ def test_a_resumed_run_is_the_same_to_the_last_bit(moments: Moments, tmp_path: P
     assert types(again) == types(half)
     train(second, again, range(4, 8))
     assert all(torch.equal(*pair) for pair in zip(straight.parameters(), second.parameters(), strict=True))
-    for here, there in zip(optimizer.state.values(), again.state.values(), strict=True):
+    for one, other in zip(straight.parameters(), second.parameters(), strict=True):
+        here, there = optimizer.state[one], again.state[other]
         assert here.keys() == there.keys()
         assert all(torch.equal(here[key], there[key]) for key in here)
 
 
 def types(optimizer: torch.optim.Optimizer) -> list[dict[str, torch.dtype]]:
-    return [{key: value.dtype for key, value in state.items()} for state in optimizer.state.values()]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return [{key: value.dtype for key, value in optimizer.state[parameter].items()} for parameter in parameters]
 
 
 def test_the_state_takes_what_is_promised() -> None:
