@@ -127,7 +127,9 @@ def test_dpg_counts_dependencies_and_never_guesses(dpg, use_model, artist, judge
     assert scores.details["dpg"] == pytest.approx(100 * 2 / 3)
     assert scores.details["level_1"] == {"attribute": 0.5, "entity": 0.5, "global": 1.0}
     assert scores.details["replies"] == {"read": 24, "unparsable": 0, "refused": 0, "failed": 0, "not asked": 0}
-    assert scores.protocol.startswith("variant: judged by gpt-4o-2024-08-06 instead of mPLUG-large; only the first 2")
+    assert scores.protocol.startswith(
+        "variant: judged by gpt-4o-2024-08-06 instead of mPLUG-large; judge asked at another endpoint; only the first 2"
+    )
     assert scores.judge.version == "judge-2026-01"
     assert items[0].details[0]["answers"]["1"] == {"answer": 0.0, "status": "read", "reply": "No."}
 
