@@ -54,7 +54,7 @@ def test_what_does_not_fit_says_what_to_change() -> None:
         "hardware.micro_batch_size=4 or less, not 8",
         "hardware.gradient_checkpointing=true",
     ]
-    assert "another device or model" in changes(config, STEP, room=80)[-1]
+    assert "another device or model" in changes(config, STEP, room=80)[1]
     assert 0 < FILLED < 1
 
 
