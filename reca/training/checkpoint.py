@@ -172,7 +172,7 @@ class CheckpointStore:
                     pass
         except FileNotFoundError as error:
             raise TornCheckpoint(f"{Path(error.filename).name} is missing") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise TornCheckpoint(f"{META} is damaged ({error!r})") from None
         except (SafetensorError, OSError) as error:
             raise TornCheckpoint(f"it cannot be read ({error})") from None

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PATIENCE = timedelta(hours=1)
 """For the slowest process: the first one writes checkpoints and waits for locks while the others wait for it."""
+BUCKET_BYTES = 2**26
+"""Of gradients in one message: a hundred messages of a norm's weights cost more than their bytes."""
 Item = TypeVar("Item")
 Value = TypeVar("Value")
 
@@ -113,16 +115,34 @@ class World:
         import torch
 
         *counts, ending = self.sum([*(float(parameter.grad is not None) for parameter in parameters), float(told)])
-        pending = []
+        gradients = list[torch.Tensor]()
         for parameter, count in zip(parameters, counts, strict=True):
             if not count:  # reached by no sample of the step: the optimizer must not see a gradient, be it 0
                 continue
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            pending.append(torch.distributed.all_reduce(parameter.grad, async_op=True))
-        for one in pending:
-            one.wait()
+            gradients.append(parameter.grad)
+        for bucket in _buckets(gradients):
+            flat = torch.cat([gradient.flatten() for gradient in bucket]) if len(bucket) > 1 else bucket[0]
+            torch.distributed.all_reduce(flat)
+            if len(bucket) > 1:
+                sums = flat.split([gradient.numel() for gradient in bucket])
+                for gradient, total in zip(bucket, sums, strict=True):
+                    gradient.copy_(total.view_as(gradient))
         return ending > 0
+
+
+def _buckets(gradients: Sequence["torch.Tensor"]) -> Iterator[list["torch.Tensor"]]:
+    """Neighbours of one type that travel as one message; a larger gradient is a bucket of its own."""
+    bucket, size = list["torch.Tensor"](), 0
+    for gradient in gradients:
+        if bucket and (size + gradient.nbytes > BUCKET_BYTES or gradient.dtype != bucket[0].dtype):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(gradient)
+        size += gradient.nbytes
+    if bucket:
+        yield bucket
 
 
 ALONE = World()

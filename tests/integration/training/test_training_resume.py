@@ -57,7 +57,7 @@ def test_ended_at_four_points(project, straight: Path) -> None:
     project.kill_when("train", lambda: project.recorded() >= 5)
     assert project.steps() == ["000003"]
 
-    project.kill_when("train", lambda: any(project.checkpoints.glob(".000006.*/model.safetensors")))
+    project.kill_when("train", lambda: any(project.checkpoints.glob(".000006.*/part-*")))
     assert project.steps() == ["000003"]
 
     child = project.start("train", slowly=True)
@@ -113,11 +113,11 @@ def test_torn_checkpoint_is_passed_over(
     interrupt_at(monkeypatch, 7)
     with pytest.raises(Interrupted):
         train(project.config, project.root)
-    torn = project.checkpoints / "000007" / "model.safetensors"
+    torn = project.checkpoints / "000007" / "part-00001-of-00001.safetensors"
     torn.write_bytes(torn.read_bytes()[:-1])
     train(project.config, project.root)
     said = capsys.readouterr().out
-    assert f"passing over the checkpoint {torn.parent}: model.safetensors has" in said
+    assert f"passing over the checkpoint {torn.parent}: {torn.name} has" in said
     assert "resuming after step 6" in said
     same_as(straight, project)
 
