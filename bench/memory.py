@@ -1,0 +1,119 @@
+"""How far is the predicted memory of a training step from what a process really takes?
+
+    python -m bench.memory                            # five families, tiny and middle, on the CPU: some minutes
+    python -m bench.memory --families janus --sizes tiny
+
+Per family and size, with and without recomputed activations, the same step (L_RecA, two micro-batches, AdamW; float32)
+
+    predicted   reca.prediction.step.simulated: a model without numbers
+    tensors     the storages that live while the step runs with numbers, followed operator by operator (``taken``)
+    measured    CPU: the peak of resident memory (VmHWM) of a process of its own, less what it held before the model was
+                built; libraries' workspaces and the allocator's unreturned pages are in it.
+
+and the ratios predicted / tensors and predicted / measured. JSON goes to bench/results/memory.json.
+"""
+
+import argparse
+import gc
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.models import build
+from bench.sizes import FAMILIES
+from bench.steps import surroundings
+from reca.files import write_json
+from reca.objectives.mixture import mix
+from reca.prediction.step import Plan, simulated, taken
+
+ROOT = Path(__file__).parents[1]
+RESULT = ROOT / "bench/results/memory.json"
+BATCH = {"tiny": 32, "middle": 4}
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
+"""glibc gives tensors back at once, so that resident memory is what lives and not what has lived."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print a table, write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument("--sizes", nargs="+", choices=tuple(BATCH), default=list(BATCH))
+    parser.add_argument("--output", type=Path, default=RESULT, help="where the answer goes")
+    parser.add_argument("--one", nargs=3, metavar=("FAMILY", "SIZE", "AGAIN"), help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.one:
+        family, size, again = options.one
+        print(json.dumps(resident(family, size, again == "True")))
+        return 0
+    rows = [row_of(family, size, again) for family in options.families for size in options.sizes for again in (0, 1)]
+    answer = {
+        "question": "how far is the predicted memory of a step from what a process really takes?",
+        "batch_sizes": {size: BATCH[size] for size in options.sizes},
+        **surroundings(),
+        "rows": rows,
+    }
+    write_json(options.output, answer)
+    return 0
+
+
+def row_of(family: str, size: str, again: int) -> dict[str, Any]:
+    """One model, predicted and measured twice."""
+    predicted = simulated(_model(family, size), plan(size, bool(again)))
+    words = [sys.executable, "-m", "bench.memory", "--one", family, size, str(bool(again))]
+    done = subprocess.run(words, cwd=ROOT, env=os.environ | ALLOCATOR, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    followed, measured = found["tensors"], found["process"]
+    row = {
+        "family": family,
+        "size": size,
+        "gradient_checkpointing": bool(again),
+        "parameters": predicted.parameters,
+        "predicted_mib": round(predicted.peak / 2**20, 2),
+        "tensors_mib": round(followed / 2**20, 2),
+        "measured_mib": round(measured / 2**20, 2),
+        "predicted_over_tensors": round(predicted.peak / followed, 4),
+        "predicted_over_measured": round(predicted.peak / measured, 3),
+    }
+    print(
+        f"{family:8} {size:7} recomputed={bool(again)!s:5} predicted {row['predicted_mib']:8.1f} MiB, "
+        f"/ tensors {row['predicted_over_tensors']:.3f}, / process {row['predicted_over_measured']:.2f}",
+        flush=True,
+    )
+    return row
+
+
+def plan(size: str, again: bool) -> Plan:
+    """L_RecA alone, in two micro-batches."""
+    mixture = mix({"reconstruction": 1.0, "text_to_image": 0.0, "understanding": 0.0}, 2 * BATCH[size])
+    return Plan(mixture, BATCH[size], processes=1, lower=False, gradient_checkpointing=again, fused=False)
+
+
+def resident(family: str, size: str, again: bool) -> dict[str, int]:
+    """Peak of this process over the step, less what it held before."""
+    torch.set_num_threads(1)
+    taken(_model(family, "tiny"), plan("tiny", again))  # imports, and whatever a first step allocates for good
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
+    before = _status("VmRSS")
+    step = taken(_model(family, size), plan(size, again))
+    return {"process": _status("VmHWM") - before, "tensors": step.peak}
+
+
+def _status(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+
+def _model(family: str, size: str) -> Any:
+    torch.manual_seed(0)
+    return build(family, size, torch.device("cpu"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
