@@ -174,15 +174,17 @@ def resized(
         device: Where they go; ``None``: the CPU.
 
     Returns:
-        (B, 3, S, S), or (3, H, W) each where images keep their shapes.
+        (B, 3, H, W); of images that keep unlike shapes (3, H, W) each.
     """
     if resize.rule != "fit":
         return _tensor([to_square(image, resize.longest, resize.rule == "stretch") for image in images]).to(device)
-    found = []
-    for image in images:
-        height, width = resize.size(image.height, image.width)
-        found.append(_tensor([np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))])[0].to(device))
-    return found
+    sizes = [resize.size(image.height, image.width)[::-1] for image in images]
+    pixels = [
+        np.asarray(image.resize(size, Image.Resampling.BICUBIC)) for image, size in zip(images, sizes, strict=True)
+    ]
+    if len(set(sizes)) == 1:
+        return _tensor(pixels).to(device)
+    return [_tensor([levels])[0].to(device) for levels in pixels]
 
 
 def _tensor(images: Sequence[NDArray[np.uint8]]) -> "Tensor":

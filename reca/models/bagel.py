@@ -38,7 +38,6 @@ from reca.nn.flux_autoencoder import decode, encode, sample_latents
 from reca.nn.image_sizes import Resize
 from reca.nn.packing import Stretch
 from reca.nn.patches import patchify, unpatchify
-from reca.nn.ragged import join
 from reca.nn.random import SampleRng, derive_seed
 
 MARKERS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
@@ -169,9 +168,8 @@ class Bagel(UnifiedModel, ImageEditor):
         """
         for image in images:
             self._grid(*image.shape[1:])
-        alike, shapes = join(list(images))
-        if shapes is None:
-            return Target(encode(self.autoencoder, alike))
+        if isinstance(images, Tensor):
+            return Target(encode(self.autoencoder, images))
         return Target.of([encode(self.autoencoder, image[None])[0] for image in images])
 
     def _grid(self, height: int, width: int) -> tuple[int, int]:

@@ -38,7 +38,8 @@ RECONSTRUCTION_PROMPT = "describe the image in detail"
 NO_LABEL = -100
 """In labels: nothing is asked for here."""
 Images = Any
-"""(B, 3, S, S); where ``Spec`` lets images keep their shapes also a list of (3, H, W). Families narrow it."""
+"""(B, 3, S, S); where ``Spec`` lets images keep their shapes (B, 3, H, W), or a list of (3, H, W) if they are unlike.
+Families narrow it."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ class Resize:
     shortest: int = 1
     """Where the shape is kept: no side is shorter, unless ``longest`` forbids it."""
     step: int = 1
-    """Where the shape is kept: sides are multiples of this, so it is kept to half a step."""
+    """Where the shape is kept: sides are multiples of this, so it is kept as far as these allow."""
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of what becomes of an image.

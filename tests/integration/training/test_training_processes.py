@@ -14,6 +14,7 @@ import torch
 from reca.config import Config
 from reca.models.base import Loss
 from reca.stages.extract import extract
+from reca.stages.ingest import ingest
 from reca.stages.result import read_result
 from reca.stages.train import train
 from reca.training.launch import free_port
@@ -149,6 +150,17 @@ def test_extraction_writes_the_same_files(project, template: Path) -> None:
     for path in (template / "outputs/embeddings").iterdir():
         assert (project.root / "outputs/embeddings" / path.name).read_bytes() == path.read_bytes()
     assert not list((project.root / ".reca/extract").glob("*/known"))
+
+
+def test_extraction_of_more_images_writes_the_same_files(project, tmp_path: Path) -> None:
+    assert ranks(2, _stage, extract, project.root) == [0, 0]
+    config = project.configure("data.num_images=52", "extract.images_per_shard=10")
+    ingest(config, project.root)
+    shutil.copytree(project.root, tmp_path / "scratch", ignore=shutil.ignore_patterns(".reca"))
+    assert ranks(2, _stage, extract, project.root) == [0, 0]
+    extract(config, tmp_path / "scratch")
+    for path in (tmp_path / "scratch/outputs/embeddings").iterdir():
+        assert (project.root / "outputs/embeddings" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_sums_are_equal_to_the_last_bit_on_every_process(tmp_path: Path) -> None:
