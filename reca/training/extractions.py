@@ -1,7 +1,7 @@
 """Extractions under the state folder: a killed one goes on from its finished shards, a later one takes rows from them.
 
     <state>/extract/<how>-<what>/   how: what decides an image's row (model, base, code); what: which images, in order
-        shard-00000.safetensors     finished, linked to the output folder, so it costs no disk while that is there
+        shard-00000.safetensors     finished; the output folder has hard links of it, until DVC puts copies there
         shard-00000.json            its note, written last
         known/                      intact shards of other extractions of the same <how>, while this one works
 

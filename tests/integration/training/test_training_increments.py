@@ -194,4 +194,4 @@ def test_the_last_two_extractions_are_kept(project: Path) -> None:
     assert not states[0] & states[2]
     shards = list((project / "outputs/embeddings").glob("*.safetensors"))
     kept = {path.stat().st_ino for path in (project / ".reca/extract").glob("*/*.safetensors")}
-    assert {path.stat().st_ino for path in shards} <= kept  # the newest costs no disk
+    assert {path.stat().st_ino for path in shards} <= kept  # the newest costs no disk before DVC copies it
