@@ -2,6 +2,7 @@
 
     make gpu-bench                                            # all five families: under 25 minutes
     python -m bench.gpu --families janus showo
+    python -m bench.gpu --compile --flex-attention --output ...     # against the plain eager step, the default
     python -m bench.gpu --device cpu --tiny --inline          # the same code over small models: a test of it
 
 Weights are random and nothing is fetched. A step is that of the training loop with what the family may cache taken
@@ -43,6 +44,7 @@ from bench.steps import Trainer, make_batch, seconds_of, surroundings
 from reca.files import write_json
 from reca.models.base import UnifiedModel
 from reca.prediction.flops import flops_of
+from reca.training.speed import attend_by_blocks, compile_blocks
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench/results"
@@ -54,6 +56,8 @@ BATCH = {"bagel": 2, "harmon": 8, "janus": 16, "openuni": 32, "showo": 8}
 DEPTHS = {"real": (4, 8), "tiny": (1, 2)}
 """Layers at which BAGEL is measured: with 8, weights and moments take some 45 GiB."""
 WARM_UP, TIMED = 2, 7
+FASTER = ("compile", "flex_attention")
+"""What may be switched on; without both the step is plain eager code, the baseline."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -92,6 +96,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="small models: a test of this file, no measurement")
+    parser.add_argument("--compile", action="store_true", help="compile the blocks, as hardware.compile does")
+    parser.add_argument("--flex-attention", action="store_true", help="of BAGEL, as hardware.flex_attention does")
     parser.add_argument("--inline", action="store_true", help="all in this process, without time limits")
     parser.add_argument("--limit-seconds", type=float, default=LIMIT_SECONDS, help="of each family")
     parser.add_argument("--output", type=Path, help="where the answer goes; default: results/gpu_<device>.json")
@@ -107,7 +113,8 @@ def in_own_process(family: str, options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="reca-gpu-") as folder:
         place = Path(folder) / "row.json"
         words = ["--one", family, "--device", options.device, "--output", str(place)]
-        command = [sys.executable, "-m", "bench.gpu", *words, *(["--tiny"] if options.tiny else [])]
+        words += [f"--{word.replace('_', '-')}" for word in ("tiny", *FASTER) if getattr(options, word)]
+        command = [sys.executable, "-m", "bench.gpu", *words]
         try:
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=options.limit_seconds)
         except subprocess.TimeoutExpired:
@@ -123,12 +130,13 @@ def measured(family: str, options: argparse.Namespace) -> dict[str, Any]:
     """One family's row; what goes wrong is said in it."""
     size, device = _size(options), torch.device(options.device)
     row: dict[str, Any] = {"family": family, "model": PUBLISHED[family] if size == "real" else size}
+    row["faster"] = [word for word in FASTER if getattr(options, word)]
     try:
         if family == "bagel":
-            shallow, deep = (throughput(family, size, device, layers) for layers in DEPTHS[size])
+            shallow, deep = (throughput(family, size, options, layers) for layers in DEPTHS[size])
             row |= extrapolated(shallow, deep, DEPTHS[size], SIZES[family][size]["text"]["num_hidden_layers"])
         else:
-            row |= throughput(family, size, device)
+            row |= throughput(family, size, options)
     except ModuleNotFoundError as error:
         return {**row, "failed": f"not measured: needs {error.name}"}
     except torch.cuda.OutOfMemoryError:
@@ -138,8 +146,9 @@ def measured(family: str, options: argparse.Namespace) -> dict[str, Any]:
     return {**row, **rates(row, device)}
 
 
-def throughput(family: str, size: str, device: torch.device, layers: int | None = None) -> dict[str, Any]:
+def throughput(family: str, size: str, options: argparse.Namespace, layers: int | None = None) -> dict[str, Any]:
     """Seconds, operations and memory of a step, at the largest micro-batch of those tried that fits."""
+    device = torch.device(options.device)
     batch_size = BATCH[family] if size == "real" else 2
     while True:
         gc.collect()  # what an earlier model left; not in the handler, whose traceback holds on to tensors
@@ -147,14 +156,14 @@ def throughput(family: str, size: str, device: torch.device, layers: int | None 
             torch.cuda.empty_cache()
         try:
             torch.manual_seed(0)
-            return _timed(build(family, size, device, layers), batch_size, device)
+            return _timed(build(family, size, device, layers), batch_size, device, options)
         except torch.cuda.OutOfMemoryError:
             if batch_size == 1:
                 raise
         batch_size //= 2
 
 
-def _timed(model: UnifiedModel, batch_size: int, device: torch.device) -> dict[str, Any]:
+def _timed(model: UnifiedModel, batch_size: int, device: torch.device, options: argparse.Namespace) -> dict[str, Any]:
     lengths = model.spec.semantic_tokens, model.spec.target_tokens
     batch = make_batch(model, batch_size, device)
     trainer = Trainer(model, lower=True)
@@ -162,7 +171,11 @@ def _timed(model: UnifiedModel, batch_size: int, device: torch.device) -> dict[s
         for parameter in model.parameters():
             if not parameter.requires_grad:
                 parameter.data = parameter.data.bfloat16()
-    flops = flops_of(lambda: trainer.step(batch))
+    flops = flops_of(lambda: trainer.step(batch))  # of the plain step: compiled code calls what no table knows
+    if options.flex_attention and model.family == "bagel":
+        attend_by_blocks(model, device)
+    if options.compile:
+        compile_blocks(model)
     for _ in range(WARM_UP):
         trainer.step(batch)
     if device.type == "cuda":

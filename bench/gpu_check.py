@@ -10,6 +10,7 @@ All in float32, without TF32:
     losses    L_RecA, text to image and understanding of a small random model, relative to the CPU's: 1e-4
     gradients of those losses: the largest difference in a parameter, relative to the largest number in that
               parameter's gradient (or to a thousandth of the largest of all, for those that are nearly zero): 1e-3
+    faster    L_RecA and its gradients with compiled blocks, and of BAGEL with FlexAttention
     images    drawn from one seed: shapes, and numbers that are finite (a code drawn at a draw's very edge may differ)
 
 What cannot be imported here is said to be not compared, and why. Exit status: 0 if something was compared and nothing
@@ -22,7 +23,8 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from bench.sizes import FAMILIES
 from bench.steps import Batch, make_batch
 from reca.models.base import Dialogue, Loss, Sampling, Semantic, Target, UnifiedModel
 from reca.nn.random import SampleRng
+from reca.training.speed import attend_by_blocks, compile_blocks
 
 FIXTURES = Path(__file__).parents[1] / "tests/parity/fixtures"
 CPU = torch.device("cpu")
@@ -69,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     verdicts = []
     for family in options.families:
-        for check in (parity, small_model):
+        for check in (parity, small_model, faster_kernels):
             for verdict in explained(check, family, options.device):
                 print(verdict, flush=True)
                 verdicts.append(verdict.verdict)
@@ -122,6 +125,24 @@ def small_model(family: str, device: torch.device) -> Iterator[Verdict]:
         f"largest difference {float((ours - theirs).abs().max()):.1e}" if fine else "wrong shape, or not finite"
     )
     yield Verdict(family, "images", "ok" if fine else "differs", difference)
+
+
+def faster_kernels(family: str, device: torch.device) -> Iterator[Verdict]:
+    """The same with compiled blocks, and of BAGEL with FlexAttention, on the device; the CPU computes as ever."""
+    if device.type == "cpu":
+        return  # its compiler takes minutes, and FlexAttention has no backward pass there
+    torch.manual_seed(0)
+    here = build(family, "tiny", CPU)
+    batch = make_batch(here, len(PROMPTS), CPU)
+    ways: dict[str, Callable[[UnifiedModel], None]] = {"compiled": compile_blocks}
+    if family == "bagel":
+        ways["FlexAttention"] = partial(attend_by_blocks, device=device)
+    for name, change in ways.items():
+        there = copy.deepcopy(here).to(device)
+        change(there)
+        with full_float32():
+            for verdict in same_loss(family, "reconstruction", (here, there), batch, device):
+                yield replace(verdict, what=f"{verdict.what}, {name}")
 
 
 def same_loss(
