@@ -90,10 +90,10 @@ def _prepared(config: Config, base: Path, root: Path, device: torch.device, worl
         adapt(model, config.train.adapter, config.seed)
     if config.hardware.flex_attention:
         attend_by_blocks(model, device)
-    if config.hardware.gradient_checkpointing:
-        checkpoint_blocks(model)
     if config.hardware.compile:
         compile_blocks(model)
+    if config.hardware.gradient_checkpointing:
+        checkpoint_blocks(model)
     if world.sharded:
         shard(model, device)
     return model

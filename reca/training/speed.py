@@ -15,7 +15,8 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
     (packing, masks) depends on the batch. Sums are taken in another order then: results agree but for rounding.
 
     Args:
-        model: Its other parts stay as they are. To be called after :func:`checkpoint_blocks`.
+        model: Its other parts stay as they are. To be called before :func:`checkpoint_blocks`, which then runs what is
+            compiled twice.
         backend: torch.compile's.
     """
     for block in blocks(model):

@@ -18,6 +18,7 @@ from reca.stages.ingest import ingest
 from reca.stages.result import read_result
 from reca.stages.train import train
 from reca.training.launch import free_port
+from reca.training.passes import Pass, Passes
 from reca.training.process import joined
 from reca.training.samples import Samples
 
@@ -133,14 +134,14 @@ def test_a_diverged_loss_on_one_process_stops_all(project) -> None:
 
 
 def _train_poisoned(root: Path) -> None:
-    original = Samples.loss
+    original = Passes.loss
 
-    def loss(self: Samples, kind, ids, *moment: object) -> Loss:
-        found = original(self, kind, ids, *moment)
-        poison = math.nan if moment == ("train", 5) and os.environ["RANK"] == "1" else 1
+    def loss(self: Passes, one: Pass) -> Loss:
+        found = original(self, one)
+        poison = math.nan if one.moment == ("train", 5) and os.environ["RANK"] == "1" else 1
         return Loss(found.value * poison, found.n_targets)
 
-    Samples.loss = loss
+    Passes.loss = loss
     _stage(train, root)
 
 

@@ -53,9 +53,9 @@ def test_compiled_blocks_change_rounding_only(preset: str, recomputed: bool) -> 
     model = fresh(preset)
     value, usual = gradients(model, "reconstruction")
     names = set(model.state_dict())
+    compile_blocks(model, backend="aot_eager")
     if recomputed:
         checkpoint_blocks(model)
-    compile_blocks(model, backend="aot_eager")
     again, compiled = gradients(model, "reconstruction")
     assert set(model.state_dict()) == names
     assert again == pytest.approx(value, rel=1e-5)
