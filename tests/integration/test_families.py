@@ -85,8 +85,11 @@ def test_the_whole_job(preset: str, scenes: Path, tmp_path: Path) -> None:
     assert aligned == base | {"result.json"}  # the official layout, as it came
 
 
-@pytest.mark.parametrize("adapter", ["null", "{rank: 4, alpha: 8, dropout: 0.1}"])
-@pytest.mark.parametrize("preset", ["janus_tiny", *PRESETS])
+@pytest.mark.parametrize(
+    ("preset", "adapter"),
+    [(preset, "null") for preset in ("janus_tiny", *PRESETS)]
+    + [(preset, "{rank: 4, alpha: 8, dropout: 0.1}") for preset in ("janus_tiny", "bagel_tiny")],
+)
 def test_ended_after_every_step_the_weights_are_the_same(
     preset: str, adapter: str, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,9 +15,12 @@ from reca.training.adapters import HEADS, adapt, merge, targets
 from reca.training.optimizer import build_optimizer, freeze
 from tests.contract.test_model_family import PRESETS, load, losses
 
-KINDS = ("lora", "dora")
+DORA = ("janus_tiny", "bagel_tiny")
+"""A stock network and one of ours; all five were compared once."""
 each_preset = pytest.mark.parametrize("preset", PRESETS)
-each_kind = pytest.mark.parametrize("kind", KINDS)
+each_kind_and_preset = pytest.mark.parametrize(
+    ("kind", "preset"), [*(("lora", preset) for preset in PRESETS), *(("dora", preset) for preset in DORA)]
+)
 
 
 def section(kind: str = "lora", **settings: object) -> AdapterSection:
@@ -53,14 +56,12 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
-@each_kind
-@each_preset
+@each_kind_and_preset
 def test_a_fresh_adapter_changes_nothing(preset: str, kind: str) -> None:
     assert values(adapted(preset, kind)) == values(whole(preset))
 
 
-@each_kind
-@each_preset
+@each_kind_and_preset
 def test_only_adapters_learn(preset: str, kind: str) -> None:
     """Of what RecA trains, behind the same detached reading half (BAGEL), and all of them do."""
     before = whole(preset)
@@ -76,8 +77,7 @@ def test_only_adapters_learn(preset: str, kind: str) -> None:
     assert all(f"{layer}.weight" in set(before.trainable()) and not layer.endswith(HEADS) for layer in layers)
 
 
-@each_kind
-@each_preset
+@each_kind_and_preset
 def test_what_is_saved_is_the_adapted_model_in_the_official_layout(preset: str, kind: str, tmp_path: Path) -> None:
     untouched = whole(preset)
     model = moved(adapted(preset, kind, rslora=True))
@@ -110,8 +110,7 @@ def test_the_optimizer_knows_adapters_alone(preset: str, capsys: pytest.CaptureF
     assert f"{counted:,} parameters train, not {full:,}" in capsys.readouterr().out
 
 
-@each_kind
-@each_preset
+@each_kind_and_preset
 def test_bfloat16_and_recomputed_activations_do_as_with_whole_weights(preset: str, kind: str) -> None:
     model = moved(adapted(preset, kind, dropout=0.2)).train()
 

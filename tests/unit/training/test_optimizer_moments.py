@@ -20,7 +20,7 @@ from tests.contract.test_model_family import load, losses
 CPU = torch.device("cpu")
 COMPACT: tuple[Moments, ...] = ("bfloat16", "8bit")
 CURVE_DISTANCE = {"bfloat16": 1e-4, "8bit": 1e-3}
-"""How far the loss may be from the one with float32 moments: mean over 100 steps, as a share of the loss."""
+"""How far the loss may be from the one with float32 moments: mean over 50 steps, as a share of the loss."""
 each_kind = pytest.mark.parametrize("moments", COMPACT)
 
 
@@ -30,13 +30,13 @@ def chance(seed: int = 0) -> torch.Generator:
 
 @cache
 def curve(moments: Moments) -> tuple[float, ...]:
-    """100 real steps of the tiny Janus on three scenes."""
+    """50 real steps of the tiny Janus on three scenes."""
     model = load("janus_tiny", prompt_dropout=0.0)
     parameters = freeze(model, set(model.trainable()))
     optimizer = build_optimizer(parameters, (0.9, 0.95), 0.01, moments=moments)
     set_learning_rate(optimizer, 5e-4)
     loss_of, found = losses(model)["reconstruction"], []
-    for _ in range(100):
+    for _ in range(50):
         optimizer.zero_grad()
         loss = loss_of().value
         loss.backward()
