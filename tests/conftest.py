@@ -1,0 +1,6 @@
+"""What every test starts from."""
+
+import os
+
+# Two workers share two cores; threads of their own, more than there are cores, would wait for each other. Before torch.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
