@@ -280,7 +280,7 @@ class HardwareSection(Section):
     flex_attention: bool
     """Attend with PyTorch's FlexAttention where a family masks attention itself (bagel); a GPU only."""
     read_ahead: NonNegativeInt
-    """Passes of training whose samples are read, in a thread of their own, before they are due; 0: none."""
+    """Passes of training, and batches of extraction, that a thread reads before they are due; 0: none."""
     accelerator: Literal["h100", "h200", "a100_80g", "a100_40g", "l40s"] | None = None
     """The GPU that `reca doctor` predicts for; ``None``: the one that is here."""
     hour_price: NonNegativeFloat | None = None

@@ -7,11 +7,13 @@ change of the data only new images are encoded. The output does not tell which o
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -46,6 +48,8 @@ from reca.training.extractions import (
 from reca.training.process import World, end_with_parent, joined, prepare
 from reca.training.storage import exclusive, explained
 
+Item = TypeVar("Item")
+Value = TypeVar("Value")
 DATASET = Path("outputs/dataset")
 EMBEDDINGS = Path("outputs/embeddings")
 NOT_SEEN = {"name", "hub", "prompt_dropout"}
@@ -106,7 +110,8 @@ def _finish(
             reused = len(ids) - finished - len(new)
             print(f"{reused} images are taken from earlier extractions, {len(new)} are new", flush=True)
         model = load_base(config, base, root, device).eval() if new else None
-        encoder = Encoder(model, reader, device, config.hardware.micro_batch_size) if model else None
+        place = config.hardware
+        encoder = Encoder(model, reader, device, place.micro_batch_size, place.read_ahead) if model else None
         progress = Progress(len(ids), "images", start=finished)
         for number in world.part(missing):
             # A note is a finished shard, whichever process wrote it.
@@ -135,6 +140,8 @@ class Encoder:
     reader: ImageReader
     device: torch.device
     batch_size: int
+    read_ahead: int = 0
+    """Batches that are read and decoded while earlier ones are encoded."""
 
     @torch.no_grad()
     def rows(self, ids: Sequence[str]) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -149,22 +156,31 @@ class Encoder:
             for names in alike.values()
             for start in range(0, len(names), self.batch_size)
         ]
-        for number, chosen in enumerate(batches):
-            values = self._batch([*chosen, *chosen[-1:] * (self.batch_size - len(chosen))], check=number == 0)
+        for number, (chosen, pixels) in enumerate(in_advance(self._read, batches, self.read_ahead)):
+            values = self._encode(chosen, pixels, check=number == 0)
             for row, name in enumerate(chosen):
                 yield name, {field: found[row] for field, found in values.items()}
 
-    def _batch(self, ids: Sequence[str], check: bool) -> dict[str, list[Tensor]]:
-        loaded = {name: self.reader.load(name) for name in dict.fromkeys(ids)}
-        images = [loaded[name] for name in ids]
+    def _read(self, ids: Sequence[str]) -> dict[str, Images]:
+        """A batch's images by field, on the CPU; the last one stands in for those that are missing."""
+        images = [self.reader.load(name) for name in ids]
+        images += images[-1:] * (self.batch_size - len(ids))
+        spec = self.model.spec
+        wanted = {"semantic": spec.understanding, "target": spec.generation}
+        return {field: resized(images, wanted[field]) for field in self.model.cacheable}
+
+    def _encode(self, ids: Sequence[str], pixels: Mapping[str, Images], check: bool) -> dict[str, list[Tensor]]:
         values: dict[str, list[Tensor]] = {}
-        if "semantic" in self.model.cacheable:
-            pixels = resized(images, self.model.spec.understanding, self.device)
-            values["semantic"] = [row.float().cpu() for row in self.model.encode_semantic(pixels).rows()]
-        if "target" in self.model.cacheable:
-            pixels = resized(images, self.model.spec.generation, self.device)
-            values["target"] = self._fixed_target(pixels, ids, check)
+        if "semantic" in pixels:
+            seen = self._moved(pixels["semantic"])
+            values["semantic"] = [row.float().cpu() for row in self.model.encode_semantic(seen).rows()]
+        if "target" in pixels:
+            padded = [*ids] + [ids[-1]] * (self.batch_size - len(ids))
+            values["target"] = self._fixed_target(self._moved(pixels["target"]), padded, check)
         return values
+
+    def _moved(self, images: Images) -> Images:
+        return [each.to(self.device) for each in images] if isinstance(images, list) else images.to(self.device)
 
     def _fixed_target(self, pixels: Images, ids: Sequence[str], check: bool) -> list[Tensor]:
         """Targets that do not depend on any draw; a stored sample of a distribution would be another method."""
@@ -180,6 +196,22 @@ class Encoder:
                 "it must return the moments of the distribution, or not declare it"
             )
         return values
+
+
+def in_advance(read: Callable[[Item], Value], items: Iterable[Item], number: int) -> Iterator[tuple[Item, Value]]:
+    """Each item and what is read of it, in order; a thread is ``number`` items ahead of whoever asks."""
+    if not number:
+        yield from ((item, read(item)) for item in items)
+        return
+    coming: deque[tuple[Item, Future[Value]]] = deque()
+    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
+        for item in items:
+            coming.append((item, reader.submit(read, item)))
+            if len(coming) > number:
+                due, value = coming.popleft()
+                yield due, value.result()
+        for due, value in coming:
+            yield due, value.result()
 
 
 def _rounded(values: dict[str, Tensor], dtype: str) -> Row:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,13 @@ def test_killed_extraction_continues(project, template: Path, capsys: pytest.Cap
     assert published.stat().st_mtime_ns == written  # the very file that was finished before the kill
     assert published.samefile(folder / "shard-00000.safetensors")  # kept for the next one at no cost
     assert not (folder / "known").exists()
+
+
+def test_what_is_read_ahead_is_extracted_alike(project, template: Path) -> None:
+    for folder in ("outputs/embeddings", ".reca"):
+        shutil.rmtree(project.root / folder, ignore_errors=True)
+    extract(project.configure("hardware.read_ahead=2"), project.root)
+    assert contents(project.root) == contents(template)
 
 
 def test_other_base_shares_nothing(project) -> None:
