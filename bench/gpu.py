@@ -15,7 +15,7 @@ the loop does; its frozen part, a small autoencoder, stays float32. Reported are
     TFLOP/s    floating-point operations of a step, forward and backward, as counted in that very step
                (:mod:`reca.prediction.flops` has the formulas; gradients of frozen parts are neither computed nor
                counted) / seconds
-    MFU        that / the device's stated dense bfloat16 peak (:data:`PEAK`)
+    MFU        that / the device's stated dense bfloat16 peak (:mod:`reca.prediction.accelerators`)
     memory     torch.cuda.max_memory_allocated over the timed steps
 
 BAGEL with its optimizer fits on no single GPU: two depths are measured, and seconds, operations and memory go on
@@ -43,13 +43,12 @@ from bench.sizes import FAMILIES, PUBLISHED, SIZES
 from bench.steps import Trainer, make_batch, seconds_of, surroundings
 from reca.files import write_json
 from reca.models.base import UnifiedModel
+from reca.prediction.accelerators import ACCELERATORS, known_as
 from reca.prediction.flops import flops_of
 from reca.training.speed import attend_by_blocks, compile_blocks
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench/results"
-PEAK = {"H100": 989e12, "H200": 989e12}
-"""Dense bfloat16 operations a second by NVIDIA's data sheets (SXM), found by a part of the device's name."""
 LIMIT_SECONDS = 280
 """Of one family; five of them stay under 25 minutes."""
 BATCH = {"bagel": 2, "harmon": 8, "janus": 16, "openuni": 32, "showo": 8}
@@ -222,8 +221,9 @@ def rates(row: dict[str, Any], device: torch.device) -> dict[str, float | None]:
 
 
 def peak_of(name: str) -> float | None:
-    """The stated peak of a device; ``None``: we have none."""
-    return next((peak for part, peak in PEAK.items() if part in name), None)
+    """The stated dense bfloat16 peak of a device; ``None``: we have none."""
+    known = known_as(name)
+    return ACCELERATORS[known].peaks["bfloat16"] if known else None
 
 
 def _size(options: argparse.Namespace) -> str:
@@ -231,8 +231,8 @@ def _size(options: argparse.Namespace) -> str:
 
 
 def _slug(name: str) -> str:
-    part = next((part for part in PEAK if part in name), name)
-    return "".join(letter if letter.isalnum() else "_" for letter in part.lower())
+    """As ``hardware.accelerator`` calls it, by which `reca doctor` finds the result."""
+    return known_as(name) or "".join(letter if letter.isalnum() else "_" for letter in name.lower())
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

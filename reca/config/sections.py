@@ -145,7 +145,7 @@ class TrainSection(Section):
     schedule: Literal["constant", "cosine"]
     schedule_steps: PositiveInt | None = None
     """Length of the cosine where it is longer than the run, as in recipes that are stopped early; ``None``: the run."""
-    schedule_floor: Fraction = 0.0
+    schedule_floor: Fraction
     """Where the cosine ends, as a share of the peak."""
     warmup_steps: NonNegativeInt
     betas: tuple[Fraction, Fraction]
@@ -155,7 +155,7 @@ class TrainSection(Section):
     max_grad_norm: PositiveFloat
     precision: Literal["float32", "bfloat16"]
     """Of the forward and backward pass; weights and gradients of what is trained stay float32."""
-    moments: Literal["float32", "bfloat16", "8bit"] = "float32"
+    moments: Literal["float32", "bfloat16", "8bit"]
     """How AdamW's two moments are kept between steps: 8, 4 or some 2 bytes a trained parameter."""
     adapter: AdapterSection | None = None
     """Train low-rank adapters and merge them at the end; ``None``: the weights themselves (paper)."""
@@ -281,9 +281,9 @@ class HardwareSection(Section):
     """Attend with PyTorch's FlexAttention where a family masks attention itself (bagel); a GPU only."""
     read_ahead: NonNegativeInt
     """Passes of training, and batches of extraction, that a thread reads before they are due; 0: none."""
-    accelerator: Literal["h100", "h200", "a100_80g", "a100_40g", "l40s"] | None = None
+    accelerator: Literal["h100", "h200", "a100_80g", "a100_40g", "l40s"] | None
     """The GPU that `reca doctor` predicts for; ``None``: the one that is here."""
-    hour_price: NonNegativeFloat | None = None
+    hour_price: NonNegativeFloat | None
     """US dollars for one device for one hour, for the prediction only; ``None``: not known."""
     parallel_stages: PositiveInt
     """Stages that may run side by side."""

@@ -1,11 +1,12 @@
 """The devices that a run may be predicted for: their memory and their peaks."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import psutil  # type: ignore[import-untyped]
 import torch
 
-from reca.config.sections import HardwareSection
+if TYPE_CHECKING:  # bench/gpu.py reads the table on machines that have torch and little else
+    from reca.config.sections import HardwareSection
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,12 @@ PARTS = {"H100": "h100", "H200": "h200", "A100-SXM4-80": "a100_80g", "A100-SXM4-
 """What torch calls a device contains one of these."""
 
 
-def accelerator_of(hardware: HardwareSection) -> Accelerator | None:
+def known_as(device: str) -> str | None:
+    """The name in the configuration of what torch calls a device; ``None``: it is not in the table."""
+    return next((name for part, name in PARTS.items() if part in device), None)
+
+
+def accelerator_of(hardware: "HardwareSection") -> Accelerator | None:
     """The device that ``hardware`` names, or the one that is here; ``None``: it asks for a GPU, and there is none.
 
     A CPU's memory is the machine's, shared by ``hardware.processes``.
@@ -44,8 +50,10 @@ def accelerator_of(hardware: HardwareSection) -> Accelerator | None:
         return ACCELERATORS[hardware.accelerator]
     if hardware.device != "cpu" and torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
-        known = next((ACCELERATORS[name] for part, name in PARTS.items() if part in properties.name), None)
-        return Accelerator(properties.name, properties.total_memory, known.peaks if known else {})
+        name = known_as(properties.name)
+        return Accelerator(properties.name, properties.total_memory, ACCELERATORS[name].peaks if name else {})
     if hardware.device == "cuda":
         return None
+    import psutil  # type: ignore[import-untyped]
+
     return Accelerator("CPU", psutil.virtual_memory().total // hardware.processes, {})
