@@ -133,9 +133,6 @@ def taken(model: UnifiedModel, plan: Plan) -> Step:
     optimizer = build_optimizer(parameters, plan.betas, plan.weight_decay, undecayed=model.undecayed)
     with live:
         moments = _make_moments(parameters, optimizer)
-    if plan.optimizer_moments != "float32":  # counted: rounding by chance needs numbers
-        moments = sum(state_bytes(parameter, plan.optimizer_moments) for parameter in parameters.values())
-    with live:
         flops = {kind: _take(live, peaks, parameters, inputs, plan, kind) for kind in plan.mixture.kinds}
         if not plan.fused:
             live.restart()
@@ -148,7 +145,10 @@ def taken(model: UnifiedModel, plan: Plan) -> Step:
         trained=sum(parameter.numel() for parameter in parameters.values()),
         weights=weights,
         gradients=gradients,
-        moments=moments,
+        # The step is taken with moments in float32, since rounding by chance needs numbers; smaller ones are counted.
+        moments=moments
+        if plan.optimizer_moments == "float32"
+        else sum(state_bytes(parameter, plan.optimizer_moments) for parameter in parameters.values()),
         activations=max(peaks[phase] - weights - gradients - moments, 0),
         phase=phase,
         largest_unit=units,

@@ -1,5 +1,7 @@
 """A step that is simulated takes what the same step takes with real numbers, for every family."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -37,6 +39,13 @@ def test_what_is_predicted_is_what_is_measured(family: str, again: bool) -> None
         measured.gradients,
         measured.moments,
     )
+
+
+@pytest.mark.parametrize(("moments", "share"), [("bfloat16", 0.5), ("8bit", 0.3)])
+def test_small_moments_take_less_and_nothing_else_changes(moments: str, share: float) -> None:
+    whole, small = (simulated(tiny("janus"), plan("janus", optimizer_moments=kind)) for kind in ("float32", moments))
+    assert small.moments < whole.moments * (share + 0.01)
+    assert replace(small, moments=whole.moments) == whole
 
 
 @pytest.mark.parametrize(
