@@ -1,6 +1,10 @@
 """Brings what the configured benchmarks need and this project does not ship: prompts and judges, once."""
 
+import os
+import subprocess
+import tempfile
 from pathlib import Path
+from typing import BinaryIO
 
 import httpx
 
@@ -46,10 +50,10 @@ def fetch_judge(root: Path, source: str, state: Path) -> None:
 
 
 def fetch_prompts(root: Path, name: str, state: Path) -> None:
-    """Fetch a benchmark's missing files, check their digests, and record them.
+    """Fetch a benchmark's missing files and record their digests.
 
     Raises:
-        UserError: There is no network, or the file is another one.
+        UserError: There is no network, or no such file.
     """
     folder, published = sources.folder_of(root, name), sources.SOURCES[name]
     record = sources.read_record(folder)
@@ -57,11 +61,18 @@ def fetch_prompts(root: Path, name: str, state: Path) -> None:
         path = folder / source.file
         if path.is_file():
             continue
-        print(f"{name}: fetching {source.url} ({published.licence})", flush=True)
-        digest = download(source.url, path, source.sha256)
-        if source.sha256 is None:
-            print(f"{name}: {source.file} has SHA-256 {digest}, recorded in {folder / sources.RECORD}", flush=True)
-        record[source.file] = {"url": source.url, "sha256": digest}
+        print(f"{name}: fetching {source.address} ({published.licence})", flush=True)
+        with whole_file(path) as temporary:
+            try:
+                (_from_git if source.commit else _download)(source, temporary)
+            except (httpx.HTTPError, OSError, subprocess.SubprocessError) as error:
+                raise UserError(
+                    f"{source.address} cannot be fetched ({_reason(error)}); mend that and run again, or put the file "
+                    f"there yourself: {path}"
+                ) from None
+            digest = file_digest(temporary)
+        print(f"{name}: {source.file} has SHA-256 {digest}, recorded in {folder / sources.RECORD}", flush=True)
+        record[source.file] = {"url": source.address, "sha256": digest}
         write_json(folder / sources.RECORD, record)
     if published.dataset and not sources.data_files(folder):
         _fetch_dataset(published.dataset, folder, state)
@@ -75,22 +86,28 @@ def _fetch_dataset(dataset: str, folder: Path, state: Path) -> None:
     write_json(folder / sources.RECORD, {n: {"url": url, "sha256": file_digest(p)} for n, p in files.items()})
 
 
-def download(url: str, path: Path, sha256: str | None) -> str:
-    """Fetch one file whole; returns its SHA-256.
+def _download(source: sources.Source, path: Path) -> None:
+    with httpx.stream("GET", source.url, follow_redirects=True, timeout=60) as response, path.open("wb") as file:
+        response.raise_for_status()
+        for chunk in response.iter_bytes():
+            file.write(chunk)
 
-    Raises:
-        UserError: It cannot be had, or is another one than ``sha256`` says.
-    """
-    by_hand = f"mend that and run again, or put the file there yourself: {path}"
-    with whole_file(path) as temporary:
-        try:
-            with httpx.stream("GET", url, follow_redirects=True, timeout=60) as response, temporary.open("wb") as file:
-                response.raise_for_status()
-                for chunk in response.iter_bytes():
-                    file.write(chunk)
-        except (httpx.HTTPError, OSError) as error:
-            raise UserError(f"{url} cannot be fetched ({error}); {by_hand}") from None
-        digest = file_digest(temporary)
-        if sha256 is not None and digest != sha256:
-            raise UserError(f"{url} is not the file that was published (SHA-256 {digest}, not {sha256}); {by_hand}")
-    return digest
+
+def _from_git(source: sources.Source, path: Path) -> None:
+    """Fetch one file of one commit; Git checks commit, trees and file against the commit's name."""
+    with tempfile.TemporaryDirectory() as repository, path.open("wb") as file:
+
+        def git(*words: str, output: BinaryIO | None = None) -> None:
+            command = ["git", "-C", repository, *words]
+            quiet = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}
+            subprocess.run(command, check=True, env=quiet, stdout=output, stderr=subprocess.PIPE, timeout=600)
+
+        git("init", "--quiet", "--bare")
+        git("remote", "add", "origin", source.url)
+        git("fetch", "--quiet", "--depth=1", "--filter=blob:none", "origin", source.commit)
+        git("cat-file", "blob", f"{source.commit}:{source.path}", output=file)
+
+
+def _reason(error: Exception) -> str:
+    said = getattr(error, "stderr", None)  # of git: why, not only that it failed
+    return " ".join(said.decode(errors="replace").split()) if said else str(error)

@@ -1,8 +1,8 @@
 """ImgEdit-Bench, basic suite: does the model edit images as it is told? A judge gives every edit three scores of 1-5.
 
 Ye et al., "ImgEdit" (arXiv 2505.20275), PKU-YuanGroup/ImgEdit@547185d, which states no licence: instructions and
-photographs are fetched, never passed on. Where the original's judge instructions (``prompts.json``) came with them,
-they are used as they are; else ours are.
+photographs are fetched, never passed on. Where the original's judge instructions came with them, they are used as they
+are; else ours are.
 
 Categories are the nine types of edit; a value is a fifth of the original's score. Overall is the plain mean of the
 types, the leaderboard's; the mean over edits, RecA's, stands in the details.
@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from reca.benchmarks.judges.request import Request
     from reca.models.base import Sampling, UnifiedModel
 
+EDITS = "basic_edit.json"
+JUDGE_PROMPTS = ("prompts.json", "judge_prompt.json")
+"""The original's instructions for the judge: as the repository and as the archive of photographs call them."""
+PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 SCALE = 5
 OFFICIAL_JUDGE = "gpt-4.1"
 QUESTION = """You are shown two images: a photograph, and what an editor made of it. The editor was told:
@@ -71,12 +75,14 @@ class Imgedit(Asked[ImgeditBenchmark]):
 
     @cached_property
     def _folder(self) -> Path:
-        return unpacked(sources.checked(self.root, self.name))
+        folder = sources.checked(self.root, self.name)
+        unpacked(folder)
+        return folder
 
     @cached_property
     def _templates(self) -> dict[str, str]:
         """The original's instructions by type of edit; empty where they did not come with the data."""
-        for path in sorted(self._folder.rglob("prompts.json")):
+        for path in sorted(path for path in self._folder.rglob("*.json") if path.name in JUDGE_PROMPTS):
             found = json.loads(path.read_text(encoding="utf-8"))
             if isinstance(found, dict) and rules.ITEMS.keys() <= found.keys():
                 return {name: str(found[name]) for name in rules.ITEMS}
@@ -145,21 +151,20 @@ class Imgedit(Asked[ImgeditBenchmark]):
         return {**found, "types": dict(summary.types), "macro": summary.macro, "micro": summary.micro}
 
 
-def unpacked(folder: Path) -> Path:
-    """The folder with the contents of ``Benchmark.tar``, which is unpacked once.
+def unpacked(folder: Path) -> None:
+    """Unpack ``Benchmark.tar``, once.
 
     Raises:
         UserError: The archive is damaged.
     """
     target = folder / "unpacked"
     if target.is_dir():
-        return target
+        return
     try:
         with tarfile.open(folder / "Benchmark.tar") as archive, whole_folder(target) as temporary:
             archive.extractall(temporary, filter="data")
     except (tarfile.TarError, OSError) as error:
         raise UserError(f"{folder}/Benchmark.tar cannot be unpacked ({error}); delete it and fetch it anew") from None
-    return target
 
 
 def read_prompts(folder: Path) -> list[Row]:
@@ -168,17 +173,9 @@ def read_prompts(folder: Path) -> list[Row]:
     Raises:
         UserError: They are not there, or not 737 of the nine types, or a photograph is missing.
     """
-    tables = sorted(folder.rglob("basic_edit.json"))
-    if not tables:
-        raise UserError(f"{folder} holds no basic_edit.json: that is not ImgEdit-Bench")
-    pictures: dict[str, str] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"):
-            parts = path.relative_to(folder).parts
-            pictures |= {"/".join(parts[start:]): "/".join(parts) for start in range(len(parts))}
-    entries = []
+    table, pictures, entries = folder / EDITS, _pictures(folder), []
     try:
-        for key, entry in json.loads(tables[0].read_text(encoding="utf-8")).items():
+        for key, entry in json.loads(table.read_text(encoding="utf-8")).items():
             source = pictures.get(str(entry["id"]))
             if source is None:
                 raise UserError(f"the photograph {entry['id']} of edit {key} is not below {folder}")
@@ -191,11 +188,20 @@ def read_prompts(folder: Path) -> list[Row]:
                 }
             )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{tables[0]} is not ImgEdit-Bench's list of edits ({error!r})") from None
+        raise UserError(f"{table} is not ImgEdit-Bench's list of edits ({error!r})") from None
     counts = Counter(entry["category"] for entry in entries)
     if counts != Counter(rules.ITEMS):
-        raise UserError(f"{tables[0]} holds {dict(counts)}; ImgEdit-Bench has {dict(rules.ITEMS)}")
+        raise UserError(f"{table} holds {dict(counts)}; ImgEdit-Bench has {dict(rules.ITEMS)}")
     return entries
+
+
+def _pictures(folder: Path) -> dict[str, str]:
+    """Every photograph's path in the folder, by each of its ends; those of the single-turn suites come first."""
+    found = [path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in PICTURES]
+    pictures: dict[str, str] = {}
+    for path in sorted(found, key=lambda path: ("singleturn" in path.parts, path)):
+        pictures |= {"/".join(path.parts[start:]): path.as_posix() for start in range(len(path.parts))}
+    return pictures
 
 
 def _type_of(name: str) -> str:

@@ -1,8 +1,8 @@
 """Where the prompts of the published benchmarks come from, and whether what lies here is what was published.
 
-None of them is shipped. :mod:`reca.benchmarks.fetching` brings them into ``data/benchmarks/<name>/``; from then on they
-are checked against the digests below, or, where none was known when this was written, against those recorded at the
-first fetch in ``sources.json``.
+None of them is shipped. :mod:`reca.benchmarks.fetching` brings them into ``data/benchmarks/<name>/``. A file of a Git
+repository is pinned by its commit, which is a digest of all that the repository held. From the first fetch on, files
+are held to the SHA-256 that ``sources.json`` records.
 """
 
 import json
@@ -15,9 +15,8 @@ from reca.errors import UserError
 FOLDER = Path("data/benchmarks")
 RECORD = "sources.json"
 """What was fetched: file -> URL and SHA-256."""
-_ELLA = "https://raw.githubusercontent.com/TencentQQGYLab/ELLA/025f650e9b36b9603d606042635d98da09e870de"
-_WISE = "https://raw.githubusercontent.com/PKU-YuanGroup/WISE"
-_WISE_LEGACY = f"{_WISE}/9391e95552db88efe5bd6fd2582fcec580adbbfd/data"
+_WISE = "https://github.com/PKU-YuanGroup/WISE", "9391e95552db88efe5bd6fd2582fcec580adbbfd"
+_IMGEDIT = "https://github.com/PKU-YuanGroup/ImgEdit", "c14480ac5e7b622e08cd8c46f96624a48eb9ab46"
 
 
 @dataclass(frozen=True)
@@ -25,9 +24,18 @@ class Source:
     """One file of a benchmark."""
 
     file: str
+    """Its name here."""
     url: str
-    sha256: str | None = None
-    """``None``: not known when this was written; recorded at the first fetch and held to from then on."""
+    """Of the file, or of the Git repository that it lies in."""
+    commit: str = ""
+    """Of that repository."""
+    path: str = ""
+    """In that repository."""
+
+    @property
+    def address(self) -> str:
+        """What a person follows to bring the file by hand."""
+        return f"{self.url}/blob/{self.commit}/{self.path}" if self.commit else self.url
 
 
 @dataclass(frozen=True)
@@ -42,19 +50,29 @@ class Published:
 
 SOURCES = {
     "dpgbench": Published(
-        files=(Source("dpg_bench.csv", f"{_ELLA}/dpg_bench/dpg_bench.csv"),),
+        files=(
+            Source(
+                "dpg_bench.csv",
+                "https://github.com/TencentQQGYLab/ELLA",
+                "025f650e9b36b9603d606042635d98da09e870de",
+                "dpg_bench/dpg_bench.csv",
+            ),
+        ),
         licence="Apache-2.0, TencentQQGYLab/ELLA (questions after DSG, j-min/DSG)",
     ),
     "wise": Published(
         files=(
-            Source("cultural_common_sense.json", f"{_WISE_LEGACY}/cultural_common_sense.json"),
-            Source("spatio-temporal_reasoning.json", f"{_WISE_LEGACY}/spatio-temporal_reasoning.json"),
-            Source("natural_science.json", f"{_WISE_LEGACY}/natural_science.json"),
+            Source("cultural_common_sense.json", *_WISE, "data/cultural_common_sense.json"),
+            Source("spatio-temporal_reasoning.json", *_WISE, "data/spatio-temporal_reasoning.json"),
+            Source("natural_science.json", *_WISE, "data/natural_science.json"),
         ),
         licence="none stated by PKU-YuanGroup/WISE: for your own use only, do not pass on",
     ),
     "imgedit": Published(
-        files=(Source("Benchmark.tar", "https://huggingface.co/datasets/sysuyy/ImgEdit/resolve/main/Benchmark.tar"),),
+        files=(
+            Source("basic_edit.json", *_IMGEDIT, "Benchmark/Basic/basic_edit.json"),
+            Source("Benchmark.tar", "https://huggingface.co/datasets/sysuyy/ImgEdit/resolve/main/Benchmark.tar"),
+        ),
         licence="none stated by PKU-YuanGroup/ImgEdit; the photographs keep their own rights: do not pass on",
     ),
     "gedit": Published(
@@ -81,19 +99,14 @@ def checked(root: Path, name: str) -> Path:
     for source in published.files:
         path = folder / source.file
         if not path.is_file():
-            raise UserError(_missing(path, source.url))
-        wanted = source.sha256 or recorded.get(source.file, {}).get("sha256")
-        if wanted and (found := file_digest(path)) != wanted:
-            raise UserError(
-                f"{path} is not the published file (SHA-256 {found}, not {wanted}); delete it and fetch anew"
-            )
+            raise UserError(_missing(path, source.address))
     if published.dataset and not data_files(folder):
         repository = published.dataset.partition("@")[0]
         raise UserError(_missing(folder, f"https://huggingface.co/datasets/{repository}"))
     for file, facts in recorded.items():
         path = folder / file
         if not path.is_file() or file_digest(path) != facts["sha256"]:
-            raise UserError(f"{path} is not what was fetched ({facts['url']}); delete {folder} and fetch it anew")
+            raise UserError(f"{path} is not what was fetched from {facts['url']}; delete it and fetch it anew")
     return folder
 
 

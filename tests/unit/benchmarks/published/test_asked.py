@@ -13,6 +13,7 @@ from pyarrow import parquet
 
 from reca.benchmarks.base import load_benchmark, read_items, read_scores, values_of
 from reca.benchmarks.dpgbench import write_grid
+from reca.benchmarks.imgedit import JUDGE_PROMPTS
 from reca.benchmarks.judges.replies import Reply
 from reca.benchmarks.rules import gedit, imgedit, wise
 from reca.benchmarks.samples import read_manifest
@@ -80,8 +81,9 @@ def imgedit_data(project, image):
         for _ in range(count):
             number += 1
             entries[str(number)] = {"id": f"animal/{number % 3}.jpg", "prompt": f"Edit {number}", "edit_type": kind}
-    files = {"Benchmark/singleturn/basic_edit.json": json.dumps(entries).encode()}
-    files |= {f"Benchmark/singleturn/animal/{i}.jpg": png(image(i)) for i in range(3)}
+    (folder / "basic_edit.json").write_text(json.dumps(entries))
+    # As in the published archive, which holds the other suites and their photographs too.
+    files = {f"Benchmark/{suite}/animal/{i}.jpg": png(image(i)) for suite in ("hard", "singleturn") for i in range(3)}
     with tarfile.open(folder / "Benchmark.tar", "w") as archive:
         for name, content in files.items():
             entry = tarfile.TarInfo(name)
@@ -278,10 +280,16 @@ def test_imgedit(imgedit_data, use_model, editor, judge_server):
     assert max(after.getdata())[0] < max(before.getdata())[0]
 
 
-def test_the_originals_instructions_are_used_where_they_came_along(imgedit_data, judge_server):
+def test_photographs_are_those_of_the_single_turn_suite(imgedit_data, judge_server):
+    rows = load_benchmark("imgedit", configured("imgedit", judge_server(str)), imgedit_data).plan()
+    assert {row["source"] for row in rows} == {f"unpacked/Benchmark/singleturn/animal/{i}.jpg" for i in range(3)}
+
+
+@pytest.mark.parametrize("name", JUDGE_PROMPTS)
+def test_the_originals_instructions_are_used_where_they_came_along(imgedit_data, judge_server, name):
     bench = load_benchmark("imgedit", configured("imgedit", judge_server(str)), imgedit_data)
     templates = {name: f"Judge {name}: <edit_prompt>" for name in imgedit.ITEMS}
-    (bench._folder / "prompts.json").write_text(json.dumps(templates))
+    (bench._folder / "unpacked/Benchmark/singleturn" / name).write_text(json.dumps(templates))
     fresh = load_benchmark("imgedit", configured("imgedit", judge_server(str)), imgedit_data)
     assert fresh._question(fresh.plan()[0]).startswith("Judge extract: Edit 1")
     assert "instructions" not in fresh.protocol
@@ -321,7 +329,7 @@ def test_other_numbers_of_prompts_are_refused(dpg, wise_prompts, imgedit_data, g
     parquet_file = gedit_data / FOLDERS / "gedit/train-00000-of-00001.parquet"
     parquet.write_table(parquet.read_table(parquet_file).slice(1), parquet_file)
     bench = load_benchmark("imgedit", configured("imgedit"), imgedit_data)
-    listed = next(bench._folder.rglob("basic_edit.json"))
+    listed = bench._folder / "basic_edit.json"
     edits = json.loads(listed.read_text())
     listed.write_text(json.dumps(dict(list(edits.items())[1:])))
     for name, said in {

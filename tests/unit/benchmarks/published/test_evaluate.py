@@ -147,13 +147,13 @@ def test_scoring_the_default_loads_no_judge():
     assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True) == "[]\n"
 
 
-def test_a_file_of_another_digest_is_refused(here):
+def test_a_file_of_another_digest_than_recorded_is_refused(here):
     folder = here / "data/benchmarks/dpgbench"
     folder.mkdir(parents=True)
     (folder / "dpg_bench.csv").write_text("x")
     record = {"dpg_bench.csv": {"url": "http://there", "sha256": "0" * 64}}
     (folder / "sources.json").write_text(json.dumps(record))
-    with pytest.raises(UserError, match=r"is not the published file \(SHA-256 2d711642"):
+    with pytest.raises(UserError, match="is not what was fetched from http://there"):
         sources.checked(here, "dpgbench")
 
 
@@ -200,11 +200,48 @@ def test_what_is_fetched_is_recorded_and_held_to(here, monkeypatch, capsys):
         folder = sources.checked(here, "dpgbench")
         assert sources.read_record(folder) == {"dpg_bench.csv": {"url": url, "sha256": digest}}
         (folder / "dpg_bench.csv").write_bytes(b"touched")
-        with pytest.raises(UserError, match="is not the published file"):
+        with pytest.raises(UserError, match="is not what was fetched from http"):
             sources.checked(here, "dpgbench")
-        with pytest.raises(UserError, match=r"is not the file that was published \(SHA-256"):
-            fetching.download(url, here / "x", "0" * 64)
-        assert not (here / "x").exists()
     finally:
         server.shutdown()
         server.server_close()
+
+
+@pytest.fixture
+def published(tmp_path):
+    """A Git repository of two commits, and the first one's name."""
+
+    def git(*words):
+        named = ["-c", "user.name=t", "-c", "user.email=t@t", "-c", "commit.gpgsign=false"]
+        return subprocess.check_output(["git", "-C", folder, *named, *words], text=True).strip()
+
+    folder = tmp_path / "published"
+    (folder / "data").mkdir(parents=True)
+    git("init", "--quiet")
+    for setting in ("uploadpack.allowFilter", "uploadpack.allowAnySHA1InWant"):  # as public servers have them
+        git("config", setting, "true")
+    commits = []
+    for content in ("first", "second"):
+        (folder / "data/table.csv").write_text(content)
+        git("add", "--all")
+        git("commit", "--quiet", "--message", content)
+        commits.append(git("rev-parse", "HEAD"))
+    return folder, commits[0]
+
+
+def test_a_file_of_a_repository_is_that_of_the_pinned_commit(here, published, monkeypatch):
+    folder, commit = published
+    there = sources.Source("table.csv", folder.as_uri(), commit, "data/table.csv")
+    monkeypatch.setitem(sources.SOURCES, "dpgbench", sources.Published(files=(there,)))
+    fetching.fetch_prompts(here, "dpgbench", here / ".reca")
+    assert (sources.checked(here, "dpgbench") / "table.csv").read_text() == "first"
+
+
+@pytest.mark.parametrize(("commit", "path"), [("1" * 40, "data/table.csv"), (None, "data/no.csv")])
+def test_what_the_repository_lacks_is_named_with_gits_words(here, published, monkeypatch, commit, path):
+    folder, first = published
+    there = sources.Source("table.csv", folder.as_uri(), commit or first, path)
+    monkeypatch.setitem(sources.SOURCES, "dpgbench", sources.Published(files=(there,)))
+    with pytest.raises(UserError, match=rf"blob/{there.commit}/{path} cannot be fetched \(fatal: "):
+        fetching.fetch_prompts(here, "dpgbench", here / ".reca")
+    assert not (here / "data/benchmarks/dpgbench/table.csv").exists()
