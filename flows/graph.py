@@ -1,13 +1,15 @@
 """What DVC knows, read only: the stages of ``dvc.yaml``, their order, and which of them are out of date."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
+from reca.config.benchmarks import judged_here
 from reca.errors import UserError
 
-GPU = "gpu"
+GPU, JUDGE = "gpu", "judge"
 
 
 @dataclass(frozen=True)
@@ -19,8 +21,13 @@ class Stage:
     """Stages whose outputs it reads."""
     stale: bool
     """Whether its dependencies, parameters or outputs differ from ``dvc.lock``."""
-    uses_gpu: bool
-    """From ``meta: {resource: gpu}``."""
+    resource: str | None
+    """From ``meta``: ``gpu``, or ``judge`` where only some benchmarks are judged by a network on this machine."""
+
+    def uses_gpu(self, evaluate: Mapping[str, Any]) -> bool:
+        """Whether it takes devices, given the section of the configuration that says what is measured."""
+        _, _, benchmark = self.name.partition("@")
+        return self.resource == GPU or (self.resource == JUDGE and judged_here(evaluate, benchmark))
 
 
 def read_graph(root: Path) -> list[Stage]:
@@ -52,7 +59,7 @@ def _stage(stage: Any, graph: Any) -> Stage:
         name=stage.name,  # `addressing` would depend on this process's working directory
         needs=frozenset(other.name for other in needs),
         stale=bool(stage.changed()),
-        uses_gpu=(stage.meta or {}).get("resource") == GPU,
+        resource=(stage.meta or {}).get("resource"),
     )
 
 

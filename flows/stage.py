@@ -84,7 +84,7 @@ def _reproduce(stage: Stage, workplace: Workplace) -> str:
     with ExitStack() as stack:
         environment: dict[str, str] = {}
         hold: list[int] = []
-        if stage.uses_gpu and workplace.gpus:
+        if stage.uses_gpu(workplace.config["evaluate"]) and workplace.gpus:
             chosen, hold = stack.enter_context(devices(workplace.gpus, log.info))
             environment = {"CUDA_VISIBLE_DEVICES": chosen}
         false_record = not stage.stale and bool(disagreements(workplace.root, stage.name, workplace.config))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from reca import workspace
 from reca.config import Config, ConfigError, compose
-from reca.config.benchmarks import PUBLISHED
+from reca.config.benchmarks import PUBLISHED, judged_here
 from reca.errors import UserError
 
 PLAIN_STAGES = {
@@ -142,7 +142,7 @@ def _stage(options: argparse.Namespace) -> int:
     _end_with_guard()
     if options.verb in PER_BENCHMARK_STAGES:
         os.environ.setdefault("OMP_NUM_THREADS", str(config.hardware.generate_threads))
-    if options.verb in ("extract", "train", "generate") and config.hardware.processes > 1:
+    if config.hardware.processes > 1 and _is_shared(options, config):
         from reca.training.launch import launch, launched
 
         if not launched():
@@ -152,6 +152,13 @@ def _stage(options: argparse.Namespace) -> int:
     switches = {name: value for name in STAGE_OPTIONS if (value := getattr(options, name, None))}
     stage(config, root, *arguments, **switches)
     return 0
+
+
+def _is_shared(options: argparse.Namespace, config: Config) -> bool:
+    """Whether several processes take part in a stage."""
+    if options.verb == "score" and not options.from_replies and not options.dry_run:
+        return judged_here(config.to_dict()["evaluate"], options.benchmark)
+    return options.verb in ("extract", "train", "generate")
 
 
 def add_evaluation(verb: Callable[..., argparse.ArgumentParser]) -> None:

@@ -17,6 +17,9 @@ from reca.config import Config, compose
 from reca.config.benchmarks import PUBLISHED, sampling_part
 from reca.digest import file_digest
 from reca.errors import UserError
+from reca.stages.score import aim, measure
+from reca.training.launch import launch, launched
+from reca.training.process import World, joined
 
 EVALUATIONS = Path("outputs/evaluations")
 
@@ -34,13 +37,18 @@ def evaluate(options: argparse.Namespace, root: Path) -> None:
         words.append(f"evaluate.benchmarks=[{options.benchmark}]")
     config = compose(words)
     _fetch(config, root, with_model=options.images is None)
+    if config.hardware.processes > 1 and not launched():
+        if status := launch([sys.executable, "-m", "reca", *sys.argv[1:]], config.hardware.processes):
+            raise SystemExit(status)
+        return
     output = Path(options.output) if options.output else root / EVALUATIONS / _name(config, options)
-    for benchmark in config.evaluate.benchmarks:
-        if options.images is None:
-            _checkpoint(config, root, benchmark, output, options)
-        else:
-            _images(config, root, benchmark, Path(options.images), output, options)
-    print(f"evaluate: {output}")
+    with joined(config.hardware.device) as world:
+        for benchmark in config.evaluate.benchmarks:
+            if options.images is None:
+                _checkpoint(config, root, benchmark, output, options, world)
+            else:
+                _images(config, root, benchmark, Path(options.images), output, options, world)
+        print(f"evaluate: {output}")
 
 
 def _override(word: str) -> str:
@@ -69,35 +77,21 @@ def _fetch(config: Config, root: Path, with_model: bool) -> None:
     fetch_benchmarks(config, root)
 
 
-def _checkpoint(config: Config, root: Path, name: str, output: Path, options: argparse.Namespace) -> None:
+def _checkpoint(config: Config, root: Path, name: str, output: Path, options: argparse.Namespace, world: World) -> None:
     from reca.benchmarks.samples import read_manifest
     from reca.digest import weights_digest
-    from reca.stages.generate import checkpoint_folder
+    from reca.stages.generate import checkpoint_folder, generate
     from reca.stages.result import read_result
 
     folder = output / "samples" / name
-    if not _is_made(config, folder, name, weights_digest(checkpoint_folder(config, root, "base"))):
-        _generate(config, root, name, output / "samples")
-    if options.grids and name == "dpgbench":
+    made = _is_made(config, folder, name, weights_digest(checkpoint_folder(config, root, "base")))
+    world.wait()  # all have looked before the first one writes
+    if not made:
+        generate(config, root, "base", name, output=output / "samples")
+        world.wait()
+    if options.grids and name == "dpgbench" and world.leads:
         _write_grids(folder, Path(options.grids))
-    _score(config, root, name, folder, read_manifest(folder), read_result(folder), output, options)
-
-
-def _generate(config: Config, root: Path, name: str, output: Path) -> None:
-    """Make the samples, here or in several processes."""
-    from reca.stages.generate import generate
-    from reca.training.launch import launch
-
-    if config.hardware.processes == 1:
-        generate(config, root, "base", name, output=output)
-        return
-    output.mkdir(parents=True, exist_ok=True)
-    params = output / "params.yaml"  # what the processes read; not the project's own
-    config.save(params)
-    command = [sys.executable, "-m", "reca", "generate", "base", name]
-    command += ["--params", str(params.resolve()), "--output", str(output.resolve())]
-    if status := launch(command, config.hardware.processes):
-        raise SystemExit(status)
+    _score(config, root, name, folder, read_manifest(folder), read_result(folder), output, options, world)
 
 
 def _write_grids(folder: Path, target: Path) -> None:
@@ -132,7 +126,9 @@ def _is_made(config: Config, folder: Path, name: str, checkpoint: str) -> bool:
     return same and made["checkpoint"] == checkpoint and made["params"]["generate"] == values["generate"]
 
 
-def _images(config: Config, root: Path, name: str, folder: Path, output: Path, options: argparse.Namespace) -> None:
+def _images(
+    config: Config, root: Path, name: str, folder: Path, output: Path, options: argparse.Namespace, world: World
+) -> None:
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder")
     bench: Any = load_benchmark(name, config, root)
@@ -140,7 +136,7 @@ def _images(config: Config, root: Path, name: str, folder: Path, output: Path, o
     missing = sum(bool(row.get("missing")) for row in rows)
     print(f"evaluate: {len(rows) - missing} of {len(rows)} images of {name} are in {folder}")
     made = {"params": {"generate": {"images": str(folder)}}, "checkpoint": f"images:{_digest(folder, rows)}"}
-    _score(config, root, name, folder, rows, made, output, options)
+    _score(config, root, name, folder, rows, made, output, options, world)
 
 
 def _digest(folder: Path, rows: Sequence[dict[str, Any]]) -> str:
@@ -159,9 +155,8 @@ def _score(
     made: dict[str, Any],
     output: Path,
     options: argparse.Namespace,
+    world: World,
 ) -> None:
-    from reca.stages.score import aim, measure
-
     bench: Any = load_benchmark(name, config, root)
     asks = getattr(bench, "judging", None) is not None
     aim(bench, output / "replies", from_replies=options.from_replies and asks)
@@ -170,4 +165,4 @@ def _score(
     elif options.dry_run:
         print(f"evaluate {name}: {len(rows)} samples; no judge is asked, so this costs nothing but time")
     else:
-        measure(bench, config, "evaluated", folder, rows, made, output / "scores")
+        measure(bench, config, "evaluated", folder, rows, made, output / "scores", world)

@@ -22,12 +22,12 @@ from reca.progress import Progress
 from reca.sequential import Outcome, decide, order_of
 from reca.stages.generate import (
     checkpoint_folder,
-    choose_device,
     finished_samples,
     load_checkpoint,
     make_batch,
     state_folder,
 )
+from reca.training.process import choose_device
 
 if TYPE_CHECKING:
     from reca.models.base import UnifiedModel

@@ -58,6 +58,10 @@ class Asked(ABC, Generic[S]):
         """Ask, or look up the stored replies, and read them."""
         return self.read(rows, self.judging.replies(self.requests(rows, folder)))
 
+    def ask(self, rows: Sequence[Row], folder: Path) -> None:
+        """Ask about some of the samples, so that :meth:`score` finds the replies stored."""
+        self.judging.replies(self.requests(rows, folder))
+
     def estimate(self, rows: Sequence[Row], folder: Path) -> "Estimate":
         """What :meth:`score` would ask and cost; nothing is sent."""
         return self.judging.estimate(self.requests(rows, folder))

@@ -8,6 +8,7 @@ There is one category, since overall is the mean over prompts; the scores by kin
 
 import csv
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -93,6 +94,7 @@ class Dpgbench(Asked[DpgbenchBenchmark]):
         """Draw one image per row."""
         return draw(model, rows, sampling, folder)
 
+    @cached_property
     def _questions(self) -> "dict[str, list[Question]]":
         from reca.benchmarks.rules.dpgbench import CORRECT, OFFICIAL, read_questions
 
@@ -102,7 +104,7 @@ class Dpgbench(Asked[DpgbenchBenchmark]):
         """One request per image and question."""
         from reca.benchmarks.judges.request import Request
 
-        questions = self._questions()
+        questions = self._questions
         found = []
         for row in rows:
             if (path := self.shown(row, folder)) is not None:
@@ -116,7 +118,7 @@ class Dpgbench(Asked[DpgbenchBenchmark]):
         from reca.benchmarks.judges.asking import told
         from reca.benchmarks.rules.dpgbench import read_reply
 
-        questions, details = self._questions(), []
+        questions, details = self._questions, []
         for row in rows:
             answers = {}
             for question in questions.get(row["prompt_id"], ()):
@@ -143,7 +145,7 @@ class Dpgbench(Asked[DpgbenchBenchmark]):
             )
             for item in items
         ]
-        return summarise(self._questions(), answers, OFFICIAL if self._settings.official_quirks else CORRECT)
+        return summarise(self._questions, answers, OFFICIAL if self._settings.official_quirks else CORRECT)
 
     def details(self, items: Sequence[ItemScore]) -> dict[str, Any]:
         """Scores by kind of question (ELLA's L1 and L2), why prompts failed, what became of the replies."""

@@ -165,6 +165,15 @@ class PublishedBenchmarks(Section):
 PUBLISHED = tuple(PublishedBenchmarks.model_fields)
 
 
+def judged_here(evaluate: Mapping[str, Any], name: str) -> bool:
+    """Whether a network judges this benchmark on this machine: several processes, a device each, can share that.
+
+    Not the scene detector: it takes seconds.
+    """
+    section = evaluate.get(name) or {}
+    return bool(section.get("detector") or section.get("encoders") or (section.get("judge") or {}).get("folder"))
+
+
 def sampling_part(section: Mapping[str, Any] | None) -> dict[str, Any]:
     """The settings of a benchmark that decide which samples are made."""
     return {name: value for name, value in (section or {}).items() if name not in JUDGING}

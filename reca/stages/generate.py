@@ -20,7 +20,7 @@ from reca.errors import UserError
 from reca.files import whole_folder, write_json
 from reca.progress import Progress
 from reca.stages.result import write_result
-from reca.training.process import World, end_with_parent, joined
+from reca.training.process import World, choose_device, end_with_parent, joined
 
 if TYPE_CHECKING:
     import torch
@@ -90,13 +90,6 @@ def state_folder(config: Config, root: Path, place: str, benchmark: str, plan: S
     """
     fingerprint = hashlib.sha256(json.dumps([plan, shared], sort_keys=True).encode()).hexdigest()[:16]
     return root / config.paths.state / "samples" / place / benchmark / fingerprint
-
-
-def choose_device(name: str) -> "torch.device":
-    """The device that ``hardware.device`` means; ``auto`` is CUDA where there is a GPU."""
-    import torch
-
-    return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu"))
 
 
 def load_checkpoint(config: Config, folder: Path, root: Path, device: "torch.device") -> "UnifiedModel":

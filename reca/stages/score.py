@@ -1,6 +1,10 @@
-"""``score``: turn a benchmark's samples into numbers with intervals, and keep what the scorer saw."""
+"""``score``: turn a benchmark's samples into numbers with intervals, and keep what the scorer saw.
+
+Where a network judges on this machine (:func:`reca.config.benchmarks.judged_here`), processes share the samples.
+"""
 
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +19,17 @@ from reca.benchmarks.base import (
     values_of,
     write_items,
 )
-from reca.benchmarks.samples import read_manifest
+from reca.benchmarks.samples import Row, read_manifest
 from reca.config import Config
-from reca.config.benchmarks import sampling_part
+from reca.config.benchmarks import judged_here, sampling_part
 from reca.errors import UserError
 from reca.files import write_json
 from reca.progress import Progress
 from reca.stages.result import read_result
+from reca.training.process import ALONE, World, joined
 
+PART = 64
+"""Samples that a process judges before it takes the next."""
 INCOMPLETE = "variant: official but for the values that failed"
 """A protocol that would be official if all values were there."""
 
@@ -51,7 +58,8 @@ def score(
     if dry_run:
         print(f"score {which} {benchmark}: {bench.estimate(rows, folder)}")  # type: ignore[attr-defined]  # see aim
         return
-    measure(bench, config, which, folder, rows, made, root / "outputs/scores" / which)
+    with joined(config.hardware.device) as world:
+        measure(bench, config, which, folder, rows, made, root / "outputs/scores" / which, world)
 
 
 def aim(bench: Benchmark, replies: Path, *, from_replies: bool = False, dry_run: bool = False) -> None:
@@ -75,7 +83,8 @@ def measure(
     rows: Sequence[dict[str, Any]],
     made: dict[str, Any],
     output: Path,
-) -> Scores:
+    world: World = ALONE,
+) -> None:
     """Judge samples and write both score files.
 
     Args:
@@ -86,20 +95,55 @@ def measure(
         rows: What they are.
         made: How they were made: the facts of ``generate``.
         output: Where the files go.
+        world: The processes that judge.
 
     Raises:
         UserError: They cannot be judged, or nothing could be scored.
     """
-    progress = Progress(len(rows), "samples")
-    items = bench.score(rows, folder)
-    progress.update(len(rows))
+    if judged_here(config.to_dict()["evaluate"], bench.name):
+        items = _judged(bench, rows, folder, world)
+    else:
+        items = bench.score(rows, folder) if world.leads else []
+    if not world.leads:
+        return
     scores = _scores(bench, items, config, which, made)
     write_items(output / f"{bench.name}.items.jsonl", items)
     write_json(output / f"{bench.name}.json", scores.model_dump(mode="json"))
     interval = f"{scores.overall.value:.3f} [{scores.overall.low:.3f}, {scores.overall.high:.3f}]"
     failed = f", {scores.failed} of {scores.expected} failed" if scores.failed else ""
     print(f"score {which} {bench.name}: {interval}{failed}")
-    return scores
+
+
+def _judged(bench: Benchmark, rows: Sequence[Row], folder: Path, world: World) -> list[ItemScore]:
+    """All items, in order, on the leading process; every process judges, or asks about, its share of the samples.
+
+    The parts are cut before anybody knows who judges them: an image has the same neighbours in any number of processes.
+    """
+    parts = _parts(rows)
+    progress, done = Progress(len(rows), "samples"), 0
+    ask = getattr(bench, "ask", None)  # benchmarks that ask keep the replies, whoever got them
+    found: dict[str, list[ItemScore]] = {}
+    for number in world.part(range(len(parts))):
+        if ask is None:
+            found[str(number)] = bench.score(parts[number], folder)
+        else:
+            ask(parts[number], folder)
+        done += len(parts[number]) * world.size  # the others are about as fast
+        progress.update(min(done, len(rows)))
+    found = world.collect(found)
+    if not world.leads:
+        return []
+    return bench.score(rows, folder) if ask else [item for number in range(len(parts)) for item in found[str(number)]]
+
+
+def _parts(rows: Sequence[Row]) -> list[list[Row]]:
+    """Whole prompts, one after the other, :data:`PART` samples or some more together."""
+    parts: list[list[Row]] = [[]]
+    for _, prompt in groupby(rows, key=lambda row: row["prompt_id"]):
+        if len(parts[-1]) >= PART:
+            parts.append([])
+        parts[-1].extend(prompt)
+    return parts
 
 
 def _check(folder: Path, rows: Sequence[dict[str, Any]], config: Config, benchmark: str) -> dict[str, Any]:

@@ -29,19 +29,26 @@ def prepare(device: str, threads: int) -> "torch.device":
     """Choose the device, limit the threads, and make the CPU deterministic.
 
     Args:
-        device: ``cpu``, ``cuda``, or ``auto`` for CUDA where there is a GPU.
+        device: See :func:`choose_device`.
         threads: CPU threads.
     """
     import torch
 
     torch.set_num_threads(threads)
-    chosen = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
+    chosen = choose_device(device)
     if chosen.type == "cpu":
         # On CUDA deterministic kernels are slower and some are missing: there, runs are alike but not bit-equal.
         torch.use_deterministic_algorithms(True)
         # Filling fresh memory costs time, and we read none that was not written.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return chosen
+
+
+def choose_device(name: str) -> "torch.device":
+    """The device that ``hardware.device`` means; ``auto`` is CUDA where there is a GPU."""
+    import torch
+
+    return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu"))
 
 
 @dataclass(frozen=True)
@@ -149,13 +156,14 @@ ALONE = World()
 
 
 @contextmanager
-def joined(device: "torch.device", sharded: bool = False) -> Iterator[World]:
+def joined(device: "torch.device | str", sharded: bool = False) -> Iterator[World]:
     """Take this process's place among those that were launched together, if they were; all but the first fall silent.
 
-    A launcher says so in RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT: ours, or torchrun.
+    A launcher says so in RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT: ours, or torchrun. Inside another
+    ``joined`` the place is the one that was taken there.
 
     Args:
-        device: Of this process.
+        device: Of this process; a name is chosen by :func:`choose_device`, and not before there are several.
         sharded: Whether the processes are to share one model's parameters; one alone has nobody to share with.
 
     Raises:
@@ -166,6 +174,10 @@ def joined(device: "torch.device", sharded: bool = False) -> Iterator[World]:
         return
     import torch
 
+    device = choose_device(device) if isinstance(device, str) else device
+    if torch.distributed.is_initialized():
+        yield World(torch.distributed.get_rank(), torch.distributed.get_world_size(), device, sharded)
+        return
     on_cuda = device.type == "cuda"
     if on_cuda:
         place, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()

@@ -4,7 +4,7 @@ import ipaddress
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from reca.benchmarks.base import Judge
@@ -15,6 +15,9 @@ from reca.benchmarks.judges.request import FREE, Estimate, Prices, Request, Samp
 from reca.config.benchmarks import JudgeLimits, JudgeSettings
 from reca.errors import UserError
 from reca.progress import Progress
+
+if TYPE_CHECKING:
+    from reca.nn.vision_language import VisionLanguageModel
 
 
 class Judging:
@@ -34,6 +37,7 @@ class Judging:
         """Ask nobody: what has no stored reply is failed."""
         self._root = root
         self._answered_by: set[str] = set()
+        self._model: VisionLanguageModel | None = None
 
     @property
     def sampling(self) -> Sampling:
@@ -101,9 +105,7 @@ class Judging:
         )
 
     def _ask_here(self, requests: Sequence[Request], stored: ReplyFile) -> list[Reply]:
-        from reca.nn.vision_language import VisionLanguageModel
-
-        found, model = [], None
+        found = []
         progress = Progress(len(requests), "replies")
         for number, request in enumerate(requests, start=1):
             mark = fingerprint(request, self.sampling)
@@ -111,12 +113,7 @@ class Judging:
             if reply is None:
                 if self.settings.temperature:
                     raise UserError("a judge in a local folder answers greedily: set its temperature to 0")
-                if model is None:
-                    try:
-                        model = VisionLanguageModel.load(self._root / str(self.settings.folder))
-                    except (FileNotFoundError, ValueError) as error:
-                        raise UserError(f"the judge cannot be loaded: {error}") from None
-                text = model.reply(request.text, request.images, self.settings.max_tokens, request.system)
+                text = self._local().reply(request.text, request.images, self.settings.max_tokens, request.system)
                 status: Any = "answered" if text.strip() else "refused"
                 reason = "" if text.strip() else "an empty reply"
                 reply = Reply(request.key, mark, status, text, reason, model=self.settings.model)
@@ -124,6 +121,16 @@ class Judging:
             found.append(reply)
             progress.update(number)
         return found
+
+    def _local(self) -> "VisionLanguageModel":
+        from reca.nn.vision_language import VisionLanguageModel
+
+        if self._model is None:
+            try:
+                self._model = VisionLanguageModel.load(self._root / str(self.settings.folder))
+            except (FileNotFoundError, ValueError) as error:
+                raise UserError(f"the judge cannot be loaded: {error}") from None
+        return self._model
 
 
 def _is_here(url: str) -> bool:

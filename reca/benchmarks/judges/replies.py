@@ -1,5 +1,6 @@
 """What a judge answered, kept raw in a file that only grows, so that scores can be made of it again for nothing."""
 
+import fcntl
 import json
 import os
 from collections.abc import Mapping
@@ -39,7 +40,9 @@ class Reply:
 
 
 class ReplyFile:
-    """Replies in a file of one JSON object a line. One process writes to it at a time.
+    """Replies in a file of one JSON object a line, locked while it is read or added to.
+
+    A process that shares the asking does not see what the others add, until it reads the file again.
 
     Args:
         path: The file; it is made with the first reply.
@@ -53,10 +56,12 @@ class ReplyFile:
         self._replies = self._read() if path.exists() else {}
 
     def _read(self) -> dict[str, Reply]:
-        content = self.path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]  # a killed process may have left half a line
-        if len(whole) < len(content):
-            os.truncate(self.path, len(whole))
+        with self.path.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            content = file.read()
+            whole = content[: content.rfind(b"\n") + 1]  # a killed process may have left half a line
+            if len(whole) < len(content):
+                file.truncate(len(whole))
         found = {}
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
@@ -91,6 +96,7 @@ class ReplyFile:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
                 file.write(line.encode("utf-8", "surrogatepass"))
                 file.flush()
                 os.fsync(file.fileno())

@@ -5,7 +5,7 @@ from flows.schedule import by_urgency
 
 
 def stage(name: str, *needs: str) -> Stage:
-    return Stage(name, frozenset(needs), stale=True, uses_gpu=False)
+    return Stage(name, frozenset(needs), stale=True, resource=None)
 
 
 def test_the_longest_chain_goes_first() -> None:

@@ -1,6 +1,7 @@
 """A tiny random vision-language model in a local folder, asked as a judge."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,10 +27,8 @@ TEMPLATE = (
 )
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("judge")
-    words = ["<pad>", "<unk>", "<end>", "<image>", "is", "it", "red", "yes", "no"]
+def save_judge(path: Path, words: list[str]) -> LlavaForConditionalGeneration:
+    """Write a tiny random judge with these words, among them <pad>, <unk>, <end> and <image>."""
     tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, "<unk>"))
     tokenizer.pre_tokenizer = Whitespace()
     fast = PreTrainedTokenizerFast(
@@ -40,15 +39,29 @@ def folder(tmp_path_factory):
     torch.manual_seed(0)
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(**few, image_size=16, patch_size=8),
-        text_config=LlamaConfig(**few, vocab_size=len(words), pad_token_id=0, eos_token_id=2, bos_token_id=1),
-        image_token_index=3,
+        text_config=LlamaConfig(
+            **few,
+            vocab_size=len(words),
+            pad_token_id=words.index("<pad>"),
+            eos_token_id=words.index("<end>"),
+            bos_token_id=1,
+        ),
+        image_token_index=words.index("<image>"),
     )
-    LlavaForConditionalGeneration(config).save_pretrained(path)
+    network = LlavaForConditionalGeneration(config)
+    network.save_pretrained(path)
     images = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
     LlavaProcessor(
         images, fast, patch_size=8, vision_feature_select_strategy="default", chat_template=TEMPLATE,
         num_additional_image_tokens=1,
     ).save_pretrained(path)  # fmt: skip
+    return network
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("judge")
+    save_judge(path, ["<pad>", "<unk>", "<end>", "<image>", "is", "it", "red", "yes", "no"])
     return path
 
 

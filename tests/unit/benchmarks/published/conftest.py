@@ -118,6 +118,21 @@ def judges(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def wise_prompts(project: Path) -> Path:
+    """WISE's three files, of other prompts."""
+    folder = project / "data/benchmarks/wise"
+    folder.mkdir(parents=True)
+    names = ("cultural_common_sense", "spatio-temporal_reasoning", "natural_science")
+    for name, ids in zip(names, (range(1, 401), range(401, 701), range(701, 1001)), strict=True):
+        entries = [
+            {"prompt_id": i, "Prompt": f"Thing {i}", "Explanation": f"It is {i}", "Category": "c", "Subcategory": "s"}
+            for i in ids
+        ]
+        (folder / f"{name}.json").write_text(json.dumps(entries))
+    return project
+
+
 class JudgeServer(ThreadingHTTPServer):
     """Answers with what ``answer`` makes of a question's text, images aside."""
 

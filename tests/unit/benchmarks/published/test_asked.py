@@ -52,20 +52,6 @@ def dpg(project):
     return project
 
 
-@pytest.fixture
-def wise_prompts(project):
-    folder = project / FOLDERS / "wise"
-    folder.mkdir(parents=True)
-    names = ("cultural_common_sense", "spatio-temporal_reasoning", "natural_science")
-    for name, ids in zip(names, (range(1, 401), range(401, 701), range(701, 1001)), strict=True):
-        entries = [
-            {"prompt_id": i, "Prompt": f"Thing {i}", "Explanation": f"It is {i}", "Category": "c", "Subcategory": "s"}
-            for i in ids
-        ]
-        (folder / f"{name}.json").write_text(json.dumps(entries))
-    return project
-
-
 def png(pixels) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
