@@ -126,7 +126,7 @@ def _compose(options: argparse.Namespace) -> None:
         from reca.data.checkpoints import fetch
 
         fetch(config, root)
-    if set(config.evaluate.benchmarks) & set(PUBLISHED):
+    if set(config.evaluate.benchmarks) & set(PUBLISHED) or config.evaluate.fidelity.encoders:
         from reca.benchmarks.fetching import fetch as fetch_benchmarks
 
         fetch_benchmarks(config, root)

@@ -30,6 +30,8 @@ def fetch(config: Config, root: Path) -> None:
     if (geneval := config.evaluate.geneval) and "geneval" in config.evaluate.benchmarks:
         for source in (geneval.detector, geneval.clip):
             fetch_judge(root, source, state)
+    for source in config.evaluate.fidelity.encoders if "fidelity" in config.evaluate.benchmarks else ():
+        fetch_judge(root, source, state)
 
 
 def fetch_judge(root: Path, source: str, state: Path) -> None:

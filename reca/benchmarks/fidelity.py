@@ -14,12 +14,14 @@ and where the truth is known (rendered scenes), with what the scene detector see
   the two is found exactly once and GenEval's ``relative_position`` holds their true relation;
 - ``exact_scene``: 1 where the multiset of shapes and colours is right and nothing is added.
 
-The overall score is the plain mean of the categories, as in every benchmark here. The peak signal-to-noise ratio
-has no ceiling and is told in the details only.
+The overall score is the plain mean of these categories. Image encoders that are named (``evaluate.fidelity.encoders``)
+add a category each, the cosine of their features of drawing and original, negative values counted as 0; they weigh
+nothing in the overall score, which is the same without them. The peak signal-to-noise ratio has no ceiling, and GMSD is
+a distance: both are told in the details only.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import combinations
@@ -30,10 +32,11 @@ import numpy as np
 from PIL import Image
 
 from reca.benchmarks.base import ItemScore, Judge
+from reca.benchmarks.judges.encoders import Encoders
 from reca.benchmarks.rules import geneval
 from reca.benchmarks.samples import Pixels, Row, UnreadableSample, read_image, save_png, to_pixels
 from reca.benchmarks.scene_judge import FOLDER, SceneJudge, describe
-from reca.benchmarks.similarity import peak_signal_to_noise, structural_similarity
+from reca.benchmarks.similarity import gradient_deviation, peak_signal_to_noise, structural_similarity
 from reca.config import Config, FidelityBenchmark, ScenesData
 from reca.data.images import resized
 from reca.data.scenes import Scene, metadata, relation, render, sample_scene
@@ -45,6 +48,8 @@ if TYPE_CHECKING:
     from reca.nn.scene_detector import Detection
 
 DATASET = Path("outputs/dataset")
+CATEGORIES = ("similarity", "objects", "counts", "relations", "exact_scene")
+"""Those of the overall score."""
 
 
 class Fidelity:
@@ -55,27 +60,43 @@ class Fidelity:
         image_size: Side in pixels of rendered scenes; ``None``: the images are the data set's held-out ones.
         dataset: Folder of the data set.
         judge_folder: Where the scene detector lies.
+        encoders: Compare drawing and original as well.
     """
 
     name: ClassVar[str] = "fidelity"
     images_per_prompt = 1
 
-    def __init__(self, settings: FidelityBenchmark, image_size: int | None, dataset: Path, judge_folder: Path) -> None:
+    def __init__(
+        self,
+        settings: FidelityBenchmark,
+        image_size: int | None,
+        dataset: Path,
+        judge_folder: Path,
+        encoders: Encoders,
+    ) -> None:
         self.seed = settings.seed
         self.protocol = "variant: reconstruction of held-out " + ("photographs" if image_size is None else "scenes")
         self._num_images, self._image_size = settings.num_images, image_size
-        self._dataset, self._judge = dataset, SceneJudge(judge_folder)
+        self._dataset, self._judge, self._encoders = dataset, SceneJudge(judge_folder), encoders
 
     @classmethod
     def from_config(cls, config: Config, root: Path) -> Self:
         """Set up from ``evaluate.fidelity``: scenes where the data are scenes, else the data set's held-out images."""
         size = config.data.image_size if isinstance(config.data, ScenesData) else None
-        return cls(config.evaluate.fidelity, size, root / DATASET, root / FOLDER)
+        encoders = Encoders(root, config.evaluate.fidelity.encoders, config.hardware.device)
+        return cls(config.evaluate.fidelity, size, root / DATASET, root / FOLDER, encoders)
 
     @property
     def judge(self) -> Judge:
-        """The scene detector; photographs need no judge but arithmetic."""
-        return Judge(name="ssim", version="1") if self._image_size is None else self._judge.identity
+        """The scene detector, where the images are scenes, and the encoders; else arithmetic alone."""
+        judge = Judge(name="ssim", version="1") if self._image_size is None else self._judge.identity
+        return self._encoders.beside(judge)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of the categories in the overall score; empty without encoders: all weigh the same."""
+        names = self._encoders.names
+        return dict.fromkeys(CATEGORIES, 1.0) | dict.fromkeys(names, 0.0) if names else {}
 
     def plan(self) -> list[Row]:
         """One row per image.
@@ -148,12 +169,21 @@ class Fidelity:
                 strict=True,
             )
         )
-        return [item for row in rows for item in _score_image(row, folder, found.get(row["prompt_id"]))]
+        likeness = self._encoders.likeness(rows, folder)
+        return [
+            item
+            for row, like in zip(rows, likeness, strict=True)
+            for item in _score_image(row, folder, found.get(row["prompt_id"]), like)
+        ]
 
     def details(self, items: Sequence[ItemScore]) -> dict[str, Any]:
-        """Mean peak signal-to-noise ratio in decibels, over images that differ from their original at all."""
-        ratios = [ratio for item in items for detail in item.details if (ratio := detail.get("psnr")) is not None]
-        return {"psnr_mean": float(np.mean(ratios)) if ratios else None}
+        """Means of PSNR in decibels, over images that differ from their original at all, and of GMSD."""
+
+        def mean(name: str) -> float | None:
+            found = [value for item in items for detail in item.details if (value := detail.get(name)) is not None]
+            return float(np.mean(found)) if found else None
+
+        return {"psnr_mean": mean("psnr"), "gmsd_mean": mean("gmsd")}
 
 
 def _reconstruct(
@@ -183,18 +213,24 @@ def _truth(scene: Scene) -> Row:
     return {**metadata(scene), "objects": [list(identity) for identity in identities], "pairs": pairs}
 
 
-def _score_image(row: Row, folder: Path, detections: "Sequence[Detection] | None") -> list[ItemScore]:
+def _score_image(
+    row: Row, folder: Path, detections: "Sequence[Detection] | None", likeness: Mapping[str, float | None]
+) -> list[ItemScore]:
     truth = row["metadata"]
     values: dict[str, float | None] = {}
     try:
         drawn, original = read_image(folder, row), read_image(folder, row, "original")
         values["similarity"] = _similarity(drawn, original)
-        detail: dict[str, Any] = {"psnr": peak_signal_to_noise(drawn, original)}
+        detail: dict[str, Any] = {
+            "psnr": peak_signal_to_noise(drawn, original),
+            "gmsd": gradient_deviation(drawn, original),
+        }
     except UnreadableSample as error:
         values["similarity"], detail = None, {"error": str(error)}
     if truth is not None:
         values |= compare_scene(truth, detections)
         detail["seen"] = [describe(detection) for detection in _kept(detections or ())]
+    values |= likeness
     files = (row["file"], row["original"])
     return [  # what was seen is told once, with the first category
         ItemScore(row["prompt_id"], name, (value,), files, (detail if number == 0 else {},))

@@ -1,7 +1,7 @@
 """Settings of the benchmarks that are in no default, ``null`` where they do not run, and of judges that are asked."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     Field,
@@ -14,10 +14,10 @@ from pydantic import (
 
 from reca.config.section import Section
 
-HUB_ID = r"^[\w.-]+/[\w.-]+@[\w./-]+$"
+HubId = Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+@[\w./-]+$")]
 """``REPOSITORY@REVISION`` of the hub."""
 
-JUDGING = ("judge", "rule", "detector", "clip", "official_quirks")
+JUDGING = ("judge", "rule", "detector", "clip", "encoders", "official_quirks")
 """Settings that only scoring reads: samples need not be made anew when they change."""
 
 
@@ -84,9 +84,9 @@ class GenevalBenchmark(_Drawn):
 
     images_per_prompt: PositiveInt = 12
     """12 as BAGEL and RecA; officially 4."""
-    detector: str = Field(default="facebook/mask2former-swin-small-coco-instance@main", pattern=HUB_ID)
+    detector: HubId = "facebook/mask2former-swin-small-coco-instance@main"
     """Lies in ``data/judges/`` under its last name; ``mmdet/NAME@SOURCE`` names one converted from mmdet's file."""
-    clip: str = Field(default="openai/clip-vit-large-patch14@32bd64288804d66eefd0ccbe215aa642df71cc41", pattern=HUB_ID)
+    clip: HubId = "openai/clip-vit-large-patch14@32bd64288804d66eefd0ccbe215aa642df71cc41"
 
 
 class DpgbenchBenchmark(AskedBenchmark):

@@ -11,7 +11,7 @@ from pydantic import (
     model_validator,
 )
 
-from reca.config.benchmarks import JudgeLimits, PublishedBenchmarks
+from reca.config.benchmarks import HubId, JudgeLimits, PublishedBenchmarks
 from reca.config.section import Fraction, Section
 
 BenchmarkName = Literal[
@@ -219,6 +219,9 @@ class FidelityBenchmark(Section):
 
     num_images: PositiveInt
     seed: NonNegativeInt
+    encoders: tuple[HubId, ...]
+    """Image encoders that compare drawing and original as well, such as ``openai/clip-vit-large-patch14@COMMIT`` and
+    ``facebook/dinov2-base@COMMIT``; in ``data/judges/``, outside the overall score."""
 
 
 class EvaluateSection(PublishedBenchmarks):

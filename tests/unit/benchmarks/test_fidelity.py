@@ -14,7 +14,9 @@ from reca.errors import UserError
 from reca.nn.scene_detector import Detection
 from reca.stages.generate import generate
 from reca.stages.score import score
+from tests.unit.nn.test_image_encoder import save_clip, save_dinov2
 
+ITEMS = "scores/base/fidelity.items.jsonl"
 RED, BLUE, GREEN = ("circle", "red"), ("square", "blue"), ("ring", "green")
 TRUTH = {
     "objects": [list(RED), list(BLUE), list(GREEN), list(GREEN)],
@@ -64,10 +66,10 @@ def test_scenes_are_none_that_a_model_was_trained_on(config, project):
     assert not ours & training
 
 
-def photo_config():
+def photo_config(*words):
     return compose(
         ["data=folder", "data.path=photos", "data.held_out_fraction=0.5", "evaluate.fidelity.num_images=4",
-         "evaluate.bootstrap_draws=50", "hardware.threads=1", "data.min_side=16"]
+         "evaluate.bootstrap_draws=50", "hardware.threads=1", "data.min_side=16", *words]
     )  # fmt: skip
 
 
@@ -93,6 +95,33 @@ def test_photographs_are_measured_by_similarity_alone(project, use_model):
     assert scores.overall.value == pytest.approx(1)
     assert scores.protocol == "variant: reconstruction of held-out photographs"
     assert len(read_items(project / "outputs/scores/base/fidelity.items.jsonl")) == len(rows)
+
+
+def test_encoders_are_categories_beside_the_overall_score(project, use_model):
+    save_clip(project / "data/judges/clip-tiny")
+    save_dinov2(project / "data/judges/dinov2-tiny")
+    ingest_photographs(project)
+    generate(photo_config(), project, "base", "fidelity")
+    folder = project / "outputs/samples/base/fidelity"
+    rows = read_manifest(folder)
+    size = Image.open(folder / rows[0]["original"]).size
+    Image.fromarray(data.rocket()).resize(size).save(folder / rows[0]["file"])  # a drawing of something else
+    (folder / rows[1]["file"]).write_bytes(b"no image")
+    score(photo_config(), project, "base", "fidelity")
+    without = read_scores(project / "outputs/scores/base/fidelity.json")
+    config = photo_config("evaluate.fidelity.encoders=[me/clip-tiny@main,me/dinov2-tiny@main]")
+    score(config, project, "base", "fidelity")
+    scores = read_scores(project / "outputs/scores/base/fidelity.json")
+    assert list(scores.categories) == ["clip-tiny", "dinov2-tiny", "similarity"]
+    assert scores.overall == without.overall
+    assert scores.judge.name == "ssim+clip-tiny+dinov2-tiny"
+    items = {(item.category, item.prompt_id): item.values for item in read_items(folder.parents[2] / ITEMS)}
+    for name in ("clip-tiny", "dinov2-tiny"):
+        assert items[name, rows[0]["prompt_id"]][0] < 0.9999
+        assert items[name, rows[1]["prompt_id"]] == (None,)
+        assert items[name, rows[2]["prompt_id"]][0] == pytest.approx(1)
+    with pytest.raises(UserError, match="the judge me/other@main is missing"):
+        score(photo_config("evaluate.fidelity.encoders=[me/other@main]"), project, "base", "fidelity")
 
 
 def test_a_data_set_that_holds_nothing_back_is_refused(project, use_model):
