@@ -130,10 +130,21 @@ def _compose(options: argparse.Namespace) -> None:
         from reca.benchmarks.fetching import fetch as fetch_benchmarks
 
         fetch_benchmarks(config, root)
+        _track_prompts(config, root)
     for name in workspace.remove_unlisted(root, config.evaluate.benchmarks):
         print(f"outputs of the benchmark {name} are removed: it is measured no longer (DVC keeps them in its cache)")
     changed = config.save(root / "params.yaml")
     print("params.yaml written" if changed else "params.yaml unchanged")
+
+
+def _track_prompts(config: Config, root: Path) -> None:
+    """Put the published texts and images that are measured with under DVC, so that a run's prompts have a version."""
+    from reca.benchmarks.prompts.sources import folder_of
+    from reca.data.versioning import track
+
+    for name in config.evaluate.benchmarks:
+        if folder_of(root, name).is_dir():
+            track(folder_of(root, name), root)
 
 
 def _stage(options: argparse.Namespace) -> int:

@@ -236,6 +236,20 @@ def test_a_benchmark_taken_off_leaves_nothing_behind(project: Project) -> None:
     assert (project.root / "outputs/scores/base/fidelity.json").is_file()
 
 
+def test_data_that_no_stage_reads_may_be_elsewhere(project: Project) -> None:
+    """The prompts of a published benchmark, in a clone that has not fetched them."""
+    prompts = project.root / "data/benchmarks/wise"
+    prompts.mkdir(parents=True)
+    (prompts / "natural_science.json").write_text("[]")
+    project.dvc("add", "--quiet", "data/benchmarks/wise")
+    shutil.rmtree(prompts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project.root)
+        for name, value in project.environment.items():
+            patch.setenv(name, value)
+        assert not any(stage.stale for stage in read_graph(project.root))
+
+
 def test_code_reruns_what_runs_it_and_comments_can_be_accepted(project: Project) -> None:
     with (project.root / "reca/stages/score.py").open("a") as file:
         file.write("\n# a remark\n")

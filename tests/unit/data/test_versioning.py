@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from reca.config import Config, FolderData, HubData, WebDatasetData
+from reca.cli import _track_prompts
+from reca.config import ROOT, Config, FolderData, HubData, WebDatasetData, compose
 from reca.data.sources.folder import LEFT_OUT, FolderSource
 from reca.data.versioning import prepare, track
 from reca.errors import UserError
@@ -159,3 +160,21 @@ def test_recipes_are_left_as_they_are(default_config: Config, tmp_path: Path) ->
     for data in (default_config.data, urls, hub):
         config = default_config.model_copy(update={"data": data})
         assert prepare(config, tmp_path) == config
+
+
+def test_published_questions_get_a_version_too(project: Path) -> None:
+    for name in (".gitignore", ".dvcignore"):
+        shutil.copy(ROOT / name, project / name)
+    config = compose(["evaluate.benchmarks=[scenes,mme,wise]"])
+    folder = project / "data/benchmarks/mme"
+    (folder / "unpacked").mkdir(parents=True)
+    (folder / "questions.jsonl").write_text("{}\n")
+    _track_prompts(config, project)
+    assert recorded(project, "data/benchmarks/mme")["nfiles"] == 1
+    (folder / "unpacked/1.png").write_bytes(png(1))  # made of what is tracked, so no change of it
+    before = recorded(project, "data/benchmarks/mme")
+    _track_prompts(config, project)
+    assert recorded(project, "data/benchmarks/mme") == before
+    seen = subprocess.check_output(["git", "status", "--porcelain", "--untracked-files=all"], cwd=project, text=True)
+    assert "data/benchmarks/mme.dvc" in seen
+    assert "questions.jsonl" not in seen
