@@ -18,6 +18,7 @@ from reca import workspace
 from reca.config import Config, ConfigError, compose
 from reca.config.benchmarks import PUBLISHED, judged_here
 from reca.errors import UserError
+from reca.training.process import GUARD
 
 PLAIN_STAGES = {
     "ingest": "read images into shards and a manifest",
@@ -41,7 +42,6 @@ PASSED_ON = {*FLOW_VERBS, "pretrain"}
 """Verbs whose arguments are read elsewhere."""
 STAGE_OPTIONS = ("from_replies", "dry_run", "output")
 """Options of these that a stage takes by name."""
-GUARD = "RECA_GUARD_PID"
 LAST_WORDS_SECONDS = 20
 
 
@@ -153,11 +153,11 @@ def _stage(options: argparse.Namespace) -> int:
     _end_with_guard()
     if options.verb in PER_BENCHMARK_STAGES:
         os.environ.setdefault("OMP_NUM_THREADS", str(config.hardware.generate_threads))
-    if config.hardware.processes > 1 and _is_shared(options, config):
-        from reca.training.launch import launch, launched
+    if config.hardware.devices > 1 and _is_shared(options, config):
+        from reca.training.launch import launch_all, launched
 
         if not launched():
-            return launch([sys.executable, "-m", "reca", *sys.argv[1:]], config.hardware.processes)
+            return launch_all([sys.executable, "-m", "reca", *sys.argv[1:]], config.hardware)
     stage = getattr(importlib.import_module(f"reca.stages.{options.verb}"), options.verb)
     arguments = (options.which, options.benchmark) if options.verb in PER_BENCHMARK_STAGES else ()
     switches = {name: value for name in STAGE_OPTIONS if (value := getattr(options, name, None))}

@@ -18,7 +18,7 @@ from reca.config.benchmarks import PUBLISHED, sampling_part
 from reca.digest import file_digest
 from reca.errors import UserError
 from reca.stages.score import aim, measure
-from reca.training.launch import launch, launched
+from reca.training.launch import launch_all, launched
 from reca.training.process import World, joined
 
 EVALUATIONS = Path("outputs/evaluations")
@@ -37,8 +37,8 @@ def evaluate(options: argparse.Namespace, root: Path) -> None:
         words.append(f"evaluate.benchmarks=[{options.benchmark}]")
     config = compose(words)
     _fetch(config, root, with_model=options.images is None)
-    if config.hardware.processes > 1 and not launched():
-        if status := launch([sys.executable, "-m", "reca", *sys.argv[1:]], config.hardware.processes):
+    if config.hardware.devices > 1 and not launched():
+        if status := launch_all([sys.executable, "-m", "reca", *sys.argv[1:]], config.hardware):
             raise SystemExit(status)
         return
     output = Path(options.output) if options.output else root / EVALUATIONS / _name(config, options)

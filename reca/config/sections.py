@@ -265,6 +265,12 @@ class HardwareSection(Section):
 
     device: Literal["auto", "cpu", "cuda"]
     processes: PositiveInt
+    """Processes of a node that share extraction, training, generation and scoring: one for each of its devices."""
+    nodes: PositiveInt
+    """Hosts that share them, each with ``processes``; they see the project and ``paths.state`` on one disk."""
+    node_launcher: str
+    """What starts the command that follows it once on every node and tells it which one it is: srun, mpirun, a script
+    that sets RECA_NODE_RANK."""
     shard: bool
     """Split the parameters that train, and the frozen ones, over the processes of training (FSDP2), in place of a whole
     model on each device; on one process it changes nothing."""
@@ -292,6 +298,11 @@ class HardwareSection(Section):
     """Stages that may run side by side."""
     judge: JudgeLimits
     """How judges at endpoints are treated."""
+
+    @property
+    def devices(self) -> int:
+        """Processes of all nodes."""
+        return self.processes * self.nodes
 
 
 class TrackingSection(Section):

@@ -1,6 +1,7 @@
-"""One command, several processes: one for each device of this machine."""
+"""One command, several processes: one for each device of this machine, and of others."""
 
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -8,15 +9,22 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import IO
 
-from reca.training.process import StopRequest, end_with_parent
+from reca.config.sections import HardwareSection
+from reca.errors import UserError
+from reca.training.process import GUARD, StopRequest, end_with_parent
 
 GRACE_SECONDS = 30.0
 """For the others when one process has failed: the first may be writing a checkpoint."""
 POLL_SECONDS = 0.1
 LAST_WORDS = 10_000
 """Characters of a failed process's stderr that are shown."""
+MEETING = "RECA_MEETING"
+"""Environment variable with HOST:PORT, where the processes of several nodes find each other."""
+NODE_RANKS = ("RECA_NODE_RANK", "SLURM_NODEID", "OMPI_COMM_WORLD_RANK")
+"""Environment variables with the number of the node, the first one set counts."""
 
 
 def launched() -> bool:
@@ -24,16 +32,70 @@ def launched() -> bool:
     return "RANK" in os.environ
 
 
-def launch(command: Sequence[str], processes: int) -> int:
+def launch_all(command: Sequence[str], hardware: HardwareSection) -> int:
+    """Start a command on all devices of all nodes, and wait for it.
+
+    On one node that is :func:`launch`. For several, ``hardware.node_launcher`` starts the same command on each of them,
+    which comes here again and then knows its node.
+
+    Returns:
+        0, or the exit status of a process that failed.
+
+    Raises:
+        UserError: The launcher cannot be started, or does not tell the nodes apart.
+    """
+    if hardware.nodes == 1:
+        return launch(command, hardware.processes)
+    if meeting := os.environ.get(MEETING):
+        rank = next((os.environ[name] for name in NODE_RANKS if name in os.environ), None)
+        if rank is None:
+            raise UserError(f"hardware.node_launcher sets none of {', '.join(NODE_RANKS)}, so a node is not told which")
+        return launch(command, hardware.processes, Node(int(rank), hardware.nodes, *meeting.rsplit(":", 1)))
+    environment = {**os.environ, MEETING: f"{socket.gethostname()}:{free_port()}"}
+    environment.pop(GUARD, None)  # a process of this host, which this one watches
+    words = [*shlex.split(hardware.node_launcher), *command]
+    with StopRequest() as stop:
+        end_with_parent()
+        try:
+            started = subprocess.Popen(words, env=environment, close_fds=False)
+        except OSError as error:
+            raise UserError(f"hardware.node_launcher cannot be started: {words[0]}: {error.strerror}") from None
+        try:
+            _wait([started], stop)
+        finally:
+            started.kill()  # nothing where it has ended
+            started.wait()
+    return started.returncode if started.returncode >= 0 else 128 - started.returncode
+
+
+@dataclass(frozen=True)
+class Node:
+    """One of the hosts that share a command."""
+
+    rank: int = 0
+    count: int = 1
+    address: str = "127.0.0.1"
+    """Of the leading one."""
+    port: str = ""
+    """Free on the leading one."""
+
+
+def launch(command: Sequence[str], processes: int, node: Node | None = None) -> int:
     """Start a command so many times, each knowing its rank, and wait for all of them.
 
     Not accelerate's launcher: on the CPU it starts one process, however many it is asked for, and it makes 1 of every
     exit status, while ours tell a mistake of the user from an interruption.
 
+    Args:
+        command: Program and arguments.
+        processes: On this node.
+        node: This one among several; ``None``: there is no other.
+
     Returns:
         0, or the exit status of the process that failed first.
     """
-    shared = {**os.environ, "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    node = node or Node(port=str(free_port()))
+    shared = {"WORLD_SIZE": str(processes * node.count), "MASTER_ADDR": node.address, "MASTER_PORT": node.port}
     with StopRequest() as stop, ExitStack() as files:
         end_with_parent()
         # Only the first one's stderr is seen: what all of them find wrong is to be read once.
@@ -41,9 +103,9 @@ def launch(command: Sequence[str], processes: int) -> int:
         ranks = list[subprocess.Popen[bytes]]()
         try:
             for rank, error in enumerate(errors):
-                environment = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+                place = {"RANK": str(node.rank * processes + rank), "LOCAL_RANK": str(rank)}
                 # close_fds=False: the locks on devices that the flow has handed on are held by every process.
-                ranks.append(subprocess.Popen(command, env=environment, stderr=error, close_fds=False))
+                ranks.append(subprocess.Popen(command, env=os.environ | shared | place, stderr=error, close_fds=False))
             first = _wait(ranks, stop)
         finally:
             for process in ranks:

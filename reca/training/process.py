@@ -16,6 +16,8 @@ from reca.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+GUARD = "RECA_GUARD_PID"
+"""Environment variable with the process of the flow that wants a stage's result (flows/guard.py)."""
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PATIENCE = timedelta(hours=1)
 """For the slowest process: the first one writes checkpoints and waits for locks while the others wait for it."""

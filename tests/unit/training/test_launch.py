@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from reca.config import compose
+from reca.config.sections import HardwareSection
+from reca.errors import UserError
 from reca.training import launch as module
-from reca.training.launch import launch
+from reca.training.launch import launch, launch_all
 
 
 def python(code: str) -> list[str]:
@@ -65,3 +68,61 @@ def test_a_signal_reaches_all(tmp_path: Path, number: signal.Signals) -> None:
     os.kill(launcher.pid, number)
     assert launcher.wait(60) == 143
     assert all((tmp_path / f"{rank}.told").exists() for rank in range(2))
+
+
+def here(node_launcher: str, nodes: int = 2, processes: int = 2) -> HardwareSection:
+    words = [f"hardware.nodes={nodes}", f"hardware.processes={processes}", f"hardware.node_launcher='{node_launcher}'"]
+    return compose(words).hardware
+
+
+def node_launcher(folder: Path, ranks: str) -> str:
+    """A program that starts what follows it on every "node" of this host and fails if any of them does."""
+    script = folder / "on_every_node"
+    script.write_text(
+        f'#!/bin/sh\njobs=\nfor n in {ranks}; do SLURM_NODEID=$n "$@" & jobs="$jobs $!"; done\n'
+        "status=0; for job in $jobs; do wait $job || status=$?; done; exit $status\n"
+    )
+    script.chmod(0o755)
+    return str(script)
+
+
+AGAIN = """
+import sys
+from reca.config import compose
+from reca.training.launch import launch_all, launched
+hardware = compose([f"hardware.nodes=2", "hardware.processes=2", "hardware.node_launcher={launcher}"]).hardware
+if not launched():
+    sys.exit(launch_all([sys.executable, *sys.argv], hardware))
+import os
+names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+open("{folder}/" + os.environ["RANK"], "w").write(" ".join(os.environ[name] for name in names))
+assert "RECA_GUARD_PID" not in os.environ
+{then}
+"""
+
+
+def test_several_nodes_know_their_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECA_GUARD_PID", "1")
+    launcher, program = node_launcher(tmp_path, "0 1"), tmp_path / "program.py"
+    program.write_text(AGAIN.format(launcher=launcher, folder=tmp_path, then=""))
+    assert launch_all([sys.executable, str(program)], here(launcher)) == 0
+    places = [(tmp_path / str(rank)).read_text().split() for rank in range(4)]
+    assert [place[:3] for place in places] == [["0", "0", "4"], ["1", "1", "4"], ["2", "0", "4"], ["3", "1", "4"]]
+    assert len({tuple(place[3:]) for place in places}) == 1, "all meet at one address"
+
+
+def test_a_failure_on_another_node_is_the_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    launcher, program = node_launcher(tmp_path, "0 1"), tmp_path / "program.py"
+    then = 'sys.exit(2 if os.environ["RANK"] in "23" else 0)'
+    program.write_text(AGAIN.format(launcher=launcher, folder=tmp_path, then=then))
+    assert launch_all([sys.executable, str(program)], here(launcher)) == 2
+
+
+def test_a_launcher_that_is_not_there_or_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="node_launcher cannot be started: no-such-launcher: No such file"):
+        launch_all(["true"], here("no-such-launcher --nodes"))
+    monkeypatch.setenv("RECA_MEETING", "host:1")
+    for name in module.NODE_RANKS:
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match="sets none of RECA_NODE_RANK"):
+        launch_all(["true"], here("srun"))
