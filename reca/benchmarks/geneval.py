@@ -57,7 +57,7 @@ class Geneval:
 
     @property
     def protocol(self) -> str:
-        """What is not the original's; never ``official``, for images are enlarged by other code than mmdet's."""
+        """What is not the original's; never ``official``, for colours are told in float32 and not under autocast."""
         from reca.benchmarks.judges import folders
 
         settings, clip = self._settings, self._settings.clip.partition("@")[0]
@@ -69,7 +69,7 @@ class Geneval:
                 numbered(settings.images_per_prompt, IMAGES_PER_PROMPT),
                 "" if official else f"detector {detector.name} instead of mmdet's Mask2Former Swin-S",
                 "" if clip == OFFICIAL_CLIP else f"colours by {clip} instead of {OFFICIAL_CLIP}",
-                "images enlarged by torch instead of OpenCV, colours in float32",
+                "colours in float32",
             ]
         )
 

@@ -1,8 +1,8 @@
 """Mask2Former as an instance segmenter: images in, logits and the sizes that go with them out.
 
-The input is prepared as mmdet prepares it (Mask2Former's ``..._lsj_8x2_50e_coco`` configuration): resized with
-the ratio kept until it fits 1333 x 800, bilinear without smoothing and rounded to whole numbers, normalised, padded on
-the right and below with zeros to multiples of 32. What becomes of the logits is for the caller to say.
+The input is prepared as mmdet 2.x prepares it (Mask2Former's ``..._lsj_8x2_50e_coco`` configuration): resized with
+the ratio kept until it fits 1333 x 800, by OpenCV's arithmetic, padded on the right and below with grey to multiples of
+32, normalised. What becomes of the logits is for the caller to say.
 """
 
 from collections.abc import Sequence
@@ -21,6 +21,10 @@ from transformers import Mask2FormerForUniversalSegmentation
 LONG_SIDE, SHORT_SIDE, MULTIPLE = 1333, 800, 32
 MEAN = (123.675, 116.28, 103.53)
 DEVIATION = (58.395, 57.12, 57.375)
+GREY = 128
+"""What mmdet 2.x pads with, before it normalises; 3.x pads with zeros afterwards."""
+WEIGHT_BITS = 11
+"""OpenCV's interpolation weights are multiples of 2^-11."""
 CLASSES = 80
 """COCO's."""
 Size = tuple[int, int]
@@ -102,15 +106,44 @@ def prepare(images: Tensor, short_side: int = SHORT_SIDE) -> tuple[Tensor, Size]
         images: (B, height, width, 3), 0..255.
         short_side: See :class:`InstanceSegmenter`; the longer side may become 1333 / 800 of it.
     """
-    pixels = images.permute(0, 3, 1, 2).float()
-    height, width = _size(pixels)
+    height, width = images.shape[1:3]
     longest = LONG_SIDE * short_side / SHORT_SIDE
     scale = min(longest / max(height, width), short_side / min(height, width))
     resized = int(height * scale + 0.5), int(width * scale + 0.5)
-    pixels = F.interpolate(pixels, size=resized, mode="bilinear", align_corners=False).round().clamp(0, 255)
-    mean, deviation = (pixels.new_tensor(values)[:, None, None] for values in (MEAN, DEVIATION))
     below, right = (-side % MULTIPLE for side in resized)
-    return F.pad((pixels - mean) / deviation, (0, right, 0, below)), resized
+    pixels = F.pad(opencv_bilinear(images, resized), (0, 0, 0, right, 0, below), value=GREY).float()
+    mean, deviation = (pixels.new_tensor(values) for values in (MEAN, DEVIATION))
+    return ((pixels - mean) / deviation).permute(0, 3, 1, 2).contiguous(), resized
+
+
+def opencv_bilinear(images: Tensor, size: Size) -> Tensor:
+    """Images in another size, to the last bit as ``cv2.resize`` (4.11, 5.0) enlarges and shrinks bytes by default.
+
+    Args:
+        images: (B, height, width, channels), 0..255.
+        size: Height and width to come.
+
+    Returns:
+        (B, *size, channels) of int32, 0..255.
+    """
+    left, right, of_left, of_right = _neighbours(images.shape[2], size[1], images.device)
+    above, below, of_above, of_below = _neighbours(images.shape[1], size[0], images.device)
+    pixels = images.int()
+    rows = (pixels[:, :, left] * of_left[:, None] + pixels[:, :, right] * of_right[:, None]) >> 4
+    # Cut off one by one, also at an edge, where both are the same row.
+    upper = rows[:, above] * of_above[:, None, None] >> 16
+    lower = rows[:, below] * of_below[:, None, None] >> 16
+    return (upper + lower + 2) >> 2
+
+
+def _neighbours(length: int, wanted: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Along one axis, for every new pixel: the old ones before and after it, and their weights of 2^11 together."""
+    place = ((torch.arange(wanted, dtype=torch.float64) + 0.5) * (1 / (wanted / length)) - 0.5).float()
+    before = place.floor()
+    share = place - before
+    first, second = (each.long().clamp(0, length - 1).to(device) for each in (before, before + 1))
+    of_first, of_second = ((each * 2**WEIGHT_BITS).round().int().to(device) for each in (1 - share, share))
+    return first, second, of_first, of_second
 
 
 def _size(images: Tensor) -> Size:

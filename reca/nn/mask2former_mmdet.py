@@ -1,15 +1,17 @@
 """mmdet's Mask2Former weights in the layout of transformers: the same network under other names.
 
 ``python -m reca.nn.mask2former_mmdet CHECKPOINT.pth data/judges/NAME`` converts the detector that GenEval itself uses.
-Written from the two networks' parameter names; the differences beyond names are three: mmdet keeps query, key and value
-of an attention in one matrix where transformers has three, transformers keeps them together in the decoder's
-cross-attention, and mmdet's patch merging reads its four neighbours in the order of ``unfold`` (channel first).
+The differences beyond names are three: mmdet keeps query, key and value of an attention in one matrix where
+transformers has three, transformers keeps them together in the decoder's cross-attention, and mmdet's patch merging
+reads its four neighbours in the order of ``unfold`` (channel first). With random weights mmdet 2.28.2 and 3.3.0 give
+the same logits (``tests/parity/test_mmdet.py``); the published files themselves were never seen.
 """
 
 import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -170,7 +172,10 @@ def convert(checkpoint: Path, folder: Path) -> dict[str, Any]:
         ValueError: It is no such checkpoint.
     """
     digest = file_digest(checkpoint)
-    loaded = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    try:
+        loaded = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except (UnpicklingError, EOFError, RuntimeError) as error:
+        raise ValueError(f"{checkpoint} is no checkpoint that can be read without running code: {error}") from None
     network = load_converted(loaded.get("state_dict", loaded), official_config())
     card = {"file": checkpoint.name, "sha256": digest, "official": OFFICIAL.get(digest[:8])}
     with whole_folder(folder) as target:

@@ -71,8 +71,7 @@ def test_end_to_end_with_tiny_judges(config, project, use_model, artist, judges,
     assert scores.judge.name == "mask2former-swin-small-coco-instance+clip-vit-large-patch14"
     assert scores.protocol == (
         "variant: only the first 1 prompts of each category; 2 images a prompt instead of 4; detector "
-        "mask2former-swin-small-coco-instance instead of mmdet's Mask2Former Swin-S; images enlarged by torch instead "
-        "of OpenCV, colours in float32"
+        "mask2former-swin-small-coco-instance instead of mmdet's Mask2Former Swin-S; colours in float32"
     )
     seen = [one for item in read_items(project / "outputs/scores/base/geneval.items.jsonl") for one in item.details]
     assert all(detail["seen"] or detail["reasons"] for detail in seen)
@@ -114,7 +113,7 @@ def test_the_originals_detector_is_known(project):
     folder = project / "data/judges/official"
     folder.mkdir(parents=True)
     (folder / "converted_from.json").write_text(json.dumps({"official": "mask2former_swin-s-p4-w7-224_lsj.pth"}))
-    assert bench.protocol == "variant: images enlarged by torch instead of OpenCV, colours in float32"
+    assert bench.protocol == "variant: colours in float32"
     (folder / "converted_from.json").write_text(json.dumps({"official": None}))
     assert bench.protocol.startswith("variant: detector official")
 
