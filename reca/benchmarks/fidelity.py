@@ -41,6 +41,7 @@ from reca.config import Config, FidelityBenchmark, ScenesData
 from reca.data.images import resized
 from reca.data.scenes import Scene, metadata, relation, render, sample_scene
 from reca.errors import UserError
+from reca.nn.ragged import moved
 from reca.nn.random import SampleRng, derive_seed
 
 if TYPE_CHECKING:
@@ -190,7 +191,7 @@ def _reconstruct(
     model: "UnifiedModel", rows: Sequence[Row], originals: Sequence[Image.Image], sampling: "Sampling", folder: Path
 ) -> list[Row]:
     """Of images that are drawn in one size."""
-    seen = resized(originals, model.spec.understanding, next(model.parameters()).device)
+    seen = moved(resized(originals, model.spec.understanding), next(model.parameters()).device)
     images = model.reconstruct(model.encode_semantic(seen), sampling, SampleRng([row["seed"] for row in rows]))
     targets = [pixels for target in resized(originals, model.spec.generation) for pixels in to_pixels(target[None])]
     made = []

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from reca.nn.image_sizes import Resize
@@ -163,28 +162,25 @@ def square_tensor(images: Sequence[Image.Image], size: int) -> "Tensor":
     return _tensor([to_square(image, size) for image in images])
 
 
-def resized(
-    images: Sequence[Image.Image], resize: "Resize", device: "torch.device | None" = None
-) -> "Tensor | list[Tensor]":
-    """Images as a family wants them, float32 in [-1, 1].
+def resized(images: Sequence[Image.Image], resize: "Resize") -> "Tensor | list[Tensor]":
+    """Images as a family wants them, float32 in [-1, 1], on the CPU.
 
     Args:
         images: RGB.
         resize: The family's rule.
-        device: Where they go; ``None``: the CPU.
 
     Returns:
         (B, 3, H, W); of images that keep unlike shapes (3, H, W) each.
     """
     if resize.rule != "fit":
-        return _tensor([to_square(image, resize.longest, resize.rule == "stretch") for image in images]).to(device)
+        return _tensor([to_square(image, resize.longest, resize.rule == "stretch") for image in images])
     sizes = [resize.size(image.height, image.width)[::-1] for image in images]
     pixels = [
         np.asarray(image.resize(size, Image.Resampling.BICUBIC)) for image, size in zip(images, sizes, strict=True)
     ]
     if len(set(sizes)) == 1:
-        return _tensor(pixels).to(device)
-    return [_tensor([levels])[0].to(device) for levels in pixels]
+        return _tensor(pixels)
+    return [_tensor([levels])[0] for levels in pixels]
 
 
 def _tensor(images: Sequence[NDArray[np.uint8]]) -> "Tensor":

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reca.nn.image_sizes import Resize
-from reca.nn.ragged import Shapes, join, split
+from reca.nn.ragged import Ragged
 from reca.nn.random import SampleRng
 
 Paradigm = Literal["autoregressive", "masked_autoregressive", "masked_token", "flow"]
@@ -79,43 +79,21 @@ class Spec:
         return self.generation.longest
 
 
-@dataclass(frozen=True)
-class Semantic:
-    """Understanding embeddings of a batch: h_v in the paper (section 3.1)."""
+class Semantic(Ragged):
+    """Understanding embeddings of a batch: h_v in the paper (section 3.1), (N_i, D) of each image."""
 
-    embeds: Tensor
-    """(B, N, D); of images of unlike shapes all numbers in a row, see :func:`reca.nn.ragged.join`"""
-    shapes: Shapes | None = None
-    """(N_i, D) of each image; ``None``: they are all alike."""
-
-    @classmethod
-    def of(cls, rows: Sequence[Tensor]) -> Self:
-        """Of each image's embeddings (N_i, D)."""
-        return cls(*join(rows))
-
-    def rows(self) -> list[Tensor]:
-        """Each image's embeddings (N_i, D)."""
-        return split(self.embeds, self.shapes)
+    @property
+    def embeds(self) -> Tensor:
+        """(B, N, D); of images of unlike shapes all numbers in a row, see :class:`reca.nn.ragged.Ragged`."""
+        return self.values
 
 
-@dataclass(frozen=True)
-class Target:
-    """What the drawing half is trained to produce, never with gradient."""
+class Target(Ragged):
+    """What the drawing half is trained to produce, never with gradient.
 
-    values: Tensor
-    """Codes (B, T) int64, or latents (B, C, h, w), or posterior moments (B, 2C, h, w); of images of unlike shapes all
-    numbers in a row, see :func:`reca.nn.ragged.join`"""
-    shapes: Shapes | None = None
-    """(2C, h_i, w_i) of each image; ``None``: they are all alike."""
-
-    @classmethod
-    def of(cls, rows: Sequence[Tensor]) -> Self:
-        """Of each image's latents (C, h_i, w_i) or moments (2C, h_i, w_i)."""
-        return cls(*join(rows))
-
-    def rows(self) -> list[Tensor]:
-        """Each image's values."""
-        return split(self.values, self.shapes)
+    Codes (B, T) int64, or latents (B, C, h, w), or posterior moments (B, 2C, h, w); of images of unlike shapes all
+    numbers in a row, see :class:`reca.nn.ragged.Ragged`.
+    """
 
 
 @dataclass(frozen=True)

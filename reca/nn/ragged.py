@@ -1,12 +1,45 @@
 """Tensors of unlike shapes as one tensor and a list of their shapes; tensors of one shape as a plain batch."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 Shapes = Sequence[tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """One tensor for each image of a batch, alike in shape or not."""
+
+    values: Tensor
+    """(B, …); of rows of unlike shapes all their numbers in a row (N,), see :func:`join`"""
+    shapes: Shapes | None = None
+    """Of each row; ``None``: they are all alike."""
+
+    @classmethod
+    def of(cls, rows: Sequence[Tensor]) -> Self:
+        """Of each image's tensor."""
+        return cls(*join(rows))
+
+    def rows(self) -> list[Tensor]:
+        """Each image's tensor; views of ``values``."""
+        return split(self.values, self.shapes)
+
+
+def changed(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same batch with every tensor in it changed: a tensor, a list of tensors, or a :class:`Ragged`."""
+    if isinstance(batch, Ragged):
+        return replace(batch, values=change(batch.values))
+    return [change(each) for each in batch] if isinstance(batch, list) else change(batch)
+
+
+def moved(batch: Any, device: torch.device) -> Any:
+    """The same batch, brought from the CPU to a device; what lies in pinned memory goes while the CPU goes on."""
+    return changed(batch, lambda tensor: tensor.to(device, non_blocking=True))
 
 
 def join(rows: Sequence[Tensor]) -> tuple[Tensor, Shapes | None]:

@@ -25,6 +25,7 @@ from reca.data.manifest import MANIFEST, ImageReader
 from reca.digest import file_digest
 from reca.files import whole_folder
 from reca.models.base import Images, UnifiedModel
+from reca.nn.ragged import moved
 from reca.nn.random import SampleRng, derive_seed
 from reca.progress import Progress
 from reca.stages.result import write_result
@@ -172,15 +173,12 @@ class Encoder:
     def _encode(self, ids: Sequence[str], pixels: Mapping[str, Images], check: bool) -> dict[str, list[Tensor]]:
         values: dict[str, list[Tensor]] = {}
         if "semantic" in pixels:
-            seen = self._moved(pixels["semantic"])
+            seen = moved(pixels["semantic"], self.device)
             values["semantic"] = [row.float().cpu() for row in self.model.encode_semantic(seen).rows()]
         if "target" in pixels:
             padded = [*ids] + [ids[-1]] * (self.batch_size - len(ids))
-            values["target"] = self._fixed_target(self._moved(pixels["target"]), padded, check)
+            values["target"] = self._fixed_target(moved(pixels["target"], self.device), padded, check)
         return values
-
-    def _moved(self, images: Images) -> Images:
-        return [each.to(self.device) for each in images] if isinstance(images, list) else images.to(self.device)
 
     def _fixed_target(self, pixels: Images, ids: Sequence[str], check: bool) -> list[Tensor]:
         """Targets that do not depend on any draw; a stored sample of a distribution would be another method."""

@@ -1,8 +1,8 @@
 """From ids to losses: which images stand in a step, and what the model is given of each."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ from reca.data.manifest import ImageReader, read_manifest
 from reca.errors import UserError
 from reca.models.base import Cacheable, Dialogue, Images, Loss, Semantic, Target, UnifiedModel
 from reca.nn.image_sizes import Resize
+from reca.nn.ragged import changed, moved
 from reca.nn.random import SampleRng, derive_seed
 from reca.objectives.mixture import Kind, Mixture
 from reca.objectives.templates import choose_templates
@@ -172,7 +173,7 @@ class Samples:
         """The mean loss of some samples, from what :meth:`read` has read of them."""
         rng = SampleRng(sources.seeds)
         if kind == "understanding":
-            images = _moved(sources.seen, self._device)
+            images = moved(sources.seen, self._device)
             with self._precision():
                 return self._model.understanding_loss(images, sources.dialogues, rng)
         target = self._target(sources)
@@ -193,14 +194,14 @@ class Samples:
         return torch.autocast(self._device.type, torch.bfloat16, enabled=self._lower, cache_enabled=False)
 
     def _semantic(self, sources: Sources) -> Semantic:
-        seen = _moved(sources.seen, self._device)
+        seen = moved(sources.seen, self._device)
         if isinstance(seen, Semantic):
             return seen
         with self._precision():  # an encoder that trains is part of the pass
             return self._model.encode_semantic(seen)
 
     def _target(self, sources: Sources) -> Target:
-        drawn = _moved(sources.drawn, self._device)
+        drawn = moved(sources.drawn, self._device)
         if isinstance(drawn, Target):
             return drawn
         # Its own stream: whether the target is cached must not move the draws of the loss.
@@ -215,7 +216,7 @@ class Samples:
 
     def _pinned(self, values: Any) -> Any:
         """In memory that a GPU copies from by itself, while the CPU goes on."""
-        return _each(values, Tensor.pin_memory) if self._device.type == "cuda" else values
+        return changed(values, Tensor.pin_memory) if self._device.type == "cuda" else values
 
     def _asked(self, ids: Sequence[str], seeds: Sequence[int]) -> tuple[Images, list[Dialogue]]:
         """Images as they are understood, and one question about each."""
@@ -244,16 +245,3 @@ def _questions(table: Any) -> dict[str, list[dict[str, str]]]:
         if truth.get("questions"):
             found[name] = truth["questions"]
     return found
-
-
-def _moved(values: Any, device: torch.device) -> Any:
-    return _each(values, lambda tensor: tensor.to(device, non_blocking=True))
-
-
-def _each(values: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same with every tensor in it changed."""
-    if isinstance(values, Semantic):
-        return replace(values, embeds=change(values.embeds))
-    if isinstance(values, Target):
-        return replace(values, values=change(values.values))
-    return [change(each) for each in values] if isinstance(values, list) else change(values)

@@ -3,8 +3,9 @@
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
-from reca.nn.ragged import join, split
+from reca.nn.ragged import Ragged, changed, join, split
 from reca.nn.random import SampleRng
 
 SHAPES = st.lists(st.lists(st.integers(1, 4), min_size=2, max_size=3).map(tuple), min_size=1, max_size=5)
@@ -26,3 +27,12 @@ def test_each_samples_draw_is_its_own(shapes: list[tuple[int, ...]]) -> None:
     together = SampleRng(range(len(shapes))).normals("noise", shapes)
     alone = [SampleRng([seed]).normal("noise", shape)[0] for seed, shape in enumerate(shapes)]
     assert all(map(torch.equal, together, alone))
+
+
+@given(shapes=SHAPES)
+def test_a_changed_batch_is_the_same_of_changed_tensors(shapes: list[tuple[int, ...]]) -> None:
+    rows = [torch.randn(shape) for shape in shapes]
+    batch = Ragged.of(rows)
+    assert all(map(torch.equal, changed(batch, Tensor.neg).rows(), [-row for row in rows]))
+    assert all(map(torch.equal, changed(rows, Tensor.neg), [-row for row in rows]))
+    assert torch.equal(changed(batch.values, Tensor.neg), -batch.values)
