@@ -7,13 +7,11 @@ change of the data only new images are encoded. The output does not tell which o
 
 import hashlib
 import json
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,10 +45,9 @@ from reca.training.extractions import (
     tidy,
 )
 from reca.training.process import World, end_with_parent, joined, prepare
+from reca.training.read_ahead import ReadAhead
 from reca.training.storage import exclusive, explained
 
-Item = TypeVar("Item")
-Value = TypeVar("Value")
 DATASET = Path("outputs/dataset")
 EMBEDDINGS = Path("outputs/embeddings")
 NOT_SEEN = {"name", "hub", "prompt_dropout"}
@@ -157,10 +154,11 @@ class Encoder:
             for names in alike.values()
             for start in range(0, len(names), self.batch_size)
         ]
-        for number, (chosen, pixels) in enumerate(in_advance(self._read, batches, self.read_ahead)):
-            values = self._encode(chosen, pixels, check=number == 0)
-            for row, name in enumerate(chosen):
-                yield name, {field: found[row] for field, found in values.items()}
+        with ReadAhead(self._read, batches, self.read_ahead) as coming:
+            for number, (chosen, pixels) in enumerate(coming):
+                values = self._encode(chosen, pixels, check=number == 0)
+                for row, name in enumerate(chosen):
+                    yield name, {field: found[row] for field, found in values.items()}
 
     def _read(self, ids: Sequence[str]) -> dict[str, Images]:
         """A batch's images by field, on the CPU; the last one stands in for those that are missing."""
@@ -194,22 +192,6 @@ class Encoder:
                 "it must return the moments of the distribution, or not declare it"
             )
         return values
-
-
-def in_advance(read: Callable[[Item], Value], items: Iterable[Item], number: int) -> Iterator[tuple[Item, Value]]:
-    """Each item and what is read of it, in order; a thread is ``number`` items ahead of whoever asks."""
-    if not number:
-        yield from ((item, read(item)) for item in items)
-        return
-    coming: deque[tuple[Item, Future[Value]]] = deque()
-    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
-        for item in items:
-            coming.append((item, reader.submit(read, item)))
-            if len(coming) > number:
-                due, value = coming.popleft()
-                yield due, value.result()
-        for due, value in coming:
-            yield due, value.result()
 
 
 def _rounded(values: dict[str, Tensor], dtype: str) -> Row:

@@ -10,7 +10,7 @@ CODE = Path(__file__).resolve().parent.parent
 DATA = ("data/batches.py", "data/embeddings.py", "data/images.py", "data/manifest.py")
 TRAINING = ("training", "objectives", "models", "nn", "stages/train.py", "data/dialogues.py", *DATA)
 """The code that training runs."""
-EXTRACTION = ("models", "nn", "stages/extract.py", "training/extractions.py", *DATA)
+EXTRACTION = ("models", "nn", "stages/extract.py", "training/extractions.py", "training/read_ahead.py", *DATA)
 """The code that extraction runs."""
 
 

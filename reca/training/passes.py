@@ -1,13 +1,12 @@
 """The passes of training: which samples are computed together, and reading those of the next ones meanwhile."""
 
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from reca.models.base import Loss
 from reca.objectives.mixture import Kind
 from reca.training.process import ALONE, World
+from reca.training.read_ahead import ReadAhead
 from reca.training.samples import Samples, Sources
 
 HELD_OUT = "held_out"
@@ -47,20 +46,17 @@ class Passes:
         size: Samples in a pass, at most.
         world: The processes of the run.
         steps: Steps that will be asked for, in order; nothing beyond them is read.
-        ahead: Passes that are read in a thread before they are due; 0: each is read when it is due.
+        ahead: Passes that are read before they are due; see :class:`ReadAhead`.
     """
 
     def __init__(self, samples: Samples, size: int, world: World, steps: range, ahead: int) -> None:
-        self._samples, self._size, self._world, self._ahead = samples, size, world, ahead
-        # One thread reads everything, held-out samples too: what it reads from need not stand several.
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-ahead") if ahead else None
-        self._coming: Iterator[Pass] = (one for step in steps for parts in self.step(step).values() for one in parts)
-        self._read: deque[tuple[Pass, Future[Sources]]] = deque()
+        self._samples, self._size, self._world = samples, size, world
+        coming = (one for step in steps for parts in self.step(step).values() for one in parts)
+        self._coming = ReadAhead(self._read, coming, ahead)
 
     def close(self) -> None:
         """Read no more."""
-        if self._reader is not None:
-            self._reader.shutdown(cancel_futures=True)
+        self._coming.close()
 
     def step(self, step: int) -> dict[Kind, list[Pass]]:
         """The passes of a step, by loss."""
@@ -78,16 +74,11 @@ class Passes:
         return loss if one.counts else replace(loss, n_targets=0)
 
     def _sources(self, one: Pass) -> Sources:
-        if self._reader is None:
-            return self._samples.read(one.kind, one.ids, one.moment)
         if one.moment == (HELD_OUT,):
-            return self._submit(one).result()
-        while len(self._read) <= self._ahead and (coming := next(self._coming, None)) is not None:
-            self._read.append((coming, self._submit(coming)))
-        due, sources = self._read.popleft()
+            return self._coming.aside(one)
+        due, sources = next(self._coming)
         assert due == one, "passes are computed in their order"
-        return sources.result()
+        return sources
 
-    def _submit(self, one: Pass) -> Future[Sources]:
-        assert self._reader is not None
-        return self._reader.submit(self._samples.read, one.kind, one.ids, one.moment)
+    def _read(self, one: Pass) -> Sources:
+        return self._samples.read(one.kind, one.ids, one.moment)

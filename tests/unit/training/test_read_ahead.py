@@ -1,0 +1,70 @@
+"""What is read ahead is what would have been read, so many items early and no more."""
+
+import threading
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reca.training.read_ahead import ReadAhead
+
+
+@given(items=st.lists(st.integers(), max_size=12), number=st.integers(0, 5))
+def test_every_item_comes_in_its_order_and_not_too_early(items: list[int], number: int) -> None:
+    taken: list[int] = []
+
+    def supply():
+        for item in items:
+            taken.append(item)
+            yield item
+
+    with ReadAhead(lambda item: item * 2, supply(), number) as coming:
+        for place, (item, value) in enumerate(coming):
+            assert (item, value) == (items[place], items[place] * 2)
+            assert len(taken) == min(place + 1 + number, len(items))
+    assert taken == items
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_one_thread_reads_what_is_in_turn_and_what_is_not(number: int) -> None:
+    with ReadAhead(lambda item: (item, threading.get_ident()), "abcdef", number) as coming:
+        threads = {thread for _, (_, thread) in (next(coming), next(coming))}
+        value, thread = coming.aside("x")
+        threads.add(thread)
+        assert value == "x"
+        assert [item for item, _ in coming] == list("cdef")
+    assert len(threads) == 1
+    assert (threading.get_ident() in threads) == (number == 0)
+
+
+def test_what_is_closed_reads_no_more() -> None:
+    seen, gate = [], threading.Event()
+
+    def read(item: str) -> str:
+        if item == "b":
+            gate.wait(60)
+        seen.append(item)
+        return item
+
+    coming = ReadAhead(read, "abcdef", 4)
+    assert next(coming) == ("a", "a")
+    closing = threading.Thread(target=coming.close)
+    closing.start()
+    while not coming._coming[-1][1].cancelled():
+        time.sleep(0.001)
+    gate.set()  # what is being read already is waited for
+    closing.join()
+    assert seen in (["a"], ["a", "b"])
+
+
+def test_what_goes_wrong_is_raised_where_it_is_due() -> None:
+    def read(item: int) -> int:
+        if item == 2:
+            raise OSError("shard 2 is damaged")
+        return item
+
+    with ReadAhead(read, range(5), 3) as coming:
+        assert [next(coming)[0] for _ in range(2)] == [0, 1]
+        with pytest.raises(OSError, match="shard 2"):
+            next(coming)
