@@ -34,6 +34,11 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 RELATIONS = ("left of", "right of", "above", "below")
 NUMBERS = ("zero", "one", "two", "three", "four")
 MAX_OBJECTS = 4
+IRREGULAR = {
+    "deer": "deer", "fish": "fish", "mouse": "mice", "potato": "potatoes", "scissors": "scissors", "sheep": "sheep",
+    "tomato": "tomatoes",
+}  # fmt: skip
+"""Plurals that follow no rule, of nouns that photographs bring (reca/data/cutouts.py)."""
 QUESTION_KINDS = ("color", "count", "relation", "shape", "existence")
 QuestionKind = Literal["color", "count", "relation", "shape", "existence"]
 
@@ -44,7 +49,10 @@ MARGIN, MIN_GAP, MIN_RADIUS, MAX_RADIUS = 4 / 24, 7.8 / 24, 3.3 / 24, 3.9 / 24
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """One shape; ``x``, ``y`` (centre, from the top left) and ``radius`` are fractions of the image side."""
+    """One shape; ``x``, ``y`` (centre, from the top left) and ``radius`` are fractions of the image side.
+
+    A photographed thing counts as one too: its kind is its noun, and ``color`` is empty, for nobody named it.
+    """
 
     kind: str
     color: str
@@ -82,7 +90,7 @@ def sample_scene(seed: int, index: int) -> Scene:
     """Draw scene ``index`` of the data set ``seed``: the same pair always gives the same scene."""
     rng = random.Random(f"scene-{seed}-{index}")
     count = rng.choice([1, 2, 2, 3, 3, 4, 4])
-    centres = _place(rng, count)
+    centres = place(rng, count)
     # Two scenes in five repeat one kind, so that counts above one are common enough to learn.
     repeat, kind, color, one_color = (
         rng.random() < 0.4,
@@ -105,7 +113,8 @@ def sample_scene(seed: int, index: int) -> Scene:
     return Scene(tuple(shapes), rng.choice(list(BACKGROUNDS)), rng.uniform(-0.03, 0.03))
 
 
-def _place(rng: random.Random, count: int) -> list[tuple[float, float]]:
+def place(rng: random.Random, count: int) -> list[tuple[float, float]]:
+    """Draw centres that lie ``MIN_GAP`` apart and ``MARGIN`` from the edges, as fractions of the image side."""
     while True:
         centres: list[tuple[float, float]] = []
         for _ in range(40):
@@ -184,8 +193,13 @@ def relation(first: Shape, second: Shape) -> str:
 
 
 def plural(noun: str) -> str:
-    """The plural of a shape's name."""
-    return noun + ("es" if noun == "cross" else "s")
+    """The plural of a noun, whose last word alone changes."""
+    *before, last = noun.split()
+    if last in IRREGULAR:
+        return " ".join([*before, IRREGULAR[last]])
+    if last[-1] == "y" and last[-2:-1] not in tuple("aeiou"):
+        return f"{noun[:-1]}ies"
+    return noun + ("es" if last.endswith(("s", "x", "ch", "sh")) else "s")
 
 
 def article(noun: str) -> str:
@@ -239,11 +253,17 @@ def sparse_caption(
     return " and ".join(parts)
 
 
-def questions(scene: Scene, rng: random.Random) -> list[Question]:
-    """One question of every kind that this scene can answer, drawn at random."""
+def questions(scene: Scene, rng: random.Random, kinds: Sequence[str] = SHAPES) -> list[Question]:
+    """One question of every kind that this scene can answer, drawn at random.
+
+    Args:
+        scene: What is asked about.
+        rng: Draws.
+        kinds: What else might be there: where something absent is asked for, it is one of these.
+    """
     groups = scene.groups()
     single = [kind for kind, shapes in groups.items() if len(shapes) == 1]
-    found = [_existence_question(scene, rng), _count_question(groups, rng)]
+    found = [_existence_question(scene, rng, kinds), _count_question(groups, rng, kinds)]
     plain = [kind for kind, shapes in groups.items() if _shared_color(shapes)]
     if plain:
         kind = rng.choice(plain)
@@ -255,23 +275,24 @@ def questions(scene: Scene, rng: random.Random) -> list[Question]:
     kinds_of: dict[str, set[str]] = {}
     for shape in scene.shapes:
         kinds_of.setdefault(shape.color, set()).add(shape.kind)
-    unique = [color for color, kinds in kinds_of.items() if len(kinds) == 1]
+    unique = [color for color, alike in kinds_of.items() if color and len(alike) == 1]
     if unique:
         color = rng.choice(unique)
         found.append(Question("shape", f"what shape is {color}", next(iter(kinds_of[color]))))
     return found
 
 
-def _count_question(groups: dict[str, list[Shape]], rng: random.Random) -> Question:
-    kind = rng.choice(list(groups)) if rng.random() < 0.8 else rng.choice(SHAPES)
+def _count_question(groups: dict[str, list[Shape]], rng: random.Random, kinds: Sequence[str]) -> Question:
+    kind = rng.choice(list(groups)) if rng.random() < 0.8 else rng.choice(kinds)
     return Question("count", f"how many {plural(kind)} are there", NUMBERS[len(groups.get(kind, []))])
 
 
-def _existence_question(scene: Scene, rng: random.Random) -> Question:
+def _existence_question(scene: Scene, rng: random.Random, kinds: Sequence[str]) -> Question:
     shape = rng.choice(scene.shapes)
     kind, color = shape.kind, shape.color
     if rng.random() < 0.5:  # ask for something nearly right: one of the two words is changed
-        kind, color = (kind, rng.choice(list(COLORS))) if rng.random() < 0.7 else (rng.choice(SHAPES), color)
+        recolor = rng.random() < 0.7 and color
+        kind, color = (kind, rng.choice(list(COLORS))) if recolor else (rng.choice(kinds), color)
     there = any((s.kind, s.color) == (kind, color) for s in scene.shapes)
     return Question("existence", f"is there {phrase(kind, 1, color)}", "yes" if there else "no")
 

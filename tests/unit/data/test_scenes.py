@@ -183,6 +183,14 @@ def test_relations_name_the_larger_distance() -> None:
         assert relation(Shape("square", "red", x, y, 0.1), here) == where
 
 
+def test_plurals() -> None:
+    words = "cross crosses|bus buses|fox foxes|strawberry strawberries|key keys|sheep sheep|mouse mice|potato potatoes"
+    for word in words.split("|"):
+        singular, several = word.split()
+        assert plural(singular) == several
+        assert plural(f"very small {singular}") == f"very small {several}"
+
+
 @given(st.integers(0, 1000))
 def test_benchmark_prompts_ask_for_what_their_metadata_checks(seed: int) -> None:
     entries = benchmark_prompts(seed, 3)
