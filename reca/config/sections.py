@@ -44,6 +44,20 @@ class ScenesData(Section):
     max_bad_fraction: Fraction
 
 
+class StampsData(Section):
+    """Collages of photographic cut-outs, composed from a seed; by default those of tuxpaint-stamps-default."""
+
+    source: Literal["stamps"]
+    path: str
+    """The folder of cut-outs; one of the user's own is put under DVC when a run is prepared."""
+    num_images: PositiveInt
+    image_size: int = Field(ge=96)
+    """Side in pixels; on smaller images, thin things could not be seen."""
+    held_out: Literal["outputs/dataset"] = "outputs/dataset"
+    held_out_fraction: Fraction
+    max_bad_fraction: Fraction
+
+
 class _FoundImages(Section):
     """What every source of images as they come has in common."""
 
@@ -87,7 +101,7 @@ class HubData(_FoundImages):
     """The column whose text is an image's caption; ``None``: images have none."""
 
 
-DataSection = Annotated[ScenesData | FolderData | WebDatasetData | HubData, Field(discriminator="source")]
+DataSection = Annotated[ScenesData | StampsData | FolderData | WebDatasetData | HubData, Field(discriminator="source")]
 
 
 class ExtractSection(Section):

@@ -13,7 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from reca.config import Config, FolderData, HubData, WebDatasetData
+from reca.config import Config, FolderData, HubData, StampsData, WebDatasetData
+from reca.data.cutouts import PACKAGE_FOLDER, require
 from reca.data.sources.base import Rejected, printable
 from reca.data.sources.folder import LEFT_OUT, list_files
 from reca.errors import UserError
@@ -27,13 +28,18 @@ RECORDS = ".dvc/tmp/reca"
 def prepare(config: Config, root: Path) -> Config:
     """Put the images that a configuration names under DVC, and let it name them by their tracked path.
 
-    Rendered scenes, URLs and hub ids stay as they are: their recipe is what DVC watches.
+    Rendered scenes, URLs and hub ids stay as they are: their recipe is what DVC watches. So does the folder of the
+    package of cut-outs, which DVC watches where it is: the package manager brings the same one back.
 
     Raises:
-        UserError: As :func:`track`.
+        UserError: As :func:`track`; or the package of cut-outs is not installed.
     """
     data = config.data
-    if isinstance(data, FolderData):
+    if isinstance(data, StampsData):
+        require(root / Path(data.path).expanduser())
+        if Path(data.path) == PACKAGE_FOLDER:
+            return config
+    if isinstance(data, FolderData | StampsData):
         changes = {"path": track(root / Path(data.path).expanduser(), root)}
     elif isinstance(data, WebDatasetData) and "://" not in data.urls:
         folder, rest = _split_pattern(data.urls)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from reca.config import DataSection, FolderData, HubData, ScenesData
+from reca.config import DataSection, FolderData, HubData, ScenesData, StampsData
 from reca.data.sources.base import Source
 
 
@@ -11,7 +11,7 @@ def open_source(data: DataSection, seed: int, root: Path, largest_file: int) -> 
 
     Args:
         data: The section ``data``.
-        seed: The run's seed; only rendered scenes depend on it.
+        seed: The run's seed; only rendered scenes and collages depend on it.
         root: The project; paths in ``data`` are relative to it.
         largest_file: Files with more bytes are refused unread.
 
@@ -22,6 +22,10 @@ def open_source(data: DataSection, seed: int, root: Path, largest_file: int) -> 
         from reca.data.sources.scenes import ScenesSource
 
         return ScenesSource(data, seed)
+    if isinstance(data, StampsData):
+        from reca.data.sources.stamps import StampsSource
+
+        return StampsSource(data, seed, root / data.path)
     if isinstance(data, FolderData):
         from reca.data.sources.folder import FolderSource
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 
 def picture(width: int = 48, height: int = 32, seed: int = 0) -> Image.Image:
@@ -26,6 +26,25 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
 def png(seed: int = 0, width: int = 48, height: int = 32) -> bytes:
     """The bytes of a PNG that no other seed has."""
     return encoded(picture(width, height, seed), "PNG")
+
+
+def cutout(color: tuple[int, int, int], width: int = 90, height: int = 60) -> bytes:
+    """The bytes of a PNG of an ellipse in one colour with a bite taken out, and nothing around it."""
+    image = Image.new("RGBA", (width + 20, height + 10))  # empty margins, as real cut-outs have
+    draw = ImageDraw.Draw(image)
+    draw.ellipse((12, 3, 12 + width, 3 + height), fill=color)
+    draw.rectangle((12 + width // 2, 3, 12 + width, 3 + height // 3), fill=(0, 0, 0, 0))
+    return encoded(image, "PNG")
+
+
+def cutout_files(*nouns: str) -> dict[str, bytes]:
+    """Files of a folder of cut-outs: one of each noun, all in colours of their own, captioned ``A <noun>.``"""
+    files: dict[str, bytes] = {}
+    for number, noun in enumerate(nouns):
+        color = (255, 5 * number, 0) if number % 2 else (0, 5 * number, 255)
+        files[f"mine/{noun}.png"] = cutout(color, *((90, 60) if number % 3 else (60, 90)))
+        files[f"mine/{noun}.txt"] = f"A{'n' if noun[0] in 'aeiou' else ''} {noun}.\nfr.utf8=Une chose.\n".encode()
+    return files
 
 
 def photographs() -> list[Path]:

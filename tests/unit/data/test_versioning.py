@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from reca.cli import _track_prompts
-from reca.config import ROOT, Config, FolderData, HubData, WebDatasetData, compose
+from reca.config import ROOT, Config, FolderData, HubData, StampsData, WebDatasetData, compose
+from reca.data import versioning
 from reca.data.sources.folder import LEFT_OUT, FolderSource
 from reca.data.versioning import prepare, track
 from reca.errors import UserError
@@ -152,6 +153,22 @@ def test_prepare_names_the_tracked_path(project: Path, folder_of: FolderOf, defa
     assert (shards.path, shards.urls) == ("data/photos", "data/photos/{set,}/{0000..0001}.tar")  # type: ignore[union-attr]
     table = prepared(HubData(source="hub", path="recipe", dataset=str(folder / "set" / "0000.tar"), **LIMITS))
     assert (table.path, table.dataset) == ("data/0000", "data/0000")  # type: ignore[union-attr]
+
+
+def test_cut_outs_are_tracked_unless_a_package_manager_has_them(
+    project: Path, folder_of: FolderOf, default_config: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def prepared(path: Path) -> str:
+        sizes = {"num_images": 2, "image_size": 96, "held_out_fraction": 0.1, "max_bad_fraction": 0.0}
+        data = StampsData(source="stamps", path=str(path), **sizes)
+        return prepare(default_config.model_copy(update={"data": data}), project).data.path
+
+    folder = folder_of({"a.png": png(1)})
+    assert prepared(folder) == "data/photos"
+    monkeypatch.setattr(versioning, "PACKAGE_FOLDER", folder)
+    assert prepared(folder) == str(folder)
+    with pytest.raises(UserError, match="apt-get install tuxpaint-stamps-default"):
+        prepared(tmp_path / "nowhere")
 
 
 def test_recipes_are_left_as_they_are(default_config: Config, tmp_path: Path) -> None:

@@ -1,0 +1,53 @@
+"""Collages of cut-outs as a source of images: every one with its captions, its questions and its exact masks."""
+
+import io
+import random
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from PIL import Image
+
+from reca.config import StampsData
+from reca.data.cutouts import compose, objects, read_cutouts, sample_collage
+from reca.data.scenes import full_caption, metadata, questions, sparse_caption
+from reca.data.sources.base import Description, Item, Source
+
+
+class StampsSource(Source):
+    """The collages of a run: a function of the cut-outs, its seed, the image size and their number.
+
+    Args:
+        data: Size and number.
+        seed: The run's.
+        folder: Where the cut-outs lie.
+
+    Raises:
+        UserError: There are no cut-outs; while it is read: one is too thin for the image size.
+    """
+
+    unit = "collages"
+
+    def __init__(self, data: StampsData, seed: int, folder: Path) -> None:
+        self.total = data.num_images
+        self._size, self._seed = data.image_size, seed
+        self._cutouts = read_cutouts(folder)
+
+    def __iter__(self) -> Iterator[Item]:
+        for index in range(self.total):
+            collage = sample_collage(self._cutouts, self._seed, index)
+            pixels, masks = compose(collage, self._size)
+            file = io.BytesIO()
+            Image.fromarray(pixels).save(file, "PNG", compress_level=1)
+            rng, scene = random.Random(f"collage-words-{self._seed}-{index}"), collage.scene
+            said = Description(
+                caption=sparse_caption(scene, rng),
+                full_caption=full_caption(scene, rng),
+                ground_truth={
+                    "metadata": metadata(scene),
+                    "questions": [asdict(question) for question in questions(scene, rng, list(self._cutouts))],
+                    "objects": objects(collage, masks),
+                },
+            )
+            self.done = index + 1
+            yield Item(f"collage {self._seed}/{index}", file.getvalue(), said)
