@@ -111,7 +111,9 @@ def measure(
     write_json(output / f"{bench.name}.json", scores.model_dump(mode="json"))
     interval = f"{scores.overall.value:.3f} [{scores.overall.low:.3f}, {scores.overall.high:.3f}]"
     failed = f", {scores.failed} of {scores.expected} failed" if scores.failed else ""
-    print(f"score {which} {bench.name}: {interval}{failed}")
+    accuracy = scores.judge.accuracy.get("exact_scene")
+    judge = f"; the judge itself sees {accuracy:.1%} of held-out scenes right" if accuracy is not None else ""
+    print(f"score {which} {bench.name}: {interval}{failed}{judge}")
 
 
 def _judged(bench: Benchmark, rows: Sequence[Row], folder: Path, world: World) -> list[ItemScore]:
