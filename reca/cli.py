@@ -195,6 +195,7 @@ def add_evaluation(verb: Callable[..., argparse.ArgumentParser]) -> None:
     others.add_argument("--model", required=True, help="lmms-eval's name of a way to reach a model, such as openai")
     others.add_argument("--model-args", required=True, help="key=value,… for it: an address or a checkpoint's folder")
     others.add_argument("--output", type=Path, default=Path("outputs/evaluations/lmms-eval"), metavar="FOLDER")
+    others.add_argument("--include-path", type=Path, metavar="FOLDER", help="with tasks of your own (YAML)")
     others.add_argument("--limit", type=int, help="only so many samples of each task, for a quick look")
     compare = verb("compare", _compare, "differences between two folders of scores, paired, with intervals")
     compare.add_argument("first", metavar="A")
