@@ -41,7 +41,7 @@ from reca.objectives.mixture import Mixture, mix
 from reca.objectives.templates import choose_templates
 from reca.stages.extract import DATASET, EMBEDDINGS, extract
 from reca.stages.ingest import ingest
-from reca.training.base_model import base_folder, load_base
+from reca.training.base_model import base_folder, load_base, load_encoders
 from reca.training.loop import Run, take_step
 from reca.training.monitor import SpikeGuard
 from reca.training.optimizer import build_optimizer, freeze, set_training_mode
@@ -107,7 +107,7 @@ def measure(size: str, root: Path, options: argparse.Namespace, threads: int) ->
     with redirect_stdout(StringIO()):
         ingest(config, root)
     prepare("cpu", threads)
-    loading = seconds_of(lambda: load_base(config, base_folder(config, root), root, CPU), CPU)
+    loading = seconds_of(lambda: load_encoders(config, base_folder(config, root), root, CPU), CPU)
     with redirect_stdout(StringIO()):
         staged = seconds_of(lambda: extract(config, root), CPU) - loading
     return {**steps(config, root, options.steps), "extract_over_bare": round(encoders(config, root) / staged, 3)}

@@ -20,6 +20,7 @@ from transformers import AutoTokenizer
 from reca.files import whole_folder
 from reca.models.base import (
     RECONSTRUCTION_PROMPT,
+    Cacheable,
     Dialogue,
     ImageEditor,
     Loss,
@@ -63,6 +64,10 @@ class Bagel(UnifiedModel, ImageEditor):
 
     family: ClassVar[str] = "bagel"
     paradigm: ClassVar[Paradigm] = "flow"
+    encoders: ClassVar[Mapping[Cacheable, tuple[str, ...]]] = {
+        "semantic": ("network.vit_model.", "network.connector."),
+        "target": ("autoencoder.encoder.",),
+    }
 
     def __init__(
         self,

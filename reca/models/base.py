@@ -139,6 +139,8 @@ class UnifiedModel(nn.Module, ABC):
     spec: Spec
     cacheable: frozenset[Cacheable]
     """Which of {"semantic", "target"} are frozen under this configuration, so that ``extract`` may store them."""
+    encoders: ClassVar[Mapping[Cacheable, tuple[str, ...]]]
+    """Beginnings of the names of the parameters that :meth:`encode_semantic` and :meth:`encode_target` read."""
     prompt_dropout: float
     """How often a training sample loses its condition, for classifier-free guidance."""
     undecayed: ClassVar[tuple[str, ...]] = ()
@@ -174,6 +176,15 @@ class UnifiedModel(nn.Module, ABC):
         all processes that read the same file share.
         """
         return (self if device is None else self.to(device, torch.float32)).eval()
+
+    def keep_encoders(self) -> Self:
+        """Drop every parameter that :attr:`cacheable` can be made without; then nothing but its encoders works."""
+        used = tuple(beginning for field in self.cacheable for beginning in self.encoders[field])
+        for path, module in self.named_modules():
+            for name in [name for name, _ in module.named_parameters(recurse=False, remove_duplicate=False)]:
+                if not f"{path}.{name}".startswith(used):
+                    delattr(module, name)  # None would pass for a norm without weights
+        return self
 
     def freeze(self) -> None:
         """Let gradients reach exactly :meth:`trainable`."""

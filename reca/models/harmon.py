@@ -27,6 +27,7 @@ from reca.files import whole_folder, write_json
 from reca.models.base import (
     NO_LABEL,
     RECONSTRUCTION_PROMPT,
+    Cacheable,
     Dialogue,
     Loss,
     Paradigm,
@@ -51,7 +52,8 @@ NUM_STEPS = 64
 """Steps of drawing unless the caller chooses (official; guidance 3.0)."""
 MAX_ANSWER_TOKENS = 64
 ENCODER = ("mar.z_proj.", "mar.z_proj_ln.", "mar.fake_latent", "mar.encoder_", "proj_in.")
-"""Beginnings of the names of what makes h_v."""
+"""Beginnings of the names of what makes h_v of latents."""
+LATENTS = ("network.vae.encoder.", "network.vae.quant_conv.")
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,10 @@ class Harmon(UnifiedModel):
 
     family: ClassVar[str] = "harmon"
     paradigm: ClassVar[Paradigm] = "masked_autoregressive"
+    encoders: ClassVar[Mapping[Cacheable, tuple[str, ...]]] = {
+        "semantic": (*LATENTS, *(f"network.{name}" for name in ENCODER)),
+        "target": LATENTS,
+    }
     undecayed: ClassVar[tuple[str, ...]] = ("network.mar.diffloss.",)
 
     def __init__(

@@ -37,6 +37,7 @@ from reca.files import whole_folder
 from reca.models.base import (
     NO_LABEL,
     RECONSTRUCTION_PROMPT,
+    Cacheable,
     Dialogue,
     Loss,
     Paradigm,
@@ -78,6 +79,10 @@ class Janus(UnifiedModel):
 
     family: ClassVar[str] = "janus"
     paradigm: ClassVar[Paradigm] = "autoregressive"
+    encoders: ClassVar[Mapping[Cacheable, tuple[str, ...]]] = {
+        "semantic": ("network.model.vision_model.", "network.model.aligner."),
+        "target": tuple(f"network.model.vqmodel.{part}." for part in ("encoder", "quant_conv", "quantize")),
+    }
 
     def __init__(self, network: JanusForConditionalGeneration, tokenizer: Any, options: Mapping[str, Any]) -> None:
         super().__init__()

@@ -23,6 +23,7 @@ from reca.files import whole_folder
 from reca.models.base import (
     NO_LABEL,
     RECONSTRUCTION_PROMPT,
+    Cacheable,
     Dialogue,
     Loss,
     Paradigm,
@@ -53,6 +54,10 @@ class OpenUni(UnifiedModel):
 
     family: ClassVar[str] = "openuni"
     paradigm: ClassVar[Paradigm] = "flow"
+    encoders: ClassVar[Mapping[Cacheable, tuple[str, ...]]] = {
+        "semantic": ("network.lmm.vision_model.", "network.lmm.mlp1."),
+        "target": ("network.vae.encoder.",),
+    }
 
     def __init__(self, network: OpenUniNetwork, tokenizer: Any, options: Mapping[str, Any]) -> None:
         super().__init__()

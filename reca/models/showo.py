@@ -25,6 +25,7 @@ from transformers.cache_utils import DynamicCache
 from reca.models.base import (
     NO_LABEL,
     RECONSTRUCTION_PROMPT,
+    Cacheable,
     Dialogue,
     Loss,
     Paradigm,
@@ -58,6 +59,10 @@ class Showo(UnifiedModel):
 
     family: ClassVar[str] = "showo"
     paradigm: ClassVar[Paradigm] = "masked_token"
+    encoders: ClassVar[Mapping[Cacheable, tuple[str, ...]]] = {
+        "semantic": ("clip.", "magvit.encoder."),
+        "target": ("magvit.encoder.",),
+    }
 
     def __init__(self, parts: ShowoParts, options: Mapping[str, Any]) -> None:
         super().__init__()

@@ -44,3 +44,12 @@ def load_base(config: Config, folder: Path, root: Path, device: torch.device | N
         raise UserError(
             f"the base model in {folder} cannot be loaded: {error}; restore it (`git checkout`, `dvc pull`)"
         ) from error
+
+
+def load_encoders(config: Config, folder: Path, root: Path, device: torch.device) -> UnifiedModel:
+    """Load what ``extract`` has a use for; see :meth:`UnifiedModel.keep_encoders`.
+
+    Raises:
+        UserError: As :func:`load_base`.
+    """
+    return load_base(config, folder, root, None).keep_encoders().placed(device)

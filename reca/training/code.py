@@ -10,7 +10,13 @@ CODE = Path(__file__).resolve().parent.parent
 DATA = ("data/batches.py", "data/embeddings.py", "data/images.py", "data/manifest.py")
 TRAINING = ("training", "objectives", "models", "nn", "stages/train.py", "data/dialogues.py", *DATA)
 """The code that training runs."""
-EXTRACTION = ("models", "nn", "stages/extract.py", "training/extractions.py", "training/read_ahead.py", *DATA)
+EXTRACTION = (
+    "models",
+    "nn",
+    "stages/extract.py",
+    *(f"training/{name}.py" for name in ("base_model", "encoder", "extractions", "read_ahead")),
+    *DATA,
+)
 """The code that extraction runs."""
 
 

@@ -1,7 +1,9 @@
 """What every model family must do, run over each of them (reca/models/base.py says why)."""
 
+import gc
 import re
 import shutil
+import weakref
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
@@ -11,6 +13,8 @@ from tempfile import mkdtemp
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from reca.config import ROOT, compose
 from reca.data.images import square_tensor
@@ -216,3 +220,37 @@ def test_bad_checkpoints_are_named(preset: str, tmp_path: Path) -> None:
 def test_a_prompt_longer_than_the_context_is_refused(model: UnifiedModel) -> None:
     with pytest.raises(ValueError, match="tokens"):
         model.generate(["a circle and " * 200], drawing(1.0), SampleRng([1]))
+
+
+class Read(TorchDispatchMode):
+    """Notes which tensors operators are given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.tensors |= {id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        return func(*args, **(kwargs or {}))
+
+
+def encodings(model: UnifiedModel) -> dict[str, Tensor]:
+    """What ``extract`` would store of three images."""
+    found = {"target": model.encode_target(pictures(model, 3, model.spec.generation_size), SampleRng([1, 2, 3])).values}
+    if "semantic" in model.cacheable:
+        found["semantic"] = model.encode_semantic(pictures(model, 3, model.spec.understanding_size)).values
+    return found
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("train_vision", [False, True])
+def test_encoders_alone_say_what_the_whole_model_says(preset: str, train_vision: bool) -> None:
+    model = load(preset, train_vision=train_vision)
+    with Read() as read:
+        whole = encodings(model)
+    needed = {name for name, parameter in model.named_parameters() if id(parameter) in read.tensors}
+    parameters = {name: weakref.ref(parameter) for name, parameter in model.named_parameters()}
+    alone = encodings(model.keep_encoders())
+    assert all(torch.equal(alone[field], whole[field]) for field in whole)
+    gc.collect()
+    assert {name for name, parameter in parameters.items() if parameter() is not None} == needed < parameters.keys()
