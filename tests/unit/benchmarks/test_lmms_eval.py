@@ -1,4 +1,4 @@
-"""The adapter for lmms-eval, on what the real one wrote (``lmms_eval/README.md``) and a program that writes it again."""
+"""The adapter for lmms-eval, on what the real one wrote (``lmms_eval/README.md``), and on a program that writes it."""
 
 import json
 import shutil
