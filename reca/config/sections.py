@@ -284,7 +284,7 @@ class HardwareSection(Section):
     """Hosts that share them, each with ``processes``; they see the project and ``paths.state`` on one disk."""
     node_launcher: str
     """What starts the command that follows it once on every node and tells it which one it is: srun, mpirun, a script
-    that sets RECA_NODE_RANK."""
+    that sets RECA_NODE_RANK. ``{nodes}`` in it is their number."""
     shard: bool
     """Split the parameters that train, and the frozen ones, over the processes of training (FSDP2), in place of a whole
     model on each device; on one process it changes nothing."""

@@ -53,7 +53,8 @@ def launch_all(command: Sequence[str], hardware: HardwareSection) -> int:
         return launch(command, hardware.processes, Node(int(rank), hardware.nodes, *meeting.rsplit(":", 1)))
     environment = {**os.environ, MEETING: f"{socket.gethostname()}:{free_port()}"}
     environment.pop(GUARD, None)  # a process of this host, which this one watches
-    words = [*shlex.split(hardware.node_launcher), *command]
+    launcher = hardware.node_launcher.replace("{nodes}", str(hardware.nodes))
+    words = [*shlex.split(launcher), *command]
     with StopRequest() as stop:
         end_with_parent()
         try:
