@@ -107,7 +107,7 @@ def _noun_in(caption: Path) -> str | None:
 def _usable(file: Path) -> bool:
     try:
         return max(_thing(file).size) >= LEAST_SIDE
-    except (OSError, ValueError):  # ValueError: not a PNG, or nothing of it is transparent
+    except Exception:  # no cut-out, or damaged, which makes Pillow raise nearly anything
         return False
 
 
