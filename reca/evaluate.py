@@ -135,6 +135,12 @@ def _images(
     rows = bench.found(folder)
     missing = sum(bool(row.get("missing")) for row in rows)
     print(f"evaluate: {len(rows) - missing} of {len(rows)} images of {name} are in {folder}")
+    categories = dict.fromkeys(row["category"] for row in rows)
+    if lacking := [c for c in categories if all(row.get("missing") for row in rows if row["category"] == c)]:
+        raise UserError(
+            f"{folder} holds no image of {', '.join(lacking)}, without which there is no overall score: draw these too "
+            f"({name} has {', '.join(categories)})"
+        )
     made = {"params": {"generate": {"images": str(folder)}}, "checkpoint": f"images:{_digest(folder, rows)}"}
     _score(config, root, name, folder, rows, made, output, options, world)
 

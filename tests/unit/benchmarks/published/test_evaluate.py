@@ -13,6 +13,7 @@ import pytest
 from reca.benchmarks import fetching
 from reca.benchmarks.base import read_scores
 from reca.benchmarks.prompts import sources
+from reca.benchmarks.samples import read_manifest
 from reca.cli import main
 from reca.comparison import compare
 from reca.config import ROOT, compose
@@ -78,6 +79,11 @@ def test_a_checkpoint_is_measured_without_a_run(here, use_model, artist, judges,
     again = read_scores(here / "outputs/evaluations/images-elsewhere/scores/geneval.json")
     assert again.categories == scores.categories
     assert again.checkpoint.startswith("images:")
+    for row in read_manifest(here / "first/samples/geneval"):
+        if row["category"] == "colors":
+            (here / "elsewhere" / row["file"]).unlink()
+    assert main(images) == 2
+    assert "elsewhere holds no image of colors, without which" in capsys.readouterr().err
 
 
 def test_images_and_benchmark_belong_together(here, capsys):
