@@ -43,11 +43,12 @@ from reca.stages.extract import DATASET, EMBEDDINGS, extract
 from reca.stages.ingest import ingest
 from reca.training.base_model import base_folder, load_base, load_encoders
 from reca.training.loop import Run, take_step
+from reca.training.losses import Sources
 from reca.training.monitor import SpikeGuard
 from reca.training.optimizer import build_optimizer, freeze, set_training_mode
 from reca.training.passes import Pass, Passes
 from reca.training.process import ALONE, StopRequest, prepare
-from reca.training.samples import Samples, Sources
+from reca.training.samples import Samples
 
 RESULT = Path(__file__).parent / "results/loop.json"
 CPU = torch.device("cpu")

@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from reca.models.base import Dialogue, Loss, Semantic, Target, UnifiedModel
 from reca.nn.random import SampleRng
 from reca.objectives.mixture import Kind, Mixture
-from reca.objectives.templates import choose_templates
 from reca.prediction.flops import flops_of
 from reca.prediction.simulation import Hollow, LiveBytes, hollow
 from reca.training.activations import blocks, checkpoint_blocks
 from reca.training.loop import accumulate
+from reca.training.losses import Losses, Sources
 from reca.training.moments import Moments, state_bytes
 from reca.training.optimizer import build_optimizer, freeze, set_training_mode
 from reca.training.process import World
@@ -213,7 +213,7 @@ def _tokens(model: UnifiedModel, kind: Kind) -> int:
 
 
 class _Inputs:
-    """What the loop hands to a model (:class:`reca.training.samples.Samples`), of the right shapes.
+    """What :class:`reca.training.samples.Samples` reads, of the right shapes.
 
     Args:
         model: Hollow.
@@ -221,7 +221,8 @@ class _Inputs:
     """
 
     def __init__(self, model: UnifiedModel, plan: Plan) -> None:
-        self._model, self._plan = model, plan
+        self._model = model
+        self._losses = Losses(model, torch.device("cpu"), plan.templates, plan.lower)
         with torch.no_grad():
             self._target = model.encode_target(self._pixels(1, model.spec.generation_size), SampleRng([0])).values
             self._semantic = model.encode_semantic(self._pixels(1, model.spec.understanding_size)).embeds
@@ -238,27 +239,19 @@ class _Inputs:
 
     def loss(self, kind: Kind, ids: Sequence[int]) -> Loss:
         """One micro-batch forward."""
-        seeds = list(ids)
-        rng, size = SampleRng(seeds), self._model.spec.understanding_size
-        if kind == "understanding":
-            images = self._pixels(len(ids), size)
-            with self._precision():
-                return self._model.understanding_loss(images, [Dialogue(QUESTION, ANSWER)] * len(ids), rng)
-        target = Target(_like(self._target, len(ids)))
-        if kind == "text_to_image":
-            with self._precision():
-                return self._model.text_to_image_loss([CAPTION] * len(ids), target, rng)
-        if "semantic" in self._model.cacheable:
-            semantic = Semantic(_like(self._semantic, len(ids)))
-        else:
-            with self._precision():
-                semantic = self._model.encode_semantic(self._pixels(len(ids), size))
-        prompts = choose_templates(seeds, self._plan.templates)
-        with self._precision():
-            return self._model.reconstruction_loss(semantic, prompts, target, rng)
+        return self._losses.of(kind, self._sources(kind, list(ids)))
 
-    def _precision(self) -> torch.autocast:
-        return torch.autocast("cpu", torch.bfloat16, enabled=self._plan.lower, cache_enabled=False)
+    def _sources(self, kind: Kind, seeds: list[int]) -> Sources:
+        count, spec = len(seeds), self._model.spec
+        if kind == "understanding":
+            images = self._pixels(count, spec.understanding_size)
+            return Sources(seeds, images, dialogues=[Dialogue(QUESTION, ANSWER)] * count)
+        drawn = Target(_like(self._target, count))
+        if kind == "text_to_image":
+            return Sources(seeds, None, drawn, [CAPTION] * count)
+        stored = "semantic" in self._model.cacheable
+        seen = Semantic(_like(self._semantic, count)) if stored else self._pixels(count, spec.understanding_size)
+        return Sources(seeds, seen, drawn)
 
 
 def _like(example: Tensor, count: int) -> Tensor:

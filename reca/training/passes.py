@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 
 from reca.models.base import Loss
 from reca.objectives.mixture import Kind
+from reca.training.losses import Sources
 from reca.training.process import ALONE, World
 from reca.training.read_ahead import ReadAhead
-from reca.training.samples import Samples, Sources
+from reca.training.samples import Samples
 
 HELD_OUT = "held_out"
 
@@ -70,7 +71,7 @@ class Passes:
 
     def loss(self, one: Pass) -> Loss:
         """The mean loss of a pass; over no targets where it does not count."""
-        loss = self._samples.loss(one.kind, one.ids, self._sources(one))
+        loss = self._samples.loss(one.kind, self._sources(one))
         return loss if one.counts else replace(loss, n_targets=0)
 
     def _sources(self, one: Pass) -> Sources:

@@ -1,8 +1,7 @@
-"""From ids to losses: which images stand in a step, and what the model is given of each."""
+"""From ids to what losses are computed from: which images stand in a step, and what is read of each."""
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,27 +18,15 @@ from reca.data.manifest import ImageReader, read_manifest
 from reca.errors import UserError
 from reca.models.base import Cacheable, Dialogue, Images, Loss, Semantic, Target, UnifiedModel
 from reca.nn.image_sizes import Resize
-from reca.nn.ragged import changed, moved
-from reca.nn.random import SampleRng, derive_seed
+from reca.nn.ragged import changed
+from reca.nn.random import derive_seed
 from reca.objectives.mixture import Kind, Mixture
-from reca.objectives.templates import choose_templates
+from reca.training.losses import Losses, Sources
 
 HELD_OUT_IMAGES = 128
 """Enough for a loss whose noise is far below its change; more would only cost time."""
 CAPTION_COLUMNS = {"sparse": "caption", "full": "full_caption"}
 Stored = TypeVar("Stored", Semantic, Target)
-
-
-@dataclass(frozen=True)
-class Sources:
-    """What the losses of some samples are computed from, on the CPU."""
-
-    seeds: list[int]
-    seen: Any
-    """Images to be understood, or their stored :class:`Semantic`; ``None`` where only a caption is read."""
-    drawn: Any = None
-    """Images to be drawn, or their stored :class:`Target`; ``None`` where a question is answered."""
-    dialogues: Sequence[Dialogue] = ()
 
 
 class Samples:
@@ -76,8 +63,7 @@ class Samples:
     ) -> None:
         self._model, self._embeddings, self._device, self._seed = model, embeddings, device, seed
         self._own = dialogues
-        self._templates = settings.prompt_templates
-        self._lower = settings.precision == "bfloat16"
+        self._losses = Losses(model, device, settings.prompt_templates, settings.precision == "bfloat16")
         self._reader = ImageReader(dataset)
         self.mixture = mixture
         column = CAPTION_COLUMNS[settings.captions]
@@ -165,48 +151,13 @@ class Samples:
             return Sources(seeds, self._pinned(images), dialogues=dialogues)
         drawn = self._stored("target", ids, Target) or self._pixels(ids, self._model.spec.generation)
         if kind == "text_to_image":
-            return Sources(seeds, None, self._pinned(drawn))
+            return Sources(seeds, None, self._pinned(drawn), [self._captions[name] for name in ids])
         seen = self._stored("semantic", ids, Semantic) or self._pixels(ids, self._model.spec.understanding)
         return Sources(seeds, self._pinned(seen), self._pinned(drawn))
 
-    def loss(self, kind: Kind, ids: Sequence[str], sources: Sources) -> Loss:
+    def loss(self, kind: Kind, sources: Sources) -> Loss:
         """The mean loss of some samples, from what :meth:`read` has read of them."""
-        rng = SampleRng(sources.seeds)
-        if kind == "understanding":
-            images = moved(sources.seen, self._device)
-            with self._precision():
-                return self._model.understanding_loss(images, sources.dialogues, rng)
-        target = self._target(sources)
-        if kind == "text_to_image":
-            captions = [self._captions[name] for name in ids]
-            with self._precision():
-                return self._model.text_to_image_loss(captions, target, rng)
-        prompts, semantic = choose_templates(sources.seeds, self._templates), self._semantic(sources)
-        with self._precision():
-            return self._model.reconstruction_loss(semantic, prompts, target, rng)
-
-    def _precision(self) -> torch.autocast:
-        """Not of targets: a code that is rounded to its neighbour would be another one.
-
-        Without autocast's cache, which keeps the rounded copy of every weight until the pass ends: of sharded
-        parameters and recomputed blocks no device is to hold all.
-        """
-        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._lower, cache_enabled=False)
-
-    def _semantic(self, sources: Sources) -> Semantic:
-        seen = moved(sources.seen, self._device)
-        if isinstance(seen, Semantic):
-            return seen
-        with self._precision():  # an encoder that trains is part of the pass
-            return self._model.encode_semantic(seen)
-
-    def _target(self, sources: Sources) -> Target:
-        drawn = moved(sources.drawn, self._device)
-        if isinstance(drawn, Target):
-            return drawn
-        # Its own stream: whether the target is cached must not move the draws of the loss.
-        rng = SampleRng([derive_seed(seed, "target") for seed in sources.seeds])
-        return self._model.encode_target(drawn, rng)
+        return self._losses.of(kind, sources)
 
     def _stored(self, field: Cacheable, ids: Sequence[str], kind: type[Stored]) -> Stored | None:
         return kind.of(self._embeddings.rows(field, ids)) if field in self._model.cacheable else None

@@ -78,8 +78,8 @@ class Told:
         self.read_by.append(((kind, *ids), threading.get_ident()))
         return kind, *ids, moment
 
-    def loss(self, kind: str, ids: list[str], sources: tuple[object, ...]) -> Loss:
-        return Loss(sources, len(ids))  # type: ignore[arg-type]
+    def loss(self, kind: str, sources: tuple[object, ...]) -> Loss:
+        return Loss(sources, 1)  # type: ignore[arg-type]
 
 
 def walk(ahead: int, last: int = 4) -> tuple[list[object], Told]:
