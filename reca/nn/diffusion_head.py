@@ -171,8 +171,9 @@ class DiffusionHead(nn.Module):
         super().__init__()
         self.channels = channels
         self.net = DenoisingMlp(channels, condition_width, width, depth)
-        self.training_schedule = NoiseSchedule()
-        self.sampling_schedule = NoiseSchedule(num_sampling_steps)
+        with torch.device("cpu"):  # numbers that are known, also of a model that is built without any
+            self.training_schedule = NoiseSchedule()
+            self.sampling_schedule = NoiseSchedule(num_sampling_steps)
 
     def loss(self, latents: Tensor, condition: Tensor, steps: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """The two terms of the loss, token by token.
