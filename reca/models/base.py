@@ -177,12 +177,15 @@ class UnifiedModel(nn.Module, ABC):
         """
         return (self if device is None else self.to(device, torch.float32)).eval()
 
+    def encodes(self, name: str) -> bool:
+        """Whether the parameter of this name is needed to make what is :attr:`cacheable`."""
+        return name.startswith(tuple(beginning for field in self.cacheable for beginning in self.encoders[field]))
+
     def keep_encoders(self) -> Self:
-        """Drop every parameter that :attr:`cacheable` can be made without; then nothing but its encoders works."""
-        used = tuple(beginning for field in self.cacheable for beginning in self.encoders[field])
+        """Drop all other parameters; nothing but the encoders of what is :attr:`cacheable` works then."""
         for path, module in self.named_modules():
             for name in [name for name, _ in module.named_parameters(recurse=False, remove_duplicate=False)]:
-                if not f"{path}.{name}".startswith(used):
+                if not self.encodes(f"{path}.{name}"):
                     delattr(module, name)  # None would pass for a norm without weights
         return self
 

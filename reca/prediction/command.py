@@ -40,7 +40,8 @@ def lines(found: Forecast) -> Iterator[str]:
     yield _row("a step", f"{step.images} samples, {step.tokens:,} tokens, {step.flops / 1e12:,.4g} TFLOP")
     yield _row("its time", _duration(found.step_seconds))
     yield _row("training", f"{found.steps:,} steps, {_duration(found.train_seconds)}")
-    yield _row("extraction", _duration(found.extract_seconds))
+    too_much = "" if _fits(found, step.extract_peak) else ", which DOES NOT FIT"
+    yield _row("extraction", f"{_gigabytes(step.extract_peak)}{too_much}; {_duration(found.extract_seconds)}")
     yield _row("evaluation", "not predicted: drawing and answering are not bound by operations")
     if found.device_hours is not None:
         price = "no hardware.hour_price is set" if found.dollars is None else f"$ {found.dollars:,.2f}"
@@ -57,7 +58,11 @@ def _judgement(found: Forecast) -> str:
     if found.capacity is None:
         return "; name a device to compare it with, hardware.accelerator=h100"
     room = f"of {found.capacity / 1e9:.1f} GB, {FILLED:.0%} of which can be filled"
-    return f" {room}: {'fits' if found.fits else 'DOES NOT FIT'}"
+    return f" {room}: {'fits' if _fits(found, found.step.peak) else 'DOES NOT FIT'}"
+
+
+def _fits(found: Forecast, needed: int) -> bool:
+    return found.capacity is None or needed <= FILLED * found.capacity
 
 
 def _count(number: int) -> str:

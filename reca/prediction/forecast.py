@@ -79,7 +79,7 @@ def forecast(config: Config, root: Path) -> Forecast:
         raise UserError(f"this recipe cannot be run: {error}") from None
     shards = config.hardware.processes if config.hardware.shard else 1
     step = sharded(step, shards)
-    fits = None if device is None else step.peak <= FILLED * device.memory
+    fits = None if device is None else max(step.peak, step.extract_peak) <= FILLED * device.memory
     seconds, grounds = _seconds(config, root, step, device)
     total = None if seconds is None else seconds.train + (seconds.extract or 0.0)
     hours = None if total is None else total * config.hardware.processes / 3600
@@ -166,12 +166,17 @@ def changes(config: Config, step: Step, room: float) -> tuple[str, ...]:
     """What would make a step fit into ``room`` bytes, the mildest first."""
     found: list[str] = []
     hardware, lasting = config.hardware, step.weights + step.gradients + step.moments
+    if step.extract_peak > room:
+        takes = f"extraction takes {step.extract_peak / 1e9:.1f} GB for so many images at a time"
+        found.append(f"hardware.micro_batch_size below {hardware.micro_batch_size}: {takes}")
+    if step.peak <= room:
+        return tuple(found)
     batch = int(hardware.micro_batch_size * (room - lasting) / max(step.activations, 1))
     if batch >= 1:
         found.append(
             f"hardware.micro_batch_size={batch} or less, not {hardware.micro_batch_size}: no result depends on it"
         )
-    if not hardware.gradient_checkpointing and step.phase != "extract":
+    if not hardware.gradient_checkpointing:
         found.append("hardware.gradient_checkpointing=true: less is kept for the backward pass, a third more time")
     if batch < 1:
         found.append(

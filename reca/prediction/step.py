@@ -6,8 +6,8 @@ optimizer, over :mod:`reca.prediction.simulation`. The peak is the maximum over 
     peak = max over phases of (weights + moments + gradients so far + what the phase itself holds)
 
 with the phases: each loss forward and backward (two micro-batches of it, for a second one finds the first one's
-gradients there), the optimizer, and before all of them the encoding of ``extract``. ``activations`` is what the peak
-has beyond weights, gradients and moments: saved tensors, autocast's copies, logits, gradients that exist twice.
+gradients there), and the optimizer. ``activations`` is what the peak has beyond weights, gradients and moments: saved
+tensors, autocast's copies, logits, gradients that exist twice. ``extract`` runs before that, in a process of its own.
 
 :func:`taken` takes the same step with numbers and follows the same storages, which is how the simulation is tested.
 
@@ -74,7 +74,7 @@ class Step:
     moments: int
     activations: int
     phase: str
-    """Where the peak is: a loss, ``optimizer`` or ``extract``."""
+    """Where the peak is: a loss, or ``optimizer``."""
     largest_unit: int
     """Bytes of the largest block, or of all that is in no block, if that is more: what sharding gathers at a time."""
     images: int
@@ -82,12 +82,14 @@ class Step:
     """Embeddings and targets of all samples; words are left out."""
     flops: int
     """With recomputation, where activations are recomputed."""
+    extract_peak: int
+    """Bytes on one device while ``extract`` encodes a micro-batch; it holds the encoders alone."""
     extract_flops: int
     """Of encoding one image, as far as it may be stored."""
 
     @property
     def peak(self) -> int:
-        """Bytes on one device."""
+        """Bytes on one device while it trains."""
         return self.weights + self.gradients + self.moments + self.activations
 
 
@@ -126,7 +128,8 @@ def taken(model: UnifiedModel, plan: Plan) -> Step:
         extract_flops = flops_of(partial(inputs.encode, 1))
         live.restart()
         inputs.encode(plan.micro_batch_size)
-    peaks = {"extract": live.peak}
+    extract_peak = live.peak - bytes_of(value for name, value in model.named_parameters() if not model.encodes(name))
+    peaks: dict[str, int] = {}
     if plan.gradient_checkpointing:
         checkpoint_blocks(model)
     set_training_mode(model)
@@ -155,6 +158,7 @@ def taken(model: UnifiedModel, plan: Plan) -> Step:
         images=sum(plan.mixture.counts.values()),
         tokens=sum(_tokens(model, kind) * plan.mixture.counts[kind] for kind in plan.mixture.kinds),
         flops=sum(flops.values()),
+        extract_peak=extract_peak,
         extract_flops=extract_flops,
     )
 

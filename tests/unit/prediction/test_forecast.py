@@ -7,8 +7,8 @@ import pytest
 
 from reca.config import ROOT, compose
 from reca.errors import UserError
-from reca.prediction.command import predict
-from reca.prediction.forecast import FILLED, changes, sharded, sized_model
+from reca.prediction.command import lines, predict
+from reca.prediction.forecast import FILLED, changes, forecast, sharded, sized_model
 from reca.prediction.step import Step
 
 STEP = Step(
@@ -23,6 +23,7 @@ STEP = Step(
     images=8,
     tokens=100,
     flops=1000,
+    extract_peak=60,
     extract_flops=10,
 )
 TINY = ("model=showo_tiny", "train.global_batch_size=4", "hardware.micro_batch_size=2")
@@ -56,6 +57,16 @@ def test_what_does_not_fit_says_what_to_change() -> None:
     ]
     assert "another device or model" in changes(config, STEP, room=80)[1]
     assert 0 < FILLED < 1
+
+
+def test_extraction_that_does_not_fit_says_so_though_training_does() -> None:
+    config = compose(["hardware=gpu", "hardware.micro_batch_size=8"])
+    (told,) = changes(config, replace(STEP, extract_peak=2 * STEP.peak), room=STEP.peak)
+    assert told.startswith("hardware.micro_batch_size below 8: extraction takes")
+    found = forecast(compose(TINY), ROOT)
+    rows = "\n".join(lines(replace(found, step=replace(found.step, extract_peak=10**15))))
+    assert "can be filled: fits" in rows
+    assert "1000000.00 GB, which DOES NOT FIT" in rows
 
 
 def test_sharding_divides_what_lasts_and_gathers_two_units() -> None:

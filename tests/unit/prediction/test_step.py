@@ -7,6 +7,7 @@ import torch
 
 from reca.config import ROOT, compose
 from reca.models.base import FAMILIES, UnifiedModel, load_model
+from reca.nn.diffusion_head import DiffusionHead
 from reca.objectives.mixture import mix
 from reca.prediction.build import build
 from reca.prediction.sizes import PUBLISHED
@@ -33,6 +34,7 @@ def test_what_is_predicted_is_what_is_measured(family: str, again: bool) -> None
     wanted = plan(family, gradient_checkpointing=again, lower=again)
     predicted, measured = simulated(tiny(family), wanted), taken(tiny(family), wanted)
     assert predicted.peak == pytest.approx(measured.peak, rel=0.02)
+    assert predicted.extract_peak == pytest.approx(measured.extract_peak, rel=0.02)
     assert predicted.flops == measured.flops
     assert (predicted.weights, predicted.gradients, predicted.moments) == (
         measured.weights,
@@ -68,6 +70,12 @@ def test_published_sizes_are_those_of_the_documents(preset: str, total: float, t
     model = build(section.family, PUBLISHED[preset], section.options(ROOT), torch.device("meta"))
     counts = [sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (True, False)]
     assert counts == pytest.approx([total * 1e9, trained * 1e9], abs=0.006e9)
+
+
+def test_tables_of_known_numbers_hold_them_in_a_model_that_holds_none() -> None:
+    with torch.device("meta"):
+        head = DiffusionHead(channels=4, condition_width=8, width=8, depth=1, num_sampling_steps=10)
+    assert head.training_schedule.signal.device == head.sampling_schedule.signal.device == CPU
 
 
 def test_every_big_preset_has_published_sizes() -> None:
