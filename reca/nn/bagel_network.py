@@ -124,7 +124,7 @@ class BagelNetwork(nn.Module):
 
     def drawn(self, latents: Tensor, grid: tuple[int, int], time: Tensor) -> Stretch:
         """An image by its latent tokens (T, C) at a time (scalar) between 0, clean, and 1, noise."""
-        latents = latents.to(self.vae2llm.weight.dtype)
+        latents = latents.to(self.vae2llm.bias.dtype)  # the matrix itself may be kept in fewer bits
         tokens = self.vae2llm(latents) + self.time_embedder(time.view(1)) + self.latent_pos_embed(*grid)
         return Stretch(self._image_markers(), tokens)
 

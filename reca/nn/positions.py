@@ -84,5 +84,6 @@ class TimestepEmbedder(nn.Module):
 
     def forward(self, times: Tensor) -> Tensor:
         """Times (N,) in the unit that the network was trained with (BAGEL 0..1, MAR 0..999): (N, width)."""
-        vectors: Tensor = self.mlp(time_waves(times, self.waves).to(self.mlp.get_parameter("0.weight").dtype))
+        dtype = self.mlp.get_parameter("0.bias").dtype  # the matrix itself may be kept in fewer bits
+        vectors: Tensor = self.mlp(time_waves(times, self.waves).to(dtype))
         return vectors

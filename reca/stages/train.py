@@ -20,6 +20,7 @@ from reca.training.activations import checkpoint_blocks
 from reca.training.base_model import base_digest, base_folder, load_base
 from reca.training.checkpoint import CheckpointStore, fingerprint
 from reca.training.loop import Record, Run, train_model
+from reca.training.precision import place, rounded_by_autocast
 from reca.training.process import StopRequest, World, end_with_parent, joined, prepare
 from reca.training.samples import Samples
 from reca.training.sharding import gather, shard
@@ -60,8 +61,8 @@ def train(config: Config, root: Path) -> None:
             model = _prepared(config, base, root, device, world)
             data = root / DATASET
             samples = Samples(model, data, embeddings, config.train, mixture, config.seed, device, dialogues)
-            place = config.hardware
-            run = Run(model, samples, config.train, config.seed, place.micro_batch_size, world, place.read_ahead)
+            hardware = config.hardware
+            run = Run(model, samples, config.train, config.seed, hardware.micro_batch_size, world, hardware.read_ahead)
             values = config.to_dict()
             record = train_model(run, store, {section: values[section] for section in SECTIONS}, stop)
             gather(model, keep=world.leads)
@@ -72,7 +73,7 @@ def train(config: Config, root: Path) -> None:
                     shutil.copyfile(curve, folder / curve.name)
                 write_result(folder, "train", config, SECTIONS, **_how_it_went(record))
         with explained(root / MODEL, "the aligned model"), whole_folder(root / MODEL) as folder:
-            model.eval()
+            place(model.eval(), torch.device("cpu"))  # in float32 again, however it was kept in training
             if config.train.adapter is not None:
                 from reca.training.adapters import merge
 
@@ -82,8 +83,8 @@ def train(config: Config, root: Path) -> None:
 
 
 def _prepared(config: Config, base: Path, root: Path, device: torch.device, world: World) -> UnifiedModel:
-    """The base model as it is to be trained: adapters first, for they bring layers; sharding last."""
-    model = load_base(config, base, root, None if world.sharded else device)
+    """The base model as it is to be trained: adapters first, for they bring layers; its place last."""
+    model = load_base(config, base, root, None)
     if config.train.adapter is not None:
         from reca.training.adapters import adapt  # needs peft, which nothing else does
 
@@ -94,8 +95,11 @@ def _prepared(config: Config, base: Path, root: Path, device: torch.device, worl
         compile_blocks(model)
     if config.hardware.gradient_checkpointing:
         checkpoint_blocks(model)
+    rounded = rounded_by_autocast(model) if config.train.precision == "bfloat16" else []
     if world.sharded:
-        shard(model, device)
+        shard(model, device, rounded)
+    else:
+        place(model, device, rounded)
     return model
 
 

@@ -8,10 +8,11 @@ W + s B A. After training the sum is written into W, so that what is saved is th
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer, LoraModel
 from torch import nn
 
 from reca.config import AdapterSection
@@ -45,7 +46,7 @@ def adapt(model: UnifiedModel, settings: AdapterSection, seed: int) -> None:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "adapter"))
-        inject_adapter_in_model(config, model)
+        _Float32Lora(model, config, "default")
     # The families tell what trains by the beginnings of names, which the frozen layers inside adapters share.
     names = [name for name in model.trainable() if ".lora_" in name]
     model.trainable = lambda: names  # type: ignore[method-assign]
@@ -59,7 +60,11 @@ def adapt(model: UnifiedModel, settings: AdapterSection, seed: int) -> None:
 
 
 def merge(model: UnifiedModel) -> None:
-    """Write the adapters into the weights and take them out, in place: names and layout are the family's again."""
+    """Write the adapters into the weights and take them out, in place: names and layout are the family's again.
+
+    Args:
+        model: In float32, or the sums would be rounded.
+    """
     for name, layer in list(model.named_modules()):
         if isinstance(layer, LoraLayer):
             layer.merge()
@@ -93,6 +98,16 @@ def targets(model: UnifiedModel, patterns: Sequence[str] | None) -> list[str]:
                 f"(whole names are like {layers[0]})"
             )
     return [name for name in layers if any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+class _Float32Lora(LoraModel):
+    """peft's way of putting adapters in, which gives each the type of its layer; ours are float32 beside any."""
+
+    def _create_and_replace(self, config: LoraConfig, adapter: str, target: Any, *args: Any, **kwargs: Any) -> None:
+        read = target.weight.data
+        target.weight.data = read.float()
+        super()._create_and_replace(config, adapter, target, *args, **kwargs)
+        target.weight.data = read
 
 
 def _check_rows(model: nn.Module, layers: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ weights wherever it likes. Frozen parameters are sharded too, and have no gradie
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from reca.models.base import UnifiedModel
 from reca.training.activations import blocks
+from reca.training.precision import stored
 
 PASSES = ("encode_semantic", "encode_target", "reconstruction_loss", "text_to_image_loss", "understanding_loss")
 """The methods through which training runs a model; no other may be called while it is sharded."""
@@ -24,8 +25,8 @@ IN_PLACE = "FSDP2-wrapped module .* returned a view tensor"
 """torch warns of results that are views, since changing one in place would lose a hook. None of ours is changed."""
 
 
-def shard(model: UnifiedModel, device: torch.device) -> None:
-    """Keep this process's rows of every parameter, in place, in float32 and on its device.
+def shard(model: UnifiedModel, device: torch.device, rounded: Iterable[str] = ()) -> None:
+    """Keep this process's rows of every parameter, in place and on its device.
 
     All processes of the default group must call it. Names of parameters stay, the parameters are other objects.
     Unit by unit: of a model that was loaded as views of its files, a process never holds more than its rows and one
@@ -34,12 +35,14 @@ def shard(model: UnifiedModel, device: torch.device) -> None:
     Args:
         model: Whole, on the CPU or the device.
         device: Where the rows go.
+        rounded: As for :func:`reca.training.precision.place`; a unit may mix types as long as what trains has one.
     """
+    narrow = {model.get_parameter(name) for name in rounded}
     warnings.filterwarnings("ignore", IN_PLACE, UserWarning)
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for unit in (*blocks(model), model):
         for tensor in _tensors(unit):
-            tensor.data = tensor.data.float()
+            tensor.data = stored(tensor.data, tensor in narrow)
         fully_shard(unit, mesh=mesh)
         assert isinstance(unit, FSDPModule)
         # Sums, since the loop divides by the targets of all processes; and as plain sums, for gloo knows no other.
