@@ -3,7 +3,8 @@
     python -m bench.states
 
 Counted from the parameters of the published sizes, built on the meta device: nothing is measured, activations and what
-a step needs for a moment are not in it, and no GPU is needed. Weights and gradients are float32. GB are 10⁹ bytes.
+a step needs for a moment are not in it, and no GPU is needed. Weights and gradients are float32; under bfloat16 the
+frozen matrices are not, if the files hold bfloat16 (``…_bfloat16_gb``; known of BAGEL's). GB are 10⁹ bytes.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from reca.config import AdapterSection
 from reca.files import write_json
 from reca.training.adapters import adapt
 from reca.training.moments import Moments, state_bytes
+from reca.training.precision import rounded_by_autocast
 
 RESULT = Path(__file__).parent / "results" / "states.json"
 META = torch.device("meta")
@@ -35,6 +37,7 @@ def rows(family: str, ranks: list[int]) -> Iterator[dict[str, Any]]:
                 adapt(model, AdapterSection(rank=rank, alpha=2 * rank), seed=0)
         trained = [model.get_parameter(name) for name in model.trainable()]
         weights, gradients = (4 * sum(value.numel() for value in values) for values in (model.parameters(), trained))
+        lower = weights - 2 * sum(model.get_parameter(name).numel() for name in rounded_by_autocast(model))
         for moments in get_args(Moments):
             state = sum(state_bytes(value, moments) for value in trained)
             yield {
@@ -43,9 +46,11 @@ def rows(family: str, ranks: list[int]) -> Iterator[dict[str, Any]]:
                 "moments": moments,
                 "trained": gradients // 4,
                 "weights_gb": round(weights / 1e9, 2),
+                "weights_bfloat16_gb": round(lower / 1e9, 2),
                 "gradients_gb": round(gradients / 1e9, 2),
                 "moments_gb": round(state / 1e9, 2),
                 "together_gb": round((weights + gradients + state) / 1e9, 1),
+                "together_bfloat16_gb": round((lower + gradients + state) / 1e9, 1),
             }
 
 

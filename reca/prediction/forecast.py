@@ -20,9 +20,10 @@ from reca.models.base import UnifiedModel
 from reca.objectives.mixture import KINDS, mix
 from reca.prediction.accelerators import Accelerator, accelerator_of
 from reca.prediction.build import build
-from reca.prediction.sizes import PUBLISHED
+from reca.prediction.sizes import IN_BFLOAT16, PUBLISHED
 from reca.prediction.step import Plan, Step, simulated
 from reca.training.base_model import load_base
+from reca.training.precision import rounded_by_autocast, stored
 
 FILLED = 0.9
 """Share of a device's memory that tensors can fill; the rest is the context, libraries and fragmentation (assumed)."""
@@ -74,7 +75,8 @@ def forecast(config: Config, root: Path) -> Forecast:
 
             with redirect_stdout(StringIO()):
                 adapt(model, config.train.adapter, config.seed)
-        step = simulated(model, plan_of(config))
+        rounded, known = kept_in_bfloat16(config, model)
+        step = simulated(model, plan_of(config, rounded))
     except ValueError as error:
         raise UserError(f"this recipe cannot be run: {error}") from None
     shards = config.hardware.processes if config.hardware.shard else 1
@@ -98,7 +100,7 @@ def forecast(config: Config, root: Path) -> Forecast:
         extract_seconds=None if seconds is None else seconds.extract,
         device_hours=hours,
         dollars=None if hours is None or price is None else hours * price,
-        assumptions=grounds,
+        assumptions=(*known, *grounds),
         changes=() if fits is not False or device is None else changes(config, step, FILLED * device.memory),
     )
 
@@ -126,8 +128,28 @@ def sized_model(config: Config, root: Path) -> tuple[UnifiedModel, str]:
         raise UserError(f"this model cannot be built: {error}") from None
 
 
-def plan_of(config: Config) -> Plan:
+def kept_in_bfloat16(config: Config, model: UnifiedModel) -> tuple[frozenset[str], tuple[str, ...]]:
+    """Names of the matrices that training keeps in bfloat16, and what that rests on.
+
+    Without numbers nobody can see whether rounding would lose something; then it depends on what is published.
+    """
+    names = rounded_by_autocast(model) if config.train.precision == "bfloat16" else []
+    if not names:
+        return frozenset(), ()
+    if not next(model.parameters()).is_meta:
+        exact = {name for name in names if stored(model.get_parameter(name).data, True).dtype == torch.bfloat16}
+        return frozenset(exact), ()
+    if config.model.name in IN_BFLOAT16:
+        return frozenset(names), ("the weights are bfloat16, as published: frozen matrices are kept so",)
+    return frozenset(), ("the weights are not known to be bfloat16: frozen matrices are kept in float32",)
+
+
+def plan_of(config: Config, rounded: frozenset[str] = frozenset()) -> Plan:
     """The recipe as far as a step's size depends on it.
+
+    Args:
+        config: Of the run.
+        rounded: Names of the matrices that are kept in bfloat16.
 
     Raises:
         UserError: A loss gets no sample.
@@ -148,11 +170,12 @@ def plan_of(config: Config) -> Plan:
         weight_decay=train.weight_decay,
         templates=train.prompt_templates,
         optimizer_moments=train.moments,
+        rounded=rounded,
     )
 
 
 def sharded(step: Step, shards: int) -> Step:
-    """Weights, gradients and moments divided over processes (FSDP2), which gather two units at a time.
+    """Weights, gradients and moments divided over processes (FSDP2), which gather two units at a time; not ``extract``.
 
     Not compared with a measurement.
     """

@@ -147,3 +147,7 @@ PUBLISHED: dict[str, Numbers] = {
     "showo_512_codes": {"phi": _PHI, "clip": None, "magvit": MAGVIT, "codes": 1024},
 }
 """Preset -> what it is built from."""
+
+IN_BFLOAT16 = frozenset({"bagel_7b", "bagel_7b_reca"})
+"""Presets whose published weights are known to be bfloat16: 29.2 GB for 14.6 billion (ByteDance-Seed/Bagel, issue 160;
+compressed without loss from there by DFloat11), and RecA's ``model_bf16``. Of the others nobody could be asked."""

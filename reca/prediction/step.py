@@ -57,6 +57,8 @@ class Plan:
     weight_decay: float = 0.0
     templates: int | None = None
     optimizer_moments: Moments = "float32"
+    rounded: frozenset[str] = frozenset()
+    """Names of the matrices that training keeps in bfloat16 (:mod:`reca.training.precision`)."""
 
     def share(self, kind: Kind) -> int:
         """Samples of a kind that one process takes."""
@@ -118,18 +120,15 @@ def simulated(model: UnifiedModel, plan: Plan) -> Step:
 
 def taken(model: UnifiedModel, plan: Plan) -> Step:
     """Take the same step with whatever the model holds: with numbers, a measurement."""
-    units = _largest_unit(model)
     parameters = freeze(model, set(model.trainable()))
+    inputs = _Inputs(model, plan)
+    extract_peak, extract_flops = _extraction(model, inputs, plan)
+    for name in plan.rounded:
+        matrix = model.get_parameter(name)
+        matrix.data = matrix.data.bfloat16()
     held = [*model.parameters(), *model.buffers()]
     weights, gradients = bytes_of(held), bytes_of(parameters.values())
-    live = LiveBytes(held)
-    inputs = _Inputs(model, plan)
-    with live:
-        extract_flops = flops_of(partial(inputs.encode, 1))
-        live.restart()
-        inputs.encode(plan.micro_batch_size)
-    extract_peak = live.peak - bytes_of(value for name, value in model.named_parameters() if not model.encodes(name))
-    peaks: dict[str, int] = {}
+    live, peaks = LiveBytes(held), dict[str, int]()
     if plan.gradient_checkpointing:
         checkpoint_blocks(model)
     set_training_mode(model)
@@ -154,13 +153,24 @@ def taken(model: UnifiedModel, plan: Plan) -> Step:
         else sum(state_bytes(parameter, plan.optimizer_moments) for parameter in parameters.values()),
         activations=max(peaks[phase] - weights - gradients - moments, 0),
         phase=phase,
-        largest_unit=units,
+        largest_unit=_largest_unit(model),
         images=sum(plan.mixture.counts.values()),
         tokens=sum(_tokens(model, kind) * plan.mixture.counts[kind] for kind in plan.mixture.kinds),
         flops=sum(flops.values()),
         extract_peak=extract_peak,
         extract_flops=extract_flops,
     )
+
+
+def _extraction(model: UnifiedModel, inputs: "_Inputs", plan: Plan) -> tuple[int, int]:
+    """The peak of encoding a batch by the encoders alone, and the operations of encoding one image."""
+    live = LiveBytes([*model.parameters(), *model.buffers()])
+    with live:
+        flops = flops_of(partial(inputs.encode, 1))
+        live.restart()
+        inputs.encode(plan.micro_batch_size)
+    unused = bytes_of(value for name, value in model.named_parameters() if not model.encodes(name))
+    return live.peak - unused, flops
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:

@@ -15,3 +15,6 @@ def test_adapters_and_small_moments_take_less() -> None:
     assert rows[None, "8bit"]["moments_gb"] < rows[None, "bfloat16"]["moments_gb"] * 0.52
     assert adapter["trained"] < whole["trained"] / 100
     assert adapter["weights_gb"] == round(whole["weights_gb"] + adapter["gradients_gb"], 2)
+    frozen = whole["weights_gb"] - whole["gradients_gb"]
+    assert 0.4 * frozen < whole["weights_gb"] - whole["weights_bfloat16_gb"] < 0.5 * frozen
+    assert adapter["together_bfloat16_gb"] < 0.6 * adapter["together_gb"]

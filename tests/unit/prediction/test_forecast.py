@@ -4,11 +4,12 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from reca.config import ROOT, compose
 from reca.errors import UserError
 from reca.prediction.command import lines, predict
-from reca.prediction.forecast import FILLED, changes, forecast, sharded, sized_model
+from reca.prediction.forecast import FILLED, changes, forecast, kept_in_bfloat16, sharded, sized_model
 from reca.prediction.step import Step
 
 STEP = Step(
@@ -78,3 +79,25 @@ def test_unknown_sizes_are_refused() -> None:
     config = compose(["model=showo_tiny", "model.name=mine", "model.checkpoint=nowhere"])
     with pytest.raises(UserError, match=r"sizes of model\.name=mine are not known.*nowhere is missing"):
         sized_model(config, ROOT)
+
+
+@pytest.mark.parametrize(("preset", "share"), [("bagel_7b", 0.75), ("janus_pro_1b", 1.0)])
+def test_frozen_matrices_are_counted_as_what_is_published(preset: str, share: float) -> None:
+    config = compose([f"model={preset}", "train.precision=bfloat16"])
+    model, _ = sized_model(config, ROOT)
+    names, (told,) = kept_in_bfloat16(config, model)
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    lower = sum(model.get_parameter(name).numel() for name in names)
+    assert (4 * numbers - 2 * lower) / (4 * numbers) == pytest.approx(share, abs=0.01)
+    assert ("not known" in told) == (share == 1.0)
+
+
+def test_what_no_rounding_would_leave_alone_is_seen_in_a_checkpoint() -> None:
+    config = compose(["model=janus_tiny", "train.precision=bfloat16"])
+    model, _ = sized_model(config, ROOT)
+    assert kept_in_bfloat16(config, model) == (frozenset(), ())
+    with torch.no_grad():
+        matrix = model.get_parameter("network.model.aligner.fc1.weight")
+        matrix.copy_(matrix.bfloat16())
+    assert kept_in_bfloat16(config, model) == (frozenset({"network.model.aligner.fc1.weight"}), ())
+    assert kept_in_bfloat16(compose(["model=janus_tiny"]), model) == (frozenset(), ())

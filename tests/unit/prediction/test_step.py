@@ -11,7 +11,8 @@ from reca.nn.diffusion_head import DiffusionHead
 from reca.objectives.mixture import mix
 from reca.prediction.build import build
 from reca.prediction.sizes import PUBLISHED
-from reca.prediction.step import Plan, simulated, taken
+from reca.prediction.step import Plan, bytes_of, simulated, taken
+from reca.training.precision import rounded_by_autocast
 
 CPU = torch.device("cpu")
 
@@ -31,7 +32,9 @@ def plan(family: str, **changes: object) -> Plan:
 @pytest.mark.parametrize("again", [False, True], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_what_is_predicted_is_what_is_measured(family: str, again: bool) -> None:
-    wanted = plan(family, gradient_checkpointing=again, lower=again)
+    model = tiny(family)
+    rounded = frozenset(rounded_by_autocast(model) if again else ())
+    wanted = plan(family, gradient_checkpointing=again, lower=again, rounded=rounded)
     predicted, measured = simulated(tiny(family), wanted), taken(tiny(family), wanted)
     assert predicted.peak == pytest.approx(measured.peak, rel=0.02)
     assert predicted.extract_peak == pytest.approx(measured.extract_peak, rel=0.02)
@@ -41,6 +44,8 @@ def test_what_is_predicted_is_what_is_measured(family: str, again: bool) -> None
         measured.gradients,
         measured.moments,
     )
+    whole = bytes_of([*model.parameters(), *model.buffers()])
+    assert predicted.weights == whole - sum(2 * model.get_parameter(name).numel() for name in rounded)
 
 
 @pytest.mark.parametrize(("moments", "share"), [("bfloat16", 0.5), ("8bit", 0.3)])

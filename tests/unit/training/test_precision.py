@@ -99,7 +99,12 @@ def test_norms_embeddings_ties_and_target_encoders_stay(preset: str) -> None:
         for name, value in module.named_parameters(path, recurse=False):
             matrices = isinstance(module, nn.Linear | nn.Conv2d)
             assert value.dtype == torch.float32 or (matrices and name in names), name
-            if matrices and value.ndim > 1 and not value.requires_grad and not name.startswith(model.target_encoder):
+            if (
+                matrices
+                and value.ndim > 1
+                and not value.requires_grad
+                and not name.startswith(model.encoders["target"])
+            ):
                 assert name in names or value is model.network.llm.model.embed_tokens.weight
 
 
