@@ -23,15 +23,13 @@ from reca.prediction.build import build
 from reca.prediction.sizes import IN_BFLOAT16, PUBLISHED
 from reca.prediction.step import Plan, Step, simulated
 from reca.training.base_model import load_base
-from reca.training.precision import rounded_by_autocast, stored
+from reca.training.precision import bfloat16_holds, rounded_by_autocast
 
 FILLED = 0.9
 """Share of a device's memory that tensors can fill; the rest is the context, libraries and fragmentation (assumed)."""
 UTILISATION = 0.2
 """Share of the peak where nothing is measured. BAGEL's training on H100s reaches 0.179 in its authors' code and 0.237
 in NVIDIA's Megatron-Bridge (its verification card of 2026-08-31; recomputation is not counted there)."""
-LOADED_GIB = 1
-"""Checkpoints up to this size are read for their sizes; bigger ones are taken to be as published."""
 
 
 @dataclass(frozen=True)
@@ -79,19 +77,19 @@ def forecast(config: Config, root: Path) -> Forecast:
         step = simulated(model, plan_of(config, rounded))
     except ValueError as error:
         raise UserError(f"this recipe cannot be run: {error}") from None
-    shards = config.hardware.processes if config.hardware.shard else 1
+    shards = config.hardware.devices if config.hardware.shard else 1
     step = sharded(step, shards)
     fits = None if device is None else max(step.peak, step.extract_peak) <= FILLED * device.memory
     seconds, grounds = _seconds(config, root, step, device)
     total = None if seconds is None else seconds.train + (seconds.extract or 0.0)
-    hours = None if total is None else total * config.hardware.processes / 3600
+    hours = None if total is None else total * config.hardware.devices / 3600
     price = config.hardware.hour_price
     return Forecast(
         model=config.model.name,
         sizes=sizes,
         step=step,
         steps=config.train.max_steps,
-        devices=config.hardware.processes,
+        devices=config.hardware.devices,
         device=None if device is None else device.name,
         capacity=None if device is None else device.memory,
         fits=fits,
@@ -108,17 +106,17 @@ def forecast(config: Config, root: Path) -> Forecast:
 def sized_model(config: Config, root: Path) -> tuple[UnifiedModel, str]:
     """A model of the right sizes, whatever it holds, and where they come from.
 
+    A checkpoint's weights are views of its files, whose size so does not matter.
+
     Raises:
-        UserError: There is neither a checkpoint that can be read for this, nor are the preset's sizes known.
+        UserError: There is no checkpoint, nor are the preset's sizes known.
     """
     folder = root / config.model.checkpoint
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    if 0 < size <= LOADED_GIB * 2**30:
-        return load_base(config, folder, root, torch.device("cpu")), f"of {config.model.checkpoint}"
+    if folder.is_dir():
+        return load_base(config, folder, root, None), f"of {config.model.checkpoint}"
     if config.model.name not in PUBLISHED:
-        why = f"takes {size / 2**30:.0f} GiB, too much to be read for this" if size else "is missing"
         raise UserError(
-            f"the sizes of model.name={config.model.name} are not known: {folder} {why}, and published are only "
+            f"the sizes of model.name={config.model.name} are not known: {folder} is missing, and published are only "
             f"those of {', '.join(PUBLISHED)}"
         )
     numbers, options = PUBLISHED[config.model.name], config.model.options(root)
@@ -137,8 +135,8 @@ def kept_in_bfloat16(config: Config, model: UnifiedModel) -> tuple[frozenset[str
     if not names:
         return frozenset(), ()
     if not next(model.parameters()).is_meta:
-        exact = {name for name in names if stored(model.get_parameter(name).data, True).dtype == torch.bfloat16}
-        return frozenset(exact), ()
+        values = {name: model.get_parameter(name).data for name in names}
+        return frozenset(name for name, value in values.items() if bfloat16_holds(value)), ()
     if config.model.name in IN_BFLOAT16:
         return frozenset(names), ("the weights are bfloat16, as published: frozen matrices are kept so",)
     return frozenset(), ("the weights are not known to be bfloat16: frozen matrices are kept in float32",)
@@ -162,7 +160,7 @@ def plan_of(config: Config, rounded: frozenset[str] = frozenset()) -> Plan:
     return Plan(
         mixture=mixture,
         micro_batch_size=hardware.micro_batch_size,
-        processes=hardware.processes,
+        processes=hardware.devices,
         lower=train.precision == "bfloat16",
         gradient_checkpointing=hardware.gradient_checkpointing,
         fused=hardware.device != "cpu",
@@ -227,7 +225,7 @@ def _seconds(
     if device is None or not device.peaks:
         return None, ("time: not predicted, for the device's peak is not known",)
     share, source = utilisation(config, root)
-    devices, images = config.hardware.processes, config.data.num_images
+    devices, images = config.hardware.devices, config.data.num_images
     seconds = step.flops / (devices * device.peaks[config.train.precision] * share)
     extract = None
     if images is not None:

@@ -21,13 +21,17 @@ MASKED = (aten.index.Tensor, aten.index_put_.default, aten.index_put.default, at
 
 
 def hollow(model: nn.Module) -> None:
-    """Put fake tensors on the CPU in place of all parameters and buffers, wherever these lie; ties stay ties."""
+    """Put fake tensors on the CPU in place of all parameters and buffers, wherever these lie; ties stay ties.
+
+    Fractions are float32, as training has them, whatever the files hold.
+    """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     known: dict[int, Tensor] = {}
 
     def fake(tensor: Tensor) -> Tensor:
+        dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
         with mode:
-            return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+            return torch.empty(tensor.shape, dtype=dtype, device="cpu")
 
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):

@@ -53,7 +53,9 @@ def stored(values: Tensor, narrow: bool) -> Tensor:
     """Numbers in float32, or in bfloat16 if that is wanted and loses nothing; whole numbers as they are."""
     if not values.is_floating_point():
         return values
-    wide = values.float()
-    if narrow and torch.equal((lower := wide.bfloat16()).float(), wide):
-        return lower
-    return wide
+    return values.bfloat16() if narrow and bfloat16_holds(values) else values.float()
+
+
+def bfloat16_holds(values: Tensor) -> bool:
+    """Whether rounding these numbers to bfloat16 changes none."""
+    return values.dtype == torch.bfloat16 or torch.equal(values.bfloat16().float(), values.float())

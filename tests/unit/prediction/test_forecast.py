@@ -1,16 +1,20 @@
 """What a run will take, told and compared with what there is."""
 
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from reca.config import ROOT, compose
 from reca.errors import UserError
 from reca.prediction.command import lines, predict
 from reca.prediction.forecast import FILLED, changes, forecast, kept_in_bfloat16, sharded, sized_model
 from reca.prediction.step import Step
+from reca.training.precision import rounded_by_autocast
 
 STEP = Step(
     parameters=10,
@@ -73,6 +77,27 @@ def test_extraction_that_does_not_fit_says_so_though_training_does() -> None:
 def test_sharding_divides_what_lasts_and_gathers_two_units() -> None:
     assert sharded(STEP, 1) == STEP
     assert sharded(STEP, 4) == replace(STEP, weights=10, gradients=4, moments=8, activations=80 + 2 * 12)
+
+
+def test_the_type_of_a_checkpoints_files_tells_what_bfloat16_holds(tmp_path: Path) -> None:
+    config = compose(["model=bagel_tiny", f"model.checkpoint={tmp_path}/bagel", "train.precision=bfloat16"])
+    shutil.copytree(ROOT / "data/bases/bagel_tiny", tmp_path / "bagel")
+    model, sizes = sized_model(config, tmp_path)
+    assert sizes == f"of {tmp_path}/bagel"
+    assert kept_in_bfloat16(config, model)[0] == frozenset()
+    weights = tmp_path / "bagel/model.safetensors"
+    save_file({name: value.bfloat16() for name, value in load_file(weights).items()}, weights)
+    model, _ = sized_model(config, tmp_path)
+    converted = {name for name in rounded_by_autocast(model) if not name.startswith("autoencoder.")}
+    assert converted
+    assert kept_in_bfloat16(config, model) == (converted, ())
+    assert forecast(config, tmp_path).step.weights < forecast(compose(["model=bagel_tiny"]), ROOT).step.weights
+
+
+def test_several_hosts_are_so_many_more_devices() -> None:
+    one = forecast(compose([*TINY, "hardware.processes=2"]), ROOT)
+    two = forecast(compose([*TINY, "hardware.processes=1", "hardware.nodes=2"]), ROOT)
+    assert (two.devices, two.step) == (one.devices, one.step)
 
 
 def test_unknown_sizes_are_refused() -> None:
