@@ -50,7 +50,7 @@ def encoded(model: UnifiedModel, batch: Batch, cached: bool) -> tuple[Semantic, 
     """What L_RecA is computed from: what may be cached taken from the batch, or everything encoded anew."""
     semantic, target = batch.semantic, batch.target
     if not cached or "semantic" not in model.cacheable:
-        semantic = model.encode_semantic(batch.seen)
+        semantic = model.encode_semantic(batch.seen, SampleRng(batch.seeds))
     if not cached or "target" not in model.cacheable:
         target = model.encode_target(batch.drawn, SampleRng(batch.seeds))
     return semantic, target

@@ -156,7 +156,7 @@ class Bagel(UnifiedModel, ImageEditor):
 
     # -- what goes in ---------------------------------------------------------------------------------------
 
-    def encode_semantic(self, images: Tensor | Sequence[Tensor]) -> Semantic:
+    def encode_semantic(self, images: Tensor | Sequence[Tensor], rng: SampleRng | None = None) -> Semantic:
         """h_v (N_i, D) of each image (3, H_i, W_i), where N_i is its number of patches.
 
         Raises:

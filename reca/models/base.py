@@ -202,8 +202,13 @@ class UnifiedModel(nn.Module, ABC):
         return rng.uniform("prompt_dropout") < self.prompt_dropout
 
     @abstractmethod
-    def encode_semantic(self, images: Images) -> Semantic:
-        """Understanding embeddings h_v of images resized by ``spec.understanding``."""
+    def encode_semantic(self, images: Images, rng: SampleRng | None = None) -> Semantic:
+        """Understanding embeddings h_v of images resized by ``spec.understanding``.
+
+        Args:
+            images: See ``Images``.
+            rng: Of a training pass through an encoder that drops activations; ``None``: nothing is dropped.
+        """
 
     @abstractmethod
     def encode_target(self, images: Images, rng: SampleRng) -> Target:

@@ -145,14 +145,15 @@ class Harmon(UnifiedModel):
 
     # -- what goes in ---------------------------------------------------------------------------------------
 
-    def encode_semantic(self, images: Tensor) -> Semantic:
+    def encode_semantic(self, images: Tensor, rng: SampleRng | None = None) -> Semantic:
         """h_v of images (B, 3, S, S), S any multiple of a token's pixels: (B, N + buffers, D)."""
-        return self.semantic_of(Target(self._latents(images)))
+        return self.semantic_of(Target(self._latents(images)), rng)
 
-    def semantic_of(self, target: Target) -> Semantic:
+    def semantic_of(self, target: Target, rng: SampleRng | None = None) -> Semantic:
         """h_v from latents that are there already, e.g. cached ones, if both images have one size."""
         with torch.set_grad_enabled(self.train_encoder and torch.is_grad_enabled()):
-            return Semantic(self.network.understand(target.values))
+            keys = None if rng is None else rng.keys("semantic_dropout").to(target.values.device)
+            return Semantic(self.network.understand(target.values, keys))
 
     def encode_target(self, images: Tensor, rng: SampleRng) -> Target:
         """Scaled latents (B, C, h, w): the posterior's mode, so nothing is drawn."""
@@ -252,7 +253,8 @@ class Harmon(UnifiedModel):
         sizes, device = self.network.mar.sizes, target.values.device
         repeats = sizes.diffusion_batch_mul
         tokens, grid = self.network.mar.tokens(target.values), self.network.grid(target.values)
-        conditions = self.network.conditions(prefix, tokens, grid, Visible.of(hidden))
+        keys = rng.keys("dropout").to(device)
+        conditions = self.network.conditions(prefix, tokens, grid, Visible.of(hidden), keys=keys)
         shape = (repeats, tokens.shape[1])
         steps = (rng.uniform("timestep", shape).to(device) * TRAINING_STEPS).long().clamp(max=TRAINING_STEPS - 1)
         noise = rng.normal("noise", (*shape, tokens.shape[2])).to(device)
@@ -269,7 +271,7 @@ class Harmon(UnifiedModel):
 
     def understanding_loss(self, images: Tensor, dialogues: Sequence[Dialogue], rng: SampleRng) -> Loss:
         """Cross-entropy of the answer tokens, end included."""
-        semantic, turns = self.encode_semantic(images), []
+        semantic, turns = self.encode_semantic(images, rng), []
         for image, dialogue in zip(semantic.embeds, dialogues, strict=True):
             asked = self._question(dialogue.question, image)
             answer = self._ids(dialogue.answer + END)

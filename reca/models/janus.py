@@ -155,7 +155,7 @@ class Janus(UnifiedModel):
 
     # -- what goes in ---------------------------------------------------------------------------------------
 
-    def encode_semantic(self, images: Tensor) -> Semantic:
+    def encode_semantic(self, images: Tensor, rng: SampleRng | None = None) -> Semantic:
         """h_v = aligner(SigLIP(image)): (B, 3, S, S) -> (B, N, D)."""
         with torch.set_grad_enabled(self.train_vision and torch.is_grad_enabled()):
             tokens = self.network.model.vision_model(pixel_values=images).last_hidden_state

@@ -120,7 +120,7 @@ class OpenUni(UnifiedModel):
 
     # -- what goes in ---------------------------------------------------------------------------------------
 
-    def encode_semantic(self, images: Tensor) -> Semantic:
+    def encode_semantic(self, images: Tensor, rng: SampleRng | None = None) -> Semantic:
         """h_v = mlp1(InternViT(image)): (B, 3, S, S) -> (B, N, D); images of other sizes are resized as officially.
 
         Raises:

@@ -121,7 +121,7 @@ class Showo(UnifiedModel):
 
     # -- what goes in ---------------------------------------------------------------------------------------
 
-    def encode_semantic(self, images: Tensor) -> Semantic:
+    def encode_semantic(self, images: Tensor, rng: SampleRng | None = None) -> Semantic:
         """CLIP features (B, N, D), or the bits of the codes (B, N, d) in {-1, 1}.
 
         Images of another size are resized bilinearly. CLIP gets them in [-1, 1], without its own normalisation, as in

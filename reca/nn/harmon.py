@@ -77,10 +77,10 @@ class HarmonNetwork(nn.Module):
         """The other way, not yet clamped to [-1, 1]."""
         return self.vae.decode((latents / self.vae_scale).contiguous()).sample
 
-    def understand(self, latents: Tensor) -> Tensor:
-        """h_v of latents (B, C, h, w): (B, T + n, D)."""
+    def understand(self, latents: Tensor, keys: Tensor | None = None) -> Tensor:
+        """h_v of latents (B, C, h, w): (B, T + n, D); ``keys`` as for :meth:`conditions`."""
         tokens, grid = self.mar.tokens(latents), self.grid(latents)
-        return self.proj_in(self.buffers_last(self.mar.encode(tokens, grid)))
+        return self.proj_in(self.buffers_last(self.mar.encode(tokens, grid, keys=keys)))
 
     def grid(self, latents: Tensor) -> tuple[int, int]:
         """Rows and columns of tokens."""
@@ -102,6 +102,7 @@ class HarmonNetwork(nn.Module):
         grid: tuple[int, int],
         visible: Visible,
         cache: DynamicCache | None = None,
+        keys: Tensor | None = None,
     ) -> Tensor:
         """What the diffusion head needs for every token: (B, T, D').
 
@@ -111,8 +112,9 @@ class HarmonNetwork(nn.Module):
             grid: Rows and columns.
             visible: Which are.
             cache: Keys and values of the prefix if it has been read already; it is left as it was.
+            keys: Of the samples, for dropout in training, (B,) int32; ``None``: nothing is dropped.
         """
-        states = self.mar.encode(tokens, grid, visible)
+        states = self.mar.encode(tokens, grid, visible, keys)
         seen = self.mar.seen(visible)
         if seen is None:
             seen = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
@@ -124,7 +126,7 @@ class HarmonNetwork(nn.Module):
             read = self.read(asked, mask, cache)
             cache.crop(-asked.shape[1])
         states = states + self.buffers_first(self.proj_out(read))
-        return self.mar.decode(states, grid, visible)
+        return self.mar.decode(states, grid, visible, keys)
 
     def read(self, embeds: Tensor, mask: Tensor, cache: DynamicCache | None = None) -> Tensor:
         """The language model's last states of the newest positions, (B, L, D); ``mask`` (B, K) covers all so far."""

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reca.nn.diffusion_head import DiffusionHead
+from reca.nn.dropout import SampleDropout, tell_apart
 from reca.nn.random import SampleRng
 
 EPSILON = 1e-6
@@ -141,32 +142,42 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: int, attn_dropout: float, proj_dropout: float) -> None:
         super().__init__()
-        self.heads, self.attn_dropout = heads, attn_dropout
+        self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
-        self.drop = nn.Dropout(proj_dropout)
+        self.drop_weights, self.drop = SampleDropout(attn_dropout), SampleDropout(proj_dropout)
 
-    def forward(self, hidden: Tensor, seen: Tensor | None) -> Tensor:
-        """States (B, L, D); ``seen`` (B, L) bool says which of them are attended to, ``None``: all."""
+    def forward(self, hidden: Tensor, seen: Tensor | None, keys: Tensor | None = None) -> Tensor:
+        """Attend.
+
+        Args:
+            hidden: States (B, L, D).
+            seen: Which of them are attended to, (B, L) bool; ``None``: all.
+            keys: Of the samples, for dropout, (B,) int32; ``None``: nothing is dropped.
+        """
         query, key, value = self.qkv(hidden).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        dropout = self.attn_dropout if self.training else 0.0
         mask = None if seen is None else seen[:, None, None]
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
-        return self.drop(self.proj(mixed.transpose(1, 2).flatten(2)))
+        if self.drop_weights.acts(keys):  # no kernel drops what we choose, so here the weights are made
+            scores = query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5
+            scores = scores if mask is None else scores.masked_fill(~mask, -math.inf)
+            mixed = self.drop_weights(scores.softmax(-1), keys) @ value
+        else:
+            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return self.drop(self.proj(mixed.transpose(1, 2).flatten(2)), keys)
 
 
 class Mlp(nn.Module):
     """Linear, GELU, linear."""
 
-    def __init__(self, width: int, ratio: float, dropout: float) -> None:
+    def __init__(self, width: int, ratio: float, rate: float) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, int(width * ratio))
         self.fc2 = nn.Linear(int(width * ratio), width)
-        self.drop = nn.Dropout(dropout)
+        self.drop_inner, self.drop = SampleDropout(rate), SampleDropout(rate)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """States (…, D)."""
-        return self.drop(self.fc2(self.drop(F.gelu(self.fc1(hidden)))))
+    def forward(self, hidden: Tensor, keys: Tensor | None = None) -> Tensor:
+        """States (B, L, D), keys as in :class:`Attention`."""
+        return self.drop(self.fc2(self.drop_inner(F.gelu(self.fc1(hidden)), keys)), keys)
 
 
 class Block(nn.Module):
@@ -179,10 +190,10 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=EPSILON)
         self.mlp = Mlp(width, sizes.mlp_ratio, sizes.proj_dropout)
 
-    def forward(self, hidden: Tensor, seen: Tensor | None) -> Tensor:
+    def forward(self, hidden: Tensor, seen: Tensor | None, keys: Tensor | None = None) -> Tensor:
         """See :class:`Attention`."""
-        hidden = hidden + self.attn(self.norm1(hidden), seen)
-        return hidden + self.mlp(self.norm2(hidden))
+        hidden = hidden + self.attn(self.norm1(hidden), seen, keys)
+        return hidden + self.mlp(self.norm2(hidden), keys)
 
 
 class Mar(nn.Module):
@@ -213,6 +224,7 @@ class Mar(nn.Module):
         for table in self.parameters(recurse=False):
             nn.init.normal_(table, std=0.02)
         self.apply(_initialise)
+        tell_apart(self)
         self.diffloss = DiffusionHead(
             sizes.channels, deep, sizes.diffloss_w, sizes.diffloss_d, int(sizes.num_sampling_steps)
         )
@@ -225,13 +237,16 @@ class Mar(nn.Module):
         """The inverse of :meth:`tokens`."""
         return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, grid), self.sizes.patch_size)
 
-    def encode(self, tokens: Tensor, grid: tuple[int, int], visible: Visible | None = None) -> Tensor:
+    def encode(
+        self, tokens: Tensor, grid: tuple[int, int], visible: Visible | None = None, keys: Tensor | None = None
+    ) -> Tensor:
         """Hidden states of the buffers, then of the visible tokens: (B, T, C) -> (B, n + V, D).
 
         Args:
             tokens: All tokens of the images; what is hidden is not read.
             grid: Rows and columns, T = rows * columns.
             visible: ``None``: all of them.
+            keys: Of the samples, for dropout, (B,) int32; ``None``: nothing is dropped.
         """
         buffers = self.sizes.buffer_size
         positions = self._positions(self.encoder_pos_embed_learned, grid, buffers).expand(len(tokens), -1, -1)
@@ -242,7 +257,7 @@ class Mar(nn.Module):
         hidden = self.z_proj_ln(torch.cat([fake, self.z_proj(tokens) + places], dim=1))
         seen = self.seen(visible)
         for block in self.encoder_blocks:
-            hidden = block(hidden, seen)
+            hidden = block(hidden, seen, keys)
         return self.encoder_norm(hidden)
 
     def seen(self, visible: Visible | None) -> Tensor | None:
@@ -251,7 +266,7 @@ class Mar(nn.Module):
             return None
         return F.pad(visible.real, (self.sizes.buffer_size, 0), value=True)
 
-    def decode(self, hidden: Tensor, grid: tuple[int, int], visible: Visible) -> Tensor:
+    def decode(self, hidden: Tensor, grid: tuple[int, int], visible: Visible, keys: Tensor | None = None) -> Tensor:
         """A condition for every token: states (B, n + V, D) in :meth:`encode`'s order -> (B, T, D')."""
         buffers, (rows, columns) = self.sizes.buffer_size, grid
         embedded = self.decoder_embed(hidden)
@@ -261,7 +276,7 @@ class Mar(nn.Module):
         states = torch.cat([embedded[:, :buffers], everywhere.scatter(1, places, known)], dim=1)
         states = states + self._positions(self.decoder_pos_embed_learned, grid, buffers)
         for block in self.decoder_blocks:
-            states = block(states, None)
+            states = block(states, None, keys)
         states = self.decoder_norm(states)[:, buffers:]
         return states + self._positions(self.diffusion_pos_embed_learned, grid, 0)
 

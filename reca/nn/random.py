@@ -25,6 +25,7 @@ class SampleRng:
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
+        self._seeds = list(seeds)
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     @classmethod
@@ -34,6 +35,10 @@ class SampleRng:
 
     def __len__(self) -> int:
         return len(self._generators)
+
+    def keys(self, name: str) -> Tensor:
+        """A number for each sample, (B,) int32, a function of its seed and of ``name``: nothing is drawn."""
+        return torch.tensor([derive_seed(seed, name) % 2**32 - 2**31 for seed in self._seeds], dtype=torch.int32)
 
     def normal(self, name: str, shape: Sequence[int] = ()) -> Tensor:
         """Standard normal numbers, (B, *shape) float32."""

@@ -185,7 +185,7 @@ def take_step(
         Diverged: The guard stops the run; the weights are still those of the step before.
     """
     shares, settings, world = run.samples.mixture.shares, run.settings, run.world
-    # Dropout and the like: also a function of (seed, step), and not the same on every process.
+    # For adapters' dropout, which peft draws from here: a function of (seed, step), and not the same on every process.
     torch.manual_seed(derive_seed(run.seed, "train", step, *([] if world.leads else [world.rank])))
     optimizer.zero_grad(set_to_none=True)
     losses: dict[Kind, float] = {}

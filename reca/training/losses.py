@@ -51,7 +51,7 @@ class Losses:
         if kind == "text_to_image":
             with self._precision():
                 return self.model.text_to_image_loss(sources.captions, target, rng)
-        prompts, semantic = choose_templates(sources.seeds, self.templates), self._semantic(sources)
+        prompts, semantic = choose_templates(sources.seeds, self.templates), self._semantic(sources, rng)
         with self._precision():
             return self.model.reconstruction_loss(semantic, prompts, target, rng)
 
@@ -63,12 +63,12 @@ class Losses:
         """
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.lower, cache_enabled=False)
 
-    def _semantic(self, sources: Sources) -> Semantic:
+    def _semantic(self, sources: Sources, rng: SampleRng) -> Semantic:
         seen = moved(sources.seen, self.device)
         if isinstance(seen, Semantic):
             return seen
         with self._precision():  # an encoder that trains is part of the pass
-            return self.model.encode_semantic(seen)
+            return self.model.encode_semantic(seen, rng)
 
     def _target(self, sources: Sources) -> Target:
         drawn = moved(sources.drawn, self.device)

@@ -4,7 +4,7 @@ import gc
 import re
 import shutil
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -20,6 +20,7 @@ from reca.config import ROOT, compose
 from reca.data.images import square_tensor
 from reca.data.scenes import QUESTION_KINDS, render, sample_scene
 from reca.models.base import Dialogue, Loss, Sampling, Semantic, UnifiedModel, load_model
+from reca.nn.dropout import SampleDropout
 from reca.nn.random import SampleRng
 
 PRESETS = ("janus_tiny", "openuni_tiny", "showo_tiny", "bagel_tiny", "harmon_tiny")
@@ -78,18 +79,34 @@ def pictures(model: UnifiedModel, count: int, size: int) -> Tensor:
     return square_tensor([Image.fromarray(image) for image in render(scenes, 24)], size)
 
 
-def losses(model: UnifiedModel) -> dict[str, Callable[[], Loss]]:
-    """The three losses on three images each."""
+def losses(model: UnifiedModel, rows: Sequence[int] = (0, 1, 2)) -> dict[str, Callable[[], Loss]]:
+    """The losses on three images, or some of them; of the first two, one has a question each."""
+    rows, asked = list(rows), [row for row in rows if row < len(QUESTIONS)]
     seen = pictures(model, 3, model.spec.understanding_size)
-    shown = pictures(model, 3, model.spec.generation_size)
-    target = model.encode_target(shown, SampleRng([1, 2, 3]))
-    return {
-        "reconstruction": lambda: model.reconstruction_loss(
-            model.encode_semantic(seen), [TEMPLATE] * 3, target, SampleRng([4, 5, 6])
-        ),
-        "text_to_image": lambda: model.text_to_image_loss(PROMPTS, target, SampleRng([4, 5, 6])),
-        "understanding": lambda: model.understanding_loss(seen[:2], QUESTIONS, SampleRng([7, 8])),
-    }
+    shown = pictures(model, 3, model.spec.generation_size)[rows]
+    target = model.encode_target(shown, SampleRng([1 + row for row in rows]))
+
+    def reconstruction() -> Loss:
+        rng = SampleRng([4 + row for row in rows])
+        return model.reconstruction_loss(model.encode_semantic(seen[rows], rng), [TEMPLATE] * len(rows), target, rng)
+
+    def text_to_image() -> Loss:
+        return model.text_to_image_loss([PROMPTS[row] for row in rows], target, SampleRng([4 + row for row in rows]))
+
+    def understanding() -> Loss:
+        rng = SampleRng([7 + row for row in asked])
+        return model.understanding_loss(seen[asked], [QUESTIONS[row] for row in asked], rng)
+
+    found = {"reconstruction": reconstruction, "text_to_image": text_to_image}
+    return {**found, "understanding": understanding} if asked else found
+
+
+def dropping(model: UnifiedModel, rate: float = 0.1) -> UnifiedModel:
+    """In training, with the dropout that large models of the family have; the tiny ones have none."""
+    for module in model.train().modules():
+        if isinstance(module, SampleDropout):
+            module.rate = rate
+    return model
 
 
 def test_sizes_are_as_declared(model: UnifiedModel) -> None:
@@ -136,6 +153,21 @@ def test_a_loss_is_a_mean_over_its_targets(model: UnifiedModel) -> None:
     together = sum(float(part.value) * part.n_targets for part in parts) / sum(part.n_targets for part in parts)
     assert together == pytest.approx(float(whole.value), rel=1e-5)
     assert whole.n_targets == sum(part.n_targets for part in parts)
+
+
+def test_in_training_too_a_loss_depends_on_its_own_samples_only(preset: str) -> None:
+    """Neither on their neighbours nor on what torch's generator would draw, dropout of all kinds included."""
+    model = dropping(load(preset, prompt_dropout=0.5))
+    reads = model.family not in ("bagel", "openuni")  # else the understanding half is frozen, and may be refused
+    state = torch.get_rng_state()
+    for kind in ("reconstruction", "text_to_image", *(("understanding",) if reads else ())):
+        with torch.no_grad():
+            whole = losses(model)[kind]()
+            parts = [losses(model, [row])[kind]() for row in range(2 if kind == "understanding" else 3)]
+        assert whole.n_targets == sum(part.n_targets for part in parts)
+        together = sum(float(part.value) * part.n_targets for part in parts) / whole.n_targets
+        assert together == pytest.approx(float(whole.value), rel=1e-5)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_the_loss_on_cached_embeddings_is_the_live_loss(model: UnifiedModel) -> None:

@@ -1,0 +1,74 @@
+"""Dropped activations, prompts and all other noise: the same whatever a pass holds and whoever computes it."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from reca.config import Config, compose
+from reca.pretraining.harmon_tiny import build
+from reca.stages.extract import extract
+from reca.stages.train import train
+from tests.integration.training.conftest import SMALL, Project
+from tests.integration.training.test_training_processes import ranks
+from tests.integration.training.test_training_sharded import assert_same_curves, drop_activations
+
+WORDS = (
+    "model=harmon_tiny",
+    *SMALL,
+    "model.prompt_dropout=0.5",
+    "train.max_steps=2",
+    "train.eval_every=1",
+    "train.global_batch_size=24",  # eight of each loss
+    "train.mixture={reconstruction: 1, text_to_image: 1, understanding: 1}",
+    "hardware.micro_batch_size=8",
+)
+
+
+def _train(root: Path) -> None:
+    train(Config.load(root / "params.yaml"), root)
+
+
+@pytest.fixture(scope="module")
+def whole(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A Harmon with the published dropout, trained eight at a time on one process."""
+    project = Project(tmp_path_factory.mktemp("whole") / "project", compose(WORDS))
+    shutil.copytree(template / "outputs/dataset", project.root / "outputs/dataset")
+    project.config.save(project.root / "params.yaml")
+    torch.manual_seed(0)
+    build().save_official(project.root / "base")
+    drop_activations(project.root / "base")
+    extract(project.config, project.root)
+    _train(project.root)
+    return project
+
+
+def again(project: Project, root: Path, *overrides: str) -> Project:
+    shutil.copytree(project.root, root, ignore=shutil.ignore_patterns(".reca", "curves", "model"))
+    config = compose([*WORDS, *overrides])
+    config.save(root / "params.yaml")
+    return Project(root, config)
+
+
+def test_eight_passes_of_one_sample_are_one_pass_of_eight(whole: Project, tmp_path: Path) -> None:
+    single = again(whole, tmp_path / "single", "hardware.micro_batch_size=1")
+    _train(single.root)
+    assert_same_curves(single, whole, 1e-5)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_several_processes_are_one(whole: Project, tmp_path: Path, size: int) -> None:
+    several = again(whole, tmp_path / "several", "hardware.gradient_checkpointing=true")
+    assert ranks(size, _train, several.root) == [0] * size
+    assert_same_curves(several, whole, 1e-5)
+
+
+def test_without_dropout_the_curve_is_another(whole: Project, tmp_path: Path) -> None:
+    plain = again(whole, tmp_path / "plain")
+    torch.manual_seed(0)
+    build().save_official(plain.root / "base")
+    _train(plain.root)
+    assert plain.curve("held_out.csv")[0] == whole.curve("held_out.csv")[0]
+    with pytest.raises(AssertionError):
+        assert_same_curves(plain, whole, 1e-3)
