@@ -107,6 +107,12 @@ class Loss:
     parts: Mapping[str, Tensor] = field(default_factory=dict)
     """Named scalars for the curves, detached."""
 
+    @property
+    def sums(self) -> Tensor:
+        """The sum over the targets, and their number: (2,) float64, detached, where the value is; passes add up so."""
+        value = self.value.detach().double()
+        return torch.stack([value * self.n_targets, torch.full_like(value, self.n_targets)])
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -251,17 +257,32 @@ def padded(rows: Sequence[Sequence[int]], fill: int, left: bool, device: torch.d
     return ids, mask
 
 
-def next_token_loss(states: Tensor, labels: Tensor, head: nn.Module) -> Loss:
-    """Cross-entropy of each token given those before it.
+def last_tokens(counts: Sequence[int], length: int) -> Tensor:
+    """Which tokens are the last of their rows, ``counts`` of each: (B, length) bool, on the CPU."""
+    return torch.arange(length) >= length - torch.tensor(counts)[:, None]
+
+
+def chosen(mask: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Row and column of all places that a mask (B, T) chooses, on a device.
+
+    The mask should lie on the CPU: of one on a GPU nobody knows how many these are until the GPU has come so far.
+    """
+    row, column = mask.nonzero(as_tuple=True)
+    return row.to(device, non_blocking=True), column.to(device, non_blocking=True)
+
+
+def next_token_loss(states: Tensor, ids: Tensor, asked: Tensor, head: nn.Module) -> Loss:
+    """Cross-entropy of tokens given those before them.
 
     Args:
         states: Last hidden states (B, L, D).
-        labels: Token ids (B, L), ``NO_LABEL`` where nothing is asked for.
+        ids: Tokens (B, L), on the same device.
+        asked: Which of them count, (B, L) bool; see :func:`chosen`.
         head: Last states -> logits.
     """
-    asked = labels[:, 1:] != NO_LABEL
-    value = F.cross_entropy(head(states[:, :-1][asked]).float(), labels[:, 1:][asked])
-    return Loss(value, int(asked.sum()), {"answer_loss": value.detach()})
+    row, place = chosen(asked[:, 1:], states.device)
+    value = F.cross_entropy(head(states[row, place]).float(), ids[row, place + 1])
+    return Loss(value, len(row), {"answer_loss": value.detach()})
 
 
 def before_end(tokens: Sequence[Tensor], end: int) -> list[list[int]]:

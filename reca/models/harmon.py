@@ -37,6 +37,7 @@ from reca.models.base import (
     Target,
     UnifiedModel,
     before_end,
+    chosen,
     next_token_loss,
 )
 from reca.nn.diffusion_head import TRAINING_STEPS
@@ -180,7 +181,7 @@ class Harmon(UnifiedModel):
         ]
 
     def prefix(self, turns: Sequence[Turn], room: int = 0) -> tuple[Prefix, Tensor]:
-        """Turns as the language model reads them, padded on the right, and their labels (B, L).
+        """Turns as the language model reads them, padded on the right, and their labels (B, L) on the CPU.
 
         Args:
             turns: One a sample.
@@ -206,10 +207,9 @@ class Harmon(UnifiedModel):
                 )
             embeds.append(row)
             labels.append(asked)
-        lengths = torch.tensor([len(row) for row in embeds], device=device)
-        mask = torch.arange(int(lengths.max()), device=device) < lengths[:, None]
-        padded = pad_sequence(labels, batch_first=True, padding_value=NO_LABEL).to(device)
-        return Prefix(pad_sequence(embeds, batch_first=True), mask), padded
+        lengths = [len(row) for row in embeds]
+        mask = torch.arange(max(lengths), device=device) < torch.tensor(lengths, device=device)[:, None]
+        return Prefix(pad_sequence(embeds, batch_first=True), mask), pad_sequence(labels, True, NO_LABEL)
 
     def _texts(self, texts: Sequence[str], rng: SampleRng) -> list[str]:
         """Texts after prompt dropout, which leaves images where they are."""
@@ -238,7 +238,7 @@ class Harmon(UnifiedModel):
         length, sizes = math.prod(self.network.grid(target.values)), self.network.mar.sizes
         prefix, _ = self.prefix(turns, length + sizes.buffer_size)
         hidden = random_mask(rng, length, sizes.mask_ratio_min)
-        return self.drawing_loss(prefix, target, hidden.to(prefix.mask.device), rng)
+        return self.drawing_loss(prefix, target, hidden, rng)
 
     def drawing_loss(self, prefix: Prefix, target: Target, hidden: Tensor, rng: SampleRng) -> Loss:
         """Squared error of the noise and the variance's bound, over hidden latents (arXiv 2406.11838, section 3.2).
@@ -246,7 +246,7 @@ class Harmon(UnifiedModel):
         Args:
             prefix: What the image is drawn from.
             target: Latents (B, C, h, w).
-            hidden: (B, T) bool, which tokens are hidden.
+            hidden: (B, T) bool, which tokens are hidden; see :func:`chosen`.
             rng: Draws "timestep" (k, T), uniform, and "noise" (k, T, C), where k = ``diffusion_batch_mul`` is how often
                 each token is noised.
         """
@@ -254,11 +254,11 @@ class Harmon(UnifiedModel):
         repeats = sizes.diffusion_batch_mul
         tokens, grid = self.network.mar.tokens(target.values), self.network.grid(target.values)
         keys = rng.keys("dropout").to(device)
-        conditions = self.network.conditions(prefix, tokens, grid, Visible.of(hidden), keys=keys)
+        conditions = self.network.conditions(prefix, tokens, grid, Visible.of(hidden, device), keys=keys)
         shape = (repeats, tokens.shape[1])
         steps = (rng.uniform("timestep", shape).to(device) * TRAINING_STEPS).long().clamp(max=TRAINING_STEPS - 1)
         noise = rng.normal("noise", (*shape, tokens.shape[2])).to(device)
-        row, place = hidden.nonzero(as_tuple=True)
+        row, place = chosen(hidden, device)
         latents, wanted = tokens[row, place], conditions[row, place]
         error, bits = self.network.mar.diffloss.loss(
             latents.repeat_interleave(repeats, 0),
@@ -282,7 +282,8 @@ class Harmon(UnifiedModel):
     def answer_loss(self, turns: Sequence[Turn]) -> Loss:
         """Cross-entropy over all labels."""
         prefix, labels = self.prefix(turns)
-        return next_token_loss(self.network.read(prefix.embeds, prefix.mask), labels, self.network.llm.lm_head)
+        states, ids = self.network.read(prefix.embeds, prefix.mask), labels.to(prefix.mask.device)
+        return next_token_loss(states, ids, labels != NO_LABEL, self.network.llm.lm_head)
 
     def _question(self, question: str, image: Tensor) -> Turn:
         opening = self._ids(USER)

@@ -35,7 +35,6 @@ from transformers.utils import logging as transformers_logging
 
 from reca.files import whole_folder
 from reca.models.base import (
-    NO_LABEL,
     RECONSTRUCTION_PROMPT,
     Cacheable,
     Dialogue,
@@ -47,6 +46,7 @@ from reca.models.base import (
     Target,
     UnifiedModel,
     before_end,
+    last_tokens,
     next_token_loss,
     padded,
 )
@@ -314,10 +314,8 @@ class Janus(UnifiedModel):
         places = ids == self._id(IMAGE)
         embeds = embeds.masked_scatter(places[..., None], semantic.embeds.to(embeds.dtype))
         hidden = self.network.model.language_model.norm(self.run_layers(embeds, mask, 0))
-        labels = torch.full_like(ids, NO_LABEL)
-        for row, tokens in enumerate(answers["input_ids"]):
-            labels[row, -len(tokens) :] = ids[row, -len(tokens) :]
-        return next_token_loss(hidden, labels, self.network.lm_head)
+        asked = last_tokens([len(tokens) for tokens in answers["input_ids"]], ids.shape[1])
+        return next_token_loss(hidden, ids, asked, self.network.lm_head)
 
     # -- what comes out -------------------------------------------------------------------------------------
 

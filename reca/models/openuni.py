@@ -21,7 +21,6 @@ from transformers.initialization import no_init_weights
 
 from reca.files import whole_folder
 from reca.models.base import (
-    NO_LABEL,
     RECONSTRUCTION_PROMPT,
     Cacheable,
     Dialogue,
@@ -32,6 +31,7 @@ from reca.models.base import (
     Spec,
     Target,
     UnifiedModel,
+    last_tokens,
     next_token_loss,
     padded,
 )
@@ -224,13 +224,12 @@ class OpenUni(UnifiedModel):
         answers = [dialogue.answer + TURN_END for dialogue in dialogues]
         ids, mask = self._ids([q + a for q, a in zip(questions, answers, strict=True)], left=True, room=0)
         embeds = self._put(self.encode_semantic(images).embeds, ids, self._embed(ids))
-        labels = torch.full_like(ids, NO_LABEL)
-        for row, tokens in enumerate(self.tokenizer(answers, add_special_tokens=False)["input_ids"]):
-            labels[row, -len(tokens) :] = ids[row, -len(tokens) :]
+        answered = self.tokenizer(answers, add_special_tokens=False)["input_ids"]
+        asked = last_tokens([len(tokens) for tokens in answered], ids.shape[1])
         hidden = self.network.lmm.language_model.model(
             inputs_embeds=embeds, attention_mask=mask.long(), position_ids=_positions(mask), use_cache=False
         ).last_hidden_state
-        return next_token_loss(hidden, labels, self.network.lmm.language_model.lm_head)
+        return next_token_loss(hidden, ids, asked, self.network.lmm.language_model.lm_head)
 
     # -- what comes out -------------------------------------------------------------------------------------
 

@@ -23,7 +23,6 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from reca.models.base import (
-    NO_LABEL,
     RECONSTRUCTION_PROMPT,
     Cacheable,
     Dialogue,
@@ -35,6 +34,7 @@ from reca.models.base import (
     Target,
     UnifiedModel,
     before_end,
+    chosen,
     next_token_loss,
 )
 from reca.nn.maskgit import draw_codes, random_mask
@@ -193,14 +193,15 @@ class Showo(UnifiedModel):
         embedding table learns from this loss, unless ``train_condition``.
         """
         codes = target.values
-        hidden = random_mask(rng, codes.shape[1]).to(codes.device)
-        packed = self.pack(prompts, codes.masked_fill(hidden, self.vocabulary.codebook), semantic)
+        hidden = random_mask(rng, codes.shape[1])
+        row, place = chosen(hidden, codes.device)
+        packed = self.pack(prompts, codes.masked_fill(hidden.to(codes.device), self.vocabulary.codebook), semantic)
         with torch.set_grad_enabled((self.clip is None or self.train_condition) and torch.is_grad_enabled()):
             embeds = self.embed(packed, semantic)
         states = self.run(embeds, packed.visible)[:, packed.codes]
-        logits = self.showo.lm_head(states[hidden])
-        value = F.cross_entropy(logits.float(), codes[hidden] + self.vocabulary.first_code)
-        return Loss(value, int(hidden.sum()), {"code_loss": value.detach()})
+        logits = self.showo.lm_head(states[row, place])
+        value = F.cross_entropy(logits.float(), codes[row, place] + self.vocabulary.first_code)
+        return Loss(value, len(row), {"code_loss": value.detach()})
 
     def text_to_image_loss(self, prompts: Sequence[str], target: Target, rng: SampleRng) -> Loss:
         """Cross-entropy of the hidden codes given a caption; [soi] and [eoi] count as targets too (official)."""
@@ -208,15 +209,14 @@ class Showo(UnifiedModel):
         hidden = random_mask(rng, codes.shape[1])
         if (dropped := self.dropped(rng)) is not None:
             prompts = ["" if gone else prompt for prompt, gone in zip(prompts, dropped.tolist(), strict=True)]
-        hidden = hidden.to(codes.device)
-        packed = self.pack(prompts, codes.masked_fill(hidden, self.vocabulary.codebook), None)
+        row, place = chosen(F.pad(hidden, (1, 1), value=True), codes.device)
+        packed = self.pack(prompts, codes.masked_fill(hidden.to(codes.device), self.vocabulary.codebook), None)
         span = slice(packed.codes.start - 1, packed.codes.stop + 1)
-        counted = F.pad(hidden, (1, 1), value=True)
         truth = packed.ids[:, span].clone()
         truth[:, 1:-1] = codes + self.vocabulary.first_code
         states = self.run(self.embed(packed), packed.visible)[:, span]
-        value = F.cross_entropy(self.showo.lm_head(states[counted]).float(), truth[counted])
-        return Loss(value, int(counted.sum()), {"code_loss": value.detach()})
+        value = F.cross_entropy(self.showo.lm_head(states[row, place]).float(), truth[row, place])
+        return Loss(value, len(row), {"code_loss": value.detach()})
 
     def understanding_loss(self, images: Tensor, dialogues: Sequence[Dialogue], rng: SampleRng) -> Loss:
         """Cross-entropy of the answer tokens, end included.
@@ -229,15 +229,15 @@ class Showo(UnifiedModel):
         answers = [[*ids, self.vocabulary.eos] for ids in self.text_ids([f" {d.answer}" for d in dialogues])]
         packed = self.pack_reading([q + a for q, a in zip(questions, answers, strict=True)], semantic)
         start = packed.ids.shape[1] - max(len(q) + len(a) for q, a in zip(questions, answers, strict=True))
-        labels = torch.full_like(packed.ids, NO_LABEL)
+        asked = torch.zeros(packed.ids.shape, dtype=torch.bool)
         for row, (question, answer) in enumerate(zip(questions, answers, strict=True)):
-            place = slice(start + len(question), start + len(question) + len(answer))
-            labels[row, place] = packed.ids[row, place]
-        return self.reading_loss(packed, semantic, labels)
+            asked[row, start + len(question) : start + len(question) + len(answer)] = True
+        return self.reading_loss(packed, semantic, asked)
 
-    def reading_loss(self, packed: Packed, semantic: Semantic, labels: Tensor) -> Loss:
-        """Cross-entropy of each token given those before it, where ``labels`` (B, L) asks for one."""
-        return next_token_loss(self.run(self.embed(packed, semantic), packed.visible), labels, self.showo.lm_head)
+    def reading_loss(self, packed: Packed, semantic: Semantic, asked: Tensor) -> Loss:
+        """Cross-entropy of tokens given those before them; ``asked`` (B, L) bool says which count."""
+        states = self.run(self.embed(packed, semantic), packed.visible)
+        return next_token_loss(states, packed.ids, asked, self.showo.lm_head)
 
     def _questions(self, questions: Sequence[str]) -> list[list[int]]:
         rows = self.text_ids([QUESTION_TEXT.format(question) for question in questions])

@@ -92,14 +92,17 @@ class Visible:
     """(B, V) int64, in reading order."""
     real: Tensor
     """(B, V) bool"""
+    even: bool
+    """Whether all are real."""
 
     @classmethod
-    def of(cls, hidden: Tensor) -> Self:
-        """From which tokens are hidden, (B, T) bool."""
+    def of(cls, hidden: Tensor, device: torch.device | None = None) -> Self:
+        """From which tokens are hidden, (B, T) bool, for a device; found where ``hidden`` is, so best on the CPU."""
         counts = (~hidden).sum(dim=1)
         longest = int(counts.max())
         places = hidden.to(torch.uint8).argsort(dim=1, stable=True)[:, :longest]
-        return cls(places, torch.arange(longest, device=hidden.device) < counts[:, None])
+        real = torch.arange(longest, device=hidden.device) < counts[:, None]
+        return cls(places.to(device, non_blocking=True), real.to(device, non_blocking=True), bool(real.all()))
 
 
 def take(tokens: Tensor, places: Tensor) -> Tensor:
@@ -148,12 +151,9 @@ class Attention(nn.Module):
         self.drop_weights, self.drop = SampleDropout(attn_dropout), SampleDropout(proj_dropout)
 
     def forward(self, hidden: Tensor, seen: Tensor | None, keys: Tensor | None = None) -> Tensor:
-        """Attend.
+        """States (B, L, D); ``seen`` (B, L) bool says which of them are attended to, ``None``: all.
 
-        Args:
-            hidden: States (B, L, D).
-            seen: Which of them are attended to, (B, L) bool; ``None``: all.
-            keys: Of the samples, for dropout, (B,) int32; ``None``: nothing is dropped.
+        ``keys`` (B,) int32 are the samples', for dropout; ``None``: nothing is dropped.
         """
         query, key, value = self.qkv(hidden).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         mask = None if seen is None else seen[:, None, None]
@@ -262,7 +262,7 @@ class Mar(nn.Module):
 
     def seen(self, visible: Visible | None) -> Tensor | None:
         """Which of buffers and visible tokens are real, (B, n + V) bool; ``None``: all of them."""
-        if visible is None or bool(visible.real.all()):
+        if visible is None or visible.even:
             return None
         return F.pad(visible.real, (self.sizes.buffer_size, 0), value=True)
 

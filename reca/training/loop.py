@@ -188,12 +188,15 @@ def take_step(
     # For adapters' dropout, which peft draws from here: a function of (seed, step), and not the same on every process.
     torch.manual_seed(derive_seed(run.seed, "train", step, *([] if world.leads else [world.rank])))
     optimizer.zero_grad(set_to_none=True)
-    losses: dict[Kind, float] = {}
+    losses: dict[Kind, Tensor] = {}
     for kind, parts in passes.step(step).items():
         losses[kind] = accumulate(list(parameters.values()), parts, shares[kind], passes.loss, world)
     told = world.sum_gradients(list(parameters.values()), stop.signal_number is not None)
-    loss = sum(shares[kind] * value for kind, value in losses.items())
-    grad_norm = clip_gradients(parameters.values(), settings.max_grad_norm)
+    norm = clip_gradients(parameters.values(), settings.max_grad_norm)
+    # Here the CPU waits for the device, for all numbers at once: the guard sees them before the weights move.
+    *means, grad_norm = torch.stack([*losses.values(), norm.double()]).tolist()
+    found = dict(zip(losses, means, strict=True))
+    loss = sum(shares[kind] * value for kind, value in found.items())
     guard.check(step, loss, grad_norm)
     end = settings.schedule_steps or settings.max_steps
     rate = learning_rate(
@@ -201,7 +204,7 @@ def take_step(
     )
     set_learning_rate(optimizer, rate)
     optimizer.step()
-    parts_of_loss = {f"loss_{kind}": value for kind, value in losses.items()}
+    parts_of_loss = {f"loss_{kind}": value for kind, value in found.items()}
     return {"step": step, "loss": loss, **parts_of_loss, "learning_rate": rate, "grad_norm": grad_norm}, told
 
 
@@ -211,28 +214,29 @@ def accumulate(
     share: float,
     loss_of: Callable[[Part], Loss],
     world: World = ALONE,
-) -> float:
-    """Add ``share`` times the gradient of the mean loss over all targets of all processes' parts; returns that mean.
+) -> Tensor:
+    """Add ``share`` times the gradient of the mean loss over all targets of all processes' parts.
 
     How many targets there are in all is known only after the last part (answers differ in length, masks are drawn),
     so the parts are summed unweighted beside what the gradients held before, and divided at the end. A process, which
     may have no part, adds its own summands only: :meth:`World.sum_gradients` completes the sum, for all kinds at once.
+
+    Returns:
+        That mean, a float64 on the device; nothing here waits for it.
     """
     if len(parts) == 1 and world.size == 1:
         loss = loss_of(parts[0])
         (share * loss.value).backward()
-        return float(loss.value.detach())
+        return loss.value.detach().double()
     held = [parameter.grad for parameter in parameters]
     for parameter in parameters:
         parameter.grad = None
-    targets, losses = 0, list[Tensor]()
+    sums = torch.zeros(2, dtype=torch.float64, device=parameters[0].device)
     for part in parts:
         loss = loss_of(part)
         (loss.value * loss.n_targets).backward()
-        targets += loss.n_targets
-        losses.append(loss.value.detach().double() * loss.n_targets)
-    # Only here does the CPU wait for the device.
-    total, all_targets = world.sum([float(sum(losses)), targets])
+        sums += loss.sums
+    total, all_targets = world.add_up(sums)
     for parameter, before in zip(parameters, held, strict=True):
         if parameter.grad is None:
             parameter.grad = before
@@ -252,10 +256,9 @@ def held_out_losses(run: Run, passes: Passes) -> dict[Kind, float]:
     run.model.eval()
     found: dict[Kind, float] = {}
     for kind, parts in passes.held_out().items():
-        losses = [passes.loss(part) for part in parts]
-        targets = sum(loss.n_targets for loss in losses)
-        total = sum(float(loss.value) * loss.n_targets for loss in losses)
-        total, all_targets = run.world.sum([total, targets])
+        nothing = torch.zeros(2, dtype=torch.float64, device=next(run.model.parameters()).device)
+        sums = sum((passes.loss(part).sums for part in parts), nothing)
+        total, all_targets = run.world.add_up(sums).tolist()
         found[kind] = total / all_targets
     set_training_mode(run.model)
     return found

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from reca.training.moments import CompactAdamW, Moments
@@ -64,8 +64,8 @@ def build_optimizer(
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=on_cuda)
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
-    """Scale all gradients down so that their joint norm is at most ``max_norm``; returns the norm before.
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """Scale all gradients down so that their joint norm is at most ``max_norm``; returns the norm before, a scalar.
 
     Where parameters are sharded, all processes must call it, and the norm is that of the whole gradients.
     """
@@ -74,7 +74,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float
     if isinstance(norm, DTensor):
         norm = norm.full_tensor()
     nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
-    return float(norm)
+    return norm
 
 
 def learning_rate(

@@ -278,9 +278,9 @@ def _understanding(recording: Recording, model: Showo) -> None:
     rows[0] += [model.vocabulary.pad] * (ids.shape[1] - start - len(rows[0]))  # to the recorded length
     packed = model.pack_reading(rows, semantic)
     warn_of_packing(recording, "mmu", packed)
-    labels = packed.ids.masked_fill(packed.ids == model.vocabulary.pad, FEATURE)
-    labels[:, :start] = FEATURE
-    recording.check("mmu.loss", model.reading_loss(packed, semantic, labels).value, LOSS)
+    asked = packed.ids != model.vocabulary.pad
+    asked[:, :start] = False
+    recording.check("mmu.loss", model.reading_loss(packed, semantic, asked).value, LOSS)
 
 
 @torch.no_grad()

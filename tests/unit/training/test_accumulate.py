@@ -7,10 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from reca.errors import UserError
 from reca.models.base import Loss
 from reca.training.loop import accumulate
+from reca.training.optimizer import clip_gradients
 from reca.training.passes import Passes, passes
 from reca.training.process import ALONE, World
 
@@ -33,7 +35,7 @@ def test_any_size_gives_the_gradient_of_the_whole(samples, others, size: int, sh
         parts = [one.ids for one in passes("reconstruction", (), samples, size)]
         value = accumulate([weight], parts, share, lambda part: mean_loss(weight, part))
         assert weight.grad is not None
-        return weight.grad, value
+        return weight.grad, float(value)
 
     weight = nn.Parameter(torch.tensor([0.5, -1.5], dtype=torch.float64))
     expected = 0.3 * mean_loss(weight, others).value + share * mean_loss(weight, samples).value
@@ -49,6 +51,31 @@ def test_parameters_that_a_kind_does_not_reach_keep_their_gradient() -> None:
     accumulate([first, second], parts, 1.0, lambda part: mean_loss(first, part))
     accumulate([first, second], parts, 1.0, lambda part: mean_loss(second, part))
     assert float(first.grad) == float(second.grad) == 2.0
+
+
+class Waits(TorchDispatchMode):
+    """Notes who asks a tensor for a number, for which a CPU must wait until the device has come so far."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("parts", [[[(1.0, 1), (2.0, 2)]], [[(1.0, 1)], [(2.0, 2)]]], ids=["one pass", "two"])
+def test_nobody_waits_for_a_loss_or_a_norm(parts: list[list[tuple[float, int]]]) -> None:
+    weight = nn.Parameter(torch.tensor([0.5, -1.5]))
+    with Waits() as waits:
+        value = accumulate([weight], parts, 0.5, lambda part: mean_loss(weight, part))
+        norm = clip_gradients([weight], 1.0)
+    assert waits.count == 0
+    with Waits() as waits:
+        assert float(value) == pytest.approx(7.5)
+        assert float(norm) > 1
+    assert waits.count == 2
 
 
 @given(count=st.integers(1, 20), size=st.integers(1, 6), processes=st.integers(1, 5))
