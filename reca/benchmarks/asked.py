@@ -34,7 +34,7 @@ class Asked(ABC, Generic[S]):
 
         self.root, self._settings, self.seed = root, settings, settings.seed
         file = root / config.paths.state / "replies" / f"{self.name}.jsonl"
-        self.judging: Judging = Judging(settings.judge, config.hardware.judge, root, file)
+        self.judging: Judging = Judging(settings.judge, config.hardware.judge, root, file, config.hardware.device)
 
     @classmethod
     def from_config(cls, config: Config, root: Path) -> Self:

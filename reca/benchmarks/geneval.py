@@ -24,6 +24,7 @@ from reca.config.benchmarks import GenevalBenchmark
 from reca.errors import UserError
 from reca.files import write_text
 from reca.nn.random import derive_seed
+from reca.training.process import choose_device
 
 if TYPE_CHECKING:
     from reca.benchmarks.rules.geneval_detector import MaskedDetection
@@ -156,13 +157,11 @@ class Eyes:
     """Detector and colour head, loaded once."""
 
     def __init__(self, root: Path, settings: GenevalBenchmark, device: str, short_side: int) -> None:
-        import torch
-
         from reca.benchmarks.judges import folders
         from reca.nn.clip import Clip
         from reca.nn.mask2former import InstanceSegmenter
 
-        where = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+        where = choose_device(device)
         try:
             self._detector: InstanceSegmenter = InstanceSegmenter.load(folders.present(root, settings.detector), where)
             self._clip: Clip = Clip.load(folders.present(root, settings.clip), where)

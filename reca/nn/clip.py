@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel
+
+from reca.nn.pretrained import load_whole, told
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 DEVIATION = (0.26862954, 0.26130258, 0.27577711)
@@ -41,17 +42,9 @@ class Clip:
             FileNotFoundError: ``config.json`` is missing.
             ValueError: It is another model, or lacks weights or tokenizer.
         """
-        if not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"{folder / 'config.json'} is missing: there is no CLIP")
-        try:
-            network, report = CLIPModel.from_pretrained(
-                folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
-            )
+        network = load_whole(CLIPModel, folder, "CLIP")
+        with told(folder, "CLIP"):
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise ValueError(f"{folder} is no CLIP that transformers can load: {error}") from None
-        if missing := sorted(report["missing_keys"]):
-            raise ValueError(f"{folder} lacks {len(missing)} weights of a CLIP, such as {missing[0]}")
         return cls(network.to(device), tokenizer)
 
     @property

@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModel
 
+from reca.nn.pretrained import load_whole, told
+
 BATCH = 32
+WHAT = "image encoder"
 Features = NDArray[np.float32]
 
 
@@ -34,17 +36,9 @@ class ImageEncoder:
             FileNotFoundError: ``config.json`` is missing.
             ValueError: It holds no such model, or not all of its weights.
         """
-        if not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"{folder / 'config.json'} is missing: there is no image encoder")
-        try:
-            network, report = AutoModel.from_pretrained(
-                folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
-            )
+        network = load_whole(AutoModel, folder, WHAT)
+        with told(folder, WHAT):
             processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-            raise ValueError(f"{folder} is no image encoder that transformers can load: {error}") from None
-        if missing := sorted(report["missing_keys"]):
-            raise ValueError(f"{folder} lacks {len(missing)} weights of its encoder, such as {missing[0]}")
         return cls(network.to(device), processor)
 
     @torch.inference_mode()

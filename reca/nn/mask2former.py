@@ -13,10 +13,11 @@ from typing import Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import Mask2FormerForUniversalSegmentation
+
+from reca.nn.pretrained import load_whole
 
 LONG_SIDE, SHORT_SIDE, MULTIPLE = 1333, 800, 32
 MEAN = (123.675, 116.28, 103.53)
@@ -63,16 +64,7 @@ class InstanceSegmenter:
             FileNotFoundError: ``config.json`` is missing.
             ValueError: It is another model, lacks weights, or does not tell COCO's 80 classes apart.
         """
-        if not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"{folder / 'config.json'} is missing: there is no Mask2Former")
-        try:
-            network, report = Mask2FormerForUniversalSegmentation.from_pretrained(
-                folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
-            )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise ValueError(f"{folder} is no Mask2Former that transformers can load: {error}") from None
-        if missing := sorted(report["missing_keys"]):
-            raise ValueError(f"{folder} lacks {len(missing)} weights of a Mask2Former, such as {missing[0]}")
+        network = load_whole(Mask2FormerForUniversalSegmentation, folder, "Mask2Former")
         if network.config.num_labels != CLASSES:
             raise ValueError(
                 f"the Mask2Former in {folder} has {network.config.num_labels} classes, not COCO's {CLASSES}"

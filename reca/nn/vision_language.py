@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from reca.nn.pretrained import told
+
 
 class VisionLanguageModel:
     """A chat model that sees images.
@@ -21,24 +23,18 @@ class VisionLanguageModel:
         self._network, self._processor = network.eval(), processor
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Load a local folder, onto a GPU where there is one (then in bfloat16).
+    def load(cls, folder: Path, device: torch.device) -> Self:
+        """Load a local folder onto a device, on a GPU in bfloat16.
 
         Raises:
-            FileNotFoundError: The folder or its ``config.json`` is missing.
+            FileNotFoundError: ``config.json`` is missing.
             ValueError: It is no such model.
         """
-        if not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"{folder / 'config.json'} is missing: there is no vision-language model")
-        cuda = torch.cuda.is_available()
-        try:
-            network = AutoModelForImageTextToText.from_pretrained(
-                folder, local_files_only=True, dtype=torch.bfloat16 if cuda else torch.float32
-            )
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        with told(folder, "vision-language model"):
+            network = AutoModelForImageTextToText.from_pretrained(folder, local_files_only=True, dtype=dtype)
             processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-            raise ValueError(f"{folder} is no vision-language model that transformers can load: {error}") from None
-        return cls(network.to("cuda" if cuda else "cpu"), processor)
+        return cls(network.to(device), processor)
 
     @torch.inference_mode()
     def reply(self, text: str, images: Sequence[Path], max_tokens: int, system: str = "") -> str:

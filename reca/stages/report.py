@@ -123,7 +123,8 @@ def benchmark_set(config: Config, pairs: Mapping[str, Pair]) -> str:
     evaluate = config.to_dict()["evaluate"]
     asked = {
         name: {
-            "settings": evaluate[name],
+            # A list that is empty asks for nothing: a new setting must not part a model from older champions.
+            "settings": {key: value for key, value in evaluate[name].items() if value != []},
             "prompts": [_asked(sample) for sample in pair.base.samples],
             "protocol": pair.base.scores.protocol,
             "judge": pair.base.scores.judge.model_dump(),

@@ -21,7 +21,7 @@ GRACE_SECONDS = 30.0
 POLL_SECONDS = 0.1
 LAST_WORDS = 10_000
 """Characters of a failed process's stderr that are shown."""
-MEETING = "RECA_MEETING"
+RENDEZVOUS = "RECA_RENDEZVOUS"
 """Environment variable with HOST:PORT, where the processes of several nodes find each other."""
 NODE_RANKS = ("RECA_NODE_RANK", "SLURM_NODEID", "OMPI_COMM_WORLD_RANK")
 """Environment variables with the number of the node, the first one set counts."""
@@ -46,12 +46,12 @@ def launch_all(command: Sequence[str], hardware: HardwareSection) -> int:
     """
     if hardware.nodes == 1:
         return launch(command, hardware.processes)
-    if meeting := os.environ.get(MEETING):
+    if rendezvous := os.environ.get(RENDEZVOUS):
         rank = next((os.environ[name] for name in NODE_RANKS if name in os.environ), None)
         if rank is None:
             raise UserError(f"hardware.node_launcher sets none of {', '.join(NODE_RANKS)}, so a node is not told which")
-        return launch(command, hardware.processes, Node(int(rank), hardware.nodes, *meeting.rsplit(":", 1)))
-    environment = {**os.environ, MEETING: f"{socket.gethostname()}:{free_port()}"}
+        return launch(command, hardware.processes, Node(int(rank), hardware.nodes, *rendezvous.rsplit(":", 1)))
+    environment = {**os.environ, RENDEZVOUS: f"{socket.gethostname()}:{free_port()}"}
     environment.pop(GUARD, None)  # a process of this host, which this one watches
     launcher = hardware.node_launcher.replace("{nodes}", str(hardware.nodes))
     words = [*shlex.split(launcher), *command]

@@ -15,6 +15,7 @@ from reca.benchmarks.judges.request import FREE, Estimate, Prices, Request, Samp
 from reca.config.benchmarks import JudgeLimits, JudgeSettings
 from reca.errors import UserError
 from reca.progress import Progress
+from reca.training.process import choose_device
 
 if TYPE_CHECKING:
     from reca.nn.vision_language import VisionLanguageModel
@@ -28,14 +29,15 @@ class Judging:
         limits: How fast and for how much.
         root: The project folder, from which a local model's folder is found.
         replies: The file of stored replies; the score stage names it before it asks.
+        device: Of a local model, as in ``hardware.device``.
     """
 
-    def __init__(self, settings: JudgeSettings, limits: JudgeLimits, root: Path, replies: Path) -> None:
+    def __init__(self, settings: JudgeSettings, limits: JudgeLimits, root: Path, replies: Path, device: str) -> None:
         self.settings, self.limits = settings, limits
         self.file = replies
         self.only_stored = False
         """Ask nobody: what has no stored reply is failed."""
-        self._root = root
+        self._root, self._device = root, device
         self._answered_by: set[str] = set()
         self._model: VisionLanguageModel | None = None
 
@@ -127,7 +129,8 @@ class Judging:
 
         if self._model is None:
             try:
-                self._model = VisionLanguageModel.load(self._root / str(self.settings.folder))
+                folder = self._root / str(self.settings.folder)
+                self._model = VisionLanguageModel.load(folder, choose_device(self._device))
             except (FileNotFoundError, ValueError) as error:
                 raise UserError(f"the judge cannot be loaded: {error}") from None
         return self._model

@@ -61,5 +61,5 @@ def test_what_is_no_encoder_is_told(tmp_path):
     weights = tmp_path / "model.safetensors"
     kept = {name: tensor for name, tensor in load_file(weights).items() if "layernorm.weight" not in name}
     save_file(kept, weights, {"format": "pt"})
-    with pytest.raises(ValueError, match=r"lacks 1 weights of its encoder, such as layernorm\.weight"):
+    with pytest.raises(ValueError, match=r"lacks 1 weights of its image encoder, such as layernorm\.weight"):
         ImageEncoder.load(tmp_path, torch.device("cpu"))

@@ -21,6 +21,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from reca.nn.vision_language import VisionLanguageModel
 
+CPU = torch.device("cpu")
 TEMPLATE = (
     "{% for message in messages %}{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %} {% endfor %}{% endfor %}"
@@ -67,7 +68,7 @@ def folder(tmp_path_factory):
 
 def test_it_answers_about_images_greedily(folder, tmp_path):
     Image.new("RGB", (20, 30), "red").save(tmp_path / "red.png")
-    model = VisionLanguageModel.load(folder)
+    model = VisionLanguageModel.load(folder, CPU)
     first = model.reply("is it red", [tmp_path / "red.png"], max_tokens=4)
     assert first == model.reply("is it red", [tmp_path / "red.png"], max_tokens=4)
     assert set(first.split()) <= {"is", "it", "red", "yes", "no"}
@@ -76,7 +77,7 @@ def test_it_answers_about_images_greedily(folder, tmp_path):
 
 def test_what_is_no_such_model_is_told(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config\.json is missing: there is no vision-language model"):
-        VisionLanguageModel.load(tmp_path)
+        VisionLanguageModel.load(tmp_path, CPU)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(ValueError, match="is no vision-language model that transformers can load"):
-        VisionLanguageModel.load(tmp_path)
+        VisionLanguageModel.load(tmp_path, CPU)

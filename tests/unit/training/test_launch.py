@@ -121,7 +121,7 @@ def test_a_failure_on_another_node_is_the_status(tmp_path: Path, monkeypatch: py
 def test_a_launcher_that_is_not_there_or_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="node_launcher cannot be started: no-such-launcher: No such file"):
         launch_all(["true"], here("no-such-launcher --nodes"))
-    monkeypatch.setenv("RECA_MEETING", "host:1")
+    monkeypatch.setenv("RECA_RENDEZVOUS", "host:1")
     for name in module.NODE_RANKS:
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match="sets none of RECA_NODE_RANK"):
