@@ -40,7 +40,7 @@ FLOW_VERBS = {
 }
 PASSED_ON = {*FLOW_VERBS, "pretrain"}
 """Verbs whose arguments are read elsewhere."""
-STAGE_OPTIONS = ("from_replies", "dry_run", "output")
+STAGE_OPTIONS = ("from_replies", "dry_run")
 """Options of these that a stage takes by name."""
 LAST_WORDS_SECONDS = 20
 
@@ -88,10 +88,7 @@ def parser() -> argparse.ArgumentParser:
         stage = verb(name, _stage, text)
         stage.add_argument("which", choices=("base", "aligned"))
         stage.add_argument("benchmark")
-        if name == "generate":
-            stage.add_argument("--params", default="params.yaml", metavar="FILE", help="another composed configuration")
-            stage.add_argument("--output", type=Path, metavar="FOLDER", help="default: outputs/samples/<which>")
-        else:
+        if name == "score":
             stage.add_argument("--from-replies", action="store_true", help="ask no judge: only stored replies count")
             stage.add_argument("--dry-run", action="store_true", help="say what asking the judge would cost")
     add_evaluation(verb)
@@ -149,7 +146,7 @@ def _track_prompts(config: Config, root: Path) -> None:
 
 def _stage(options: argparse.Namespace) -> int:
     root = workspace.project_root()
-    config = Config.load(root / getattr(options, "params", "params.yaml"))
+    config = Config.load(root / "params.yaml")
     _end_with_guard()
     if options.verb in PER_BENCHMARK_STAGES:
         os.environ.setdefault("OMP_NUM_THREADS", str(config.hardware.generate_threads))

@@ -5,17 +5,18 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
-from reca.benchmarks.base import read_items, values_of
+from reca.benchmarks.base import Judge, read_items, values_of
 from reca.config import compose
 from reca.data.scenes import QUESTION_KINDS
 from reca.errors import UserError
 from reca.reporting.inputs import MissingInput
 from reca.reporting.words import category_words
-from reca.stages.report import report
+from reca.stages.report import benchmark_set, report
 from reca.stages.result import read_result
 from reca.statistics import paired_delta
 
@@ -179,6 +180,17 @@ def test_benchmark_set_is_about_what_was_asked_not_about_the_model(outputs_of, t
     assert digest("settings of what does not run", "evaluate.understanding.num_images=5") == first
     assert digest("other prompts", prompt_of=lambda prompt: prompt + " again") != first
     assert digest("more images", "evaluate.scenes.images_per_prompt=2") != first
+
+
+def test_a_setting_that_asks_for_nothing_parts_no_benchmark_sets() -> None:
+    judge = Judge(name="j", version="1")
+    pair = SimpleNamespace(base=SimpleNamespace(samples=[], scores=SimpleNamespace(protocol="p", judge=judge)))
+
+    def digest(**settings: object) -> str:
+        return benchmark_set(SimpleNamespace(to_dict=lambda: {"evaluate": {"fidelity": settings}}), {"fidelity": pair})
+
+    assert digest(seed=1, encoders=[]) == digest(seed=1)
+    assert digest(seed=1, encoders=["a/b@main"]) != digest(seed=1)
 
 
 def test_a_model_that_got_worse_is_refused_with_reasons(outputs_of, tmp_path) -> None:
