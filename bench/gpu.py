@@ -16,6 +16,8 @@ the loop does; its frozen part, a small autoencoder, stays float32. Reported are
                (:mod:`reca.prediction.flops` has the formulas; gradients of frozen parts are neither computed nor
                counted) / seconds
     MFU        that / the device's stated dense bfloat16 peak (:mod:`reca.prediction.accelerators`)
+    extraction images/s of `extract`'s own code over JPEGs in memory, float32, and its share of what the encoders alone
+               do there (:mod:`bench.extraction`)
     memory     torch.cuda.max_memory_allocated over the timed steps
 
 BAGEL with its optimizer fits on no single GPU: two depths are measured, and seconds, operations and memory go on
@@ -38,6 +40,7 @@ from typing import Any
 
 import torch
 
+from bench import extraction
 from bench.models import build
 from bench.sizes import FAMILIES, PUBLISHED, SIZES
 from bench.steps import Trainer, make_batch, seconds_of, surroundings
@@ -55,6 +58,8 @@ BATCH = {"bagel": 2, "harmon": 8, "janus": 16, "openuni": 32, "showo": 8}
 DEPTHS = {"real": (4, 8), "tiny": (1, 2)}
 """Layers at which BAGEL is measured: with 8, weights and moments take some 45 GiB."""
 WARM_UP, TIMED = 2, 7
+READ_AHEAD, EXTRACTIONS = 8, 2
+"""Batches that extraction reads early, as conf/hardware/gpu.yaml has it, and how often it is measured."""
 FASTER = ("compile", "flex_attention")
 """What may be switched on; without both the step is plain eager code, the baseline."""
 
@@ -165,6 +170,7 @@ def throughput(family: str, size: str, options: argparse.Namespace, layers: int 
 def _timed(model: UnifiedModel, batch_size: int, device: torch.device, options: argparse.Namespace) -> dict[str, Any]:
     lengths = model.spec.semantic_tokens, model.spec.target_tokens
     batch = make_batch(model, batch_size, device)
+    extracted = extraction.measured(model, device, batch_size, READ_AHEAD, EXTRACTIONS) if model.cacheable else None
     trainer = Trainer(model, lower=True)
     if "semantic" in model.cacheable:
         for parameter in model.parameters():
@@ -187,6 +193,7 @@ def _timed(model: UnifiedModel, batch_size: int, device: torch.device, options: 
         "tokens_per_image": sum(lengths),
         "step_seconds": statistics.median(seconds),
         "step_flops": flops,
+        "extraction": extracted,
         "memory_gib": torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None,
         "all_step_seconds": [round(one, 5) for one in seconds],
     }
@@ -237,17 +244,20 @@ def _slug(name: str) -> str:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown, one row a family."""
-    head = ("family", "model", "trained", "micro-batch", "step s", "images/s", "tokens/s", "TFLOP/s", "MFU", "GiB", "")
+    head = ("family", "model", "trained", "micro-batch", "step s", "images/s", "tokens/s", "TFLOP/s", "MFU", "GiB")
+    head += ("extraction", "")
     lines = [head, ("---",) * len(head)]
     for row in rows:
         if "failed" in row:
-            lines.append((row["family"], row.get("model", ""), *("",) * 8, row["failed"]))
+            lines.append((row["family"], row.get("model", ""), *("",) * 9, row["failed"]))
             continue
         share = "-" if row["mfu"] is None else f"{row['mfu']:.1%}"
         memory = "-" if row["memory_gib"] is None else f"{row['memory_gib']:.1f}"
         numbers = f"{row['step_seconds']:.4f}", f"{row['images_per_second']:.2f}", f"{row['tokens_per_second']:.0f}"
         sizes = f"{row['trained'] / 1e9:.2f} B", str(row["micro_batch"])
-        speed = f"{row['tflops']:.1f}", share, memory
+        one = row["extraction"]
+        extracted = "-" if one is None else f"{one['images_per_second']:.1f}/s, {one['over_bare']:.0%} of bare"
+        speed = f"{row['tflops']:.1f}", share, memory, extracted
         lines.append((row["family"], row["model"], *sizes, *numbers, *speed, row.get("note", "")))
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 

@@ -8,7 +8,9 @@ that came of it (also those that left the process group or lost their parents) w
 * nobody holds the file of ``--while-locked`` any more (the private Prefect server lives as long as its users),
 * the command ends: what it left behind goes too.
 
-First SIGTERM to everything, then, after ``--grace`` seconds, SIGKILL. Only the standard library: it starts fast.
+First SIGTERM to everything, then, after ``--grace`` seconds, SIGKILL. What starts processes on several hosts, and what
+comes of it here, gets SIGUSR1 first: srun and mpirun hand that on, while at SIGTERM they kill what may be saving
+(reca/training/launch.py). Only the standard library: it starts fast.
 """
 
 import argparse
@@ -24,6 +26,8 @@ import time
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 PARENT_ALONE_SECONDS = 3
+RENDEZVOUS = b"RECA_RENDEZVOUS="
+"""In the environment of what :mod:`reca.training.launch` starts for several hosts."""
 
 
 def main() -> int:
@@ -68,7 +72,7 @@ def end_all(child: "subprocess.Popen[bytes]", grace: float) -> None:
             if elapsed > grace:
                 _send(pid, signal.SIGKILL)
             elif pid not in asked and (pid != child.pid or (len(alive) == 1 and elapsed > _patience(asked))):
-                _send(pid, signal.SIGTERM)
+                _send(pid, signal.SIGUSR1 if _on_several_hosts(pid) else signal.SIGTERM)
                 asked.add(pid)
         time.sleep(0.05)
 
@@ -98,6 +102,14 @@ def _descendants(child: "subprocess.Popen[bytes]") -> list[int]:
         frontier = [pid for pid, parent in parents.items() if parent in frontier]
         found += frontier
     return found
+
+
+def _on_several_hosts(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return any(variable.startswith(RENDEZVOUS) for variable in file.read().split(b"\0"))
+    except OSError:  # it has ended
+        return False
 
 
 def _send(pid: int, number: int) -> None:

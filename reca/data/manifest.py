@@ -1,10 +1,13 @@
 """The data set that ``ingest`` writes: one row an image in ``manifest.parquet``, the images in tar shards beside it."""
 
 import hashlib
+import os
+import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Self
+from typing import Any, Literal, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -75,7 +78,7 @@ def read_manifest(folder: Path, columns: Sequence[str] | None = None) -> pa.Tabl
 
 
 class ImageReader:
-    """Images of a data set by id, in any order; keeps the shards that it read last open. Not for several threads.
+    """Images of a data set by id, in any order, for any number of threads; keeps the shards that it read last open.
 
     Raises:
         UserError: As :func:`read_manifest`.
@@ -85,14 +88,13 @@ class ImageReader:
         self._folder = folder
         table = read_manifest(folder, ["id", "split", "shard", "file", "offset", "length", "width", "height"])
         self._rows: dict[str, dict[str, Any]] = {row["id"]: row for row in table.to_pylist()}
-        self._open: OrderedDict[str, BinaryIO] = OrderedDict()
+        self._open: OrderedDict[str, _Shard] = OrderedDict()
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for file in self._open.values():
-            file.close()
         self._open.clear()
 
     def ids(self, split: Split | None = None) -> list[str]:
@@ -117,21 +119,34 @@ class ImageReader:
         row = self._rows[image_id]
         path = self._folder / row["shard"]
         try:
-            file = self._shard(row["shard"])
-            file.seek(row["offset"])
-            return decode(file.read(row["length"]))
+            return decode(self._shard(row["shard"]).read(row["offset"], row["length"]))
         except FileNotFoundError:
             raise UserError(f"{path} is missing; {_way_out(self._folder)}") from None
         except (BadImage, OSError) as error:
             raise UserError(f"{path} is damaged at {row['file']} ({error}); {_way_out(self._folder)}") from None
 
-    def _shard(self, name: str) -> BinaryIO:
-        if name not in self._open:
-            self._open[name] = (self._folder / name).open("rb")
-            if len(self._open) > OPEN_SHARDS:
-                self._open.popitem(last=False)[1].close()
-        self._open.move_to_end(name)
-        return self._open[name]
+    def _shard(self, name: str) -> "_Shard":
+        with self._lock:
+            if name not in self._open:
+                self._open[name] = _Shard(self._folder / name)
+                if len(self._open) > OPEN_SHARDS:
+                    self._open.popitem(last=False)
+            self._open.move_to_end(name)
+            return self._open[name]
+
+
+class _Shard:
+    """An open file without a position, so that threads do not move it under one another.
+
+    It is closed when nobody holds it any more: another thread may still read what this one has no room for.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def read(self, offset: int, length: int) -> bytes:
+        return os.pread(self._descriptor, length, offset)
 
 
 def load_images(

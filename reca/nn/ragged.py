@@ -42,6 +42,11 @@ def moved(batch: Any, device: torch.device) -> Any:
     return changed(batch, lambda tensor: tensor.to(device, non_blocking=True))
 
 
+def pinned(batch: Any, device: torch.device) -> Any:
+    """The same batch in memory that a GPU copies from by itself, while the CPU goes on; for a CPU as it is."""
+    return changed(batch, Tensor.pin_memory) if device.type == "cuda" else batch
+
+
 def join(rows: Sequence[Tensor]) -> tuple[Tensor, Shapes | None]:
     """Rows of one shape as (B, …) and ``None``; of unlike shapes as all their numbers in a row (N,), and the shapes."""
     shapes = [tuple(row.shape) for row in rows]

@@ -6,7 +6,7 @@ number of processes. The names let a parity test replay the draws that another p
 
 import hashlib
 from collections.abc import Sequence
-from typing import Self
+from typing import NoReturn, Self
 
 import torch
 from torch import Tensor
@@ -63,3 +63,18 @@ class SampleRng:
         uniform = self.uniform(name, logits.shape[1:-1]).to(logits.device)
         reached = logits.double().softmax(dim=-1).cumsum(dim=-1)
         return (reached <= uniform[..., None].double() * reached[..., -1:]).sum(dim=-1)
+
+
+class NoDraws(SampleRng):
+    """Stands in where nothing may be drawn: whatever is asked of it is an error.
+
+    Args:
+        why: What to say then.
+    """
+
+    def __init__(self, why: str) -> None:
+        self._why = why
+
+    def __getattr__(self, name: str) -> NoReturn:
+        # The seeds and their generators, which this one does not have.
+        raise TypeError(self._why)

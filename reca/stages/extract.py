@@ -7,16 +7,15 @@ change of the data only new images are encoded. The output does not tell which o
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from reca.config import Config
-from reca.data.embeddings import Field, check_shard, smallest_integers, write_index, write_shard
+from reca.data.embeddings import check_shard, write_index
 from reca.data.manifest import MANIFEST, ImageReader
 from reca.digest import file_digest
 from reca.files import whole_folder
@@ -24,12 +23,11 @@ from reca.progress import Progress
 from reca.stages.result import write_result
 from reca.training.base_model import base_digest, base_folder, load_encoders
 from reca.training.code import EXTRACTION, code_digest
+from reca.training.embeddings_writer import EmbeddingsWriter
 from reca.training.encoder import Encoder
 from reca.training.extractions import (
     Done,
     Known,
-    Rounding,
-    Row,
     gather,
     link,
     lock_of,
@@ -37,7 +35,6 @@ from reca.training.extractions import (
     note_of,
     remove_old,
     rounding_facts,
-    shard_of,
     tidy,
 )
 from reca.training.process import World, end_with_parent, joined, prepare
@@ -104,52 +101,32 @@ def _finish(
             print(f"{reused} images are taken from earlier extractions, {len(new)} are new", flush=True)
         model = load_encoders(config, base, root, device) if new else None
         place = config.hardware
-        encoder = Encoder(model, reader, device, place.micro_batch_size, place.read_ahead) if model else None
+        sizes = place.micro_batch_size, getattr(torch, config.extract.dtype), place.read_ahead
+        encoder = Encoder(model, reader, device, *sizes) if model is not None else None
         progress = Progress(len(ids), "images", start=finished)
-        for number in world.part(missing):
-            # A note is a finished shard, whichever process wrote it.
-            before = sum(len(part) for other, part in enumerate(parts) if note_of(state, other).exists())
-            rows = {name: known.row(name) for name in parts[number] if name in known.ids}
-            if encoder is not None:
-                for name, values in encoder.rows([name for name in parts[number] if name not in known.ids]):
-                    rows[name] = _rounded(values, config.extract.dtype)
-                    progress.update(before + len(rows))
-            _write_shard(state, number, parts[number], rows)
+        with EmbeddingsWriter(state) as writer:
+            for number in world.part(missing):
+                before = writer.images(parts)
+                rows = {name: known.row(name) for name in parts[number] if name in known.ids}
+                if encoder is not None:
+                    for name, row in encoder.rows([name for name in parts[number] if name not in known.ids]):
+                        rows[name] = row
+                        progress.update(before + len(rows))
+                writer.write(number, parts[number], rows)
         world.wait()
         progress.update(len(ids))
     return [Done.read(note_of(state, number)) for number in range(len(parts))]
 
 
-def _rounded(values: dict[str, Tensor], dtype: str) -> Row:
-    """An image's values as they are stored, and what that costs."""
-    if "semantic" not in values:
-        return values, None
-    stored = values["semantic"].to(getattr(torch, dtype))
-    return {**values, "semantic": stored}, Rounding.of(values["semantic"], stored)
-
-
-def _write_shard(state: Path, number: int, ids: Sequence[str], rows: Mapping[str, Row]) -> None:
-    """Write one shard; its note, written last, says that it is whole."""
-    fields: dict[str, Field] = {}
-    stored: dict[str, list[Tensor]] = {}
-    for name in sorted(rows[ids[0]][0]):
-        values = [rows[image][0][name] for image in ids]
-        stored[name] = values if values[0].is_floating_point() else smallest_integers(values)
-        shape = list(values[0].shape) if len({value.shape for value in values}) == 1 else None
-        fields[name] = Field(shape, str(stored[name][0].dtype).removeprefix("torch."))
-    costs = [cost for image in ids if (cost := rows[image][1]) is not None]
-    Done(write_shard(shard_of(state, number), ids, stored), fields, costs).write(note_of(state, number))
-
-
 def _publish(config: Config, state: Path, output: Path, finished: Sequence[Done]) -> None:
-    """Link or copy the shards into the output folder, verify them there, and write the index."""
+    """Link the shards into the output folder, or copy and verify them, and write the index."""
     fields = merged([done.fields for done in finished])
     costs = [cost for done in finished for cost in done.rounding]
     facts = {"semantic": rounding_facts(costs)} if "semantic" in fields else {}
     with whole_folder(output) as folder:
         for done in finished:
-            link(state / done.shard.file, folder / done.shard.file)
-            check_shard(folder, done.shard)
+            if not link(state / done.shard.file, folder / done.shard.file):
+                check_shard(folder, done.shard)
         write_index(folder, [done.shard for done in finished], fields, error=facts)
         images = sum(len(done.shard.ids) for done in finished)
         write_result(folder, "extract", config, ("model", "extract"), images=images, fields=sorted(fields), error=facts)

@@ -14,7 +14,7 @@ EXTRACTION = (
     "models",
     "nn",
     "stages/extract.py",
-    *(f"training/{name}.py" for name in ("base_model", "encoder", "extractions", "read_ahead")),
+    *(f"training/{name}.py" for name in ("base_model", "embeddings_writer", "encoder", "extractions", "read_ahead")),
     *DATA,
 )
 """The code that extraction runs."""

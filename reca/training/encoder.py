@@ -2,17 +2,28 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from reca.data.images import resized
-from reca.data.manifest import ImageReader
 from reca.models.base import Images, UnifiedModel
-from reca.nn.ragged import moved
-from reca.nn.random import SampleRng, derive_seed
+from reca.nn.ragged import Ragged, moved, pinned
+from reca.nn.random import NoDraws
+from reca.training.extractions import Rounding, Row, rounding
 from reca.training.read_ahead import ReadAhead
+
+
+class Reader(Protocol):
+    """What :class:`reca.data.manifest.ImageReader` does here; for several threads at once."""
+
+    def size(self, image_id: str, /) -> tuple[int, int]:
+        """Height and width of the image in pixels."""
+
+    def load(self, image_id: str, /) -> Image.Image:
+        """The image, upright RGB."""
 
 
 @dataclass(frozen=True)
@@ -25,30 +36,41 @@ class Encoder:
     """
 
     model: UnifiedModel
-    reader: ImageReader
+    reader: Reader
     device: torch.device
     batch_size: int
+    dtype: torch.dtype
+    """Of understanding embeddings when they are stored."""
     read_ahead: int = 0
     """Batches that are read and decoded while earlier ones are encoded."""
 
     @torch.no_grad()
-    def rows(self, ids: Sequence[str]) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """Each image with its values by field, float32 or int64, on the CPU; not in the order of ``ids``."""
+    def rows(self, ids: Sequence[str]) -> Iterator[tuple[str, Row]]:
+        """Each image with what is stored of it, on the CPU; codes are int64 still. Not in the order of ``ids``.
+
+        A batch is handed out when the next one has been started, so that a GPU works on while its rows are stored.
+        """
+        started: _Started | None = None
+        with ReadAhead(self._read, self._batches(ids), self.read_ahead) as coming:
+            for chosen, pixels in coming:
+                before, started = started, self._start(chosen, pixels)
+                if before is not None:
+                    yield from before.rows()
+        if started is not None:
+            yield from started.rows()
+
+    def _batches(self, ids: Sequence[str]) -> list[list[str]]:
+        """Of images that end in one shape."""
         alike: dict[Any, list[str]] = {}
         for name in ids:
             size = self.reader.size(name)
             shapes = self.model.spec.understanding.size(*size), self.model.spec.generation.size(*size)
             alike.setdefault(shapes, []).append(name)
-        batches = [
+        return [
             names[start : start + self.batch_size]
             for names in alike.values()
             for start in range(0, len(names), self.batch_size)
         ]
-        with ReadAhead(self._read, batches, self.read_ahead) as coming:
-            for number, (chosen, pixels) in enumerate(coming):
-                values = self._encode(chosen, pixels, check=number == 0)
-                for row, name in enumerate(chosen):
-                    yield name, {field: found[row] for field, found in values.items()}
 
     def _read(self, ids: Sequence[str]) -> dict[str, Images]:
         """A batch's images by field, on the CPU; the last one stands in for those that are missing."""
@@ -56,29 +78,45 @@ class Encoder:
         images += images[-1:] * (self.batch_size - len(ids))
         spec = self.model.spec
         wanted = {"semantic": spec.understanding, "target": spec.generation}
-        return {field: resized(images, wanted[field]) for field in self.model.cacheable}
+        rules = {wanted[field] for field in self.model.cacheable}
+        made = {rule: pinned(resized(images, rule), self.device) for rule in rules}
+        return {field: made[wanted[field]] for field in self.model.cacheable}
 
-    def _encode(self, ids: Sequence[str], pixels: Mapping[str, Images], check: bool) -> dict[str, list[Tensor]]:
-        values: dict[str, list[Tensor]] = {}
+    def _start(self, ids: Sequence[str], pixels: Mapping[str, Images]) -> "_Started":
+        """Encode a batch; a GPU need not have finished when this returns."""
+        stored: dict[str, Ragged] = {}
+        costs = None
         if "semantic" in pixels:
-            seen = moved(pixels["semantic"], self.device)
-            values["semantic"] = [row.float().cpu() for row in self.model.encode_semantic(seen).rows()]
+            exact = self.model.encode_semantic(moved(pixels["semantic"], self.device))
+            stored["semantic"] = Ragged(exact.values.to(self.dtype), exact.shapes)
+            costs = rounding(_alike(exact), _alike(stored["semantic"]))
         if "target" in pixels:
-            padded = [*ids] + [ids[-1]] * (self.batch_size - len(ids))
-            values["target"] = self._fixed_target(moved(pixels["target"], self.device), padded, check)
-        return values
-
-    def _fixed_target(self, pixels: Images, ids: Sequence[str], check: bool) -> list[Tensor]:
-        """Targets that do not depend on any draw; a stored sample of a distribution would be another method."""
-
-        def encoded(attempt: int) -> list[Tensor]:
-            rng = SampleRng([derive_seed("extract", attempt, name) for name in ids])
-            return [row.cpu() for row in self.model.encode_target(pixels, rng).rows()]
-
-        values = encoded(0)
-        if check and not all(map(torch.equal, values, encoded(1))):
-            raise TypeError(
+            # A sample of a distribution, stored once and used for ever, would be another method.
+            no_draws = NoDraws(
                 f"{type(self.model).__name__} declares its target cacheable, but encode_target draws from rng; "
                 "it must return the moments of the distribution, or not declare it"
             )
-        return values
+            stored["target"] = self.model.encode_target(moved(pixels["target"], self.device), no_draws)
+        return _Started(ids, stored, costs)
+
+
+@dataclass(frozen=True)
+class _Started:
+    """A batch on its way through the encoders."""
+
+    ids: Sequence[str]
+    stored: Mapping[str, Ragged]
+    costs: Tensor | None
+    """See :func:`rounding`."""
+
+    def rows(self) -> Iterator[tuple[str, Row]]:
+        """Wait for the device; what was filled in is left out."""
+        values = {field: Ragged(found.values.cpu(), found.shapes).rows() for field, found in self.stored.items()}
+        costs = [None] * len(self.ids) if self.costs is None else [Rounding(*cost) for cost in self.costs.tolist()]
+        for row, name in enumerate(self.ids):
+            yield name, ({field: found[row] for field, found in values.items()}, costs[row])
+
+
+def _alike(batch: Ragged) -> Tensor:
+    """The values as (B, N, D): a batch's images are of one shape, if they do not say so."""
+    return batch.values if batch.shapes is None else torch.stack(batch.rows())

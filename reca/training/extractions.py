@@ -17,13 +17,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from reca.data.embeddings import Embeddings, EmbeddingsError, Field, Shard, check_shard
 from reca.errors import UserError
-from reca.files import write_json
+from reca.files import write_text
 from reca.training.storage import exclusive
 
 KEPT = 2
@@ -40,12 +39,14 @@ class Rounding:
     squared_error: float
     squared: float
 
-    @classmethod
-    def of(cls, exact: Tensor, stored: Tensor) -> Self:
-        """Compare an image's values with what is stored of them."""
-        values = exact.double().numpy()  # numpy's sums do not depend on the number of threads
-        error = values - stored.double().numpy()
-        return cls(float(np.abs(error).max()), float(np.square(error).sum()), float(np.square(values).sum()))
+
+def rounding(exact: Tensor, stored: Tensor) -> Tensor:
+    """The numbers of a :class:`Rounding` for each image, (B, 3) float64: values (B, N, D) against what is stored."""
+    values = exact.double()
+    error = values - stored.double()
+    # In two steps, for a sum over all of an image that is alone in its batch would be split up among the threads.
+    sums = [numbers.square().sum(dim=2).sum(dim=1) for numbers in (error, values)]
+    return torch.stack([error.abs().amax(dim=(1, 2)), *sums], dim=1)
 
 
 def rounding_facts(images: Sequence[Rounding]) -> dict[str, float]:
@@ -71,14 +72,16 @@ class Done:
 
     def write(self, note: Path) -> None:
         """Write the note: from now on the shard counts as finished."""
-        write_json(note, asdict(self))
+        costs = [[cost.max, cost.squared_error, cost.squared] for cost in self.rounding]
+        fields = {name: asdict(field) for name, field in self.fields.items()}
+        write_text(note, json.dumps({"shard": asdict(self.shard), "fields": fields, "rounding": costs}))
 
     @classmethod
     def read(cls, note: Path) -> Self:
         """Read a note."""
         found = json.loads(note.read_text())
         fields = {name: Field(**field) for name, field in found["fields"].items()}
-        return cls(Shard(**found["shard"]), fields, [Rounding(**image) for image in found["rounding"]])
+        return cls(Shard(**found["shard"]), fields, [Rounding(*image) for image in found["rounding"]])
 
     @classmethod
     def intact(cls, note: Path) -> Self | None:
@@ -101,12 +104,14 @@ def shard_of(folder: Path, number: int) -> Path:
     return folder / f"shard-{number:05d}.safetensors"
 
 
-def link(source: Path, destination: Path) -> None:
-    """Let a file be in two places; copied where that cannot be (another disk, no hard links)."""
+def link(source: Path, destination: Path) -> bool:
+    """Let a file be in two places, or return False: it is copied where that cannot be (another disk, no hard links)."""
     try:
         os.link(source, destination)
     except OSError:
         shutil.copyfile(source, destination)
+        return False
+    return True
 
 
 def tidy(folder: Path, parts: Sequence[Sequence[str]]) -> None:

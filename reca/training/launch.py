@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +22,8 @@ GRACE_SECONDS = 30.0
 POLL_SECONDS = 0.1
 LAST_WORDS = 10_000
 """Characters of a failed process's stderr that are shown."""
+TO_NODES = signal.SIGUSR1
+"""Ends what a node launcher has started: srun and mpirun hand it on, while at SIGTERM they kill without asking."""
 RENDEZVOUS = "RECA_RENDEZVOUS"
 """Environment variable with HOST:PORT, where the processes of several nodes find each other."""
 NODE_RANKS = ("RECA_NODE_RANK", "SLURM_NODEID", "OMPI_COMM_WORLD_RANK")
@@ -62,7 +65,7 @@ def launch_all(command: Sequence[str], hardware: HardwareSection) -> int:
         except OSError as error:
             raise UserError(f"hardware.node_launcher cannot be started: {words[0]}: {error.strerror}") from None
         try:
-            _wait([started], stop)
+            _wait([started], stop, TO_NODES)
         finally:
             started.kill()  # nothing where it has ended
             started.wait()
@@ -107,7 +110,7 @@ def launch(command: Sequence[str], processes: int, node: Node | None = None) -> 
                 place = {"RANK": str(node.rank * processes + rank), "LOCAL_RANK": str(rank)}
                 # close_fds=False: the locks on devices that the flow has handed on are held by every process.
                 ranks.append(subprocess.Popen(command, env=os.environ | shared | place, stderr=error, close_fds=False))
-            first = _wait(ranks, stop)
+            first = _wait(ranks, stop, signal.SIGTERM)  # never SIGINT: a terminal has sent it to them already
         finally:
             for process in ranks:
                 process.kill()  # nothing where it has ended
@@ -120,13 +123,19 @@ def launch(command: Sequence[str], processes: int, node: Node | None = None) -> 
         return status if status > 0 else 128 - status
 
 
-def _wait(ranks: Sequence[subprocess.Popen[bytes]], stop: StopRequest) -> int | None:
-    """Until all have ended, or one has failed and the others had time to; returns the first that failed."""
+def _wait(ranks: Sequence[subprocess.Popen[bytes]], stop: StopRequest, ending: signal.Signals) -> int | None:
+    """Until all have ended, or one has failed and the others had time to; returns the first that failed.
+
+    Args:
+        ranks: What was started.
+        stop: Whether this process was told to end.
+        ending: The signal that tells them so.
+    """
     first, until, passed_on = None, float("inf"), False
     while any(process.poll() is None for process in ranks) and time.monotonic() < until:
         if stop.signal_number is not None and not passed_on:
             for process in ranks:
-                process.terminate()  # never SIGINT: a terminal has sent it to them already, and a second one is final
+                process.send_signal(ending)
             passed_on = True
         first = _failed(ranks) if first is None else first
         if first is not None and until == float("inf"):

@@ -226,7 +226,8 @@ class Interrupted(SystemExit):
 class StopRequest:
     """Notes SIGTERM and SIGINT, so that the loop can end between two steps; a second SIGINT ends it at once.
 
-    Use it in a ``with`` block, in the main thread.
+    SIGUSR1 counts as SIGTERM: what starts processes on several hosts hands that one on. Use it in a ``with`` block, in
+    the main thread.
     """
 
     def __init__(self) -> None:
@@ -234,7 +235,7 @@ class StopRequest:
         self._before: dict[int, signal._HANDLER] = {}
 
     def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             self._before[number] = signal.signal(number, self._note)
         return self
 
@@ -245,4 +246,4 @@ class StopRequest:
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if self.signal_number is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal_number = number
+        self.signal_number = signal.SIGTERM if number == signal.SIGUSR1 else number

@@ -12,18 +12,18 @@ Value = TypeVar("Value")
 class ReadAhead(Generic[Item, Value]):
     """Iterates over items and what is read of each, in order; use it in a ``with`` block, or close it.
 
-    One thread reads everything, whichever way it is asked for: what it reads from need not stand several. What goes
-    wrong in reading is raised where the item is due.
+    As many threads read as there are items ahead, so that decoding an image on one core need not be faster than all
+    that is computed from it. What goes wrong in reading is raised where the item is due.
 
     Args:
-        read: What an item stands for.
+        read: What an item stands for; called by several threads at once.
         items: In the order in which they will be asked for; looked at no earlier than they are read.
         number: Items that are read before they are due; 0: each is read when it is due, without a thread.
     """
 
     def __init__(self, read: Callable[[Item], Value], items: Iterable[Item], number: int) -> None:
         self._read, self._items, self._number = read, iter(items), number
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="read-ahead") if number else None
+        self._threads = ThreadPoolExecutor(number, thread_name_prefix="read-ahead") if number else None
         self._coming: deque[tuple[Item, Future[Value]]] = deque()
 
     def __enter__(self) -> Self:
@@ -34,18 +34,18 @@ class ReadAhead(Generic[Item, Value]):
 
     def close(self) -> None:
         """Read no more."""
-        if self._thread is not None:
-            self._thread.shutdown(cancel_futures=True)
+        if self._threads is not None:
+            self._threads.shutdown(cancel_futures=True)
 
     def __iter__(self) -> Iterator[tuple[Item, Value]]:
         return self
 
     def __next__(self) -> tuple[Item, Value]:
-        if self._thread is None:
+        if self._threads is None:
             item = next(self._items)
             return item, self._read(item)
         for item in self._items:
-            self._coming.append((item, self._thread.submit(self._read, item)))
+            self._coming.append((item, self._threads.submit(self._read, item)))
             if len(self._coming) > self._number:
                 break
         if not self._coming:
@@ -54,5 +54,5 @@ class ReadAhead(Generic[Item, Value]):
         return due, value.result()
 
     def aside(self, item: Item) -> Value:
-        """What is read of an item that is not one of those to come, behind what is being read already."""
-        return self._read(item) if self._thread is None else self._thread.submit(self._read, item).result()
+        """What is read of an item that is not one of those to come, behind those that are being read."""
+        return self._read(item) if self._threads is None else self._threads.submit(self._read, item).result()

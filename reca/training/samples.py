@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 import pyarrow.compute as pc
 import torch
-from torch import Tensor
 
 from reca.config import TrainSection
 from reca.data.batches import EpochSampler
@@ -18,7 +17,7 @@ from reca.data.manifest import ImageReader, read_manifest
 from reca.errors import UserError
 from reca.models.base import Cacheable, Dialogue, Images, Loss, Semantic, Target, UnifiedModel
 from reca.nn.image_sizes import Resize
-from reca.nn.ragged import changed
+from reca.nn.ragged import pinned
 from reca.nn.random import derive_seed
 from reca.objectives.mixture import Kind, Mixture
 from reca.training.losses import Losses, Sources
@@ -148,12 +147,12 @@ class Samples:
         seeds = [derive_seed(self._seed, *moment, kind, name) for name in ids]
         if kind == "understanding":
             images, dialogues = self._asked(ids, seeds)
-            return Sources(seeds, self._pinned(images), dialogues=dialogues)
+            return Sources(seeds, pinned(images, self._device), dialogues=dialogues)
         drawn = self._stored("target", ids, Target) or self._pixels(ids, self._model.spec.generation)
         if kind == "text_to_image":
-            return Sources(seeds, None, self._pinned(drawn), [self._captions[name] for name in ids])
+            return Sources(seeds, None, pinned(drawn, self._device), [self._captions[name] for name in ids])
         seen = self._stored("semantic", ids, Semantic) or self._pixels(ids, self._model.spec.understanding)
-        return Sources(seeds, self._pinned(seen), self._pinned(drawn))
+        return Sources(seeds, pinned(seen, self._device), pinned(drawn, self._device))
 
     def loss(self, kind: Kind, sources: Sources) -> Loss:
         """The mean loss of some samples, from what :meth:`read` has read of them."""
@@ -164,10 +163,6 @@ class Samples:
 
     def _pixels(self, ids: Sequence[str], resize: Resize) -> Images:
         return resized([self._reader.load(name) for name in ids], resize)
-
-    def _pinned(self, values: Any) -> Any:
-        """In memory that a GPU copies from by itself, while the CPU goes on."""
-        return changed(values, Tensor.pin_memory) if self._device.type == "cuda" else values
 
     def _asked(self, ids: Sequence[str], seeds: Sequence[int]) -> tuple[Images, list[Dialogue]]:
         """Images as they are understood, and one question about each."""

@@ -22,6 +22,7 @@ def test_every_family_is_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert row["step_flops"] > 0
         assert row["images_per_second"] == pytest.approx(2 / row["step_seconds"], rel=1e-2)
         assert row["mfu"] is None, "a CPU has no stated peak"
+        assert row["extraction"]["over_bare"] > 0
     assert answer["families"][0]["note"] == "extrapolated to 4 layers from 1 and 2"
     assert "| showo | tiny |" in capsys.readouterr().out
 

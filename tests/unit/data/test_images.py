@@ -239,6 +239,13 @@ def test_square_tensor() -> None:
     assert (restored == to_square(images[2], 8)).all()
 
 
+def test_all_levels_are_those_that_torch_computes() -> None:
+    levels = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
+    tensor = square_tensor([Image.fromarray(levels)], 16)
+    assert torch.equal(tensor, torch.from_numpy(levels).permute(2, 0, 1)[None].float() / 127.5 - 1)
+    assert tensor.is_contiguous()
+
+
 def test_stretching_cuts_nothing_off() -> None:
     image = Image.new("RGB", (60, 20), "red")
     image.paste((0, 0, 255), (20, 0, 40, 20))

@@ -3,6 +3,7 @@
 import random
 import tarfile
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,20 @@ def test_few_shards_stay_open(dataset: Path, monkeypatch: pytest.MonkeyPatch) ->
         for key in keys * 3:
             assert reader.load(key).tobytes() == picture(seed=int(key, 16)).tobytes()
             assert len(reader._open) <= 2
+
+
+def test_threads_do_not_disturb_one_another(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reca.data.manifest.OPEN_SHARDS", 1)  # each closes what another reads
+    before = open_files()
+    with ImageReader(dataset) as reader, ThreadPoolExecutor(8) as pool:
+        keys = random.Random(0).choices(reader.ids(), k=400)
+        for key, image in zip(keys, pool.map(reader.load, keys), strict=True):
+            assert image.tobytes() == picture(seed=int(key, 16)).tobytes()
+    assert open_files() == before
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def test_shards_can_be_read_as_a_webdataset(dataset: Path) -> None:

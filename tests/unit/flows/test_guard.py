@@ -69,6 +69,23 @@ time.sleep(300)
     assert done.exists()
 
 
+def test_what_starts_processes_on_several_hosts_is_told_as_it_wants_to_be(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(f"""
+import pathlib, signal, sys, time
+for number in (signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(number, lambda got, _: sys.exit(pathlib.Path({str(tmp_path / "got")!r}).write_text(str(got)) * 0))
+pathlib.Path({str(tmp_path / "ready")!r}).touch()
+time.sleep(300)
+""")
+    command = f"RECA_RENDEZVOUS=host:1 {sys.executable} {program}; true"
+    guard = start("sh", "-c", command, options=("--grace", "30"))
+    wait_for((tmp_path / "ready").exists)
+    guard.stdin.close()
+    guard.wait(60)
+    assert int((tmp_path / "got").read_text()) == signal.SIGUSR1
+
+
 def test_a_guard_killed_with_9_takes_its_command_along(tmp_path):
     pids = tmp_path / "pids"
     guard = start("bash", "-c", f"echo $$ >> {pids}; exec sleep 300")

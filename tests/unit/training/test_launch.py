@@ -87,7 +87,7 @@ def node_launcher(folder: Path, ranks: str) -> str:
 
 
 AGAIN = """
-import sys
+import sys, time
 from reca.config import compose
 from reca.training.launch import launch_all, launched
 hardware = compose([f"hardware.nodes=2", "hardware.processes=2", "hardware.node_launcher={launcher}"]).hardware
@@ -109,6 +109,31 @@ def test_several_nodes_know_their_places(tmp_path: Path, monkeypatch: pytest.Mon
     places = [(tmp_path / str(rank)).read_text().split() for rank in range(4)]
     assert [place[:3] for place in places] == [["0", "0", "4"], ["1", "1", "4"], ["2", "0", "4"], ["3", "1", "4"]]
     assert len({tuple(place[3:]) for place in places}) == 1, "all meet at one address"
+
+
+LIKE_SRUN = """#!{python}
+import os, signal, subprocess, sys
+nodes = [subprocess.Popen(sys.argv[1:], env={{**os.environ, "SLURM_NODEID": str(n)}}) for n in range(2)]
+signal.signal(signal.SIGTERM, lambda *_: [node.kill() for node in nodes])
+signal.signal(signal.SIGUSR1, lambda *_: [node.send_signal(signal.SIGUSR1) for node in nodes])
+sys.exit(max(node.wait() for node in nodes))
+"""
+
+
+def test_a_signal_reaches_all_nodes(tmp_path: Path) -> None:
+    launcher, program = tmp_path / "like_srun", tmp_path / "program.py"
+    launcher.write_text(LIKE_SRUN.format(python=sys.executable))
+    launcher.chmod(0o755)
+    then = f'folder, rank = "{tmp_path}", os.environ["RANK"]{TOLD}'
+    (tmp_path / "places").mkdir()
+    program.write_text(AGAIN.format(launcher=launcher, folder=tmp_path / "places", then=then))
+    started = subprocess.Popen([sys.executable, str(program)])
+    until = time.monotonic() + 60
+    while not all((tmp_path / name).exists() for name in "0123") and time.monotonic() < until:
+        time.sleep(0.02)
+    started.terminate()
+    assert started.wait(60) == 143
+    assert all((tmp_path / f"{rank}.told").exists() for rank in range(4))
 
 
 def test_a_failure_on_another_node_is_the_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

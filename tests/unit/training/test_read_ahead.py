@@ -27,35 +27,46 @@ def test_every_item_comes_in_its_order_and_not_too_early(items: list[int], numbe
 
 
 @pytest.mark.parametrize("number", [0, 3])
-def test_one_thread_reads_what_is_in_turn_and_what_is_not(number: int) -> None:
+def test_what_is_not_in_turn_comes_when_it_is_asked_for(number: int) -> None:
     with ReadAhead(lambda item: (item, threading.get_ident()), "abcdef", number) as coming:
         threads = {thread for _, (_, thread) in (next(coming), next(coming))}
         value, thread = coming.aside("x")
         threads.add(thread)
         assert value == "x"
         assert [item for item, _ in coming] == list("cdef")
-    assert len(threads) == 1
-    assert (threading.get_ident() in threads) == (number == 0)
+    assert (threads == {threading.get_ident()}) == (number == 0)
+
+
+def test_as_many_threads_read_as_there_are_items_ahead() -> None:
+    gate = threading.Barrier(3, timeout=60)  # opens when three wait at it
+
+    def read(item: int) -> int:
+        gate.wait()
+        return item
+
+    with ReadAhead(read, range(9), 3) as coming:
+        assert [value for _, value in coming] == list(range(9))
 
 
 def test_what_is_closed_reads_no_more() -> None:
     seen, gate = [], threading.Event()
 
     def read(item: str) -> str:
-        if item == "b":
+        if item != "a":
             gate.wait(60)
         seen.append(item)
         return item
 
-    coming = ReadAhead(read, "abcdef", 4)
+    coming = ReadAhead(read, "abcdefgh", 2)
     assert next(coming) == ("a", "a")
+    assert len(coming._coming) == 2
     closing = threading.Thread(target=coming.close)
     closing.start()
-    while not coming._coming[-1][1].cancelled():
-        time.sleep(0.001)
-    gate.set()  # what is being read already is waited for
+    time.sleep(0.05)
+    assert closing.is_alive()  # what is being read already is waited for
+    gate.set()
     closing.join()
-    assert seen in (["a"], ["a", "b"])
+    assert sorted(seen) == ["a", "b", "c"]
 
 
 def test_what_goes_wrong_is_raised_where_it_is_due() -> None:

@@ -1,0 +1,157 @@
+"""How near does extraction come to what its encoders do alone, at the published sizes?
+
+    python -m bench.extraction --family janus --size real --batch-size 2   # two CPU cores: some minutes
+    python -m bench.extraction --quick                                     # a smoke run: its numbers mean nothing
+
+`extract`'s own encoder and writer over JPEGs of 640 x 480 that lie in memory: decoding, resizing, encoding, rounding,
+shards on disk with their digests. Beside it the encoders alone over a batch that is on the device already; both in
+float32, in turn, so that the machine's moods hit both. Weights are random; of the language model, which extraction
+does not need, one layer is built where a family allows it. `bench.gpu` measures the same on a GPU, for each family.
+
+    images_per_second   of extraction
+    over_bare           that over the encoders' own; the median of the repeats
+
+JSON goes to bench/results/extraction.json. Run it on an idle machine.
+"""
+
+import argparse
+import io
+import statistics
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from bench.models import build
+from bench.sizes import FAMILIES
+from bench.steps import seconds_of, surroundings
+from reca.data.images import decode
+from reca.files import write_json
+from reca.models.base import UnifiedModel
+from reca.nn.random import SampleRng
+from reca.training.embeddings_writer import EmbeddingsWriter
+from reca.training.encoder import Encoder
+
+RESULT = Path(__file__).parent / "results/extraction.json"
+CPU = torch.device("cpu")
+WIDTH, HEIGHT = 640, 480
+FILES = 16
+SHARD_IMAGES = 512
+SECONDS = 4.0
+"""That one repeat should take, about."""
+
+
+class Photographs:
+    """So many JPEGs in memory, in place of a data set."""
+
+    def __init__(self) -> None:
+        noise = np.random.default_rng(0).integers(0, 256, (FILES, HEIGHT // 16, WIDTH // 16, 3), dtype=np.uint8)
+        self._files = [self._file(Image.fromarray(levels)) for levels in noise]
+
+    @staticmethod
+    def _file(coarse: Image.Image) -> bytes:
+        file = io.BytesIO()
+        coarse.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+        return file.getvalue()
+
+    def size(self, _name: str) -> tuple[int, int]:
+        """As :meth:`reca.data.manifest.ImageReader.size`."""
+        return HEIGHT, WIDTH
+
+    def load(self, name: str) -> Image.Image:
+        """As :meth:`reca.data.manifest.ImageReader.load`."""
+        return decode(self._files[int(name) % FILES])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print the answer, write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", choices=FAMILIES, default="janus")
+    parser.add_argument("--size", choices=("tiny", "middle", "real"), default="real")
+    parser.add_argument("--device", type=torch.device, default=CPU)
+    parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--batches", type=int, help="of a repeat; default: as many as take some seconds, at least 4")
+    parser.add_argument("--read-ahead", type=int, default=0, help="as hardware.read_ahead")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=RESULT, help="where the answer goes")
+    parser.add_argument("--quick", action="store_true", help="tiny, one repeat of two batches")
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.size, options.repeats, options.batches = "tiny", 1, 2
+    torch.manual_seed(0)
+    model = build(options.family, options.size, options.device, 1 if options.family in ("bagel", "janus") else None)
+    settings = {name: getattr(options, name) for name in ("family", "size", "batch_size", "read_ahead", "repeats")}
+    found = measured(model, options.device, options.batch_size, options.read_ahead, options.repeats, options.batches)
+    question = "how near does extraction come to what its encoders do alone?"
+    write_json(options.output, {"question": question, **settings, **found, **surroundings()})
+    print(", ".join(f"{name} {value}" for name, value in found.items()) + f"\nwritten: {options.output}")
+
+
+def measured(
+    model: UnifiedModel,
+    device: torch.device,
+    batch_size: int,
+    read_ahead: int,
+    repeats: int,
+    batches: int | None = None,
+) -> dict[str, Any]:
+    """Extraction against the bare encoders.
+
+    Args:
+        model: In evaluation mode and float32, on the device.
+        device: Where it is.
+        batch_size: Images that are encoded together.
+        read_ahead: Batches that are read early, each by a thread.
+        repeats: Of both, in turn.
+        batches: Of each repeat; ``None``: as many as take some seconds.
+    """
+    bare = Bare(model, device, batch_size)
+    encoder = Encoder(model, Photographs(), device, batch_size, torch.float16, read_ahead)
+    bare.encode(1)  # kernels are chosen and memory is taken
+    batches = batches or max(4, min(400, int(SECONDS / seconds_of(lambda: bare.encode(1), device))))
+    names = [str(number) for number in range(batches * batch_size)]
+    ratios, seconds = [], []
+    for _ in range(repeats):
+        with tempfile.TemporaryDirectory(prefix="reca-extraction-") as folder:
+            seconds.append(seconds_of(lambda: extract(encoder, names, Path(folder)), device))
+        ratios.append(seconds_of(lambda: bare.encode(batches), device) / seconds[-1])
+    return {
+        "images": len(names),
+        "images_per_second": round(len(names) / statistics.median(seconds), 2),
+        "over_bare": round(statistics.median(ratios), 3),
+        "all_over_bare": [round(ratio, 3) for ratio in ratios],
+    }
+
+
+class Bare:
+    """The encoders of what a family may store, over noise that is on the device already."""
+
+    def __init__(self, model: UnifiedModel, device: torch.device, batch_size: int) -> None:
+        self._model, self._rng, spec = model, SampleRng([0] * batch_size), model.spec
+        sizes = (rule.size(HEIGHT, WIDTH) for rule in (spec.understanding, spec.generation))
+        self._seen, self._drawn = (torch.rand(batch_size, 3, *size, device=device) * 2 - 1 for size in sizes)
+
+    @torch.no_grad()
+    def encode(self, batches: int) -> None:
+        """So many batches; a GPU need not have finished then."""
+        for _ in range(batches):
+            if "semantic" in self._model.cacheable:
+                self._model.encode_semantic(self._seen)
+            if "target" in self._model.cacheable:
+                self._model.encode_target(self._drawn, self._rng)
+
+
+def extract(encoder: Encoder, names: Sequence[str], folder: Path) -> None:
+    """What the stage does between opening the data set and writing the index."""
+    with EmbeddingsWriter(folder) as writer:
+        for number, start in enumerate(range(0, len(names), SHARD_IMAGES)):
+            part = names[start : start + SHARD_IMAGES]
+            writer.write(number, part, dict(encoder.rows(part)))
+
+
+if __name__ == "__main__":
+    main()
