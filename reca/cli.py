@@ -154,7 +154,8 @@ def _stage(options: argparse.Namespace) -> int:
         from reca.training.launch import launch_all, launched
 
         if not launched():
-            return launch_all([sys.executable, "-m", "reca", *sys.argv[1:]], config.hardware)
+            command = [sys.executable, "-m", "reca", *sys.argv[1:]]
+            return launch_all(command, config.hardware, apart=options.verb != "train")
     stage = getattr(importlib.import_module(f"reca.stages.{options.verb}"), options.verb)
     arguments = (options.which, options.benchmark) if options.verb in PER_BENCHMARK_STAGES else ()
     switches = {name: value for name in STAGE_OPTIONS if (value := getattr(options, name, None))}

@@ -38,7 +38,7 @@ def evaluate(options: argparse.Namespace, root: Path) -> None:
     config = compose(words)
     _fetch(config, root, with_model=options.images is None)
     if config.hardware.devices > 1 and not launched():
-        if status := launch_all([sys.executable, "-m", "reca", *sys.argv[1:]], config.hardware):
+        if status := launch_all([sys.executable, "-m", "reca", *sys.argv[1:]], config.hardware, apart=True):
             raise SystemExit(status)
         return
     output = Path(options.output) if options.output else root / EVALUATIONS / _name(config, options)

@@ -15,7 +15,7 @@ from typing import IO
 
 from reca.config.sections import HardwareSection
 from reca.errors import UserError
-from reca.training.process import GUARD, StopRequest, end_with_parent
+from reca.training.process import GUARD, LostProcess, StopRequest, end_with_parent
 
 GRACE_SECONDS = 30.0
 """For the others when one process has failed: the first may be writing a checkpoint."""
@@ -35,11 +35,16 @@ def launched() -> bool:
     return "RANK" in os.environ
 
 
-def launch_all(command: Sequence[str], hardware: HardwareSection) -> int:
+def launch_all(command: Sequence[str], hardware: HardwareSection, apart: bool = False) -> int:
     """Start a command on all devices of all nodes, and wait for it.
 
     On one node that is :func:`launch`. For several, ``hardware.node_launcher`` starts the same command on each of them,
     which comes here again and then knows its node.
+
+    Args:
+        command: Program and arguments.
+        hardware: How many nodes and processes, and how nodes are reached.
+        apart: See :func:`launch`.
 
     Returns:
         0, or the exit status of a process that failed.
@@ -48,12 +53,13 @@ def launch_all(command: Sequence[str], hardware: HardwareSection) -> int:
         UserError: The launcher cannot be started, or does not tell the nodes apart.
     """
     if hardware.nodes == 1:
-        return launch(command, hardware.processes)
+        return launch(command, hardware.processes, apart=apart)
     if rendezvous := os.environ.get(RENDEZVOUS):
         rank = next((os.environ[name] for name in NODE_RANKS if name in os.environ), None)
         if rank is None:
             raise UserError(f"hardware.node_launcher sets none of {', '.join(NODE_RANKS)}, so a node is not told which")
-        return launch(command, hardware.processes, Node(int(rank), hardware.nodes, *rendezvous.rsplit(":", 1)))
+        node = Node(int(rank), hardware.nodes, *rendezvous.rsplit(":", 1))
+        return launch(command, hardware.processes, node, apart)
     environment = {**os.environ, RENDEZVOUS: f"{socket.gethostname()}:{free_port()}"}
     environment.pop(GUARD, None)  # a process of this host, which this one watches
     launcher = hardware.node_launcher.replace("{nodes}", str(hardware.nodes))
@@ -84,7 +90,7 @@ class Node:
     """Free on the leading one."""
 
 
-def launch(command: Sequence[str], processes: int, node: Node | None = None) -> int:
+def launch(command: Sequence[str], processes: int, node: Node | None = None, apart: bool = False) -> int:
     """Start a command so many times, each knowing its rank, and wait for all of them.
 
     Not accelerate's launcher: on the CPU it starts one process, however many it is asked for, and it makes 1 of every
@@ -94,6 +100,8 @@ def launch(command: Sequence[str], processes: int, node: Node | None = None) -> 
         command: Program and arguments.
         processes: On this node.
         node: This one among several; ``None``: there is no other.
+        apart: Each works by itself until all are done. So when one is lost (killed, not failed), the others finish
+            their shares first; else they would wait for it, and have :data:`GRACE_SECONDS`.
 
     Returns:
         0, or the exit status of the process that failed first.
@@ -110,26 +118,32 @@ def launch(command: Sequence[str], processes: int, node: Node | None = None) -> 
                 place = {"RANK": str(node.rank * processes + rank), "LOCAL_RANK": str(rank)}
                 # close_fds=False: the locks on devices that the flow has handed on are held by every process.
                 ranks.append(subprocess.Popen(command, env=os.environ | shared | place, stderr=error, close_fds=False))
-            first = _wait(ranks, stop, signal.SIGTERM)  # never SIGINT: a terminal has sent it to them already
+            # Told to end by SIGTERM, never SIGINT: a terminal has sent that to them already.
+            first = _wait(ranks, stop, signal.SIGTERM, apart)
         finally:
             for process in ranks:
                 process.kill()  # nothing where it has ended
                 process.wait()
         if first is None:
             return 0
-        if ranks[first].returncode != ranks[0].returncode and (error := errors[first]) is not None:
-            print(f"process {first} of {processes} failed:\n{_end_of(error)}", file=sys.stderr)
         status = ranks[first].returncode
+        if status < 0 and stop.signal_number is None:
+            print(f"process {first} of {processes} was killed by signal {-status}", file=sys.stderr)
+        elif status != ranks[0].returncode and (error := errors[first]) is not None:
+            print(f"process {first} of {processes} failed:\n{_end_of(error)}", file=sys.stderr)
         return status if status > 0 else 128 - status
 
 
-def _wait(ranks: Sequence[subprocess.Popen[bytes]], stop: StopRequest, ending: signal.Signals) -> int | None:
+def _wait(
+    ranks: Sequence[subprocess.Popen[bytes]], stop: StopRequest, ending: signal.Signals, apart: bool = False
+) -> int | None:
     """Until all have ended, or one has failed and the others had time to; returns the first that failed.
 
     Args:
         ranks: What was started.
         stop: Whether this process was told to end.
         ending: The signal that tells them so.
+        apart: See :func:`launch`.
     """
     first, until, passed_on = None, float("inf"), False
     while any(process.poll() is None for process in ranks) and time.monotonic() < until:
@@ -138,7 +152,7 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]], stop: StopRequest, ending: s
                 process.send_signal(ending)
             passed_on = True
         first = _failed(ranks) if first is None else first
-        if first is not None and until == float("inf"):
+        if until == float("inf") and any(process.poll() and not (apart and _lost(process)) for process in ranks):
             until = time.monotonic() + GRACE_SECONDS
         time.sleep(POLL_SECONDS)
     return _failed(ranks) if first is None else first
@@ -146,6 +160,11 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]], stop: StopRequest, ending: s
 
 def _failed(ranks: Sequence[subprocess.Popen[bytes]]) -> int | None:
     return next((rank for rank, process in enumerate(ranks) if process.poll()), None)
+
+
+def _lost(process: subprocess.Popen[bytes]) -> bool:
+    """Whether it was killed, or has found that another one was when it had finished."""
+    return process.returncode is not None and (process.returncode < 0 or process.returncode == LostProcess.STATUS)
 
 
 def _end_of(file: IO[bytes]) -> str:

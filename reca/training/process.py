@@ -111,8 +111,25 @@ class World:
         return {name: fact for each in found for name, fact in each.items()}
 
     def wait(self) -> None:
-        """Return when all processes have come here."""
-        self.sum([0.0])
+        """Return when all processes have come here.
+
+        Raises:
+            LostProcess: One of them will not.
+        """
+        if self.size == 1:
+            return
+        import torch
+
+        try:
+            # On the CPU, by gloo: it notices when another process is gone.
+            torch.distributed.all_reduce(torch.zeros(1))
+        except RuntimeError as error:
+            print(
+                "reca: another process of this stage has ended before its time. What is finished is kept, and the same "
+                f"command goes on from there ({str(error).splitlines()[0]})",
+                file=sys.stderr,
+            )
+            raise LostProcess from None
 
     def sum_gradients(self, parameters: Sequence["torch.nn.Parameter"], told: bool) -> bool:
         """Add up the gradients of all processes, in place; those of sharded parameters have been, as they came.
@@ -193,7 +210,7 @@ def joined(device: "torch.device | str", sharded: bool = False) -> Iterator[Worl
         if place >= gpus:
             raise UserError(f"there are {gpus} GPUs for more processes; set hardware.processes={gpus}")
         torch.cuda.set_device(place)
-    torch.distributed.init_process_group("nccl" if on_cuda else "gloo", timeout=PATIENCE)
+    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo", timeout=PATIENCE)
     world = World(torch.distributed.get_rank(), torch.distributed.get_world_size(), device, sharded)
     if world.leads:
         yield world
@@ -214,6 +231,15 @@ def end_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:  # it died in between, and the kernel will not say so any more
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+class LostProcess(SystemExit):
+    """Another of several processes has died."""
+
+    STATUS = os.EX_TEMPFAIL
+
+    def __init__(self) -> None:
+        super().__init__(self.STATUS)
 
 
 class Interrupted(SystemExit):

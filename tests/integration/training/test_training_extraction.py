@@ -3,16 +3,20 @@
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from reca.data.embeddings import Embeddings
 from reca.data.manifest import read_manifest
 from reca.errors import UserError
 from reca.stages.extract import extract
 from reca.stages.train import train
+from reca.training import launch as launch_module
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -55,6 +59,50 @@ def test_what_is_read_ahead_is_extracted_alike(project, template: Path) -> None:
         shutil.rmtree(project.root / folder, ignore_errors=True)
     extract(project.configure("hardware.read_ahead=2"), project.root)
     assert contents(project.root) == contents(template)
+
+
+LOSE_THE_SECOND = """
+import os, signal, sys, time
+from pathlib import Path
+from reca.config import Config
+from reca.stages.extract import extract
+from reca.training.embeddings_writer import EmbeddingsWriter
+
+def write(self, number, ids, rows):
+    if os.environ["RANK"] == "1" and number > 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(1)  # longer than the launcher is patient with what has failed
+    original(self, number, ids, rows)
+
+original, EmbeddingsWriter.write = EmbeddingsWriter.write, write
+root = Path(sys.argv[1])
+extract(Config.load(root / "params.yaml"), root)
+"""
+
+
+def test_a_lost_process_costs_its_share(
+    project, template: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("outputs/embeddings", ".reca"):
+        shutil.rmtree(project.root / folder, ignore_errors=True)
+    project.configure("extract.images_per_shard=8")
+    images = len(read_manifest(template / "outputs/dataset"))
+    monkeypatch.setattr(launch_module, "GRACE_SECONDS", 0.1)
+    command = [sys.executable, "-c", LOSE_THE_SECOND, str(project.root)]
+    assert launch_module.launch(command, 2, apart=True) == 128 + signal.SIGKILL
+    told = capfd.readouterr().err
+    assert "process 1 of 2 was killed by signal 9" in told
+    assert "the same command goes on from there" in told
+    notes = sorted(int(note.stem.removeprefix("shard-")) for note in state(project.root).glob("shard-*.json"))
+    shards = -(-images // 8)
+    assert notes == sorted({1, *range(0, shards, 2)}), "one shard of the lost process, all of the other"
+    extract(project.config, project.root)
+    assert "images were extracted by an earlier attempt" in capfd.readouterr().out
+    rows = Embeddings.open(project.root / "outputs/embeddings"), Embeddings.open(template / "outputs/embeddings")
+    ids = rows[0].ids
+    assert len(ids) == images
+    for field in ("semantic", "target"):
+        assert all(map(torch.equal, *(each.rows(field, ids) for each in rows)))
 
 
 def test_other_base_shares_nothing(project) -> None:
