@@ -9,7 +9,7 @@ that came of it (also those that left the process group or lost their parents) w
 * the command ends: what it left behind goes too.
 
 First SIGTERM to everything, then, after ``--grace`` seconds, SIGKILL. What starts processes on several hosts, and what
-comes of it here, gets SIGUSR1 first: srun and mpirun hand that on, while at SIGTERM they kill what may be saving
+comes of it here, gets SIGUSR1 first: srun and mpirun hand that on, while at SIGTERM srun kills what may be saving
 (reca/training/launch.py). Only the standard library: it starts fast.
 """
 

@@ -23,7 +23,7 @@ POLL_SECONDS = 0.1
 LAST_WORDS = 10_000
 """Characters of a failed process's stderr that are shown."""
 TO_NODES = signal.SIGUSR1
-"""Ends what a node launcher has started: srun and mpirun hand it on, while at SIGTERM they kill without asking."""
+"""Ends what a node launcher has started: srun and mpirun hand it on, while at SIGTERM srun kills without asking."""
 RENDEZVOUS = "RECA_RENDEZVOUS"
 """Environment variable with HOST:PORT, where the processes of several nodes find each other."""
 NODE_RANKS = ("RECA_NODE_RANK", "SLURM_NODEID", "OMPI_COMM_WORLD_RANK")
