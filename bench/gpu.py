@@ -170,7 +170,10 @@ def throughput(family: str, size: str, options: argparse.Namespace, layers: int 
 def _timed(model: UnifiedModel, batch_size: int, device: torch.device, options: argparse.Namespace) -> dict[str, Any]:
     lengths = model.spec.semantic_tokens, model.spec.target_tokens
     batch = make_batch(model, batch_size, device)
-    extracted = extraction.measured(model, device, batch_size, READ_AHEAD, EXTRACTIONS) if model.cacheable else None
+    extracted = None
+    if model.cacheable:
+        batches = 2 if options.tiny else None
+        extracted = extraction.measured(model, device, batch_size, READ_AHEAD, EXTRACTIONS, batches)
     trainer = Trainer(model, lower=True)
     if "semantic" in model.cacheable:
         for parameter in model.parameters():

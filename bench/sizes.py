@@ -17,7 +17,7 @@ OPTIONS: dict[str, Any] = {
     "generation_size": None,
     "train_vision": False,
     "prompt_dropout": 0.0,
-    # BAGEL
+    # BAGEL, and Harmon, which stretches
     "resize": "fit",
     "freeze_understanding": True,
     "training_shift": 1.0,
@@ -74,11 +74,13 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
             "llm": text(64, 96, 5, 4, 2, 256, 256),
             "mar": {**mar(24, 4, 96, 4, 4, (3, 128)), "buffer_size": 8},
             "vae": {"ch": 32, "ch_mult": (1, 1, 2), "num_res_blocks": 1},
+            "options": {"resize": "stretch"},
         },
         "middle": {
             "llm": text(4096, 320, 8, 5, 5, 960, 1024),
             "mar": {**mar(48, 4, 320, 6, 5, (4, 320)), "buffer_size": 16},
             "vae": {"ch": 32, "ch_mult": (1, 1, 2), "num_res_blocks": 1},
+            "options": {"resize": "stretch"},
         },
     },
     "janus": {
@@ -130,7 +132,7 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
 
 _REAL = {
     "bagel": ("bagel_7b", {}),
-    "harmon": ("harmon_1_5b", {"generation_size": 512}),
+    "harmon": ("harmon_1_5b", {"generation_size": 512, "resize": "stretch"}),
     "janus": ("janus_pro_1b", {}),
     "openuni": ("openuni_l_512", {}),
     "showo": ("showo_512", {"template_tokens": 125}),

@@ -14,6 +14,7 @@ from reca.benchmarks.samples import Row
 from reca.config import ROOT, Config, compose
 from reca.pretraining.janus_tiny import build
 from reca.stages import generate as stage
+from reca.training.process import LostProcess
 from tests.integration.training.test_training_processes import ranks
 
 SMALL = (
@@ -72,7 +73,7 @@ def test_any_number_of_processes_writes_the_same_files(
 
 
 def test_a_lost_process_costs_its_share(alone: Path, made_nowhere: Path) -> None:
-    assert ranks(2, _lose_the_second, made_nowhere) == [1, -signal.SIGKILL]
+    assert ranks(2, _lose_the_second, made_nowhere) == [LostProcess.STATUS, -signal.SIGKILL]
     (state,) = (made_nowhere / ".reca/samples/base/scenes").iterdir()
     assert len(list(state.glob("*.png"))) == 2 + 6, "one batch of the lost process, all three of the other"
     assert not (made_nowhere / SCENES).exists()
