@@ -31,7 +31,10 @@ STEP = Step(
     extract_peak=60,
     extract_flops=10,
 )
-TINY = ("model=showo_tiny", "train.global_batch_size=4", "hardware.micro_batch_size=2")
+SMALL = ("train.global_batch_size=4", "hardware.micro_batch_size=2")
+TINY = ("model=showo_tiny", *SMALL)
+ALONE = (*SMALL, "train.mixture={reconstruction: 1.0, text_to_image: 0.0, understanding: 0.0}")
+"""One loss is enough where the losses are not what is asked about."""
 
 
 def test_a_run_that_fits_is_told_whole(capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,7 +83,8 @@ def test_sharding_divides_what_lasts_and_gathers_two_units() -> None:
 
 
 def test_the_type_of_a_checkpoints_files_tells_what_bfloat16_holds(tmp_path: Path) -> None:
-    config = compose(["model=bagel_tiny", f"model.checkpoint={tmp_path}/bagel", "train.precision=bfloat16"])
+    words = ["model=bagel_tiny", *ALONE]
+    config = compose([*words, f"model.checkpoint={tmp_path}/bagel", "train.precision=bfloat16"])
     shutil.copytree(ROOT / "data/bases/bagel_tiny", tmp_path / "bagel")
     model, sizes = sized_model(config, tmp_path)
     assert sizes == f"of {tmp_path}/bagel"
@@ -91,12 +95,12 @@ def test_the_type_of_a_checkpoints_files_tells_what_bfloat16_holds(tmp_path: Pat
     converted = {name for name in rounded_by_autocast(model) if not name.startswith("autoencoder.")}
     assert converted
     assert kept_in_bfloat16(config, model) == (converted, ())
-    assert forecast(config, tmp_path).step.weights < forecast(compose(["model=bagel_tiny"]), ROOT).step.weights
+    assert forecast(config, tmp_path).step.weights < forecast(compose(words), ROOT).step.weights
 
 
 def test_several_hosts_are_so_many_more_devices() -> None:
-    one = forecast(compose([*TINY, "hardware.processes=2"]), ROOT)
-    two = forecast(compose([*TINY, "hardware.processes=1", "hardware.nodes=2"]), ROOT)
+    one = forecast(compose([*TINY, *ALONE, "hardware.processes=2"]), ROOT)
+    two = forecast(compose([*TINY, *ALONE, "hardware.processes=1", "hardware.nodes=2"]), ROOT)
     assert (two.devices, two.step) == (one.devices, one.step)
 
 

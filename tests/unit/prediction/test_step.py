@@ -1,6 +1,7 @@
 """A step that is simulated takes what the same step takes with real numbers, for every family."""
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from reca.nn.diffusion_head import DiffusionHead
 from reca.objectives.mixture import mix
 from reca.prediction.build import build
 from reca.prediction.sizes import PUBLISHED
-from reca.prediction.step import Plan, bytes_of, simulated, taken
+from reca.prediction.step import Plan, Step, bytes_of, simulated, taken
 from reca.training.precision import rounded_by_autocast
 
 CPU = torch.device("cpu")
@@ -48,9 +49,14 @@ def test_what_is_predicted_is_what_is_measured(family: str, again: bool) -> None
     assert predicted.weights == whole - sum(2 * model.get_parameter(name).numel() for name in rounded)
 
 
+@cache
+def janus_with(moments: str) -> Step:
+    return simulated(tiny("janus"), plan("janus", optimizer_moments=moments))
+
+
 @pytest.mark.parametrize(("moments", "share"), [("bfloat16", 0.5), ("8bit", 0.3)])
 def test_small_moments_take_less_and_nothing_else_changes(moments: str, share: float) -> None:
-    whole, small = (simulated(tiny("janus"), plan("janus", optimizer_moments=kind)) for kind in ("float32", moments))
+    whole, small = (janus_with(kind) for kind in ("float32", moments))
     assert small.moments < whole.moments * (share + 0.01)
     assert replace(small, moments=whole.moments) == whole
 

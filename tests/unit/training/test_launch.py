@@ -14,6 +14,7 @@ from reca.config.sections import HardwareSection
 from reca.errors import UserError
 from reca.training import launch as module
 from reca.training.launch import launch, launch_all
+from reca.training.process import LostProcess
 
 
 def python(code: str) -> list[str]:
@@ -47,6 +48,19 @@ def test_the_first_failure_ends_the_others_and_is_told(
 def test_killed_by_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "GRACE_SECONDS", 0.2)
     assert launch(python("os.kill(os.getpid(), 9) if rank else time.sleep(60)"), 2) == 128 + signal.SIGKILL
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_lost_process_leaves_others_to_finish_where_they_work_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], apart: bool
+) -> None:
+    monkeypatch.setattr(module, "GRACE_SECONDS", 0.1)
+    done = tmp_path / "done"
+    work = "os.kill(os.getpid(), 9) if rank == 1 else time.sleep(rank + 1)"
+    found_out = f"open('{done}', 'a').write(str(rank)); sys.exit({LostProcess.STATUS})"
+    assert launch(python(f"{work}; {found_out}"), 3, apart=apart) == 128 + signal.SIGKILL
+    assert (done.read_text() if done.exists() else "") == ("02" if apart else "")
+    assert "process 1 of 3 was killed by signal 9" in capfd.readouterr().err
 
 
 TOLD = """
