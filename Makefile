@@ -29,5 +29,5 @@ check: setup   ## the static part: style, types, who imports whom, docstrings
 gpu-check:   ## on a GPU: parity replays, and losses and gradients against the CPU's
 	@$${PYTHON:-python3} -m bench.gpu_check $(ARGS)
 
-gpu-bench:   ## on a GPU: how fast L_RecA trains at the published sizes (under 25 minutes)
+gpu-bench:   ## on a GPU: how fast L_RecA trains and images are extracted, plain and compiled (under 25 minutes)
 	@$${PYTHON:-python3} -m bench.gpu $(ARGS)

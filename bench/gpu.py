@@ -2,7 +2,7 @@
 
     make gpu-bench                                            # all five families: under 25 minutes
     python -m bench.gpu --families janus showo
-    python -m bench.gpu --compile --flex-attention --output ...     # against the plain eager step, the default
+    python -m bench.gpu --faster                              # plain steps only
     python -m bench.gpu --device cpu --tiny --inline          # the same code over small models: a test of it
 
 Weights are random and nothing is fetched. A step is that of the training loop with what the family may cache taken
@@ -20,9 +20,12 @@ the loop does; its frozen part, a small autoencoder, stays float32. Reported are
                do there (:mod:`bench.extraction`)
     memory     torch.cuda.max_memory_allocated over the timed steps
 
+Each family is measured twice: by plain eager code, the baseline, and with compiled blocks (BAGEL: and FlexAttention), a
+row of its own, whose last column has its images/s over the baseline's.
+
 BAGEL with its optimizer fits on no single GPU: two depths are measured, and seconds, operations and memory go on
 linearly to 28 layers; its row says so, and is what a GPU with room enough would do. A micro-batch that does not fit
-is halved. Every family is a process of its own with a time limit; one that fails is a row that says why.
+is halved. Every row is a process of its own, both rows of a family share a time limit; one that fails says why.
 JSON goes to bench/results/gpu_<device>.json. Exit status: 0 if at least one family was measured, 2 without a GPU,
 else 1.
 """
@@ -34,6 +37,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,7 +57,7 @@ from reca.training.speed import attend_by_blocks, compile_blocks
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench/results"
 LIMIT_SECONDS = 280
-"""Of one family; five of them stay under 25 minutes."""
+"""Of one family's two rows; five families stay under 25 minutes."""
 BATCH = {"bagel": 2, "harmon": 8, "janus": 16, "openuni": 32, "showo": 8}
 DEPTHS = {"real": (4, 8), "tiny": (1, 2)}
 """Layers at which BAGEL is measured: with 8, weights and moments take some 45 GiB."""
@@ -61,7 +65,7 @@ WARM_UP, TIMED = 2, 7
 READ_AHEAD, EXTRACTIONS = 8, 2
 """Batches that extraction reads early, as conf/hardware/gpu.yaml has it, and how often it is measured."""
 FASTER = ("compile", "flex_attention")
-"""What may be switched on; without both the step is plain eager code, the baseline."""
+"""What the second row of a family has switched on; the first one is plain eager code, the baseline."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,13 +76,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("bench.gpu: torch finds no GPU here, so nothing was measured (--device cpu --tiny tests the code)")
         return 2
     if options.one:
-        write_json(options.output, measured(options.one, options))
+        write_json(options.output, measured(options.one, options, options.faster))
         return 0
-    rows = []
+    rows, faster = list[dict[str, Any]](), list[dict[str, Any]]()
     for family in options.families:
-        row = measured(family, options) if options.inline else in_own_process(family, options)
-        rows.append(row)
-        print(f"{family}: {row.get('failed') or 'measured'}", flush=True)
+        began = time.monotonic()
+        rows.append(plain := row_of(family, options, (), options.limit_seconds))
+        switches = [name for name in options.faster if name != "flex_attention" or family == "bagel"]
+        if switches and "failed" not in plain:
+            left = options.limit_seconds - (time.monotonic() - began)
+            faster.append(compared(row_of(family, options, switches, left), plain))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     answer = {
         "question": "how fast does L_RecA train at the published sizes, and how much of the device does that use?",
@@ -87,10 +94,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "size": _size(options),
         **surroundings(),
         "families": rows,
+        "faster": faster,
     }
     path = options.output or RESULTS / f"gpu_{_slug(name)}.json"
     write_json(path, answer)
-    print(f"\n{name}, {answer['size']} sizes; {path.name} holds more\n{table(rows)}")
+    print(f"\n{name}, {answer['size']} sizes; {path.name} holds more\n{table([*rows, *faster])}")
     return int(all("failed" in row for row in rows))
 
 
@@ -100,47 +108,64 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="small models: a test of this file, no measurement")
-    parser.add_argument("--compile", action="store_true", help="compile the blocks, as hardware.compile does")
-    parser.add_argument("--flex-attention", action="store_true", help="of BAGEL, as hardware.flex_attention does")
+    about = "switched on in each family's second row, as in `hardware`; default: all on a GPU, nothing on a CPU"
+    parser.add_argument("--faster", nargs="*", choices=FASTER, help=about)
     parser.add_argument("--inline", action="store_true", help="all in this process, without time limits")
     parser.add_argument("--limit-seconds", type=float, default=LIMIT_SECONDS, help="of each family")
     parser.add_argument("--output", type=Path, help="where the answer goes; default: results/gpu_<device>.json")
     parser.add_argument("--one", choices=FAMILIES, help=argparse.SUPPRESS)  # what the processes are started with
     options = parser.parse_args(arguments)
-    if torch.device(options.device).type == "cpu" and not options.tiny:
+    on_cpu = torch.device(options.device).type == "cpu"
+    if on_cpu and not options.tiny:
         parser.error("published sizes take hours on a CPU: add --tiny, or name a GPU")
+    if options.faster is None:
+        options.faster = [] if on_cpu else list(FASTER)
     return options
 
 
-def in_own_process(family: str, options: argparse.Namespace) -> dict[str, Any]:
-    """One family's row, whatever becomes of it: GPU errors and lack of memory stay in the process they happen in."""
+def row_of(family: str, options: argparse.Namespace, faster: Sequence[str], limit: float) -> dict[str, Any]:
+    """One row, in a process of its own unless the options say otherwise."""
+    row = measured(family, options, faster) if options.inline else in_own_process(family, options, faster, limit)
+    print(f"{' '.join([family, *faster])}: {row.get('failed') or 'measured'}", flush=True)
+    return row
+
+
+def compared(row: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
+    """A family's second row, with how many times as fast as the first one it is."""
+    if "failed" in row:
+        return row
+    return {**row, "over_plain": round(row["images_per_second"] / plain["images_per_second"], 3)}
+
+
+def in_own_process(family: str, options: argparse.Namespace, faster: Sequence[str], limit: float) -> dict[str, Any]:
+    """A row, whatever becomes of it: GPU errors and lack of memory stay in the process they happen in."""
+    row: dict[str, Any] = {"family": family, "faster": list(faster)}
     with tempfile.TemporaryDirectory(prefix="reca-gpu-") as folder:
         place = Path(folder) / "row.json"
         words = ["--one", family, "--device", options.device, "--output", str(place)]
-        words += [f"--{word.replace('_', '-')}" for word in ("tiny", *FASTER) if getattr(options, word)]
+        words += [*(["--tiny"] if options.tiny else []), "--faster", *faster]
         command = [sys.executable, "-m", "bench.gpu", *words]
         try:
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=options.limit_seconds)
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit)
         except subprocess.TimeoutExpired:
-            return {"family": family, "failed": f"not done after {options.limit_seconds:g} s"}
+            return {**row, "failed": f"not done after {limit:.0f} s"}
         if done.returncode or not place.is_file():
             last = (done.stderr.strip().splitlines() or ["nothing was said"])[-1]
-            return {"family": family, "failed": f"exit status {done.returncode}: {last}"}
-        row: dict[str, Any] = json.loads(place.read_text())
-        return row
+            return {**row, "failed": f"exit status {done.returncode}: {last}"}
+        return {**row, **json.loads(place.read_text())}
 
 
-def measured(family: str, options: argparse.Namespace) -> dict[str, Any]:
-    """One family's row; what goes wrong is said in it."""
+def measured(family: str, options: argparse.Namespace, faster: Sequence[str]) -> dict[str, Any]:
+    """One row; what goes wrong is said in it."""
     size, device = _size(options), torch.device(options.device)
     row: dict[str, Any] = {"family": family, "model": PUBLISHED[family] if size == "real" else size}
-    row["faster"] = [word for word in FASTER if getattr(options, word)]
+    row["faster"] = list(faster)
     try:
         if family == "bagel":
-            shallow, deep = (throughput(family, size, options, layers) for layers in DEPTHS[size])
+            shallow, deep = (throughput(family, size, options, faster, layers) for layers in DEPTHS[size])
             row |= extrapolated(shallow, deep, DEPTHS[size], SIZES[family][size]["text"]["num_hidden_layers"])
         else:
-            row |= throughput(family, size, options)
+            row |= throughput(family, size, options, faster)
     except ModuleNotFoundError as error:
         return {**row, "failed": f"not measured: needs {error.name}"}
     except torch.cuda.OutOfMemoryError:
@@ -150,7 +175,9 @@ def measured(family: str, options: argparse.Namespace) -> dict[str, Any]:
     return {**row, **rates(row, device)}
 
 
-def throughput(family: str, size: str, options: argparse.Namespace, layers: int | None = None) -> dict[str, Any]:
+def throughput(
+    family: str, size: str, options: argparse.Namespace, faster: Sequence[str], layers: int | None = None
+) -> dict[str, Any]:
     """Seconds, operations and memory of a step, at the largest micro-batch of those tried that fits."""
     device = torch.device(options.device)
     batch_size = BATCH[family] if size == "real" else 2
@@ -160,19 +187,21 @@ def throughput(family: str, size: str, options: argparse.Namespace, layers: int 
             torch.cuda.empty_cache()
         try:
             torch.manual_seed(0)
-            return _timed(build(family, size, device, layers), batch_size, device, options)
+            return _timed(build(family, size, device, layers), batch_size, device, faster, options.tiny)
         except torch.cuda.OutOfMemoryError:
             if batch_size == 1:
                 raise
         batch_size //= 2
 
 
-def _timed(model: UnifiedModel, batch_size: int, device: torch.device, options: argparse.Namespace) -> dict[str, Any]:
+def _timed(
+    model: UnifiedModel, batch_size: int, device: torch.device, faster: Sequence[str], tiny: bool
+) -> dict[str, Any]:
     lengths = model.spec.semantic_tokens, model.spec.target_tokens
     batch = make_batch(model, batch_size, device)
     extracted = None
-    if model.cacheable:
-        batches = 2 if options.tiny else None
+    if model.cacheable and not faster:  # which changes training alone
+        batches = 2 if tiny else None
         extracted = extraction.measured(model, device, batch_size, READ_AHEAD, EXTRACTIONS, batches)
     trainer = Trainer(model, lower=True)
     if "semantic" in model.cacheable:
@@ -180,9 +209,9 @@ def _timed(model: UnifiedModel, batch_size: int, device: torch.device, options: 
             if not parameter.requires_grad:
                 parameter.data = parameter.data.bfloat16()
     flops = flops_of(lambda: trainer.step(batch))  # of the plain step: compiled code calls what no table knows
-    if options.flex_attention and model.family == "bagel":
+    if "flex_attention" in faster:
         attend_by_blocks(model, device)
-    if options.compile:
+    if "compile" in faster:
         compile_blocks(model)
     for _ in range(WARM_UP):
         trainer.step(batch)
@@ -248,11 +277,11 @@ def _slug(name: str) -> str:
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown, one row a family."""
     head = ("family", "model", "trained", "micro-batch", "step s", "images/s", "tokens/s", "TFLOP/s", "MFU", "GiB")
-    head += ("extraction", "")
+    head += ("extraction", "switched on", "of plain", "")
     lines = [head, ("---",) * len(head)]
     for row in rows:
         if "failed" in row:
-            lines.append((row["family"], row.get("model", ""), *("",) * 9, row["failed"]))
+            lines.append((row["family"], row.get("model", ""), *("",) * 9, " ".join(row["faster"]), "", row["failed"]))
             continue
         share = "-" if row["mfu"] is None else f"{row['mfu']:.1%}"
         memory = "-" if row["memory_gib"] is None else f"{row['memory_gib']:.1f}"
@@ -261,7 +290,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         one = row["extraction"]
         extracted = "-" if one is None else f"{one['images_per_second']:.1f}/s, {one['over_bare']:.0%} of bare"
         speed = f"{row['tflops']:.1f}", share, memory, extracted
-        lines.append((row["family"], row["model"], *sizes, *numbers, *speed, row.get("note", "")))
+        switched = " ".join(row["faster"]), f"{row['over_plain']:.2f} x" if "over_plain" in row else ""
+        lines.append((row["family"], row["model"], *sizes, *numbers, *speed, *switched, row.get("note", "")))
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 

@@ -27,6 +27,31 @@ def test_every_family_is_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "| showo | tiny |" in capsys.readouterr().out
 
 
+def test_what_is_switched_on_is_a_second_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compiled: list[str] = []
+    monkeypatch.setattr(gpu, "compile_blocks", lambda model: compiled.append(model.family))  # minutes on a CPU
+    words = ["--device", "cpu", "--tiny", "--inline", "--output", str(tmp_path / "answer.json")]
+    assert gpu.main([*words, "--families", "janus", "--faster", "compile", "flex_attention"]) == 0
+    answer = json.loads((tmp_path / "answer.json").read_text())
+    (plain,), (faster,) = answer["families"], answer["faster"]
+    assert compiled == ["janus"], "the first row is the plain one"
+    assert (plain["faster"], faster["faster"]) == ([], ["compile"]), "FlexAttention is BAGEL's"
+    assert faster["over_plain"] == pytest.approx(plain["step_seconds"] / faster["step_seconds"], rel=1e-2)
+    assert faster["step_flops"] == plain["step_flops"]
+    assert faster["extraction"] is None
+    assert "| compile | " in capsys.readouterr().out
+
+
+def test_a_row_that_takes_too_long_says_so(tmp_path: Path) -> None:
+    words = ["--device", "cpu", "--tiny", "--families", "janus", "--limit-seconds", "0.05"]
+    assert gpu.main([*words, "--faster", "compile", "--output", str(tmp_path / "answer.json")]) == 1
+    answer = json.loads((tmp_path / "answer.json").read_text())
+    assert [row["failed"] for row in answer["families"]] == ["not done after 0 s"]
+    assert answer["faster"] == [], "nothing to compare with"
+
+
 def test_a_family_that_fails_is_a_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

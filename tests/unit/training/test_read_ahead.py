@@ -49,24 +49,27 @@ def test_as_many_threads_read_as_there_are_items_ahead() -> None:
 
 
 def test_what_is_closed_reads_no_more() -> None:
-    seen, gate = [], threading.Event()
+    begun, done, gate = list[str](), list[str](), threading.Event()
 
     def read(item: str) -> str:
+        begun.append(item)
         if item != "a":
             gate.wait(60)
-        seen.append(item)
+        done.append(item)
         return item
 
     coming = ReadAhead(read, "abcdefgh", 2)
     assert next(coming) == ("a", "a")
-    assert len(coming._coming) == 2
+    until = time.monotonic() + 60
+    while len(begun) < 3 and time.monotonic() < until:
+        time.sleep(0.001)
     closing = threading.Thread(target=coming.close)
     closing.start()
-    time.sleep(0.05)
+    closing.join(0.05)
     assert closing.is_alive()  # what is being read already is waited for
     gate.set()
     closing.join()
-    assert sorted(seen) == ["a", "b", "c"]
+    assert sorted(done) == ["a", "b", "c"]
 
 
 def test_what_goes_wrong_is_raised_where_it_is_due() -> None:
