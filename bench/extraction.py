@@ -1,7 +1,7 @@
 """How near does extraction come to what its encoders do alone, at the published sizes?
 
-    python -m bench.extraction --family janus --size real --batch-size 2   # two CPU cores: some minutes
-    python -m bench.extraction --quick                                     # a smoke run: its numbers mean nothing
+    python -m bench.extraction --batches 6    # Janus-Pro-1B's encoders on two CPU cores: five minutes
+    python -m bench.extraction --quick        # a smoke run: its numbers mean nothing
 
 `extract`'s own encoder and writer over JPEGs of 640 x 480 that lie in memory: decoding, resizing, encoding, rounding,
 shards on disk with their digests. Beside it the encoders alone over a batch that is on the device already; both in
@@ -72,10 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", choices=FAMILIES, default="janus")
     parser.add_argument("--size", choices=("tiny", "middle", "real"), default="real")
-    parser.add_argument("--device", type=torch.device, default=CPU)
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--batches", type=int, help="of a repeat; default: as many as take some seconds, at least 4")
-    parser.add_argument("--read-ahead", type=int, default=0, help="as hardware.read_ahead")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--output", type=Path, default=RESULT, help="where the answer goes")
     parser.add_argument("--quick", action="store_true", help="tiny, one repeat of two batches")
@@ -83,9 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.quick:
         options.size, options.repeats, options.batches = "tiny", 1, 2
     torch.manual_seed(0)
-    model = build(options.family, options.size, options.device, 1 if options.family in ("bagel", "janus") else None)
-    settings = {name: getattr(options, name) for name in ("family", "size", "batch_size", "read_ahead", "repeats")}
-    found = measured(model, options.device, options.batch_size, options.read_ahead, options.repeats, options.batches)
+    model = build(options.family, options.size, CPU, 1 if options.family in ("bagel", "janus") else None)
+    settings = {name: getattr(options, name) for name in ("family", "size", "batch_size", "repeats")}
+    found = measured(model, CPU, options.batch_size, 0, options.repeats, options.batches)
     question = "how near does extraction come to what its encoders do alone?"
     write_json(options.output, {"question": question, **settings, **found, **surroundings()})
     print(", ".join(f"{name} {value}" for name, value in found.items()) + f"\nwritten: {options.output}")

@@ -30,13 +30,13 @@ from typing import Any
 
 import torch
 
+from bench.extraction import Bare
 from bench.models import build
 from bench.steps import Batch, Trainer, seconds_of, surroundings
 from reca.config import ROOT, Config, compose
 from reca.data.embeddings import Embeddings
 from reca.files import write_json
 from reca.models.base import Semantic, Target, UnifiedModel
-from reca.nn.random import SampleRng
 from reca.objectives.mixture import Mixture, mix
 from reca.objectives.templates import choose_templates
 from reca.stages.extract import DATASET, EMBEDDINGS, extract
@@ -177,20 +177,11 @@ def _batch(model: UnifiedModel, config: Config, root: Path) -> Batch:
     return Batch(choose_templates(seeds, config.train.prompt_templates), nothing, nothing, semantic, target, seeds)
 
 
-@torch.no_grad()
 def encoders(config: Config, root: Path) -> float:
     """Seconds of the two encoders over as many images as there are, in the stage's batches."""
-    model, size = _loaded(config, root).eval(), config.hardware.micro_batch_size
-    seen = torch.zeros(size, 3, model.spec.understanding_size, model.spec.understanding_size)
-    drawn = torch.zeros(size, 3, model.spec.generation_size, model.spec.generation_size)
-    batches = -(-len(Embeddings.open(root / EMBEDDINGS).ids) // size)
-
-    def work() -> None:
-        for _ in range(batches):
-            model.encode_semantic(seen)
-            model.encode_target(drawn, SampleRng([0] * size))
-
-    return seconds_of(work, CPU)
+    size = config.hardware.micro_batch_size
+    bare = Bare(_loaded(config, root).eval(), CPU, size)
+    return seconds_of(lambda: bare.encode(-(-len(Embeddings.open(root / EMBEDDINGS).ids) // size)), CPU)
 
 
 if __name__ == "__main__":

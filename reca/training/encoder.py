@@ -10,7 +10,7 @@ from torch import Tensor
 
 from reca.data.images import resized
 from reca.models.base import Images, UnifiedModel
-from reca.nn.ragged import Ragged, moved, pinned
+from reca.nn.ragged import moved, pinned
 from reca.nn.random import NoDraws
 from reca.training.extractions import Rounding, Row, rounding
 from reca.training.read_ahead import ReadAhead
@@ -41,7 +41,7 @@ class Encoder:
     batch_size: int
     dtype: torch.dtype
     """Of understanding embeddings when they are stored."""
-    read_ahead: int = 0
+    read_ahead: int
     """Batches that are read and decoded while earlier ones are encoded."""
 
     @torch.no_grad()
@@ -84,19 +84,19 @@ class Encoder:
 
     def _start(self, ids: Sequence[str], pixels: Mapping[str, Images]) -> "_Started":
         """Encode a batch; a GPU need not have finished when this returns."""
-        stored: dict[str, Ragged] = {}
+        stored: dict[str, Tensor] = {}
         costs = None
         if "semantic" in pixels:
-            exact = self.model.encode_semantic(moved(pixels["semantic"], self.device))
-            stored["semantic"] = Ragged(exact.values.to(self.dtype), exact.shapes)
-            costs = rounding(_alike(exact), _alike(stored["semantic"]))
+            exact = self.model.encode_semantic(moved(pixels["semantic"], self.device)).values
+            stored["semantic"] = exact.to(self.dtype)
+            costs = rounding(exact, stored["semantic"])
         if "target" in pixels:
             # A sample of a distribution, stored once and used for ever, would be another method.
             no_draws = NoDraws(
                 f"{type(self.model).__name__} declares its target cacheable, but encode_target draws from rng; "
                 "it must return the moments of the distribution, or not declare it"
             )
-            stored["target"] = self.model.encode_target(moved(pixels["target"], self.device), no_draws)
+            stored["target"] = self.model.encode_target(moved(pixels["target"], self.device), no_draws).values
         return _Started(ids, stored, costs)
 
 
@@ -105,18 +105,14 @@ class _Started:
     """A batch on its way through the encoders."""
 
     ids: Sequence[str]
-    stored: Mapping[str, Ragged]
+    stored: Mapping[str, Tensor]
+    """(B, …) by field: a batch's images are of one shape."""
     costs: Tensor | None
     """See :func:`rounding`."""
 
     def rows(self) -> Iterator[tuple[str, Row]]:
         """Wait for the device; what was filled in is left out."""
-        values = {field: Ragged(found.values.cpu(), found.shapes).rows() for field, found in self.stored.items()}
+        values = {field: found.cpu() for field, found in self.stored.items()}
         costs = [None] * len(self.ids) if self.costs is None else [Rounding(*cost) for cost in self.costs.tolist()]
         for row, name in enumerate(self.ids):
             yield name, ({field: found[row] for field, found in values.items()}, costs[row])
-
-
-def _alike(batch: Ragged) -> Tensor:
-    """The values as (B, N, D): a batch's images are of one shape, if they do not say so."""
-    return batch.values if batch.shapes is None else torch.stack(batch.rows())

@@ -93,8 +93,8 @@ class Node:
 def launch(command: Sequence[str], processes: int, node: Node | None = None, apart: bool = False) -> int:
     """Start a command so many times, each knowing its rank, and wait for all of them.
 
-    Not accelerate's launcher: on the CPU it starts one process, however many it is asked for, and it makes 1 of every
-    exit status, while ours tell a mistake of the user from an interruption.
+    Not accelerate's launcher: on the CPU it starts one process unless it is told ``--multi_gpu``, and it makes 1 of
+    every exit status, while ours tell a mistake of the user from an interruption.
 
     Args:
         command: Program and arguments.
