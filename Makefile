@@ -8,7 +8,7 @@ help:   ## this list
 setup:   ## make .venv with the exact versions of requirements.lock; nothing to do when it is up to date
 	@for python in $${PYTHON:-} python3.11 python3 python; do \
 	  if $$python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then \
-	    exec $$python scripts/environment.py; \
+	    exec $$python tools/environment.py; \
 	  fi; \
 	done; \
 	echo "setup: Python 3.11 was not found; install it, or name it: make setup PYTHON=/path/to/python3.11" >&2; exit 2

@@ -19,16 +19,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reca.benchmarks.base import read_items, values_of
 from reca.config import ROOT, Config, compose
-from reca.digest import weights_digest
-from reca.files import write_json
+from reca.evaluation.benchmark import read_items, values_of
+from reca.evaluation.statistics import Values, means, paired_delta
+from reca.runtime.files import write_json
+from reca.runtime.hashing import weights_digest
 from reca.stages.extract import extract
 from reca.stages.generate import generate
 from reca.stages.ingest import ingest
 from reca.stages.score import score
 from reca.stages.train import train
-from reca.statistics import Values, means, paired_delta
 
 PROMPTS = (
     "evaluate.scenes.prompts_per_category=150",

@@ -30,11 +30,11 @@ from typing import Any
 import torch
 
 from bench.steps import surroundings
-from reca.benchmarks.scene_judge import FOLDER
 from reca.config import ROOT, Config, compose
-from reca.files import write_json
+from reca.evaluation.judges.scene_detector import SceneDetector
+from reca.evaluation.judges.scene_judge import FOLDER
 from reca.models.base import FAMILIES
-from reca.nn.scene_detector import SceneDetector
+from reca.runtime.files import write_json
 from reca.stages import generate as drawing
 from reca.stages.score import score
 

@@ -30,11 +30,11 @@ from bench.models import build
 from bench.sizes import FAMILIES
 from bench.steps import seconds_of, surroundings
 from reca.data.images import decode
-from reca.files import write_json
+from reca.extraction.encoder import Encoder
+from reca.extraction.writer import EmbeddingsWriter
 from reca.models.base import UnifiedModel
-from reca.nn.random import SampleRng
-from reca.training.embeddings_writer import EmbeddingsWriter
-from reca.training.encoder import Encoder
+from reca.runtime.files import write_json
+from reca.runtime.seeding import SampleRng
 
 RESULT = Path(__file__).parent / "results/extraction.json"
 CPU = torch.device("cpu")

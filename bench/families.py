@@ -30,9 +30,9 @@ import torch
 from bench.models import build
 from bench.sizes import FAMILIES
 from bench.steps import Trainer, make_batch, seconds_of, surroundings
-from reca.files import write_json
 from reca.models.base import Sampling, UnifiedModel
-from reca.nn.random import SampleRng
+from reca.runtime.files import write_json
+from reca.runtime.seeding import SampleRng
 
 RESULT = Path(__file__).parent / "results/families.json"
 CPU = torch.device("cpu")
@@ -76,7 +76,7 @@ def model_of(family: str, size: str) -> UnifiedModel:
     """A family's tiny preset as it is built before pre-training, or the middle size."""
     torch.manual_seed(0)
     if size == "tiny":
-        tiny: UnifiedModel = import_module(f"reca.pretraining.{family}_tiny").build().eval()
+        tiny: UnifiedModel = import_module(f"tools.tiny_bases.{family}_tiny").build().eval()
         return tiny
     return build(family, size, CPU)
 

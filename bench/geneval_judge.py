@@ -4,9 +4,10 @@
     python -m bench.geneval_judge judge FOLDER       # needs the judges' weights, fetched where they are missing
     python -m bench.geneval_judge judge FOLDER evaluate.geneval.detector=mmdet/mmdet-swin-s@geneval
 
-`compose` lays photographic cut-outs over plain grounds (reca/data/cutouts.py) for GenEval's own prompts, as far as
-there are cut-outs of what they name: single_object, two_object, counting and position. Prompts about colours are left
-out, for nobody has named the colours of photographs. FOLDER gets GenEval's layout, and truth.jsonl, a line an image:
+`compose` lays photographic cut-outs over plain grounds (reca/data/synthetic/collages.py) for GenEval's own prompts, as
+far as there are cut-outs of what they name: single_object, two_object, counting and position. Prompts about colours
+are left out, for nobody has named the colours of photographs. FOLDER gets GenEval's layout, and truth.jsonl, a line an
+image:
 
     right      every even image of a prompt shows what it asks for, every odd one has one fault
     fault      which: another thing, one too many, one too few, the other way round
@@ -29,16 +30,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reca.benchmarks.base import ItemScore, load_benchmark
-from reca.benchmarks.fetching import fetch
-from reca.benchmarks.prompts.geneval import OBJECTS, Entry, generate
-from reca.benchmarks.rules import geneval as rules
-from reca.benchmarks.samples import save_png
 from reca.config import ROOT
 from reca.config import compose as composed_config
-from reca.data.cutouts import PACKAGE_FOLDER, Cutouts, arrange, compose, objects, read_cutouts
-from reca.errors import UserError
-from reca.files import write_json, write_text
+from reca.data.synthetic.collages import PACKAGE_FOLDER, Cutouts, arrange, compose, objects, read_cutouts
+from reca.evaluation import geneval_rules as rules
+from reca.evaluation.benchmark import ItemScore, load_benchmark
+from reca.evaluation.benchmarks.geneval.prompts import OBJECTS, Entry, generate
+from reca.evaluation.download import fetch
+from reca.evaluation.samples import save_png
+from reca.runtime.errors import UserError
+from reca.runtime.files import write_json, write_text
 
 TASKS = ("single_object", "two_object", "counting", "position")
 TRUTH = "truth.jsonl"

@@ -13,9 +13,9 @@ the loop does; its frozen part, a small autoencoder, stays float32. Reported are
     images/s   micro-batch / seconds of a step
     tokens/s   images/s x (semantic_tokens + target_tokens); words of the template are left out
     TFLOP/s    floating-point operations of a step, forward and backward, as counted in that very step
-               (:mod:`reca.prediction.flops` has the formulas; gradients of frozen parts are neither computed nor
+               (:mod:`tools.memory.flops` has the formulas; gradients of frozen parts are neither computed nor
                counted) / seconds
-    MFU        that / the device's stated dense bfloat16 peak (:mod:`reca.prediction.accelerators`)
+    MFU        that / the device's stated dense bfloat16 peak (:mod:`tools.memory.accelerators`)
     extraction images/s of `extract`'s own code over JPEGs in memory, float32, and its share of what the encoders alone
                do there (:mod:`bench.extraction`)
     memory     torch.cuda.max_memory_allocated over the timed steps
@@ -48,11 +48,11 @@ from bench import extraction
 from bench.models import build
 from bench.sizes import FAMILIES, PUBLISHED, SIZES
 from bench.steps import Trainer, make_batch, seconds_of, surroundings
-from reca.files import write_json
 from reca.models.base import UnifiedModel
-from reca.prediction.accelerators import ACCELERATORS, known_as
-from reca.prediction.flops import flops_of
-from reca.training.speed import attend_by_blocks, compile_blocks
+from reca.runtime.files import write_json
+from reca.training.compile import attend_by_blocks, compile_blocks
+from tools.memory.accelerators import ACCELERATORS, known_as
+from tools.memory.flops import flops_of
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench/results"

@@ -35,8 +35,8 @@ from bench.models import build, full_float32
 from bench.sizes import FAMILIES
 from bench.steps import Batch, make_batch
 from reca.models.base import Dialogue, Loss, Sampling, Semantic, Target, UnifiedModel
-from reca.nn.random import SampleRng
-from reca.training.speed import attend_by_blocks, compile_blocks
+from reca.runtime.seeding import SampleRng
+from reca.training.compile import attend_by_blocks, compile_blocks
 
 FIXTURES = Path(__file__).parents[1] / "tests/parity/fixtures"
 CPU = torch.device("cpu")

@@ -35,20 +35,20 @@ from bench.models import build
 from bench.steps import Batch, Trainer, seconds_of, surroundings
 from reca.config import ROOT, Config, compose
 from reca.data.embeddings import Embeddings
-from reca.files import write_json
 from reca.models.base import Semantic, Target, UnifiedModel
-from reca.objectives.mixture import Mixture, mix
-from reca.objectives.templates import choose_templates
+from reca.models.loading import base_folder, load_base, load_encoders
+from reca.models.prompts import choose_templates
+from reca.runtime.distributed import ALONE, StopRequest, prepare
+from reca.runtime.files import write_json
 from reca.stages.extract import DATASET, EMBEDDINGS, extract
 from reca.stages.ingest import ingest
-from reca.training.base_model import base_folder, load_base, load_encoders
+from reca.training.batches import Pass, Passes
+from reca.training.loader import Samples
 from reca.training.loop import Run, take_step
 from reca.training.losses import Sources
-from reca.training.monitor import SpikeGuard
+from reca.training.metrics import SpikeGuard
+from reca.training.mixture import Mixture, mix
 from reca.training.optimizer import build_optimizer, freeze, set_training_mode
-from reca.training.passes import Pass, Passes
-from reca.training.process import ALONE, StopRequest, prepare
-from reca.training.samples import Samples
 
 RESULT = Path(__file__).parent / "results/loop.json"
 CPU = torch.device("cpu")

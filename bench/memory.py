@@ -5,7 +5,7 @@
 
 Per family and size, with and without recomputed activations, the same step (L_RecA, two micro-batches, AdamW; float32)
 
-    predicted   reca.prediction.step.simulated: a model without numbers
+    predicted   tools.memory.step.simulated: a model without numbers
     tensors     the storages that live while the step runs with numbers, followed operator by operator (``taken``)
     measured    CPU: the peak of resident memory (VmHWM) of a process of its own, less what it held before the model was
                 built; libraries' workspaces and the allocator's unreturned pages are in it.
@@ -28,9 +28,9 @@ import torch
 from bench.models import build
 from bench.sizes import FAMILIES
 from bench.steps import surroundings
-from reca.files import write_json
-from reca.objectives.mixture import mix
-from reca.prediction.step import Plan, simulated, taken
+from reca.runtime.files import write_json
+from reca.training.mixture import mix
+from tools.memory.step import Plan, simulated, taken
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "bench/results/memory.json"

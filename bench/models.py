@@ -8,7 +8,7 @@ from torch import nn
 
 from bench.sizes import OPTIONS, SIZES
 from reca.models.base import UnifiedModel
-from reca.prediction import build as published
+from tools.memory import build as published
 
 
 def build(family: str, size: str, device: torch.device, layers: int | None = None) -> UnifiedModel:

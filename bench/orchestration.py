@@ -33,7 +33,7 @@ from typing import Any
 
 from flows.graph import Stage, read_graph
 from reca.config import ROOT, Config
-from reca.files import write_json
+from reca.runtime.files import write_json
 
 SMOKE = ("experiment=smoke",)
 RESULT = ROOT / "bench/results/orchestration.json"
@@ -135,9 +135,11 @@ def run_side_by_side(stages: Sequence[Stage], width: int, root: Path) -> dict[st
 
 
 def words_of(stage: str) -> list[str]:
-    """``generate-base@scenes`` -> ``["generate", "base", "scenes"]``."""
-    verb, _, benchmark = stage.partition("@")
-    return [*verb.split("-"), *([benchmark] if benchmark else [])]
+    """Return the command line of a stage: ``generate@base-scenes`` -> ``["generate", "base", "scenes"]``."""
+    if stage in ("code", "base"):
+        return ["fingerprint", stage]
+    verb, _, item = stage.partition("@")
+    return [verb, *(item.split("-", 1) if item else [])]
 
 
 def summarise(measured: Sequence[dict[str, Any]], overrides: Sequence[str]) -> dict[str, Any]:

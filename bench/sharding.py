@@ -2,7 +2,7 @@
 
     python -m bench.sharding                # a Janus of some 300 MB, from a file in float32 and from one in bfloat16
 
-Every process loads the same files, takes its rows (:func:`reca.training.sharding.shard`) and makes one step of AdamW.
+Every process loads the same files, takes its rows (:func:`reca.training.fsdp.shard`) and makes one step of AdamW.
 Counted is anonymous memory (RssAnon of /proc/self/status), which nobody shares, beyond what the process had when it
 knew the others: views of the files are page cache, and there once for all. Peaks are seen by looking every few
 milliseconds. One process shards nothing. JSON goes to bench/results/sharding.json, in MiB.
@@ -25,13 +25,13 @@ from safetensors.torch import load_file, save_file
 
 from bench.models import build
 from reca.config import ROOT
-from reca.files import write_json
 from reca.models.base import load_model
-from reca.nn.random import SampleRng
-from reca.training.launch import free_port
+from reca.runtime.distributed import joined
+from reca.runtime.files import write_json
+from reca.runtime.launch import free_port
+from reca.runtime.seeding import SampleRng
+from reca.training.fsdp import shard
 from reca.training.optimizer import build_optimizer, clip_gradients, freeze
-from reca.training.process import joined
-from reca.training.sharding import shard
 
 RESULT = ROOT / "bench/results/sharding.json"
 SIZES = (1, 2, 4)
@@ -71,7 +71,7 @@ def in_processes(size: int, function: Callable[..., Any], *arguments: Any) -> li
     """
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(MMAP_BYTES))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bench.models", "reca.models.janus", "reca.training.sharding", "torch._dynamo"])
+    context.set_forkserver_preload(["bench.models", "reca.models.janus.model", "reca.training.fsdp", "torch._dynamo"])
     port, results = free_port(), context.SimpleQueue()
     started = [
         context.Process(target=_as_rank, args=(rank, size, port, results, function, *arguments)) for rank in range(size)

@@ -1,12 +1,12 @@
 """The numbers that models are built from here: tiny, middle, and as published; weights are random everywhere.
 
-Published sizes are :mod:`reca.prediction.sizes`'. Nothing here is fetched.
+Published sizes are :mod:`tools.memory.sizes`'. Nothing here is fetched.
 """
 
 from typing import Any
 
-from reca.prediction.sizes import PUBLISHED as PRESETS
-from reca.prediction.sizes import dc_ae, mar, sana, text, vision, vq
+from tools.memory.sizes import PUBLISHED as PRESETS
+from tools.memory.sizes import dc_ae, mar, sana, text, vision, vq
 
 FAMILIES = ("bagel", "harmon", "janus", "openuni", "showo")
 

@@ -19,9 +19,9 @@ import torch
 from bench.models import build
 from bench.sizes import FAMILIES, PUBLISHED
 from reca.config import AdapterSection
-from reca.files import write_json
-from reca.training.adapters import adapt
-from reca.training.moments import Moments, state_bytes
+from reca.runtime.files import write_json
+from reca.training.lora import adapt
+from reca.training.low_bit_adamw import Moments, state_bytes
 from reca.training.precision import rounded_by_autocast
 
 RESULT = Path(__file__).parent / "results" / "states.json"

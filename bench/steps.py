@@ -15,8 +15,8 @@ import transformers
 from torch import Tensor
 
 from reca.models.base import Semantic, Target, UnifiedModel
-from reca.nn.random import SampleRng
-from reca.objectives.templates import choose_templates
+from reca.models.prompts import choose_templates
+from reca.runtime.seeding import SampleRng
 from reca.training.optimizer import build_optimizer, freeze, set_learning_rate, set_training_mode
 
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from reca.config import ConfigError
-from reca.errors import UserError
+from reca.runtime.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from flows.gpus import LIMIT, create_limit
 from flows.server import SETTINGS, running_server
-from reca import workspace
 from reca.config import Config, compose
-from reca.errors import UserError
+from reca.runtime import workspace
+from reca.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from prefect.events.schemas.automations import AutomationCore

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from reca.errors import UserError
+from reca.runtime.errors import UserError
 
 LIMIT = "gpu"
 LEASE_SECONDS = 60

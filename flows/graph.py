@@ -6,8 +6,8 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from reca.config.benchmarks import judged_here
-from reca.errors import UserError
+from reca.config.evaluate import judged_here
+from reca.runtime.errors import UserError
 
 GPU, JUDGE = "gpu", "judge"
 
@@ -26,7 +26,7 @@ class Stage:
 
     def uses_gpu(self, evaluate: Mapping[str, Any]) -> bool:
         """Whether it takes devices, given the section of the configuration that says what is measured."""
-        _, _, benchmark = self.name.partition("@")
+        _, _, benchmark = self.name.partition("-")  # score@base-scenes
         return self.resource == GPU or (self.resource == JUDGE and judged_here(evaluate, benchmark))
 
 

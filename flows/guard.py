@@ -10,7 +10,7 @@ that came of it (also those that left the process group or lost their parents) w
 
 First SIGTERM to everything, then, after ``--grace`` seconds, SIGKILL. What starts processes on several hosts, and what
 comes of it here, gets SIGUSR1 first: srun and mpirun hand that on, while at SIGTERM srun kills what may be saving
-(reca/training/launch.py). Only the standard library: it starts fast.
+(reca/runtime/launch.py). Only the standard library: it starts fast.
 """
 
 import argparse
@@ -27,7 +27,7 @@ import time
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 PARENT_ALONE_SECONDS = 3
 RENDEZVOUS = b"RECA_RENDEZVOUS="
-"""In the environment of what :mod:`reca.training.launch` starts for several hosts."""
+"""In the environment of what :mod:`reca.runtime.launch` starts for several hosts."""
 
 
 def main() -> int:

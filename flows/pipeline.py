@@ -14,18 +14,18 @@ from prefect.states import Cancelled, Completed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.artifacts import publish
-from flows.cancellation import CancellationWatch
 from flows.display import Display
 from flows.graph import read_graph
-from flows.process import Processes, Stopped
+from flows.liveness import CancellationWatch
 from flows.reconcile import reconcile
+from flows.run_context import StageFailed, Workplace, run_command
 from flows.schedule import run_stages
-from flows.stage import run_register
 from flows.summary import summarise
-from flows.workplace import StageFailed, Workplace, run_command
-from reca import workspace
+from flows.supervisor import Processes, Stopped
+from flows.tasks import run_register
 from reca.config import Config, compose
-from reca.system_metrics import VARIABLE, sampled
+from reca.runtime import workspace
+from reca.runtime.system_metrics import VARIABLE, sampled
 
 ISOLATED = "RECA_ISOLATED"
 TRACKING = "MLFLOW_TRACKING_URI"

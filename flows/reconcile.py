@@ -10,7 +10,7 @@ from prefect.client.schemas.filters import FlowRunFilterStateType as StateTypes
 from prefect.client.schemas.objects import StateType
 from prefect.states import Cancelled, Crashed, State
 
-from reca import workspace
+from reca.runtime import workspace
 
 UNFINISHED = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
 
@@ -19,7 +19,7 @@ def reconcile(state: Path, say: Callable[[str], None]) -> None:
     """Mark flow runs of this project whose process is gone as Crashed, or as Cancelled where that was wanted.
 
     Args:
-        state: The state folder, where every run shows that it is alive (:func:`reca.workspace.alive`).
+        state: The state folder, where every run shows that it is alive (:func:`reca.runtime.workspace.alive`).
         say: Told about each.
     """
     unfinished = FlowRunFilter(state=FlowRunFilterState(type=StateTypes(any_=UNFINISHED)))

@@ -14,9 +14,9 @@ from flows.display import Display
 from flows.gpus import create_limit
 from flows.server import PrivateServer
 from flows.summary import print_summary, summarise
-from reca import workspace
 from reca.config import Config, compose
-from reca.files import write_json
+from reca.runtime import workspace
+from reca.runtime.files import write_json
 
 SETTLE_SECONDS, INTERRUPTED_SECONDS = 20.0, 2.0
 DURATIONS = "durations.json"

@@ -7,8 +7,8 @@ from prefect.states import State
 
 from flows.graph import Stage
 from flows.lineage import disagreements
-from flows.stage import run_stage
-from flows.workplace import Workplace
+from flows.run_context import Workplace
+from flows.tasks import run_stage
 
 Future = Any  # PrefectConcurrentFuture; `submit` is typed by its base class, which has no `wrapped_future`
 

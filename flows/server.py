@@ -17,8 +17,8 @@ import urllib.request
 from importlib.util import find_spec
 from pathlib import Path
 
-from reca.errors import UserError
-from reca.files import write_json
+from reca.runtime.errors import UserError
+from reca.runtime.files import write_json
 
 START_SECONDS = 300
 APPLICATION = "prefect.server.api.server:create_app"

@@ -6,12 +6,12 @@ import sys
 import time
 from pathlib import Path
 
-from flows.process import Processes
 from flows.run import prefect_api
 from flows.server import free_port
-from reca import workspace
+from flows.supervisor import Processes
 from reca.config import Config
-from reca.errors import UserError
+from reca.runtime import workspace
+from reca.runtime.errors import UserError
 
 START_SECONDS = 300
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}

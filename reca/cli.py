@@ -8,17 +8,18 @@ import importlib
 import os
 import select
 import signal
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from reca import workspace
-from reca.config import Config, ConfigError, compose
-from reca.config.benchmarks import PUBLISHED, judged_here
-from reca.errors import UserError
-from reca.training.process import GUARD
+from reca.config import ROOT, Config, ConfigError, compose
+from reca.config.evaluate import PUBLISHED, judged_here
+from reca.runtime import workspace
+from reca.runtime.distributed import GUARD
+from reca.runtime.errors import UserError
 
 PLAIN_STAGES = {
     "ingest": "read images into shards and a manifest",
@@ -38,7 +39,7 @@ FLOW_VERBS = {
     "ui": "open the Prefect and MLflow pages of this project",
     "demo": "`reca run` on the embedded default",
 }
-PASSED_ON = {*FLOW_VERBS, "pretrain"}
+PASSED_ON = set(FLOW_VERBS)
 """Verbs whose arguments are read elsewhere."""
 STAGE_OPTIONS = ("from_replies", "dry_run")
 """Options of these that a stage takes by name."""
@@ -84,6 +85,8 @@ def parser() -> argparse.ArgumentParser:
     overrides.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="train.max_steps=40, data=folder, …")
     for name, text in PLAIN_STAGES.items():
         verb(name, _stage, text)
+    subject = verb("fingerprint", _fingerprint, "hash the code that each stage runs, or the base model's files")
+    subject.add_argument("subject", choices=("code", "base"))
     for name, text in PER_BENCHMARK_STAGES.items():
         stage = verb(name, _stage, text)
         stage.add_argument("which", choices=("base", "aligned"))
@@ -92,7 +95,6 @@ def parser() -> argparse.ArgumentParser:
             stage.add_argument("--from-replies", action="store_true", help="ask no judge: only stored replies count")
             stage.add_argument("--dry-run", action="store_true", help="say what asking the judge would cost")
     add_evaluation(verb)
-    verb("pretrain", _pretrain, "make the base weights of a tiny preset again")
     doctor = verb("doctor", _doctor, "say whether machine and project are fit; with overrides, what a run would take")
     doctor.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="model=…, hardware=…: predict this run")
     doctor.add_argument("--json", action="store_true", help="for programs")
@@ -112,7 +114,7 @@ def _compose(options: argparse.Namespace) -> None:
     root = workspace.project_root()
     config = compose(options.overrides)
     if config.data.source != "scenes":
-        from reca.data.versioning import prepare
+        from reca.data.track import prepare
 
         config = prepare(config, root)
     if config.train.dialogues:
@@ -120,11 +122,11 @@ def _compose(options: argparse.Namespace) -> None:
 
         config = pinned(config, root)
     if config.model.hub:
-        from reca.data.checkpoints import fetch
+        from reca.data.download import fetch
 
         fetch(config, root)
     if set(config.evaluate.benchmarks) & set(PUBLISHED) or config.evaluate.fidelity.encoders:
-        from reca.benchmarks.fetching import fetch as fetch_benchmarks
+        from reca.evaluation.download import fetch as fetch_benchmarks
 
         fetch_benchmarks(config, root)
         _track_prompts(config, root)
@@ -136,12 +138,19 @@ def _compose(options: argparse.Namespace) -> None:
 
 def _track_prompts(config: Config, root: Path) -> None:
     """Put the published texts and images that are measured with under DVC, so that a run's prompts have a version."""
-    from reca.benchmarks.prompts.sources import folder_of
-    from reca.data.versioning import track
+    from reca.data.track import track
+    from reca.evaluation.prompt_sources import folder_of
 
     for name in config.evaluate.benchmarks:
         if folder_of(root, name).is_dir():
             track(folder_of(root, name), root)
+
+
+def _fingerprint(options: argparse.Namespace) -> None:
+    from reca.stages.fingerprint import fingerprint
+
+    root = workspace.project_root()
+    fingerprint(Config.load(root / "params.yaml"), root, options.subject)
 
 
 def _stage(options: argparse.Namespace) -> int:
@@ -151,7 +160,7 @@ def _stage(options: argparse.Namespace) -> int:
     if options.verb in PER_BENCHMARK_STAGES:
         os.environ.setdefault("OMP_NUM_THREADS", str(config.hardware.generate_threads))
     if config.hardware.devices > 1 and _is_shared(options, config):
-        from reca.training.launch import launch_all, launched
+        from reca.runtime.launch import launch_all, launched
 
         if not launched():
             command = [sys.executable, "-m", "reca", *sys.argv[1:]]
@@ -202,19 +211,19 @@ def add_evaluation(verb: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _lmms_eval(options: argparse.Namespace) -> None:
-    from reca.benchmarks.lmms_eval import run
+    from reca.evaluation.lmms_eval import run
 
     run(options)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from reca.evaluate import evaluate
+    from reca.stages.evaluate import evaluate
 
     evaluate(options, workspace.project_root())
 
 
 def _gate(options: argparse.Namespace) -> None:
-    from reca.gate import gate
+    from reca.stages.gate import gate
 
     gate(options, workspace.project_root())
 
@@ -222,7 +231,7 @@ def _gate(options: argparse.Namespace) -> None:
 def _compare(options: argparse.Namespace) -> None:
     import json
 
-    from reca.comparison import as_json, compare, table
+    from reca.evaluation.compare import as_json, compare, table
 
     found = compare(Path(options.first), Path(options.second))
     print(json.dumps(as_json(found), indent=2) if options.json else table(found))
@@ -254,25 +263,18 @@ def _start_flows(options: argparse.Namespace) -> None:
     os.execv(sys.executable, [sys.executable, "-m", "flows", verb, *options.arguments])
 
 
-def _pretrain(options: argparse.Namespace) -> int:
-    from reca.pretraining import main as pretrain
-
-    return pretrain(options.arguments)
-
-
 def _doctor(options: argparse.Namespace) -> int:
     root = workspace.project_root()
     if options.overrides:
-        from reca.prediction.command import predict
-
-        return predict(options.overrides, root, options.json)
-    from reca.doctor import doctor
+        words = [*options.overrides, *(["--json"] if options.json else [])]
+        return subprocess.run([sys.executable, "-m", "tools.memory", *words], cwd=ROOT, check=False).returncode
+    from reca.runtime.doctor import doctor
 
     return doctor(root, options.json)
 
 
 def _registered(options: argparse.Namespace) -> int:
-    from reca import reproduce
+    from reca.tracking import reproduce
 
     commands = {
         "lineage": reproduce.lineage_command,

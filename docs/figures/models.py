@@ -125,7 +125,7 @@ FAMILIES = (
 def load(family: Family) -> UnifiedModel:
     """The tiny model under its preset, with random weights."""
     torch.manual_seed(0)
-    model: UnifiedModel = import_module(f"reca.pretraining.{family.preset}").build()
+    model: UnifiedModel = import_module(f"tools.tiny_bases.{family.preset}").build()
     return model
 
 

@@ -16,8 +16,8 @@ from typing import Any, Self
 from pydantic import Field, NonNegativeInt, ValidationError
 
 from reca.config import yaml12
-from reca.config.models import ModelSection
-from reca.config.section import Fraction, Section
+from reca.config.base import Fraction, Section
+from reca.config.model import ModelSection
 from reca.config.sections import (
     AdapterSection,
     BenchmarkName,

@@ -11,8 +11,8 @@ from pydantic import (
     model_validator,
 )
 
-from reca.config.benchmarks import HubId, JudgeLimits, PublishedBenchmarks
-from reca.config.section import Fraction, Section
+from reca.config.base import Fraction, Section
+from reca.config.evaluate import HubId, JudgeLimits, PublishedBenchmarks
 
 BenchmarkName = Literal[
     "scenes",
@@ -177,7 +177,7 @@ class TrainSection(Section):
     captions: Literal["sparse", "full"]
     """Which caption the text-to-image loss reads, where the data has both: the two controls of docs/experiments.md."""
     prompt_templates: PositiveInt | None
-    """How many prompt templates L_RecA draws from; ``None``: all of reca/objectives/templates.py."""
+    """How many prompt templates L_RecA draws from; ``None``: all of reca/models/prompts.py."""
     dialogues: str | None = None
     """A JSON file in LLaVA's format for the understanding loss; ``None``: the questions that the data come with."""
     dialogue_images: str | None = None

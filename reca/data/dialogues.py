@@ -17,9 +17,9 @@ from PIL import Image
 
 from reca.config import Config
 from reca.data.images import BadImage, decode, signature
-from reca.digest import file_digest
-from reca.errors import UserError
-from reca.nn.random import derive_seed
+from reca.runtime.errors import UserError
+from reca.runtime.hashing import file_digest
+from reca.runtime.seeding import derive_seed
 
 IMAGE = "<image>"
 GREY = (127, 127, 127)

@@ -19,10 +19,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from reca.digest import file_digest
-from reca.errors import UserError
-from reca.files import whole_file, write_json
-from reca.nn.ragged import join
+from reca.data.ragged import join
+from reca.runtime.errors import UserError
+from reca.runtime.files import whole_file, write_json
+from reca.runtime.hashing import file_digest
 
 INDEX = "index.json"
 FORMAT = 1

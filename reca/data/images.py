@@ -12,7 +12,7 @@ from PIL import ExifTags, Image, ImageOps
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from reca.nn.image_sizes import Resize
+    from reca.data.resize import Resize
 
 # What cameras, phones and the web produce. Nothing that starts another program or loads fonts (EPS, PDF, SVG, WMF).
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "AVIF")

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from reca.data.images import BadImage, decode
-from reca.errors import UserError
+from reca.runtime.errors import UserError
 
 MANIFEST = "manifest.parquet"
 Split = Literal["train", "held_out"]

@@ -2,7 +2,7 @@
 
 Images are float tensors (B, 3, H, W) in [-1, 1]; where a family lets them keep their shapes (``Spec``), lists of
 (3, H, W). All randomness comes from the ``rng`` argument
-(:class:`reca.nn.random.SampleRng`), one stream per sample, so a result depends on its own seed only.
+(:class:`reca.runtime.seeding.SampleRng`), one stream per sample, so a result depends on its own seed only.
 """
 
 from abc import ABC, abstractmethod
@@ -16,19 +16,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reca.nn.image_sizes import Resize
-from reca.nn.ragged import Ragged
-from reca.nn.random import SampleRng
+from reca.data.ragged import Ragged
+from reca.data.resize import Resize
+from reca.runtime.seeding import SampleRng
 
 Paradigm = Literal["autoregressive", "masked_autoregressive", "masked_token", "flow"]
 Cacheable = Literal["semantic", "target"]
 
 FAMILIES = {
-    "janus": "reca.models.janus:Janus",
-    "openuni": "reca.models.openuni:OpenUni",
-    "showo": "reca.models.showo:Showo",
-    "bagel": "reca.models.bagel:Bagel",
-    "harmon": "reca.models.harmon:Harmon",
+    "janus": "reca.models.janus.model:Janus",
+    "openuni": "reca.models.openuni.model:OpenUni",
+    "showo": "reca.models.showo.model:Showo",
+    "bagel": "reca.models.bagel.model:Bagel",
+    "harmon": "reca.models.harmon.model:Harmon",
 }
 """Where each family lives; a new family is one more line."""
 
@@ -84,7 +84,7 @@ class Semantic(Ragged):
 
     @property
     def embeds(self) -> Tensor:
-        """(B, N, D); of images of unlike shapes all numbers in a row, see :class:`reca.nn.ragged.Ragged`."""
+        """(B, N, D); of images of unlike shapes all numbers in a row, see :class:`reca.data.ragged.Ragged`."""
         return self.values
 
 
@@ -92,7 +92,7 @@ class Target(Ragged):
     """What the drawing half is trained to produce, never with gradient.
 
     Codes (B, T) int64, or latents (B, C, h, w), or posterior moments (B, 2C, h, w); of images of unlike shapes all
-    numbers in a row, see :class:`reca.nn.ragged.Ragged`.
+    numbers in a row, see :class:`reca.data.ragged.Ragged`.
     """
 
 

@@ -8,7 +8,7 @@ import yaml
 
 from reca.config import Config
 from reca.reporting.inputs import Pair, Record
-from reca.reporting.words import benchmark_words, category_words, per_cent, points
+from reca.reporting.text import benchmark_words, category_words, per_cent, points
 
 OURS = "apache-2.0"
 """Licence of this project, and so of the small bases that it made itself."""

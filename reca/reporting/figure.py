@@ -8,8 +8,8 @@ from typing import Any
 
 from reca.reporting.charts import direction
 from reca.reporting.inputs import Measured, Pair, Record
-from reca.reporting.pictures import SMALL, open_picture
-from reca.reporting.words import benchmark_words, category_words, points
+from reca.reporting.text import benchmark_words, category_words, points
+from reca.reporting.thumbnails import SMALL, open_picture
 
 COLUMNS = 5
 LABEL, GAP, HEAD = 0.95, 0.09, 0.7  # inches: room for a row's label, between two images, for what stands above

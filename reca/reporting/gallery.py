@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from reca.benchmarks.base import ItemScore
+from reca.evaluation.benchmark import ItemScore
 from reca.reporting.inputs import Measured, Pair
-from reca.reporting.pictures import Picture, load_picture
-from reca.reporting.words import category_words
+from reca.reporting.text import category_words
+from reca.reporting.thumbnails import Picture, load_picture
 
 PROMPTS_SHOWN = 3  # of each category
 IMAGES_SHOWN = 4  # of each prompt, on either side

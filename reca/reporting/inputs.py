@@ -8,10 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from reca.benchmarks.base import ItemScore, Scores, read_items, read_scores, values_of
-from reca.benchmarks.samples import Row, read_manifest
-from reca.errors import UserError
-from reca.statistics import Values, scored_pairs
+from reca.evaluation.benchmark import ItemScore, Scores, read_items, read_scores, values_of
+from reca.evaluation.samples import Row, read_manifest
+from reca.evaluation.statistics import Values, scored_pairs
+from reca.runtime.errors import UserError
 
 Which = Literal["base", "aligned"]
 Record = dict[str, Any]
@@ -105,8 +105,8 @@ def read_pair(outputs: Path, benchmark: str) -> Pair:
 def _unlike(benchmark: str, difference: str) -> MissingInput:
     return MissingInput(
         f"outputs/scores/base/{benchmark}.json and outputs/scores/aligned/{benchmark}.json cannot be compared: "
-        f"{difference}; make both anew: `dvc repro generate-base@{benchmark} generate-aligned@{benchmark} "
-        f"score-base@{benchmark} score-aligned@{benchmark}`"
+        f"{difference}; make both anew: `dvc repro generate@base-{benchmark} generate@aligned-{benchmark} "
+        f"score@base-{benchmark} score@aligned-{benchmark}`"
     )
 
 
@@ -117,7 +117,7 @@ def read_measured(outputs: Path, which: Which, benchmark: str) -> Measured:
         MissingInput: A file is missing or broken; the message names it and the stage that writes it.
     """
     folder = outputs / "samples" / which / benchmark
-    score_stage, generate_stage = f"score-{which}@{benchmark}", f"generate-{which}@{benchmark}"
+    score_stage, generate_stage = f"score@{which}-{benchmark}", f"generate@{which}-{benchmark}"
     scores = _read(outputs / f"scores/{which}/{benchmark}.json", read_scores, score_stage)
     items = _read(outputs / f"scores/{which}/{benchmark}.items.jsonl", read_items, score_stage)
     samples = _read(folder / "manifest.jsonl", lambda path: read_manifest(path.parent), generate_stage)

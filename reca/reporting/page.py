@@ -12,7 +12,7 @@ from markupsafe import Markup
 from reca.config import Config, flatten
 from reca.reporting import charts, gallery
 from reca.reporting.inputs import Pair, Record
-from reca.reporting.words import BENCHMARKS, benchmark_words, category_words, per_cent, points
+from reca.reporting.text import BENCHMARKS, benchmark_words, category_words, per_cent, points
 
 TEMPLATES = Path(__file__).parent / "templates"
 SWATCHES = {

@@ -1,7 +1,7 @@
 """``extract``: compute once what the frozen parts of the base model say about every image.
 
 What may be stored the model declares (``cacheable``). Finished shards are kept under the state folder
-(:mod:`reca.training.extractions`) and linked to the output at the end: a killed run goes on from there, and after a
+(:mod:`reca.extraction.cache`) and linked to the output at the end: a killed run goes on from there, and after a
 change of the data only new images are encoded. The output does not tell which of this happened.
 """
 
@@ -17,15 +17,7 @@ import torch
 from reca.config import Config
 from reca.data.embeddings import check_shard, write_index
 from reca.data.manifest import MANIFEST, ImageReader
-from reca.digest import file_digest
-from reca.files import whole_folder
-from reca.progress import Progress
-from reca.stages.result import write_result
-from reca.training.base_model import base_digest, base_folder, load_encoders
-from reca.training.code import EXTRACTION, code_digest
-from reca.training.embeddings_writer import EmbeddingsWriter
-from reca.training.encoder import Encoder
-from reca.training.extractions import (
+from reca.extraction.cache import (
     Done,
     Known,
     gather,
@@ -37,8 +29,16 @@ from reca.training.extractions import (
     rounding_facts,
     tidy,
 )
-from reca.training.process import World, end_with_parent, joined, prepare
-from reca.training.storage import exclusive, explained
+from reca.extraction.encoder import Encoder
+from reca.extraction.writer import EmbeddingsWriter
+from reca.models.loading import base_digest, base_folder, load_encoders
+from reca.runtime.code_digest import code_digest
+from reca.runtime.distributed import World, end_with_parent, joined, prepare
+from reca.runtime.files import whole_folder
+from reca.runtime.hashing import file_digest
+from reca.runtime.locks import exclusive, explained
+from reca.runtime.progress import Progress
+from reca.stages.result import write_result
 
 DATASET = Path("outputs/dataset")
 EMBEDDINGS = Path("outputs/embeddings")
@@ -72,7 +72,7 @@ def extract(config: Config, root: Path) -> None:
 def _fingerprint(config: Config, root: Path, base: Path) -> str:
     """What decides an image's row, the code included, and which images in which shards; not batch size or device."""
     how: list[Any] = [config.model.model_dump(exclude=NOT_SEEN), config.extract.dtype]
-    how += [base_digest(base), code_digest(EXTRACTION)]
+    how += [base_digest(base), code_digest("extract", family=config.model.family)]
     what = [file_digest(root / DATASET / MANIFEST), config.extract.images_per_shard]
     return "-".join(hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:16] for part in (how, what))
 

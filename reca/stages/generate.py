@@ -12,15 +12,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reca.benchmarks.base import Benchmark, load_benchmark
-from reca.benchmarks.samples import Row, row_key, write_manifest
 from reca.config import Config
-from reca.digest import file_digest, weights_digest
-from reca.errors import UserError
-from reca.files import whole_folder, write_json
-from reca.progress import Progress
+from reca.evaluation.benchmark import Benchmark, load_benchmark
+from reca.evaluation.samples import Row, row_key, write_manifest
+from reca.runtime.distributed import World, choose_device, end_with_parent, joined
+from reca.runtime.errors import UserError
+from reca.runtime.files import whole_folder, write_json
+from reca.runtime.hashing import file_digest, weights_digest
+from reca.runtime.progress import Progress
 from reca.stages.result import write_result
-from reca.training.process import World, choose_device, end_with_parent, joined
 
 if TYPE_CHECKING:
     import torch

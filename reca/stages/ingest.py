@@ -16,9 +16,9 @@ from reca.data.shards import ShardWriter
 from reca.data.sources import open_source
 from reca.data.sources.base import Item, Rejected, Source
 from reca.data.spool import Picture, Spool
-from reca.errors import UserError
-from reca.files import whole_folder, write_text
-from reca.progress import Progress
+from reca.runtime.errors import UserError
+from reca.runtime.files import whole_folder, write_text
+from reca.runtime.progress import Progress
 from reca.stages.result import write_result
 
 A = TypeVar("A")

@@ -11,15 +11,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from reca import registry, system_metrics, tracking
-from reca.benchmarks.base import read_items, read_scores, values_of
 from reca.config import Config
-from reca.errors import UserError
-from reca.files import write_json
-from reca.lineage import Lineage, check_outputs, check_params, collect, uncommitted_patch
-from reca.registry import Version
-from reca.statistics import OVERALL, Values, paired_delta, scored_pairs
-from reca.verdict import Champion, Verdict, judge
+from reca.evaluation.benchmark import read_items, read_scores, values_of
+from reca.evaluation.promotion import Champion, Verdict, judge
+from reca.evaluation.statistics import OVERALL, Values, paired_delta, scored_pairs
+from reca.runtime import system_metrics
+from reca.runtime.errors import UserError
+from reca.runtime.files import write_json
+from reca.tracking import registry
+from reca.tracking import runs as tracking
+from reca.tracking.lineage import Lineage, check_outputs, check_params, collect, uncommitted_patch
+from reca.tracking.registry import Version
 
 MODEL, REPORT, SCORES, CURVES = "outputs/model", "outputs/report", "outputs/scores", "outputs/curves"
 REQUIREMENTS = ("mlflow", "torch", "transformers", "safetensors", "numpy", "pillow")

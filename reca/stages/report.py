@@ -13,18 +13,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from reca import lineage
-from reca.benchmarks.base import Scores
 from reca.config import Config, GateRule
-from reca.files import whole_folder, write_json, write_text
+from reca.evaluation.benchmark import Scores
+from reca.evaluation.promotion import Verdict, judge
+from reca.evaluation.statistics import OVERALL, paired_delta
 from reca.reporting.card import licence_of, render_card
 from reca.reporting.figure import draw_overview
 from reca.reporting.inputs import MissingInput, Pair, Record, read_curve, read_optional, read_pair
 from reca.reporting.page import Report, render_page
-from reca.reporting.words import benchmark_words, category_words, points
+from reca.reporting.text import benchmark_words, category_words, points
+from reca.runtime.files import whole_folder, write_json, write_text
 from reca.stages.result import write_result
-from reca.statistics import OVERALL, paired_delta
-from reca.verdict import Verdict, judge
+from reca.tracking import lineage
 
 AT_REGISTRATION = "compared when the model is registered, with the champion of that moment"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from reca.config import Config
-from reca.files import write_json
+from reca.runtime.files import write_json
 
 RESULT = "result.json"
 

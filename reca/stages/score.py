@@ -1,6 +1,6 @@
 """``score``: turn a benchmark's samples into numbers with intervals, and keep what the scorer saw.
 
-Where a network judges on this machine (:func:`reca.config.benchmarks.judged_here`), processes share the samples.
+Where a network judges on this machine (:func:`reca.config.evaluate.judged_here`), processes share the samples.
 """
 
 from collections.abc import Sequence
@@ -8,8 +8,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from reca import statistics
-from reca.benchmarks.base import (
+from reca.config import Config
+from reca.config.evaluate import judged_here, sampling_part
+from reca.evaluation import statistics
+from reca.evaluation.benchmark import (
     Benchmark,
     CategoryEstimate,
     Estimate,
@@ -19,14 +21,12 @@ from reca.benchmarks.base import (
     values_of,
     write_items,
 )
-from reca.benchmarks.samples import Row, read_manifest
-from reca.config import Config
-from reca.config.benchmarks import judged_here, sampling_part
-from reca.errors import UserError
-from reca.files import write_json
-from reca.progress import Progress
+from reca.evaluation.samples import Row, read_manifest
+from reca.runtime.distributed import ALONE, World, joined
+from reca.runtime.errors import UserError
+from reca.runtime.files import write_json
+from reca.runtime.progress import Progress
 from reca.stages.result import read_result
-from reca.training.process import ALONE, World, joined
 
 PART = 64
 """Samples that a process judges before it takes the next."""

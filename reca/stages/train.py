@@ -10,27 +10,28 @@ from reca.config import Config
 from reca.data.dialogues import unchanged
 from reca.data.embeddings import Embeddings
 from reca.data.manifest import MANIFEST, read_manifest
-from reca.digest import file_digest
-from reca.errors import UserError
-from reca.files import whole_folder
 from reca.models.base import UnifiedModel
-from reca.objectives.mixture import Mixture, mix
+from reca.models.loading import base_digest, base_folder, load_base
+from reca.runtime.distributed import StopRequest, World, end_with_parent, joined, prepare
+from reca.runtime.errors import UserError
+from reca.runtime.files import whole_folder, write_json
+from reca.runtime.hashing import checkpoint_digests, file_digest
+from reca.runtime.locks import explained
 from reca.stages.result import write_result
-from reca.training.activations import checkpoint_blocks
-from reca.training.base_model import base_digest, base_folder, load_base
+from reca.training.activation_checkpointing import checkpoint_blocks
 from reca.training.checkpoint import CheckpointStore, fingerprint
+from reca.training.compile import attend_by_blocks, compile_blocks
+from reca.training.fsdp import gather, shard
+from reca.training.loader import Samples
 from reca.training.loop import Record, Run, train_model
+from reca.training.mixture import Mixture, mix
 from reca.training.precision import place, rounded_by_autocast
-from reca.training.process import StopRequest, World, end_with_parent, joined, prepare
-from reca.training.samples import Samples
-from reca.training.sharding import gather, shard
-from reca.training.speed import attend_by_blocks, compile_blocks
-from reca.training.storage import explained
 
 DATASET = Path("outputs/dataset")
 EMBEDDINGS = Path("outputs/embeddings")
 MODEL = Path("outputs/model")
 CURVES = Path("outputs/curves")
+FINGERPRINT = Path("outputs/fingerprint/aligned.json")
 SECTIONS = ("model", "train", "seed")
 
 
@@ -75,18 +76,19 @@ def train(config: Config, root: Path) -> None:
         with explained(root / MODEL, "the aligned model"), whole_folder(root / MODEL) as folder:
             place(model.eval(), torch.device("cpu"))  # in float32 again, however it was kept in training
             if config.train.adapter is not None:
-                from reca.training.adapters import merge
+                from reca.training.lora import merge
 
                 merge(model)
             model.save_official(folder)
             write_result(folder, "train", config, SECTIONS, steps=config.train.max_steps, fingerprint=name)
+        write_json(root / FINGERPRINT, checkpoint_digests(root / MODEL))
 
 
 def _prepared(config: Config, base: Path, root: Path, device: torch.device, world: World) -> UnifiedModel:
     """The base model as it is to be trained: adapters first, for they bring layers; its place last."""
     model = load_base(config, base, root, None)
     if config.train.adapter is not None:
-        from reca.training.adapters import adapt  # needs peft, which nothing else does
+        from reca.training.lora import adapt  # needs peft, which nothing else does
 
         adapt(model, config.train.adapter, config.seed)
     if config.hardware.flex_attention:

@@ -22,12 +22,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from reca.config import Config
-from reca.digest import file_digest
-from reca.errors import UserError
-from reca.files import sync, whole_folder, write_json
-from reca.training.process import ALONE, World
-from reca.training.sharding import beside, own_rows
-from reca.training.storage import exclusive, explained
+from reca.runtime.distributed import ALONE, World
+from reca.runtime.errors import UserError
+from reca.runtime.files import sync, whole_folder, write_json
+from reca.runtime.hashing import file_digest
+from reca.runtime.locks import exclusive, explained
+from reca.training.fsdp import beside, own_rows
 
 META = "meta.json"
 PART = re.compile(r"part-\d{5}-of-\d{5}\.safetensors")
@@ -83,7 +83,7 @@ class CheckpointStore:
         self._keep_last = keep_last
 
     def lock(self, wait_seconds: float | None = None) -> AbstractContextManager[None]:
-        """Hold this fingerprint; see :func:`reca.training.storage.exclusive`."""
+        """Hold this fingerprint; see :func:`reca.runtime.locks.exclusive`."""
         waiting = {} if wait_seconds is None else {"wait_seconds": wait_seconds}
         path = self.folder.with_name(f"{self.fingerprint}.lock")
         return exclusive(path, f"the training run {self.fingerprint}", **waiting)

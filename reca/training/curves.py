@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from reca.objectives.mixture import Kind
-from reca.training import monitor
-from reca.training.process import World
-from reca.training.storage import explained
+from reca.runtime.distributed import World
+from reca.runtime.locks import explained
+from reca.training import metrics as monitor
+from reca.training.mixture import Kind
 
 
 class Curves:

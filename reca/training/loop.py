@@ -1,8 +1,8 @@
 """The loop: finite, resumable, bit-equal whether interrupted or not.
 
-Several processes (:class:`reca.training.process.World`) take their parts of every step's samples and add up their
+Several processes (:class:`reca.runtime.distributed.World`) take their parts of every step's samples and add up their
 gradients; but for rounding, the result does not depend on how many there are, because order and noise do not. All take
-the same decisions. Each holds the whole model, or its share of it (:mod:`reca.training.sharding`); what lies whole on
+the same decisions. Each holds the whole model, or its share of it (:mod:`reca.training.fsdp`); what lies whole on
 all of them is written by the leading one alone.
 """
 
@@ -16,15 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from reca.config import TrainSection
-from reca.errors import UserError
 from reca.models.base import Loss, UnifiedModel
-from reca.nn.random import derive_seed
-from reca.objectives.mixture import Kind
-from reca.progress import Progress
-from reca.training import monitor
+from reca.runtime.code_digest import code_digest
+from reca.runtime.distributed import ALONE, Interrupted, StopRequest, World
+from reca.runtime.errors import UserError
+from reca.runtime.progress import Progress
+from reca.runtime.seeding import derive_seed
+from reca.training import metrics as monitor
+from reca.training.batches import Passes
 from reca.training.checkpoint import CheckpointStore, restore
-from reca.training.code import code_digest
 from reca.training.curves import Curves
+from reca.training.loader import Samples
+from reca.training.mixture import Kind
 from reca.training.optimizer import (
     build_optimizer,
     clip_gradients,
@@ -33,9 +36,6 @@ from reca.training.optimizer import (
     set_learning_rate,
     set_training_mode,
 )
-from reca.training.passes import Passes
-from reca.training.process import ALONE, Interrupted, StopRequest, World
-from reca.training.samples import Samples
 
 Part = TypeVar("Part")
 
@@ -86,7 +86,8 @@ def train_model(run: Run, store: CheckpointStore, params: Mapping[str, Any], sto
     optimizer = build_optimizer(
         parameters, settings.betas, settings.weight_decay, settings.eps, run.model.undecayed, settings.moments
     )
-    done, record = resume(store, parameters, optimizer, settings.max_steps, world)
+    code = code_digest("train", family=run.model.family)
+    done, record = resume(store, parameters, optimizer, settings.max_steps, code, world)
     if done == settings.max_steps:
         print(f"all {done} steps are done already, in {store.path(done)}", flush=True)
         return record
@@ -133,6 +134,7 @@ def resume(
     parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     max_steps: int,
+    code: str,
     world: World = ALONE,
 ) -> tuple[int, Record]:
     """Put the last whole checkpoint in place, on every process; returns its step, or 0.
@@ -146,7 +148,6 @@ def resume(
     if world.leads:
         store.clean()
     world.wait()
-    code = code_digest()
     checkpoint = store.latest()
     found = checkpoint.step if checkpoint is not None else 0
     if world.sum([found]) != [found * world.size]:  # also: nothing is removed before all have read

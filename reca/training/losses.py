@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
+from reca.data.ragged import moved
 from reca.models.base import Dialogue, Loss, Semantic, Target, UnifiedModel
-from reca.nn.ragged import moved
-from reca.nn.random import SampleRng, derive_seed
-from reca.objectives.mixture import Kind
-from reca.objectives.templates import choose_templates
+from reca.models.prompts import choose_templates
+from reca.runtime.seeding import SampleRng, derive_seed
+from reca.training.mixture import Kind
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from reca.training.moments import CompactAdamW, Moments
+from reca.training.low_bit_adamw import CompactAdamW, Moments
 
 
 def freeze(model: nn.Module, trainable: set[str]) -> dict[str, nn.Parameter]:
@@ -51,7 +51,7 @@ def build_optimizer(
         weight_decay: Of matrices; one-dimensional parameters (biases, norms) do not decay.
         eps: Added to the root of the second moment.
         undecayed: Beginnings of the names of matrices that do not decay either.
-        moments: How the two moments are kept between steps; see :mod:`reca.training.moments`.
+        moments: How the two moments are kept between steps; see :mod:`reca.training.low_bit_adamw`.
     """
     decayed, others = list[nn.Parameter](), list[nn.Parameter]()
     for name, parameter in parameters.items():

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from reca.config import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-OURS = {"reca", "flows", "tests", "bench", "_typeshed"}
+OURS = {"reca", "flows", "tests", "bench", "tools", "_typeshed"}
 ELSEWHERE = {"mmcv", "mmdet", "mmengine"}
 """Imported by the script that recorded ``tests/parity/fixtures/mmdet``, in an environment of its own."""
 
@@ -41,7 +41,7 @@ def imported(folder: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("top", "extras"), [("reca", ()), ("flows", ()), ("scripts", ()), ("tests", ("test", "dev")), ("bench", ("test",))]
+    ("top", "extras"), [("reca", ()), ("flows", ()), ("tools", ()), ("tests", ("test", "dev")), ("bench", ("test",))]
 )
 def test_imports_are_declared(top: str, extras: tuple[str, ...]) -> None:
     owners = packages_distributions()

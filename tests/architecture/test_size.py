@@ -8,7 +8,7 @@ import pytest
 
 from reca.config import ROOT
 
-SOURCES = sorted(path for top in ("reca", "flows", "bench", "scripts") for path in (ROOT / top).rglob("*.py"))
+SOURCES = sorted(path for top in ("reca", "flows", "bench", "tools") for path in (ROOT / top).rglob("*.py"))
 each_source = pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
 
 

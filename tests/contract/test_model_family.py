@@ -18,10 +18,10 @@ from torch.utils._pytree import tree_leaves
 
 from reca.config import ROOT, compose
 from reca.data.images import square_tensor
-from reca.data.scenes import QUESTION_KINDS, render, sample_scene
+from reca.data.synthetic.scenes import QUESTION_KINDS, render, sample_scene
 from reca.models.base import Dialogue, Loss, Sampling, Semantic, UnifiedModel, load_model
-from reca.nn.dropout import SampleDropout
-from reca.nn.random import SampleRng
+from reca.models.harmon.dropout import SampleDropout
+from reca.runtime.seeding import SampleRng
 
 PRESETS = ("janus_tiny", "openuni_tiny", "showo_tiny", "bagel_tiny", "harmon_tiny")
 CPU = torch.device("cpu")
@@ -39,7 +39,7 @@ def base(preset: str) -> Path:
         return committed
     torch.manual_seed(0)
     folder = Path(mkdtemp(prefix=preset)) / "base"
-    import_module(f"reca.pretraining.{preset}").build().save_official(folder)
+    import_module(f"tools.tiny_bases.{preset}").build().save_official(folder)
     return folder
 
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from reca.models.bagel import Bagel
+from reca.models.bagel.model import Bagel
 from reca.models.base import Dialogue, Loss, Sampling, Semantic, Target
-from reca.nn.random import SampleRng
-from reca.pretraining import bagel_tiny
+from reca.runtime.seeding import SampleRng
+from tools.tiny_bases import bagel_tiny
 
 SIZES = [(24, 24), (12, 24), (24, 16), (12, 24)]
 """Height and width of the drawn images; multiples of 4."""

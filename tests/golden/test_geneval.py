@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reca.benchmarks.rules import geneval
+from reca.evaluation import geneval_rules as geneval
 
 FOLDER = Path(__file__).parent / "geneval"
 
@@ -100,7 +100,7 @@ def test_published_overall_scores_follow_from_their_counts() -> None:
 
 
 def test_our_prompts_have_the_originals_form() -> None:
-    from reca.data.scenes import benchmark_prompts
+    from reca.data.synthetic.scenes import benchmark_prompts
 
     published = load("prompts.json")
     ours = {entry["tag"]: entry for entry in benchmark_prompts(1, 1)}

@@ -8,9 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reca.benchmarks.prompts.geneval import OBJECTS, generate
-from reca.benchmarks.rules import agreement, gedit, imgedit, mme, mmmu, pope, wise
-from reca.benchmarks.rules.dpgbench import (
+from reca.evaluation.benchmarks.dpgbench.rules import (
     OFFICIAL,
     ItemAnswers,
     Question,
@@ -21,6 +19,14 @@ from reca.benchmarks.rules.dpgbench import (
     score_image,
     summarise,
 )
+from reca.evaluation.benchmarks.gedit import rules as gedit
+from reca.evaluation.benchmarks.geneval.prompts import OBJECTS, generate
+from reca.evaluation.benchmarks.imgedit import rules as imgedit
+from reca.evaluation.benchmarks.mme import rules as mme
+from reca.evaluation.benchmarks.mmmu import rules as mmmu
+from reca.evaluation.benchmarks.pope import rules as pope
+from reca.evaluation.benchmarks.wise import rules as wise
+from tests.golden import rank_correlation as agreement
 
 TEXT = st.text(max_size=200)
 NOISE = st.one_of(TEXT, st.text(alphabet='{}[]":, \n*0123456789scorecnity.|V^=-', max_size=120))

@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 
 from reca.config import ROOT, Config, compose
 from reca.data.dialogues import pinned
+from reca.runtime.distributed import Interrupted
 from reca.stages.extract import extract
 from reca.stages.generate import generate
 from reca.stages.ingest import ingest
 from reca.stages.score import score
 from reca.stages.train import train
-from reca.training import monitor
-from reca.training.process import Interrupted
+from reca.training import metrics as monitor
 from tests.unit.data.pictures import photographs
 
 PRESETS = ("openuni_tiny", "showo_tiny", "bagel_tiny", "harmon_tiny")  # janus_tiny: tests/integration/training
@@ -63,7 +63,7 @@ def project(preset: str, scenes: Path, root: Path, *overrides: str) -> Config:
     config = compose([f"model={preset}", *SMALL, *overrides])
     config.save(root / "params.yaml")
     torch.manual_seed(0)
-    import_module(f"reca.pretraining.{preset}").build().save_official(root / "base")
+    import_module(f"tools.tiny_bases.{preset}").build().save_official(root / "base")
     return config
 
 

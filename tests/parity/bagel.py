@@ -17,15 +17,23 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import Qwen2Config, SiglipVisionConfig
 
-from reca.models.bagel import Bagel
+from reca.models.bagel import autoencoder as flux_autoencoder
+from reca.models.bagel.checkpoint import load_network, read_json
+from reca.models.bagel.model import Bagel
+from reca.models.bagel.network import Markers
+from reca.models.bagel.packing import pack
+from reca.models.bagel.patches import unpatchify
+from reca.models.bagel.sampling import (
+    Conditions,
+    Drawing,
+    Guidance,
+    answer_ids,
+    condition,
+    draw_latents,
+    squared_errors,
+)
 from reca.models.base import Sampling
-from reca.nn import flux_autoencoder
-from reca.nn.bagel_files import load_network, read_json
-from reca.nn.bagel_flow import Conditions, Drawing, Guidance, answer_ids, condition, draw_latents, squared_errors
-from reca.nn.bagel_network import Markers
-from reca.nn.packing import pack
-from reca.nn.patches import unpatchify
-from reca.nn.weights import read_weights
+from reca.models.weights import read_weights
 from tests.parity.comparison import EMBEDDING, LOSS, THROUGH_VAE, RecordedRng, Recording, options_of, relative_error
 
 SAMPLED = 1e-4

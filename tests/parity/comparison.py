@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from reca.config.models import BagelModel, HarmonModel, JanusModel, OpenUniModel, ShowoModel
-from reca.nn.random import SampleRng
+from reca.config.model import BagelModel, HarmonModel, JanusModel, OpenUniModel, ShowoModel
+from reca.runtime.seeding import SampleRng
 
 LOSS, EMBEDDING, THROUGH_VAE, GRADIENT_NORM = 1e-5, 1e-5, 2e-5, 1e-4
 """Relative tolerances of the issue; tokens and codes are compared exactly (tolerance 0)."""

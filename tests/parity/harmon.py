@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reca.models.base import Sampling, Target
-from reca.models.harmon import Harmon, Turn
-from reca.nn.diffusion_head import TRAINING_STEPS, NoiseSchedule
-from reca.nn.harmon_checkpoint import load_network
-from reca.nn.mar import hide_first
+from reca.models.harmon.checkpoint import load_network
+from reca.models.harmon.diffusion_head import TRAINING_STEPS, NoiseSchedule
+from reca.models.harmon.mar import hide_first
+from reca.models.harmon.model import Harmon, Turn
 from tests.parity.comparison import LOSS, THROUGH_VAE, RecordedRng, Recording, options_of
 from tests.parity.tokens import unpadded
 

@@ -1,7 +1,7 @@
 """Replay a Janus recording: the stock network beside our turns, masks, loss and code-by-code drawing.
 
-No official RecA for Janus exists; the recorded loss is the cross-entropy that :mod:`reca.models.janus` defines, taken
-from the stock class in one forward pass.
+No official RecA for Janus exists; the recorded loss is the cross-entropy that :mod:`reca.models.janus.model` defines,
+taken from the stock class in one forward pass.
 """
 
 import re
@@ -16,8 +16,8 @@ from transformers import JanusForConditionalGeneration
 from transformers.utils import logging as transformers_logging
 
 from reca.models.base import Sampling, Target
-from reca.models.janus import BOI, IMAGE, Janus, read_config
-from reca.nn.random import SampleRng
+from reca.models.janus.model import BOI, IMAGE, Janus, read_config
+from reca.runtime.seeding import SampleRng
 from tests.parity.comparison import EMBEDDING, LOSS, THROUGH_VAE, Recording, options_of
 from tests.parity.tokens import RecordedTokenizer, prompts, unpadded
 

@@ -20,10 +20,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from reca.models.base import Sampling, Semantic, Target
-from reca.models.showo import Showo
-from reca.nn.maskgit import random_mask
-from reca.nn.random import SampleRng
-from reca.nn.showo_sequence import FEATURE, Packed, drawing, rebuilding
+from reca.models.showo.model import Showo
+from reca.models.showo.sampling import random_mask
+from reca.models.showo.sequence import FEATURE, Packed, drawing, rebuilding
+from reca.runtime.seeding import SampleRng
 from tests.parity.comparison import EMBEDDING, LOSS, RecordedRng, Recording, options_of
 from tests.parity.tokens import RecordedTokenizer
 

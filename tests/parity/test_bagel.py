@@ -9,17 +9,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Qwen2Config, SiglipVisionConfig
 
-from reca.models.bagel import Bagel
+from reca.data.resize import Resize
+from reca.models.bagel.model import Bagel
+from reca.models.bagel.network import BagelNetwork, Markers, Sizes
+from reca.models.bagel.sampling import fit
 from reca.models.base import Dialogue, Loss, Sampling, Semantic, load_model
-from reca.nn.bagel_flow import fit
-from reca.nn.bagel_network import BagelNetwork, Markers, Sizes
-from reca.nn.image_sizes import Resize
-from reca.nn.random import SampleRng
-from reca.nn.weights import write_weights
-from reca.pretraining import bagel_tiny
+from reca.models.weights import write_weights
+from reca.runtime.seeding import SampleRng
 from tests.parity import bagel
 from tests.parity.comparison import Recording, options_of
 from tests.parity.replay import replay
+from tools.tiny_bases import bagel_tiny
 
 FIXTURE = Path(__file__).parent / "fixtures/bagel"
 PROMPTS = ["a photo of a red circle", "two squares and a blue ring", "a red bar left of a blue cross"]
@@ -213,7 +213,7 @@ def test_weights_load_from_shards_from_torch_files_and_beside_a_base(
     folder = tmp_path / "shards"
     shutil.copytree(saved, folder)
     (folder / "model.safetensors").unlink()
-    monkeypatch.setattr("reca.nn.weights.SHARD_BYTES", 2_000_000)
+    monkeypatch.setattr("reca.models.weights.SHARD_BYTES", 2_000_000)
     write_weights(state, folder, "ema")
     assert len(list(folder.glob("ema-*.safetensors"))) > 1
     weights = tmp_path / "weights"

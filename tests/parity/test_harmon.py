@@ -9,18 +9,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from reca.models.autoencoder_kl import Kl16Sizes, to_official, to_stock
 from reca.models.base import Dialogue, Sampling, Semantic, Target, UnifiedModel, load_model
-from reca.models.harmon import Harmon
-from reca.nn.diffusion_head import cosine_betas, spaced_steps
-from reca.nn.harmon import HarmonNetwork
-from reca.nn.harmon_checkpoint import complete_sizes
-from reca.nn.kl16 import Kl16Sizes, to_official, to_stock
-from reca.nn.mar import Visible, hide_first, masking_ratio, revealing_schedule
-from reca.nn.random import SampleRng
-from reca.nn.weights import write_weights
-from reca.pretraining import harmon_tiny
+from reca.models.harmon.checkpoint import complete_sizes
+from reca.models.harmon.diffusion_head import cosine_betas, spaced_steps
+from reca.models.harmon.mar import Visible, hide_first, masking_ratio, revealing_schedule
+from reca.models.harmon.model import Harmon
+from reca.models.harmon.network import HarmonNetwork
+from reca.models.weights import write_weights
+from reca.runtime.seeding import SampleRng
 from tests.parity.comparison import options_of
 from tests.parity.replay import replay
+from tools.tiny_bases import harmon_tiny
 
 RECORDING = Path(__file__).parent / "fixtures/harmon"
 CPU = torch.device("cpu")
@@ -149,7 +149,7 @@ def test_dropout_hides_the_text_but_never_the_image(base: Path) -> None:
 
 
 def test_the_official_names_are_written_back(tmp_path: Path) -> None:
-    from reca.nn.harmon_checkpoint import load_network
+    from reca.models.harmon.checkpoint import load_network
 
     network, config, report = load_network(RECORDING, {})
     assert not report.missing
@@ -200,7 +200,7 @@ def test_shards_load(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (tmp_path / file.name).write_bytes(file.read_bytes())
     state = load_file(tmp_path / "model.safetensors")
     (tmp_path / "model.safetensors").unlink()
-    monkeypatch.setattr("reca.nn.weights.SHARD_BYTES", 2**21)
+    monkeypatch.setattr("reca.models.weights.SHARD_BYTES", 2**21)
     write_weights(state, tmp_path)
     assert (tmp_path / "model.safetensors.index.json").is_file()
     theirs, ours = load(base).state_dict(), load(tmp_path).state_dict()

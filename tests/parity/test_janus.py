@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import JanusConfig, JanusForConditionalGeneration
 
-from reca.models.janus import Janus
+from reca.models.janus.model import Janus
 from tests.parity.comparison import options_of
 from tests.parity.replay import replay
 

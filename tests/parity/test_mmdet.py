@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import Mask2FormerConfig, SwinConfig
 
-from reca.benchmarks.rules.geneval_detector import MaskedDetection, detections_of
-from reca.nn import mask2former_mmdet as mmdet
-from reca.nn.mask2former import InstanceLogits, InstanceSegmenter, prepare
+from reca.evaluation.benchmarks.geneval.detections import MaskedDetection, detections_of
+from reca.evaluation.judges import convert_mmdet as mmdet
+from reca.evaluation.judges.mask2former import InstanceLogits, InstanceSegmenter, prepare
 
 FIXTURE = Path(__file__).parent / "fixtures/mmdet"
 SHORT_SIDE = 96

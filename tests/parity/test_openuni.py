@@ -9,13 +9,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from reca.models.base import Dialogue, Sampling, UnifiedModel, load_model
-from reca.models.openuni import OpenUni
-from reca.nn.openuni import OpenUniNetwork
-from reca.nn.random import SampleRng
-from reca.nn.weights import write_weights
-from reca.pretraining import openuni_tiny
+from reca.models.openuni.model import OpenUni
+from reca.models.openuni.network import OpenUniNetwork
+from reca.models.weights import write_weights
+from reca.runtime.seeding import SampleRng
 from tests.parity.comparison import options_of
 from tests.parity.replay import replay
+from tools.tiny_bases import openuni_tiny
 
 RECORDING = Path(__file__).parent / "fixtures/openuni"
 CPU = torch.device("cpu")

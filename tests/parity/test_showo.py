@@ -11,16 +11,16 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel, PhiConfig
 
 from reca.models.base import Dialogue, Loss, Sampling, Semantic, load_model
-from reca.models.showo import Showo
-from reca.nn.magvit import Magvit, MagvitSizes
-from reca.nn.maskgit import draw_codes, random_mask
-from reca.nn.random import SampleRng
-from reca.nn.showo_files import ShowoParts, build_vocabulary, empty_phi, empty_projector
-from reca.nn.showo_sequence import FEATURE, Vocabulary, drawing, reading, rebuilding
-from reca.pretraining import showo_tiny
+from reca.models.showo.autoencoder import Magvit, MagvitSizes
+from reca.models.showo.checkpoint import ShowoParts, build_vocabulary, empty_phi, empty_projector
+from reca.models.showo.model import Showo
+from reca.models.showo.sampling import draw_codes, random_mask
+from reca.models.showo.sequence import FEATURE, Vocabulary, drawing, reading, rebuilding
+from reca.runtime.seeding import SampleRng
 from tests.parity.comparison import Recording, options_of
 from tests.parity.showo import load as load_recorded
 from tests.parity.showo import replay
+from tools.tiny_bases import showo_tiny
 
 FIXTURE = Path(__file__).parent / "fixtures/showo"
 CPU = torch.device("cpu")

@@ -1,13 +1,14 @@
-"""Where images come from; one module a source, chosen by ``data.source``."""
+"""Where images come from: one module for each value of ``data.source``, with a function ``from_config``."""
 
+from importlib import import_module
 from pathlib import Path
 
-from reca.config import DataSection, FolderData, HubData, ScenesData, StampsData
+from reca.config import DataSection
 from reca.data.sources.base import Source
 
 
 def open_source(data: DataSection, seed: int, root: Path, largest_file: int) -> Source:
-    """The source that the configuration names.
+    """Return the source that the configuration names.
 
     Args:
         data: The section ``data``.
@@ -18,22 +19,6 @@ def open_source(data: DataSection, seed: int, root: Path, largest_file: int) -> 
     Raises:
         UserError: The source does not exist or cannot be opened.
     """
-    if isinstance(data, ScenesData):
-        from reca.data.sources.scenes import ScenesSource
-
-        return ScenesSource(data, seed)
-    if isinstance(data, StampsData):
-        from reca.data.sources.stamps import StampsSource
-
-        return StampsSource(data, seed, root / data.path)
-    if isinstance(data, FolderData):
-        from reca.data.sources.folder import FolderSource
-
-        return FolderSource(root / data.path, largest_file)
-    if isinstance(data, HubData):
-        from reca.data.sources.hub import HubSource
-
-        return HubSource(data, root, largest_file)
-    from reca.data.sources.webdataset import WebDatasetSource
-
-    return WebDatasetSource(data, root, largest_file)
+    module = import_module(f"reca.data.sources.{data.source}")
+    source: Source = module.from_config(data, seed, root, largest_file)
+    return source

@@ -6,6 +6,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from reca.config import FolderData
 from reca.data.sources.base import (
     IMAGE_SUFFIXES,
     TEXT_SUFFIXES,
@@ -16,10 +17,10 @@ from reca.data.sources.base import (
     describe,
     printable,
 )
-from reca.errors import UserError
+from reca.runtime.errors import UserError
 
 LEFT_OUT = ".left-out.jsonl"
-"""In a copy under DVC: what the user's folder held and DVC cannot store (reca/data/versioning.py)."""
+"""In a copy under DVC: what the user's folder held and DVC cannot store (reca/data/track.py)."""
 
 
 class FolderSource(Source):
@@ -113,3 +114,8 @@ def _named(path: Path, top: Path) -> str:
 def _left_out(folder: Path) -> list[Rejected]:
     path = folder / LEFT_OUT
     return [Rejected(**json.loads(line)) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def from_config(data: FolderData, _seed: int, root: Path, largest_file: int) -> FolderSource:
+    """Return the folder of the section ``data``."""
+    return FolderSource(root / data.path, largest_file)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from reca.config import HubData
 from reca.data.sources.base import Description, Item, Rejected, Source
-from reca.errors import UserError
+from reca.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -115,3 +115,8 @@ def _open(data: HubData, root: Path) -> "IterableDataset":
 
 def _words(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:500]
+
+
+def from_config(data: HubData, _seed: int, root: Path, largest_file: int) -> HubSource:
+    """Return the hub's data set of the section ``data``."""
+    return HubSource(data, root, largest_file)

@@ -4,12 +4,13 @@ import io
 import random
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 
 from PIL import Image
 
 from reca.config import ScenesData
-from reca.data.scenes import full_caption, metadata, questions, render, sample_scene, sparse_caption
 from reca.data.sources.base import Description, Item, Source
+from reca.data.synthetic.scenes import full_caption, metadata, questions, render, sample_scene, sparse_caption
 
 # Seeds of training data start here; pre-training and benchmarks use small ones, so they never share a scene.
 FIRST_TRAINING_SEED = 1 << 32
@@ -45,3 +46,8 @@ class ScenesSource(Source):
                 )
                 self.done = index + 1
                 yield Item(f"scene {self._seed}/{index}", file.getvalue(), said)
+
+
+def from_config(data: ScenesData, seed: int, _root: Path, _largest_file: int) -> ScenesSource:
+    """Return the scenes of the section ``data``."""
+    return ScenesSource(data, seed)

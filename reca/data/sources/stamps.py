@@ -9,9 +9,9 @@ from pathlib import Path
 from PIL import Image
 
 from reca.config import StampsData
-from reca.data.cutouts import compose, objects, read_cutouts, sample_collage
-from reca.data.scenes import full_caption, metadata, questions, sparse_caption
 from reca.data.sources.base import Description, Item, Source
+from reca.data.synthetic.collages import compose, objects, read_cutouts, sample_collage
+from reca.data.synthetic.scenes import full_caption, metadata, questions, sparse_caption
 
 
 class StampsSource(Source):
@@ -51,3 +51,8 @@ class StampsSource(Source):
             )
             self.done = index + 1
             yield Item(f"collage {self._seed}/{index}", file.getvalue(), said)
+
+
+def from_config(data: StampsData, seed: int, root: Path, _largest_file: int) -> StampsSource:
+    """Return the collages of the section ``data``."""
+    return StampsSource(data, seed, root / data.path)

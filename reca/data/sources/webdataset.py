@@ -10,9 +10,9 @@ from tarfile import InvalidHeaderError, ReadError, TruncatedHeaderError  # type:
 from typing import IO, Self
 
 from reca.config import WebDatasetData
+from reca.data.http import FIRST_WAIT_SECONDS, HttpStream, is_url, public_url
 from reca.data.sources.base import IMAGE_SUFFIXES, Item, Rejected, Source, describe, printable
-from reca.data.sources.http import FIRST_WAIT_SECONDS, HttpStream, is_url, public_url
-from reca.errors import UserError
+from reca.runtime.errors import UserError
 
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 CHOICE = re.compile(r"\{([^{}]*,[^{}]*)\}")
@@ -43,7 +43,7 @@ class WebDatasetSource(Source):
         data: ``urls`` is a local pattern (``shards/*.tar``) or URLs, with ranges and choices in braces.
         root: The project; a local pattern is relative to it.
         largest_file: Members with more bytes are refused unread.
-        first_wait_seconds: See :class:`~reca.data.sources.http.HttpStream`.
+        first_wait_seconds: See :class:`~reca.data.http.HttpStream`.
     """
 
     unit = "shards"
@@ -166,3 +166,8 @@ def _expand_braces(pattern: str) -> Iterator[str]:
         return
     for word in words:
         yield from _expand_braces(pattern[: match.start()] + word + pattern[match.end() :])
+
+
+def from_config(data: WebDatasetData, _seed: int, root: Path, largest_file: int) -> WebDatasetSource:
+    """Return the tar shards of the section ``data``."""
+    return WebDatasetSource(data, root, largest_file)

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from reca.benchmarks.rules.dpgbench import (
+from reca.evaluation.benchmarks.dpgbench.rules import (
     Compatibility,
     ItemAnswers,
     Summary,

@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from reca.benchmarks.rules.agreement import kendall, spearman
-from reca.benchmarks.rules.dpgbench import Dependencies, read_exactly, score_image
+from reca.evaluation.benchmarks.dpgbench.rules import Dependencies, read_exactly, score_image
+from tests.golden.rank_correlation import kendall, spearman
 from tests.golden.replays.comparison import CORRELATIONS, MEANS, Folder, Tally, read_json
 
 RULES: dict[str, Dependencies] = {

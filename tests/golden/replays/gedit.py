@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from reca.benchmarks.rules.gedit import Edit, Means, item_score, parse_official, summarise
+from reca.evaluation.benchmarks.gedit.rules import Edit, Means, item_score, parse_official, summarise
 from tests.golden.replays.comparison import MEANS, Folder, Tally, Unusable, numbered, read_json
 
 MEASURES = ("semantics", "quality", "overall")

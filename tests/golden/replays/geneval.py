@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from reca.benchmarks.prompts import geneval as geneval_prompts
-from reca.benchmarks.rules import geneval, geneval_colors, geneval_report
+from reca.evaluation import geneval_rules as geneval
+from reca.evaluation.benchmarks.geneval import colors as geneval_colors
+from reca.evaluation.benchmarks.geneval import prompts as geneval_prompts
+from tests.golden import geneval_report
 from tests.golden.replays.comparison import MEANS, Folder, Tally, Unusable, numbered, read_json
 
 OPTIONS = {"threshold": float, "counting_threshold": float, "max_objects": int, "max_overlap": float,
@@ -239,7 +241,7 @@ def _whole(stub: Stub, case: dict[str, Any], wanted: list[str]) -> dict[str, Any
 def _detector(tally: Tally, path: Path) -> None:
     import torch
 
-    from reca.benchmarks.rules.geneval_detector import detections_of
+    from reca.evaluation.benchmarks.geneval.detections import detections_of
 
     def compare(_: str, case: dict[str, Any]) -> None:
         file = path.parent / case["file"]

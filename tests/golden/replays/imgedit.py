@@ -4,7 +4,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from reca.benchmarks.rules.imgedit import (
+from reca.evaluation.benchmarks.imgedit.rules import (
     DIMENSIONS,
     HARD_ITEMS,
     ITEMS,

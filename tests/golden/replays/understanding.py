@@ -4,7 +4,9 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from reca.benchmarks.rules import mme, mmmu, pope
+from reca.evaluation.benchmarks.mme import rules as mme
+from reca.evaluation.benchmarks.mmmu import rules as mmmu
+from reca.evaluation.benchmarks.pope import rules as pope
 from tests.golden.replays.comparison import MEANS, Folder, Tally, Unusable, numbered, read_json
 
 MME_RULES = {"bagel_internvl_script": "official", "lmms_eval": "lmms-eval"}

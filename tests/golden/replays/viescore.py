@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from reca.benchmarks.rules.agreement import spearman
-from reca.benchmarks.rules.gedit import item_score
+from reca.evaluation.benchmarks.gedit.rules import item_score
+from tests.golden.rank_correlation import spearman
 from tests.golden.replays.comparison import CORRELATIONS, PUBLISHED, Folder, Tally, read_json
 
 JUDGEMENTS = "text_guided_ie_judgements*.json*"

@@ -6,7 +6,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from reca.benchmarks.rules.wise import (
+from reca.evaluation.benchmarks.wise.rules import (
     CATEGORIES,
     VERIFIED,
     VERSIONS,

@@ -54,7 +54,7 @@ def test_order_comes_from_the_graph_and_what_is_up_to_date_is_skipped(run_flow, 
 
 
 def test_a_failure_is_tried_again(run_flow, tasks, project, monkeypatch, events):
-    monkeypatch.setattr("flows.stage.PAUSES", (0.1, 0.1))
+    monkeypatch.setattr("flows.tasks.PAUSES", (0.1, 0.1))
     (project / "fail-train").write_text("1")
     run = run_flow()
     assert run.state.is_completed(), run.error

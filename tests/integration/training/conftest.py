@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file
 
 from reca.config import Config, compose
-from reca.pretraining.janus_tiny import build
 from reca.stages.extract import extract
 from reca.stages.ingest import ingest
+from tools.tiny_bases.janus_tiny import build
 
 SMALL = (
     "data.num_images=48",
@@ -37,7 +37,7 @@ CHILD_SECONDS = 240
 # The real command, but every flush to disk and every row of a curve takes a while: time to be killed in between.
 SLOWLY = """
 import sys, time
-import reca.files
+import reca.runtime.files
 from reca.training import monitor
 
 def slowed(function):
@@ -46,7 +46,7 @@ def slowed(function):
         return function(*arguments)
     return slow
 
-reca.files.sync = slowed(reca.files.sync)
+reca.runtime.files.sync = slowed(reca.runtime.files.sync)
 monitor.Curve.add = slowed(monitor.Curve.add)
 from reca.cli import main
 sys.exit(main())

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from reca.benchmarks.samples import Row
 from reca.config import ROOT, Config, compose
-from reca.pretraining.janus_tiny import build
+from reca.evaluation.samples import Row
+from reca.runtime.distributed import LostProcess
 from reca.stages import generate as stage
-from reca.training.process import LostProcess
 from tests.integration.training.test_training_processes import ranks
+from tools.tiny_bases.janus_tiny import build
 
 SMALL = (
     "model.checkpoint=base",

@@ -18,14 +18,14 @@ import torch
 from PIL import Image
 
 from reca.config import ROOT, Config, compose
-from reca.models.showo import Showo
-from reca.nn.weights import read_weights
-from reca.prediction.build import build
-from reca.prediction.sizes import text
+from reca.models.showo.model import Showo
+from reca.models.weights import read_weights
 from reca.stages.extract import extract
 from reca.stages.ingest import ingest
 from reca.stages.train import train
-from reca.training.monitor import COPY_RECONSTRUCTION, COPY_TEXT_TO_IMAGE
+from reca.training.metrics import COPY_RECONSTRUCTION, COPY_TEXT_TO_IMAGE
+from tools.memory.build import build
+from tools.memory.sizes import text
 
 SIDE, PATCH = 8, 4
 NARROW = {

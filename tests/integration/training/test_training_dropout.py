@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from reca.config import Config, compose
-from reca.pretraining.harmon_tiny import build
 from reca.stages.extract import extract
 from reca.stages.train import train
 from tests.integration.training.conftest import SMALL, Project
 from tests.integration.training.test_training_processes import ranks
 from tests.integration.training.test_training_sharded import assert_same_curves, drop_activations
+from tools.tiny_bases.harmon_tiny import build
 
 WORDS = (
     "model=harmon_tiny",

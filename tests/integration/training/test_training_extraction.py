@@ -16,12 +16,12 @@ import torch
 from reca.config import Config
 from reca.data.embeddings import Embeddings
 from reca.data.manifest import read_manifest
-from reca.errors import UserError
+from reca.extraction.cache import Row
+from reca.extraction.writer import EmbeddingsWriter
+from reca.runtime.distributed import LostProcess
+from reca.runtime.errors import UserError
 from reca.stages.extract import extract
 from reca.stages.train import train
-from reca.training.embeddings_writer import EmbeddingsWriter
-from reca.training.extractions import Row
-from reca.training.process import LostProcess
 from tests.integration.training.test_training_processes import ranks
 
 
@@ -142,7 +142,7 @@ def test_full_disk(project, small_disk: Path, stage) -> None:
 
 def test_a_model_that_stores_samples_is_found_out(project, monkeypatch: pytest.MonkeyPatch) -> None:
     from reca.models.base import Target
-    from reca.models.janus import Janus
+    from reca.models.janus.model import Janus
 
     def noisy(self, images, rng) -> Target:
         return Target(rng.normal("posterior", (4,)))
@@ -156,7 +156,7 @@ BLOCKED = """
 import sys
 for absent in ("hydra", "omegaconf", "prefect", "dvc", "mlflow", "pandas", "datasets", "diffusers"):
     sys.modules[absent] = None
-import reca.stages.extract, reca.stages.train, reca.models.janus
+import reca.stages.extract, reca.stages.train, reca.models.janus.model
 """
 
 

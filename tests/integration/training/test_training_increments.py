@@ -37,7 +37,7 @@ def configured(root: Path, preset: str, *overrides: str) -> Config:
 
 def base(root: Path, preset: str) -> None:
     """A base with random weights, others each time."""
-    import_module(f"reca.pretraining.{preset}").build().save_official(root / "base")
+    import_module(f"tools.tiny_bases.{preset}").build().save_official(root / "base")
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -136,7 +136,7 @@ def test_what_decides_the_values_makes_all_anew(
     if change == "base":
         base(project, "bagel_tiny")
     elif change == "code":
-        monkeypatch.setattr("reca.stages.extract.code_digest", lambda parts: "edited")
+        monkeypatch.setattr("reca.stages.extract.code_digest", lambda stage, family: "edited")
     config = small(project, *(["model.switches.resize=crop"] if change == "switch" else []))
     with watched(monkeypatch) as decoded:
         extract(config, project)

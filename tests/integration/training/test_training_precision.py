@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from reca.config import Config, compose
+from reca.runtime.distributed import Interrupted
 from reca.stages import train as stage
 from reca.stages.extract import extract
-from reca.training.process import Interrupted
-from reca.training.samples import Samples
+from reca.training.loader import Samples
 from tests.integration.training.conftest import SMALL
 from tests.integration.training.test_training_processes import ranks
 
@@ -39,7 +39,7 @@ def published(request: pytest.FixtureRequest, template: Path, tmp_path_factory: 
     config = compose([*WORDS, request.param])
     config.save(root / "params.yaml")
     torch.manual_seed(0)
-    import_module("reca.pretraining.bagel_tiny").build().save_official(root / "base")
+    import_module("tools.tiny_bases.bagel_tiny").build().save_official(root / "base")
     for file in (root / "base").rglob("*.safetensors"):
         save_file({name: value.bfloat16() for name, value in load_file(file).items()}, file)
     extract(config, root)

@@ -13,14 +13,14 @@ import torch
 
 from reca.config import Config
 from reca.models.base import Loss
+from reca.runtime.distributed import joined
+from reca.runtime.launch import free_port
 from reca.stages.extract import extract
 from reca.stages.ingest import ingest
 from reca.stages.result import read_result
 from reca.stages.train import train
-from reca.training.launch import free_port
-from reca.training.passes import Pass, Passes
-from reca.training.process import joined
-from reca.training.samples import Samples
+from reca.training.batches import Pass, Passes
+from reca.training.loader import Samples
 
 CHILD_SECONDS = 240
 SPEED = "images_per_second"

@@ -9,11 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from reca.errors import UserError
+from reca.runtime.distributed import Interrupted
+from reca.runtime.errors import UserError
 from reca.stages.result import read_result
 from reca.stages.train import train
-from reca.training import loop, monitor
-from reca.training.process import Interrupted
+from reca.training import loop
+from reca.training import metrics as monitor
 
 CHILD_SECONDS = 240
 
@@ -152,12 +153,12 @@ def test_edited_code(project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     interrupt_at(monkeypatch, 4)
     with pytest.raises(Interrupted):
         train(project.config, project.root)
-    monkeypatch.setattr(loop, "code_digest", lambda: "f" * 16)
+    monkeypatch.setattr(loop, "code_digest", lambda stage, family: "f" * 16)
     train(project.config, project.root)
     assert "WARNING the code of training has changed" in capsys.readouterr().out
     code = read_result(project.root / "outputs/curves")["code"]
     assert [entry["from_step"] for entry in code] == [1, 5]
-    monkeypatch.setattr(loop, "code_digest", lambda: "e" * 16)
+    monkeypatch.setattr(loop, "code_digest", lambda stage, family: "e" * 16)
     train(project.config, project.root)
     assert "by other code: training anew" in capsys.readouterr().out
     assert read_result(project.root / "outputs/curves")["code"] == [{"from_step": 1, "digest": "e" * 16}]

@@ -11,8 +11,7 @@ from reca.config import Config, compose
 from reca.data.embeddings import INDEX, Embeddings
 from reca.data.manifest import load_images
 from reca.models.base import load_model
-from reca.nn.random import SampleRng
-from reca.pretraining import bagel_tiny
+from reca.runtime.seeding import SampleRng
 from reca.stages.extract import extract
 from reca.stages.generate import generate
 from reca.stages.ingest import ingest
@@ -20,6 +19,7 @@ from reca.stages.result import read_result
 from reca.stages.score import score
 from reca.stages.train import train
 from tests.unit.data.pictures import png
+from tools.tiny_bases import bagel_tiny
 
 SIZES = ((24, 24), (48, 24), (24, 36), (40, 30), (17, 34))
 """Width and height of the photographs, in turn."""

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from reca.config import Config, compose
 from reca.stages.extract import extract
 from reca.stages.train import train
-from reca.training.samples import Samples
+from reca.training.loader import Samples
 from tests.integration.training.conftest import SMALL, Project
 from tests.integration.training.test_training_processes import ranks
 
@@ -98,7 +98,7 @@ def test_every_family_learns_what_it_learns_whole(preset: str, template: Path, t
     switches = ("train.max_steps=2", "model.prompt_dropout=0.5", "hardware.gradient_checkpointing=true")
     config = compose([f"model={preset}", *SMALL, *UNEVEN, *switches])
     torch.manual_seed(0)
-    import_module(f"reca.pretraining.{preset}").build().save_official(whole.root / "base")
+    import_module(f"tools.tiny_bases.{preset}").build().save_official(whole.root / "base")
     drop_activations(whole.root / "base")
     config.save(whole.root / "params.yaml")
     extract(config, whole.root)

@@ -12,13 +12,13 @@ from reca.config import Config
 from reca.data.embeddings import Embeddings
 from reca.data.images import square_tensor
 from reca.data.manifest import load_images, read_manifest
-from reca.errors import UserError
 from reca.models.base import Loss, load_model
-from reca.nn.random import SampleRng
+from reca.runtime.errors import UserError
+from reca.runtime.seeding import SampleRng
 from reca.stages.extract import extract
 from reca.stages.result import read_result
 from reca.stages.train import train
-from reca.training.passes import Pass, Passes
+from reca.training.batches import Pass, Passes
 
 
 def rows(path: Path) -> list[dict[str, str]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from reca.models.janus import Janus
+from reca.models.janus.model import Janus
 
 evaluation = import_module("bench.evaluation")
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from reca.config import ConfigError, compose
 from reca.data.dialogues import GREY, Dialogues, pinned, unchanged
-from reca.errors import UserError
+from reca.runtime.errors import UserError
 from tests.unit.data.pictures import photographs
 
 Write = Callable[[list[Any]], Path]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageOps
 
 from reca.data.images import BadImage, decode, resized, square_tensor, to_square
-from reca.nn.image_sizes import Resize
+from reca.data.resize import Resize
 from tests.unit.data.pictures import encoded, photographs, picture
 
 EXIF_TURNS = {

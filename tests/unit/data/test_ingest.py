@@ -14,9 +14,9 @@ import pytest
 from reca.config import Config, FolderData, ScenesData
 from reca.data.images import decode
 from reca.data.manifest import load_images, read_manifest
-from reca.data.scenes import Scene, Shape, render
-from reca.errors import UserError
-from reca.files import write_text
+from reca.data.synthetic.scenes import Scene, Shape, render
+from reca.runtime.errors import UserError
+from reca.runtime.files import write_text
 from reca.stages.ingest import ingest
 from tests.unit.data.conftest import FolderOf
 from tests.unit.data.pictures import encoded, photographs, picture, png

@@ -17,7 +17,7 @@ from reca.data.shards import ShardWriter
 from reca.data.sources.base import Item
 from reca.data.sources.webdataset import WebDatasetSource
 from reca.data.spool import Picture, Spool
-from reca.errors import UserError
+from reca.runtime.errors import UserError
 from tests.unit.data.pictures import encoded, picture, png
 
 HASHES = st.lists(st.binary(min_size=32, max_size=32).map(bytes.hex), min_size=1, max_size=50, unique=True)

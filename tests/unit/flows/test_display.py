@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 from flows.display import Display
+from flows.run_context import EXIT_STATUS, PROGRESS
 from flows.summary import markdown_verdict, print_summary, summarise
-from flows.workplace import EXIT_STATUS, PROGRESS
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_a_stages_progress_line_is_understood():
 
 
 def test_what_the_real_helper_prints_is_understood(capsys):
-    from reca.progress import Progress
+    from reca.runtime.progress import Progress
 
     Progress(4, "images").update(4)
     assert PROGRESS.fullmatch(capsys.readouterr().out.strip()).groups()[:3] == ("4", "4", "images")

@@ -30,11 +30,11 @@ def test_scoring_takes_a_device_where_a_network_judges_here() -> None:
         evaluate = compose(words).to_dict()["evaluate"]
         return Stage(name, frozenset(), stale=True, resource="judge").uses_gpu(evaluate)
 
-    assert not uses("score-base@scenes")
-    assert uses("score-base@geneval", "evaluate.benchmarks=[geneval]")
-    assert not uses("score-base@wise", "evaluate.benchmarks=[wise]")
-    assert uses("score-base@wise", "evaluate.benchmarks=[wise]", "+evaluate.wise.judge.folder=data/judges/x")
-    assert not uses("score-base@fidelity")
-    assert uses("score-base@fidelity", "evaluate.fidelity.encoders=[facebook/dinov2-base@main]")
+    assert not uses("score@base-scenes")
+    assert uses("score@base-geneval", "evaluate.benchmarks=[geneval]")
+    assert not uses("score@base-wise", "evaluate.benchmarks=[wise]")
+    assert uses("score@base-wise", "evaluate.benchmarks=[wise]", "+evaluate.wise.judge.folder=data/judges/x")
+    assert not uses("score@base-fidelity")
+    assert uses("score@base-fidelity", "evaluate.fidelity.encoders=[facebook/dinov2-base@main]")
     assert Stage("train", frozenset(), stale=True, resource="gpu").uses_gpu({})
     assert not Stage("report", frozenset(), stale=True, resource=None).uses_gpu({})

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from reca.benchmarks.base import ItemScore, Judge, Scores, values_of, write_items
-from reca.benchmarks.samples import write_manifest
 from reca.config import Config, compose
-from reca.data import scenes
-from reca.files import write_json
+from reca.data.synthetic import scenes
+from reca.evaluation.benchmark import ItemScore, Judge, Scores, values_of, write_items
+from reca.evaluation.samples import write_manifest
+from reca.evaluation.statistics import intervals
+from reca.runtime.files import write_json
 from reca.stages.result import write_result
-from reca.statistics import intervals
 
 SKILL = {"base": 0.4, "aligned": 0.8}
 CHECKPOINTS = {"base": "b" * 64, "aligned": "a" * 64}

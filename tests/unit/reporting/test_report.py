@@ -10,15 +10,15 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from reca.benchmarks.base import Judge, read_items, values_of
 from reca.config import compose
-from reca.data.scenes import QUESTION_KINDS
-from reca.errors import UserError
+from reca.data.synthetic.scenes import QUESTION_KINDS
+from reca.evaluation.benchmark import Judge, read_items, values_of
+from reca.evaluation.statistics import paired_delta
 from reca.reporting.inputs import MissingInput
-from reca.reporting.words import category_words
+from reca.reporting.text import category_words
+from reca.runtime.errors import UserError
 from reca.stages.report import benchmark_set, report
 from reca.stages.result import read_result
-from reca.statistics import paired_delta
 
 VOID = {"meta", "link", "img", "br", "hr", "input", "circle", "line", "path"}
 CATEGORIES = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
@@ -222,10 +222,10 @@ def test_hostile_prompts_and_answers_stay_text(outputs_of, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("file", "stage"),
     [
-        ("scores/base/scenes.json", "score-base@scenes"),
-        ("scores/aligned/understanding.json", "score-aligned@understanding"),
-        ("scores/aligned/scenes.items.jsonl", "score-aligned@scenes"),
-        ("samples/base/fidelity/manifest.jsonl", "generate-base@fidelity"),
+        ("scores/base/scenes.json", "score@base-scenes"),
+        ("scores/aligned/understanding.json", "score@aligned-understanding"),
+        ("scores/aligned/scenes.items.jsonl", "score@aligned-scenes"),
+        ("samples/base/fidelity/manifest.jsonl", "generate@base-fidelity"),
     ],
 )
 def test_missing_or_broken_inputs_name_the_file_and_the_stage(project, tmp_path, file, stage) -> None:
@@ -347,6 +347,6 @@ def test_errors_are_for_users() -> None:
 
 
 def test_default_benchmarks_have_words() -> None:
-    from reca.reporting.words import BENCHMARKS
+    from reca.reporting.text import BENCHMARKS
 
     assert set(compose().evaluate.benchmarks) <= set(BENCHMARKS)

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reca.errors import UserError
 from reca.models.base import Loss
+from reca.runtime.distributed import ALONE, World
+from reca.runtime.errors import UserError
+from reca.training.batches import Passes, passes
 from reca.training.loop import accumulate
 from reca.training.optimizer import clip_gradients
-from reca.training.passes import Passes, passes
-from reca.training.process import ALONE, World
 
 
 def mean_loss(weight: nn.Parameter, part: list[tuple[float, int]]) -> Loss:

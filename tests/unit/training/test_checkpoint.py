@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from reca.config import Config, compose
-from reca.digest import file_digest
-from reca.errors import UserError
+from reca.runtime.errors import UserError
+from reca.runtime.hashing import file_digest
 from reca.training.checkpoint import META, CheckpointStore, fingerprint, restore
 from reca.training.optimizer import build_optimizer
 
@@ -211,7 +211,7 @@ def test_fingerprint_ignores_speed_place_and_housekeeping(default: Config) -> No
 HOLD = """
 import sys, time
 from pathlib import Path
-from reca.training.storage import exclusive
+from reca.runtime.locks import exclusive
 with exclusive(Path(sys.argv[1]) / "checkpoints" / f"{'a' * 16}.lock", "x"):
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from reca.config import AdapterSection
 from reca.models.base import UnifiedModel
-from reca.nn.random import SampleRng
-from reca.training.activations import checkpoint_blocks
-from reca.training.adapters import adapt, merge
+from reca.runtime.seeding import SampleRng
+from reca.training.activation_checkpointing import checkpoint_blocks
+from reca.training.lora import adapt, merge
 from reca.training.precision import place, rounded_by_autocast
 from tests.contract.test_model_family import CPU, PRESETS, load, losses, pictures
 

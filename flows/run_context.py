@@ -1,0 +1,113 @@
+"""Where a run works, and how it runs a command there: logged, followed, ended with the run."""
+
+import re
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefect import get_run_logger
+
+from flows.artifacts import StageProgress
+from flows.display import Display
+from flows.gpus import visible_devices
+from flows.supervisor import Processes
+from reca.config import Config
+from reca.runtime.errors import UserError
+
+PROGRESS = re.compile(r"PROGRESS (\d+)/(\d+) (\S+) ?(.*)")
+EXIT_STATUS = re.compile(r"exited with (-?\d+)$")
+USERS_MISTAKE = 2
+LAST_LINES = 12
+
+
+class StageFailed(UserError):
+    """A stage ended badly; the message holds its last lines and names its log."""
+
+    def __init__(self, message: str, *, again: bool) -> None:
+        super().__init__(message)
+        self.again = again
+        """Whether another attempt may help."""
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where and for what a flow run works."""
+
+    root: Path
+    """The project, or a worktree of it."""
+    state: Path
+    logs: Path
+    name: str
+    """The flow run's."""
+    overrides: list[str]
+    config: dict[str, Any]
+    """The composed configuration, as plain containers; empty until it is composed."""
+    processes: Processes
+    display: Display
+
+    @property
+    def gpus(self) -> int:
+        """Devices that a stage with ``resource: gpu`` needs."""
+        hardware = self.config["hardware"]
+        without = hardware["device"] == "cpu" or (hardware["device"] == "auto" and not visible_devices())
+        return 0 if without else int(hardware["processes"])
+
+    def restore_parameters(self) -> bool:
+        """Let ``params.yaml`` hold this run's parameters again; returns whether somebody had changed it."""
+        return Config.validated(self.config).save(self.root / "params.yaml")
+
+
+def run_command(
+    name: str,
+    command: Sequence[str],
+    workplace: Workplace,
+    environment: Mapping[str, str] | None = None,
+    hold: Sequence[int] = (),
+) -> list[str]:
+    """Run a command for the task at hand; its lines go to Prefect, its progress to the display.
+
+    Args:
+        name: The stage, for log file and display.
+        command: Program and arguments.
+        workplace: Where.
+        environment: Variables on top of the run's.
+        hold: Descriptors of locks that last until the command's last process has ended.
+
+    Returns:
+        The last lines.
+
+    Raises:
+        StageFailed: It ended with another status than 0.
+    """
+    log, logger, last = workplace.logs / f"{name}.log", get_run_logger(), deque[str](maxlen=LAST_LINES)
+    progress = StageProgress(name)
+    with workplace.processes.start(command, workplace.root, log, environment, hold) as process:
+        for line in process.lines():
+            _take(line, name, workplace.display, progress, logger.info, last)
+        status = process.wait()
+    if status != 0:
+        raise _failure(name, status, list(last), log, workplace.processes.stopped)
+    progress.finish()
+    return list(last)
+
+
+def _take(
+    line: str, name: str, display: Display, progress: StageProgress, log: Callable[[str], None], last: "deque[str]"
+) -> None:
+    if found := PROGRESS.fullmatch(line.strip()):
+        done, total, unit, text = int(found[1]), int(found[2]), found[3], found[4]
+        display.progress(name, done, total, unit, text)
+        progress.update(done, total, f"{done}/{total} {unit} {text}")
+    elif line.strip():
+        log(line.rstrip())
+        last.append(line.rstrip())
+
+
+def _failure(name: str, status: int, last: list[str], log: Path, stopped: bool) -> StageFailed:
+    inner = [int(found[1]) for line in last if (found := EXIT_STATUS.search(line))]  # DVC's own status is always 255
+    status = inner[-1] if inner else status
+    text = "\n".join(f"  | {line}" for line in last)
+    message = f"{name} failed (exit status {status}):\n{text}\n  the whole log: {log}"
+    return StageFailed(message, again=status != USERS_MISTAKE and not stopped)

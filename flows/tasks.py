@@ -1,0 +1,111 @@
+"""One Prefect task = one stage of ``dvc.yaml``, brought up to date by DVC in a process of its own."""
+
+import sys
+import time
+from contextlib import ExitStack
+from typing import Any
+
+from prefect import get_run_logger, runtime, task
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Completed, State
+
+from flows.gpus import devices
+from flows.graph import Stage
+from flows.lineage import disagreements
+from flows.run_context import StageFailed, Workplace, run_command
+from reca.runtime.errors import UserError
+
+DVC = (sys.executable, "-m", "dvc")
+PAUSES = (5.0, 60.0)
+"""Seconds before the second and the third attempt; not Prefect's own delay, which no signal interrupts."""
+
+
+def worth_another_attempt(_task: Any, _run: Any, state: State[Any]) -> bool:
+    """Retry a stage unless the user has to mend something first."""
+    error = state.result(raise_on_failure=False)
+    return not (isinstance(error, UserError) and not getattr(error, "again", False))
+
+
+@task(
+    task_run_name="{stage.name}",
+    retries=len(PAUSES),
+    retry_condition_fn=worth_another_attempt,
+    cache_policy=NO_CACHE,  # DVC decides what is stale; two caches are two truths
+    persist_result=False,
+)
+def run_stage(stage: Stage, workplace: Workplace, unchanged: bool) -> State[Any]:
+    """Bring one stage up to date; with ``unchanged``, only put down that there was nothing to do."""
+    if unchanged:
+        workplace.display.ended(stage.name, "unchanged")
+        return Completed(name="Unchanged", message="nothing that this stage depends on has changed")
+    _pause_before_retry(workplace)
+    workplace.display.started(stage.name)
+    began = time.monotonic()
+    try:
+        outcome = _reproduce(stage, workplace)
+    except BaseException:
+        workplace.display.ended(stage.name, "stopped" if workplace.processes.stopped else "failed")
+        raise
+    workplace.display.ended(stage.name, outcome)
+    return Completed(name=outcome.capitalize(), message=f"{outcome} in {time.monotonic() - began:.1f} s")
+
+
+@task(
+    task_run_name="register",
+    retries=len(PAUSES),
+    retry_condition_fn=worth_another_attempt,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+def run_register(workplace: Workplace) -> None:
+    """Hand the model to the registry: not a DVC stage, since it acts on the world outside; idempotent."""
+    _pause_before_retry(workplace)
+    workplace.display.started("register")
+    try:
+        run_command("register", [sys.executable, "-m", "reca", "register"], workplace)
+    except BaseException:
+        workplace.display.ended("register", "stopped" if workplace.processes.stopped else "failed")
+        raise
+    workplace.display.ended("register", "done")
+
+
+def _pause_before_retry(workplace: Workplace) -> None:
+    attempt = int(runtime.task_run.run_count or 1)
+    if attempt > 1:
+        seconds = PAUSES[min(attempt - 2, len(PAUSES) - 1)]
+        get_run_logger().info("attempt %d, in %g s; it resumes what is there", attempt, seconds)
+        workplace.processes.pause(seconds)
+
+
+def _reproduce(stage: Stage, workplace: Workplace) -> str:
+    """``dvc repro`` of one stage; again, by force, if it turns out to have been made with other parameters."""
+    command = [*DVC, "--wait-for-lock", "repro", "--single-item", stage.name]
+    log = get_run_logger()
+    with ExitStack() as stack:
+        environment: dict[str, str] = {}
+        hold: list[int] = []
+        if stage.uses_gpu(workplace.config["evaluate"]) and workplace.gpus:
+            chosen, hold = stack.enter_context(devices(workplace.gpus, log.info))
+            environment = {"CUDA_VISIBLE_DEVICES": chosen}
+        false_record = not stage.stale and bool(disagreements(workplace.root, stage.name, workplace.config))
+        for force in (false_record, True):
+            if workplace.restore_parameters():
+                log.warning("params.yaml was changed during the run; it holds this run's parameters again")
+            lines = run_command(stage.name, [*command, "--force"] if force else command, workplace, environment, hold)
+            differences = disagreements(workplace.root, stage.name, workplace.config)
+            if not differences:
+                return _outcome(lines)
+            log.warning("%s was made with other parameters (%s); once more", stage.name, "; ".join(differences))
+    raise StageFailed(
+        f"{stage.name} does not agree with this run's parameters: {'; '.join(differences)}. "
+        "Is params.yaml being edited? Leave it alone and run `reca run` again",
+        again=False,
+    )
+
+
+def _outcome(lines: list[str]) -> str:
+    """What DVC did, from its own words."""
+    text = "\n".join(lines)
+    if "didn't change, skipping" in text:
+        return "unchanged"
+    return "restored" if "is cached - skipping run" in text else "done"

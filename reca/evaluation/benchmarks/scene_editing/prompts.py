@@ -1,0 +1,129 @@
+"""Edits of rendered scenes by instruction: one shape gets another colour or place, goes, or comes.
+
+An edit names its shape by colour and kind, of which the scene has no second one, before or after.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+from reca.data.synthetic.scenes import (
+    COLORS,
+    MARGIN,
+    MAX_OBJECTS,
+    MAX_RADIUS,
+    MIN_GAP,
+    MIN_RADIUS,
+    SHAPES,
+    Scene,
+    Shape,
+    phrase,
+    relation,
+    sample_scene,
+)
+
+Category = Literal["recolor", "remove", "add", "move"]
+CATEGORIES: tuple[Category, ...] = ("recolor", "remove", "add", "move")
+DIRECTIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
+TRIES = 200
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What an instruction asks for."""
+
+    instruction: str
+    rest: tuple[Shape, ...]
+    """The shapes that must stay as they are."""
+    before: Shape | None
+    """The shape that changes or goes."""
+    after: Shape | None
+    """What becomes of it, or comes; its place is one of those that are right."""
+    stays: bool = False
+    """The changed shape must be where it was."""
+    relation: tuple[str, int] | None = None
+    """How the shape must stand to one of the rest."""
+
+    def target(self, scene: Scene) -> Scene:
+        """A scene that is right."""
+        return replace(scene, shapes=(*self.rest, *([self.after] if self.after else [])))
+
+    def metadata(self) -> dict[str, Any]:
+        """What :func:`reca.evaluation.benchmarks.scene_editing.rules.judge` asks for."""
+        return {
+            "rest": [[shape.kind, shape.color, shape.x, shape.y] for shape in self.rest],
+            "before": None if self.before is None else [self.before.kind, self.before.color],
+            "after": None if self.after is None else [self.after.kind, self.after.color],
+            "place": [self.before.x, self.before.y] if self.stays and self.before else None,
+            "relation": None if self.relation is None else list(self.relation),
+        }
+
+
+def sample_edits(base: int, category: Category, number: int) -> list[tuple[int, Edit]]:
+    """The first edits of a category that the scenes of seed ``base`` allow, with the number of each one's scene."""
+    found: list[tuple[int, Edit]] = []
+    index = 0
+    while len(found) < number:
+        edit = make_edit(category, sample_scene(base, index), random.Random(f"edit-{category}-{base}-{index}"))
+        if edit is not None:
+            found.append((index, edit))
+        index += 1
+    return found
+
+
+def make_edit(category: Category, scene: Scene, rng: random.Random) -> Edit | None:
+    """An edit of this scene; ``None`` where it allows none."""
+    if category == "add":
+        return _add(scene, rng)
+    identities = [(shape.kind, shape.color) for shape in scene.shapes]
+    alone = [shape for shape in scene.shapes if identities.count((shape.kind, shape.color)) == 1]
+    if not alone or (category != "recolor" and len(alone) < 2):
+        return None
+    shape, *others = rng.sample(alone, len(alone))
+    rest = tuple(other for other in scene.shapes if other is not shape)
+    name = f"the {shape.color} {shape.kind}"
+    if category == "remove":
+        return Edit(f"remove {name}", rest, shape, None)
+    if category == "recolor":
+        color = rng.choice([color for color in COLORS if (shape.kind, color) not in identities])
+        return Edit(f"make {name} {color}", rest, shape, replace(shape, color=color), stays=True)
+    return _move(shape, others[0], rest, name, rng)
+
+
+def _add(scene: Scene, rng: random.Random) -> Edit | None:
+    kinds = [kind for kind in SHAPES if kind not in scene.groups()]
+    place = _free(scene.shapes, rng)
+    if len(scene.shapes) == MAX_OBJECTS or place is None:
+        return None
+    shape = Shape(rng.choice(kinds), rng.choice(list(COLORS)), *place, rng.uniform(MIN_RADIUS, MAX_RADIUS))
+    return Edit(f"add {phrase(shape.kind, 1, shape.color)}", scene.shapes, None, shape)
+
+
+def _move(shape: Shape, other: Shape, rest: tuple[Shape, ...], name: str, rng: random.Random) -> Edit | None:
+    x, y = shape.x - other.x, shape.y - other.y
+    # Not where it is already, nor nearly so: GenEval's rule lets a diagonal be both beside and above.
+    wanted = [where for where, (dx, dy) in DIRECTIONS.items() if x * dx + y * dy <= abs(x * dy + y * dx) / 2]
+    for where in rng.sample(wanted, len(wanted)):
+        place = _free(rest, rng, partial(_stands, shape, other, where))
+        if place is not None:
+            moved = replace(shape, x=place[0], y=place[1])
+            instruction = f"move {name} {where} the {other.color} {other.kind}"
+            return Edit(instruction, rest, shape, moved, relation=(where, rest.index(other)))
+    return None
+
+
+def _stands(shape: Shape, other: Shape, where: str, x: float, y: float) -> bool:
+    return relation(replace(shape, x=x, y=y), other) == where
+
+
+def _free(
+    shapes: Sequence[Shape], rng: random.Random, fits: Callable[[float, float], bool] = lambda x, y: True
+) -> tuple[float, float] | None:
+    """A centre that keeps its distance from all shapes, if one is found soon."""
+    for _ in range(TRIES):
+        x, y = rng.uniform(MARGIN, 1 - MARGIN), rng.uniform(MARGIN, 1 - MARGIN)
+        if fits(x, y) and all(max(abs(x - shape.x), abs(y - shape.y)) >= MIN_GAP for shape in shapes):
+            return x, y
+    return None

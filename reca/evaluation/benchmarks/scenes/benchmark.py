@@ -1,0 +1,95 @@
+"""GenEval's six categories over rendered scenes: does an image show what its prompt asks for?
+
+The prompts have GenEval's form, the scene detector takes the place of Mask2Former and CLIP, and GenEval's own
+rules and default options decide (:mod:`reca.evaluation.geneval_rules`). A category scores the share of right images,
+and the overall score is the plain mean of the six.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from reca.config import Config, ScenesBenchmark
+from reca.data.synthetic.scenes import benchmark_prompts
+from reca.evaluation import geneval_rules as geneval
+from reca.evaluation.benchmark import ItemScore, Judge
+from reca.evaluation.drawing import by_prompt, draw
+from reca.evaluation.judges.scene_judge import FOLDER, SceneJudge, describe
+from reca.evaluation.samples import Row
+from reca.runtime.seeding import derive_seed
+
+if TYPE_CHECKING:
+    from reca.evaluation.judges.scene_detector import Detection
+    from reca.models.base import Sampling, UnifiedModel
+
+
+class Scenes:
+    """GenEval over rendered scenes.
+
+    Args:
+        settings: How many prompts and images, and the seed that chooses the prompts.
+        judge_folder: Where the scene detector lies.
+    """
+
+    name: ClassVar[str] = "scenes"
+    protocol = "variant: GenEval's rules and options on rendered scenes, judged by a scene detector"
+
+    def __init__(self, settings: ScenesBenchmark, judge_folder: Path) -> None:
+        self.images_per_prompt, self.seed = settings.images_per_prompt, settings.seed
+        self._prompts_per_category = settings.prompts_per_category
+        self._judge = SceneJudge(judge_folder)
+
+    @classmethod
+    def from_config(cls, config: Config, root: Path) -> Self:
+        """Set up from ``evaluate.scenes``."""
+        return cls(config.evaluate.scenes, root / FOLDER)
+
+    @property
+    def judge(self) -> Judge:
+        """The scene detector."""
+        return self._judge.identity
+
+    def plan(self) -> list[Row]:
+        """One row per prompt and image; its seed is a function of the prompt set, the prompt and the image's number."""
+        rows: list[Row] = []
+        for number, entry in enumerate(benchmark_prompts(self.seed, self._prompts_per_category)):
+            prompt_id = f"{entry['tag']}-{number % self._prompts_per_category:03d}"
+            rows.extend(
+                {
+                    "prompt_id": prompt_id,
+                    "category": entry["tag"],
+                    "prompt": entry["prompt"],
+                    "index": index,
+                    "seed": derive_seed(self.name, self.seed, prompt_id, index),
+                    "metadata": entry,
+                    "file": f"{prompt_id}_{index}.png",
+                }
+                for index in range(self.images_per_prompt)
+            )
+        return rows
+
+    def make(self, model: "UnifiedModel", rows: Sequence[Row], sampling: "Sampling", folder: Path) -> list[Row]:
+        """Draw one image per row."""
+        return draw(model, rows, sampling, folder)
+
+    def score(self, rows: Sequence[Row], folder: Path) -> list[ItemScore]:
+        """Judge every image by GenEval's rules: 1 where all clauses of its prompt hold, else 0."""
+        found = self._judge.look(folder, [row["file"] for row in rows])
+        judged = [judge_image(seen, row["metadata"]) for row, seen in zip(rows, found, strict=True)]
+        return by_prompt(rows, [value for value, _ in judged], [detail for _, detail in judged])
+
+    def details(self, items: Sequence[ItemScore]) -> dict[str, Any]:
+        """GenEval's two other numbers: share of right images, and of prompts with at least one right image."""
+        results = [(i.category, i.prompt_id, value == 1) for i in items for value in i.values if value is not None]
+        summary = geneval.summarise(results)
+        return {"correct_images": summary.images, "correct_prompts": summary.prompts}
+
+
+def judge_image(detections: "Sequence[Detection] | None", metadata: Row) -> tuple[float | None, dict[str, Any]]:
+    """1 or 0 and what was seen; ``None`` where there was nothing to look at."""
+    if detections is None:
+        return None, {"seen": [], "reasons": ["the file is no image"]}
+    objects = geneval.select(detections, metadata["tag"])
+    verdict = geneval.judge(objects, metadata, lambda found, _: [detection.color for detection in found])
+    seen = [describe(detection) for group in objects.values() for detection in group]
+    return float(verdict.correct), {"seen": seen, "reasons": list(verdict.reasons)}

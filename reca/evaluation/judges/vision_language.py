@@ -1,0 +1,54 @@
+"""A vision-language model of transformers, asked about images one question at a time, greedily."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from reca.evaluation.judges.pretrained import told
+
+
+class VisionLanguageModel:
+    """A chat model that sees images.
+
+    Args:
+        network: Any image-text-to-text model of transformers.
+        processor: Its processor, with a chat template.
+    """
+
+    def __init__(self, network: Any, processor: Any) -> None:
+        self._network, self._processor = network.eval(), processor
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device) -> Self:
+        """Load a local folder onto a device, on a GPU in bfloat16.
+
+        Raises:
+            FileNotFoundError: ``config.json`` is missing.
+            ValueError: It is no such model.
+        """
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        with told(folder, "vision-language model"):
+            network = AutoModelForImageTextToText.from_pretrained(folder, local_files_only=True, dtype=dtype)
+            processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+        return cls(network.to(device), processor)
+
+    @torch.inference_mode()
+    def reply(self, text: str, images: Sequence[Path], max_tokens: int, system: str = "") -> str:
+        """The greedy answer to one question about some images, which stand before the text."""
+        pictures = []
+        for path in images:
+            with Image.open(path) as image:
+                pictures.append(image.convert("RGB"))
+        content: list[dict[str, Any]] = [{"type": "image"} for _ in pictures]
+        messages: list[dict[str, Any]] = [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
+        if system:
+            messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
+        prompt = self._processor.apply_chat_template(messages, add_generation_prompt=True)
+        inputs = self._processor(text=[prompt], images=pictures or None, return_tensors="pt").to(self._network.device)
+        answer = self._network.generate(**inputs, max_new_tokens=max_tokens, do_sample=False)
+        new = answer[:, inputs["input_ids"].shape[1] :]
+        return str(self._processor.batch_decode(new, skip_special_tokens=True)[0])

@@ -1,0 +1,61 @@
+"""Writing the shards of an extraction beside the encoding of what comes after them."""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Self
+
+from torch import Tensor
+
+from reca.data.embeddings import Field, smallest_integers, write_shard
+from reca.extraction.cache import Done, Row, note_of, shard_of
+
+
+class EmbeddingsWriter:
+    """Writes one shard at a time on a thread of its own; use it in a ``with`` block.
+
+    What goes wrong is raised when the next shard is given, or at the end.
+
+    Args:
+        folder: The extraction's.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._given = folder, set[int]()
+        self._thread, self._last = ThreadPoolExecutor(1, thread_name_prefix="shards"), Future[None]()
+        self._last.set_result(None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._thread.shutdown()  # a whole shard is kept, whatever has happened to the next one
+        if kind is None:
+            self._last.result()
+
+    def write(self, number: int, ids: Sequence[str], rows: Mapping[str, Row]) -> None:
+        """Begin with a shard, once the one before is written: two are in memory, and no more."""
+        self._last.result()
+        self._given.add(number)
+        self._last = self._thread.submit(_write, self._folder, number, ids, rows)
+
+    def images(self, parts: Sequence[Sequence[str]]) -> int:
+        """How many are in shards that this process was given, or that any has written."""
+        return sum(
+            len(ids)
+            for number, ids in enumerate(parts)
+            if number in self._given or note_of(self._folder, number).exists()
+        )
+
+
+def _write(folder: Path, number: int, ids: Sequence[str], rows: Mapping[str, Row]) -> None:
+    """Write one shard; its note, written last, says that it is whole."""
+    fields: dict[str, Field] = {}
+    stored: dict[str, list[Tensor]] = {}
+    for name in sorted(rows[ids[0]][0]):
+        values = [rows[image][0][name] for image in ids]
+        stored[name] = values if values[0].is_floating_point() else smallest_integers(values)
+        shape = list(values[0].shape) if len({value.shape for value in values}) == 1 else None
+        fields[name] = Field(shape, str(stored[name][0].dtype).removeprefix("torch."))
+    costs = [cost for image in ids if (cost := rows[image][1]) is not None]
+    Done(write_shard(shard_of(folder, number), ids, stored), fields, costs).write(note_of(folder, number))

@@ -1,0 +1,369 @@
+"""BAGEL: a Qwen2 with an expert that reads and one that draws, by rectified flow (arXiv 2505.14683).
+
+The condition is h_v = connector(SigLIP(image)) + positions. The loss is |v(x_t; h_v, template, t) - (ε - x_0)|² with
+the FLUX latents x_0 of the image and t = sigmoid(N(0, 1)).
+
+Understanding is separable: by default only the drawing expert is trained, and no gradient passes through the other.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from reca.data.resize import Resize
+from reca.models import flow
+from reca.models.bagel.autoencoder import decode, encode, sample_latents
+from reca.models.bagel.checkpoint import Configs, load_network, read_checkpoint, write_checkpoint
+from reca.models.bagel.network import BagelNetwork, Markers
+from reca.models.bagel.packing import Stretch
+from reca.models.bagel.patches import patchify, unpatchify
+from reca.models.bagel.sampling import (
+    Conditions,
+    Drawing,
+    Guidance,
+    answer_ids,
+    condition,
+    draw_latents,
+    fit,
+    squared_errors,
+)
+from reca.models.base import (
+    RECONSTRUCTION_PROMPT,
+    Cacheable,
+    Dialogue,
+    ImageEditor,
+    Loss,
+    Paradigm,
+    Sampling,
+    Semantic,
+    Spec,
+    Target,
+    UnifiedModel,
+)
+from reca.runtime.files import whole_folder
+from reca.runtime.seeding import SampleRng, derive_seed
+
+MARKERS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
+DRAWING_PARTS = ("network.vae2llm.", "network.llm2vae.", "network.time_embedder.")
+READING_SIZE = 224
+"""Side in pixels of the condition in the paper: the lowest that the vision tower was trained for."""
+NUM_STEPS = 49
+"""The official 50 points of time, of which the first is the noise."""
+MAX_ANSWER_TOKENS = 16
+
+
+class Bagel(UnifiedModel, ImageEditor):
+    """BAGEL behind the contract of :class:`UnifiedModel`.
+
+    Args:
+        network: Everything but the autoencoder.
+        autoencoder: Of the drawn images; never trained.
+        tokenizer: Called as transformers' are.
+        options: See ``BagelModel`` in the configuration.
+        configs: The checkpoint's JSON files, to be written back.
+        stem: Name of its weights, likewise.
+    """
+
+    family: ClassVar[str] = "bagel"
+    paradigm: ClassVar[Paradigm] = "flow"
+    encoders: ClassVar[Mapping[Cacheable, tuple[str, ...]]] = {
+        "semantic": ("network.vit_model.", "network.connector."),
+        "target": ("autoencoder.encoder.",),
+    }
+
+    def __init__(
+        self,
+        network: BagelNetwork,
+        autoencoder: AutoencoderKL,
+        tokenizer: Any,
+        options: Mapping[str, Any],
+        configs: Configs | None = None,
+        stem: str = "model",
+    ) -> None:
+        super().__init__()
+        self.network, self.autoencoder, self.tokenizer = network, autoencoder, tokenizer
+        self._configs, self._stem = configs, stem
+        self.train_vision = bool(options["train_vision"])
+        self.freeze_understanding = bool(options["freeze_understanding"])
+        self.prompt_dropout = float(options["prompt_dropout"])
+        self.training_shift = float(options["training_shift"])
+        self.sampling_shift = float(options["sampling_shift"])
+        self.guidance_interval: tuple[float, float] = tuple(options["guidance_interval"])
+        self.guidance_renorm: flow.Renorm = options["guidance_renorm"]
+        self.edit_guidance_interval: tuple[float, float] = tuple(options["edit_guidance_interval"])
+        self.edit_guidance_renorm: flow.Renorm = options["edit_guidance_renorm"]
+        # A vision tower that is trained behind a frozen language model needs the gradient that passes through it.
+        network.language_model.detach_reader = self.freeze_understanding and not self.train_vision
+        self.spec = self._spec(options)
+        frozen = self.freeze_understanding and not self.train_vision
+        self.cacheable = frozenset({"semantic", "target"} if frozen else {"target"})
+        self.freeze()
+
+    @property
+    def stride(self) -> int:
+        """Pixels per side of a latent token."""
+        return self.network.sizes.latent_patch * 2 ** (len(self.autoencoder.config.block_out_channels) - 1)
+
+    def _spec(self, options: Mapping[str, Any]) -> Spec:
+        sizes = self.network.sizes
+        patch = int(sizes.vision.patch_size)
+        largest = {"understanding": sizes.vision_side * patch, "generation": sizes.max_latent_size * self.stride}
+        seen = options["understanding_size"] or min(READING_SIZE, largest["understanding"])
+        drawn = options["generation_size"] or largest["generation"]
+        for name, size, step in (("understanding", seen, patch), ("generation", drawn, self.stride)):
+            if size % step or not step <= size <= largest[name]:
+                raise ValueError(
+                    f"model.{name}_size={size} must be a multiple of {step}, and at most {largest[name]} (pixels)"
+                )
+        # The authors' transforms: 224 to 224 by 14 for what is understood, 512 to 1024 by 16 for what is drawn.
+        resizes = (
+            Resize(options["resize"], seen, seen, patch),
+            Resize(options["resize"], drawn, drawn // 2, self.stride),
+        )
+        return Spec(*resizes, (seen // patch) ** 2, (drawn // self.stride) ** 2)
+
+    @classmethod
+    def load(cls, checkpoint: Path, options: Mapping[str, Any], device: torch.device | None) -> Self:
+        """See :meth:`UnifiedModel.load`; ``options["parts"]["base"]`` is a folder for what ``checkpoint`` lacks."""
+        base = options["parts"].get("base")
+        found = read_checkpoint(checkpoint, Path(base) if base else None)
+        tokenizer = AutoTokenizer.from_pretrained(found.tokenizer, local_files_only=True)
+        ids = tokenizer.convert_tokens_to_ids(list(MARKERS))
+        if None in ids or tokenizer.unk_token_id in ids:
+            raise ValueError(f"the tokenizer in {found.tokenizer} lacks one of BAGEL's markers {', '.join(MARKERS)}")
+        channels = found.autoencoder.config.latent_channels
+        text, vision = found.configs.text(), found.configs.vision()
+        network = load_network(found.state, text, vision, channels, Markers(*ids), found.weights)
+        return cls(network, found.autoencoder, tokenizer, options, found.configs, found.stem).placed(device)
+
+    def save_official(self, path: Path) -> None:
+        """See :meth:`UnifiedModel.save_official`; weights keep the name that they were read under."""
+        if self._configs is None:
+            raise ValueError("this model was not made from official configuration files, so it has none to write")
+        with whole_folder(path) as folder:
+            write_checkpoint(folder, self._configs, self.network, self.autoencoder, self._stem)
+            self.tokenizer.save_pretrained(folder)
+
+    def trainable(self) -> Iterable[str]:
+        """The drawing expert and its projections; the reading half too unless ``freeze_understanding``."""
+        return [name for name, _ in self.named_parameters() if self._trains(name)]
+
+    def _trains(self, name: str) -> bool:
+        if name.startswith("network.vit_model."):
+            return self.train_vision
+        if name.startswith("network.connector."):
+            return self.train_vision or not self.freeze_understanding
+        draws = "_moe_gen." in name or name.startswith(DRAWING_PARTS)
+        return name.startswith("network.") and (draws or not self.freeze_understanding)
+
+    # -- what goes in ---------------------------------------------------------------------------------------
+
+    def encode_semantic(self, images: Tensor | Sequence[Tensor], rng: SampleRng | None = None) -> Semantic:
+        """h_v (N_i, D) of each image (3, H_i, W_i), where N_i is its number of patches.
+
+        Raises:
+            ValueError: The sides are no multiples of a patch, or too long for the table of positions.
+        """
+        return Semantic.of(self.network.see(list(images)))
+
+    @torch.no_grad()
+    def encode_target(self, images: Tensor | Sequence[Tensor], rng: SampleRng) -> Target:
+        """Posterior moments (2C, h_i, w_i) of each image (3, H_i, W_i); only the loss draws from them.
+
+        Raises:
+            ValueError: The sides are no multiples of a latent token, or too long for the table of positions.
+        """
+        for image in images:
+            self._grid(*image.shape[1:])
+        if isinstance(images, Tensor):
+            return Target(encode(self.autoencoder, images))
+        return Target.of([encode(self.autoencoder, image[None])[0] for image in images])
+
+    def _grid(self, height: int, width: int) -> tuple[int, int]:
+        """Latent tokens per column and row of an image."""
+        largest = self.network.sizes.max_latent_size * self.stride
+        for side in (height, width):
+            if side % self.stride or not self.stride <= side <= largest:
+                raise ValueError(
+                    f"an image of {height} x {width} pixels cannot be drawn: its sides must be multiples of "
+                    f"{self.stride}, at most {largest}; resize it"
+                )
+        return height // self.stride, width // self.stride
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        rows: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        room = int(self.network.sizes.text.max_position_embeddings)
+        for text, row in zip(texts, rows, strict=True):
+            # Two markers, and one position each for a seen and a drawn image before and after it.
+            if len(row) + 5 > room:
+                raise ValueError(f"a prompt of {len(row)} tokens does not fit into {room} positions: {text[:60]!r}…")
+        return rows
+
+    def _device(self) -> torch.device:
+        return self.network.vae2llm.weight.device
+
+    # -- losses ---------------------------------------------------------------------------------------------
+
+    def reconstruction_loss(self, semantic: Semantic, prompts: Sequence[str], target: Target, rng: SampleRng) -> Loss:
+        """Flow matching of an image's latents given h_v and a template; dropout takes the template only (official)."""
+        return self._flow_loss(semantic.rows(), prompts, target, rng)
+
+    def text_to_image_loss(self, prompts: Sequence[str], target: Target, rng: SampleRng) -> Loss:
+        """Flow matching of an image's latents given its caption."""
+        return self._flow_loss([None] * len(prompts), prompts, target, rng)
+
+    def _flow_loss(
+        self, semantic: Sequence[Tensor | None], prompts: Sequence[str], target: Target, rng: SampleRng
+    ) -> Loss:
+        moments = target.rows()
+        if not len(semantic) == len(prompts) == len(moments):
+            raise ValueError(f"{len(semantic)} conditions, {len(prompts)} prompts and {len(moments)} targets differ")
+        patch = self.network.sizes.latent_patch
+        shapes = [(row.shape[0] // 2, *row.shape[1:]) for row in moments]
+        posteriors = rng.normals("posterior", shapes)
+        times = rng.normal("time")
+        noise = rng.normals("noise", [(h * w // patch**2, channels * patch**2) for channels, h, w in shapes])
+        ids, dropped = self._ids(prompts), self.dropped(rng)
+        lost = [False] * len(prompts) if dropped is None else dropped.tolist()
+        drawings = [
+            Drawing(
+                sample_latents(self.autoencoder, moments[row][None], posteriors[row][None])[0],
+                noise[row],
+                times[row],
+                semantic[row],
+                None if lost[row] else ids[row],
+            )
+            for row in range(len(prompts))
+        ]
+        errors = squared_errors(self.network, drawings, self.training_shift)
+        value = torch.cat(errors).mean()
+        return Loss(value, sum(map(len, errors)), {"velocity_loss": value.detach()})
+
+    def understanding_loss(
+        self, images: Tensor | Sequence[Tensor], dialogues: Sequence[Dialogue], rng: SampleRng
+    ) -> Loss:
+        """Cross-entropy of the answer tokens, end included.
+
+        Raises:
+            ValueError: It is to be trained, but the understanding half is frozen.
+        """
+        if self.training and torch.is_grad_enabled() and self.network.language_model.detach_reader:
+            raise ValueError(
+                "model.switches.freeze_understanding leaves the understanding loss nothing to train; set "
+                "train.mixture.understanding=0, or model.switches.freeze_understanding=false"
+            )
+        questions = self._ids([dialogue.question for dialogue in dialogues])
+        answers = self._ids([dialogue.answer for dialogue in dialogues])
+        bos, eos = self.network.markers.bos, self.network.markers.eos
+        samples = [
+            [*condition(self.network, tokens, question), Stretch(self.network.embed([bos, *answer]), causal=True)]
+            for tokens, question, answer in zip(self.network.see(list(images)), questions, answers, strict=True)
+        ]
+        hidden, _ = self.network.read(samples)
+        lengths = [sum(map(len, stretches)) for stretches in samples]
+        last = [row[n - len(a) - 1 : n] for row, n, a in zip(hidden, lengths, answers, strict=True)]
+        logits = self.network.language_model.lm_head(torch.cat(last))
+        labels = torch.tensor([token for answer in answers for token in [*answer, eos]], device=logits.device)
+        value = F.cross_entropy(logits.float(), labels)
+        return Loss(value, len(labels), {"answer_loss": value.detach()})
+
+    # -- what comes out -------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate(self, prompts: Sequence[str], sampling: Sampling, rng: SampleRng) -> Tensor:
+        """Draw one image per prompt; guidance pushes away from what is drawn without one."""
+        return self._draw([condition(self.network, None, ids) for ids in self._ids(prompts)], sampling, rng)
+
+    @torch.no_grad()
+    def reconstruct(self, semantic: Semantic, sampling: Sampling, rng: SampleRng) -> Tensor:
+        """Draw images from their own understanding embeddings, under a fixed template.
+
+        The embeddings take the place of the prompt, so guidance pushes away from what is drawn without both.
+        """
+        (template,) = self._ids([RECONSTRUCTION_PROMPT])
+        return self._draw([condition(self.network, tokens, template) for tokens in semantic.rows()], sampling, rng)
+
+    def _draw(self, conditions: Sequence[Sequence[Stretch]], sampling: Sampling, rng: SampleRng) -> Tensor:
+        grid = self._grid(*(sampling.size or [self.spec.generation_size] * 2))
+        empty: list[list[Stretch]] | None = [[]] * len(conditions) if sampling.guidance_scale > 1 else None
+        noise = rng.normal("noise", (grid[0] * grid[1], self.network.vae2llm.in_features))
+        guidance = self._guidance(sampling, self.guidance_interval, self.guidance_renorm)
+        latents = draw_latents(self.network, Conditions(conditions, empty), grid, noise, guidance)
+        return self.decode_latents(latents, grid)
+
+    def _guidance(self, sampling: Sampling, interval: tuple[float, float], renorm: flow.Renorm) -> Guidance:
+        steps = NUM_STEPS if sampling.num_steps is None else sampling.num_steps
+        scales = (sampling.guidance_scale, sampling.image_guidance_scale)
+        return Guidance(*scales, interval, renorm, steps, self.sampling_shift)
+
+    @torch.no_grad()
+    def decode_latents(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] of latent tokens (B, T, p · p · C)."""
+        latents = unpatchify(tokens, *grid, self.network.sizes.latent_patch)
+        return decode(self.autoencoder, latents).clamp(-1, 1)
+
+    @torch.no_grad()
+    def edit(
+        self, images: Sequence[Tensor], instructions: Sequence[str], sampling: Sampling, rng: SampleRng
+    ) -> list[Tensor]:
+        """See :meth:`ImageEditor.edit`; results have the size that the source is resized to.
+
+        ``sampling.guidance_scale`` pushes away from the image without the instruction, ``image_guidance_scale`` away
+        from the instruction without the image.
+        """
+        # Images of unlike sizes draw unlike many numbers: each gets a stream of its own.
+        seeds = (rng.uniform("stream", (2,)).double() * 2**24).long().tolist()
+        results = []
+        for image, ids, seed in zip(images, self._ids(instructions), seeds, strict=True):
+            source, seen = self.fit_for_editing(image.to(self._device()))
+            latents = self.edit_latents(source, seen, ids, sampling, SampleRng([derive_seed(*seed)]))
+            results.append(self.decode_latents(latents, self._grid(*source.shape[1:]))[0])
+        return results
+
+    def fit_for_editing(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """The two resizes of a source (3, H, W): what is kept of it in latents, and what is understood of it."""
+        patch = int(self.network.sizes.vision.patch_size)
+        longest = self.network.sizes.vision_side * patch
+        source = fit(image, replace(self.spec.generation, rule="fit"))
+        return source, fit(source, replace(self.spec.understanding, rule="fit", longest=longest))
+
+    @torch.no_grad()
+    def edit_latents(
+        self, source: Tensor, seen: Tensor, ids: Sequence[int], sampling: Sampling, rng: SampleRng
+    ) -> Tensor:
+        """Latent tokens (1, T, p · p · C) of one edited image.
+
+        Args:
+            source: The image whose latents are read, (3, H, W); the result has its size.
+            seen: The image that is understood, (3, H', W').
+            ids: The instruction.
+            sampling: Guidance weights and number of steps.
+            rng: One stream.
+        """
+        grid, patch = self._grid(*source.shape[1:]), self.network.sizes.latent_patch
+        moments = encode(self.autoencoder, source[None])
+        shape = (moments.shape[1] // 2, *moments.shape[2:])
+        clean = sample_latents(self.autoencoder, moments, rng.normal("posterior", shape))[0]
+        kept = self.network.drawn(patchify(clean, patch), grid, torch.zeros((), device=self._device()))
+        image = [kept, self.network.seen(self.network.see([seen])[0])]
+        text = [self.network.text(ids)]
+        conditions = Conditions(
+            [[*image, *text]],
+            [image] if sampling.guidance_scale > 1 else None,
+            [text] if sampling.image_guidance_scale > 1 else None,
+        )
+        noise = rng.normal("noise", (grid[0] * grid[1], self.network.vae2llm.in_features))
+        guidance = self._guidance(sampling, self.edit_guidance_interval, self.edit_guidance_renorm)
+        return draw_latents(self.network, conditions, grid, noise, guidance)
+
+    def answer(self, images: Tensor | Sequence[Tensor], questions: Sequence[str]) -> list[str]:
+        """Greedy answers, at most ``MAX_ANSWER_TOKENS`` tokens each."""
+        rows = answer_ids(self.network, list(images), self._ids(questions), MAX_ANSWER_TOKENS)
+        return [text.strip() for text in self.tokenizer.batch_decode(rows)]

@@ -1,0 +1,67 @@
+"""A SigLIP vision tower that takes images of any size and shape (NaViT, Dehghani et al., arXiv 2307.06304)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import SiglipVisionConfig
+from transformers.models.siglip.modeling_siglip import SiglipEncoder
+
+from reca.models.bagel.patches import patchify
+from reca.models.positions import grid_cells
+
+
+class PatchEmbeddings(nn.Module):
+    """Linear patch embeddings plus a learned table of positions, of which an image uses the upper left corner.
+
+    Args:
+        config: Sizes.
+        side: Patches per side of the largest image, by which the table is read.
+    """
+
+    def __init__(self, config: SiglipVisionConfig, side: int) -> None:
+        super().__init__()
+        self.patch_size: int = config.patch_size
+        self.side = side
+        self.patch_embedding = nn.Linear(config.num_channels * config.patch_size**2, config.hidden_size)
+        self.position_embedding = nn.Embedding((config.image_size // config.patch_size) ** 2, config.hidden_size)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(3, H, W) -> (N, D)."""
+        rows, columns = image.shape[1] // self.patch_size, image.shape[2] // self.patch_size
+        patches = patchify(image, self.patch_size).to(self.patch_embedding.weight.dtype)
+        tokens = self.patch_embedding(patches)
+        return tokens + self.position_embedding(grid_cells(rows, columns, self.side).to(image.device))
+
+
+class VisionTransformer(nn.Module):
+    """Embeddings, stock encoder, last norm; the pooling head of SigLIP is not used."""
+
+    def __init__(self, config: SiglipVisionConfig, side: int) -> None:
+        super().__init__()
+        config._attn_implementation = "sdpa"
+        self.embeddings = PatchEmbeddings(config, side)
+        self.encoder = SiglipEncoder(config)
+        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, images: Sequence[Tensor]) -> list[Tensor]:
+        """Tokens (N_i, D) of each image (3, H_i, W_i); the batch is padded to its longest image."""
+        rows = [self.embeddings(image) for image in images]
+        hidden = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        lengths = torch.tensor([len(row) for row in rows])
+        mask = torch.arange(hidden.shape[1]) < lengths[:, None]
+        attention = None if bool(mask.all()) else mask[:, None, None].to(hidden.device)
+        hidden = self.post_layernorm(self.encoder(hidden, attention_mask=attention).last_hidden_state)
+        return [row[:length] for row, length in zip(hidden, lengths.tolist(), strict=True)]
+
+
+class NavitVision(nn.Module):
+    """The tower under its official name; see :class:`PatchEmbeddings` for its arguments."""
+
+    def __init__(self, config: SiglipVisionConfig, side: int) -> None:
+        super().__init__()
+        self.vision_model = VisionTransformer(config, side)
+
+    def forward(self, images: Sequence[Tensor]) -> list[Tensor]:
+        """See :meth:`VisionTransformer.forward`."""
+        return self.vision_model(images)

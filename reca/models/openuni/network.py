@@ -1,0 +1,220 @@
+"""The networks of OpenUni (arXiv 2505.23661) and their wiring; every network is a stock class.
+
+    queries = LM([turn] [meta_queries])            InternVL: InternViT, mlp1, Qwen2
+    c       = projector(connector(queries))        SigLIP layers, one linear
+    v       = SANA(x_t, t, c)                      on latents of DC-AE
+
+The flow runs from data to noise: x_t = (1 - s) x + s e, and v = e - x is what SANA predicts.
+Parameters carry the official names, but for InternViT, which :mod:`reca.models.openuni.vision_language` translates.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderDC,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SanaTransformer2DModel,
+)
+from torch import Tensor, nn
+from transformers import InternVLVisionModel, Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig
+from transformers.models.siglip.modeling_siglip import SiglipEncoder
+
+from reca.models.openuni.vision_language import (
+    fold,
+    image_tokens,
+    names_from_official,
+    names_to_official,
+    projector,
+    vision_config,
+)
+
+VISION = "lmm.vision_model."
+CONNECTOR_HEAD_SIZE = 64
+"""Width of a head of the connector in all released checkpoints."""
+_LLM_KEYS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_act",
+    "max_position_embeddings",
+    "initializer_range",
+    "rms_norm_eps",
+    "tie_word_embeddings",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "use_sliding_window",
+    "sliding_window",
+    "max_window_layers",
+    "attention_dropout",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+)
+"""What of ``llm_config`` describes the network; the dumps of old versions hold a hundred other things."""
+
+
+class MultimodalModel(nn.Module):
+    """InternVL under its official names: ``vision_model``, ``mlp1``, ``language_model``.
+
+    Args:
+        config: InternVL's own ``config.json`` (remote code).
+
+    Raises:
+        ValueError: The language model is not Qwen2.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        language = config["llm_config"]
+        architecture = (language.get("architectures") or ["Qwen2ForCausalLM"])[0]
+        if architecture != "Qwen2ForCausalLM":
+            raise ValueError(f"lmm.llm_config: {architecture}, but OpenUni is built on InternVL3, whose LLM is Qwen2")
+        self.config = dict(config)
+        self.vision_model = InternVLVisionModel(vision_config(config["vision_config"]))
+        self.language_model = Qwen2ForCausalLM(Qwen2Config(**{k: v for k, v in language.items() if k in _LLM_KEYS}))
+        self.mlp1 = projector(config, language["hidden_size"])
+
+    def see(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] -> tokens (B, N, D)."""
+        return image_tokens(self.vision_model, self.mlp1, self.config, images)
+
+
+class OpenUniNetwork(nn.Module):
+    """All parts under their official names.
+
+    Args:
+        config: ``lmm``, ``connector``, ``transformer``, ``vae``, ``sched`` (each the part's own configuration),
+            ``num_queries``, ``vit_input_size``, ``image_token_id``.
+
+    Raises:
+        ValueError: A part is missing, or two parts do not fit each other.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        for name in ("lmm", "connector", "transformer", "vae", "sched", "num_queries", "vit_input_size"):
+            if name not in config:
+                raise ValueError(f"config.json of an OpenUni lacks {name!r}; it has {', '.join(sorted(config))}")
+        self.config = dict(config)
+        width = config["lmm"]["llm_config"]["hidden_size"]
+        if config["connector"]["hidden_size"] != width:
+            raise ValueError(f"connector.hidden_size is {config['connector']['hidden_size']}, the LLM's is {width}")
+        self.lmm = MultimodalModel(config["lmm"])
+        own = {key: value for key, value in config["connector"].items() if not key.startswith("_")}
+        connector = SiglipVisionConfig(**own)
+        connector._attn_implementation = "sdpa"
+        self.connector = SiglipEncoder(connector)
+        self.projector = nn.Linear(width, config["transformer"]["caption_channels"])
+        self.meta_queries = nn.Parameter(torch.randn(config["num_queries"], width) / width**0.5)
+        self.transformer = SanaTransformer2DModel.from_config(_own(config["transformer"]))
+        self.vae = AutoencoderDC.from_config(_own(config["vae"]))
+        channels = (self.transformer.config.in_channels, self.vae.config.latent_channels)
+        if channels[0] != channels[1]:
+            raise ValueError(f"transformer.in_channels is {channels[0]}, vae.latent_channels is {channels[1]}")
+        noising = {"num_train_timesteps": config["sched"].get("num_train_timesteps", 1000)}
+        self.noising = FlowMatchEulerDiscreteScheduler(**noising, shift=config["sched"].get("shift", 1.0))
+
+    # -- sizes ----------------------------------------------------------------------------------------------
+
+    def image_tokens(self, size: int) -> int:
+        """Tokens of a square image with ``size`` pixels a side."""
+        return (size // self.patch) ** 2
+
+    @property
+    def patch(self) -> int:
+        """Pixels along each side of what becomes one token."""
+        patch: int = self.config["lmm"]["vision_config"]["patch_size"] * fold(self.config["lmm"])
+        return patch
+
+    @property
+    def pixels_per_latent(self) -> int:
+        """Pixels along each side of one position of the latents."""
+        return int(self.vae.spatial_compression_ratio)
+
+    # -- parts ----------------------------------------------------------------------------------------------
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] -> scaled latents (B, C, h, w); DC-AE has no posterior to draw from."""
+        latents: Tensor = self.vae.encode(images, return_dict=False)[0] * self.vae.config.scaling_factor
+        return latents
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Scaled latents -> images, not clamped."""
+        images: Tensor = self.vae.decode(latents / self.vae.config.scaling_factor, return_dict=False)[0]
+        return images
+
+    def read(self, embeds: Tensor, mask: Tensor) -> Tensor:
+        """What the queries say after a turn: embeddings (B, L, D), padded on the right, mask (B, L) -> (B, Q, D)."""
+        queries = self.meta_queries.expand(len(embeds), -1, -1)
+        mask = torch.cat([mask, mask.new_ones(queries.shape[:2])], dim=1)
+        hidden: Tensor = self.lmm.language_model.model(
+            inputs_embeds=torch.cat([embeds, queries], dim=1),
+            attention_mask=mask.long(),
+            position_ids=(mask.long().cumsum(dim=1) - 1).clamp(min=0),
+            use_cache=False,
+        ).last_hidden_state
+        return hidden[:, -queries.shape[1] :]
+
+    def condition(self, queries: Tensor) -> Tensor:
+        """SANA's condition: query states (B, Q, D) -> (B, Q, caption_channels)."""
+        connected = self.connector(inputs_embeds=queries).last_hidden_state
+        condition: Tensor = self.projector(connected)
+        return condition
+
+    def velocity(self, latents: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
+        """SANA's v at timesteps in 0..1000, (B,): (B, C, h, w) -> (B, C, h, w)."""
+        scaled = timesteps * self.transformer.config.timestep_scale
+        velocity: Tensor = self.transformer(latents, condition, scaled, return_dict=False)[0]
+        return velocity[:, : latents.shape[1]]  # the rest, if any, is a learned sigma
+
+    # -- flow -----------------------------------------------------------------------------------------------
+
+    def noised(self, latents: Tensor, noise: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """x_t and its timestep for u ~ U(0, 1), one per sample; the grid is the training scheduler's."""
+        steps = (uniform * self.noising.config.num_train_timesteps).long()
+        timesteps = self.noising.timesteps[steps].to(latents.device)
+        sigmas = self.noising.sigmas[steps].to(latents.device, latents.dtype)[:, None, None, None]
+        return (1 - sigmas) * latents + sigmas * noise, timesteps
+
+    @torch.no_grad()
+    def sample(
+        self, latents: Tensor, condition: Tensor, unconditional: Tensor | None, guidance_scale: float, num_steps: int
+    ) -> Tensor:
+        """Noise -> latents by DPM-Solver++; ``unconditional`` adds classifier-free guidance."""
+        solver = DPMSolverMultistepScheduler.from_config(_own(self.config["sched"]))
+        solver.set_timesteps(num_steps, device=latents.device)
+        both = condition if unconditional is None else torch.cat([unconditional, condition])
+        for timestep in solver.timesteps:
+            repeated = latents.repeat(len(both) // len(latents), 1, 1, 1)
+            velocity = self.velocity(repeated, timestep.expand(len(repeated)), both)
+            if unconditional is not None:
+                without, with_condition = velocity.chunk(2)
+                velocity = without + guidance_scale * (with_condition - without)
+            latents = solver.step(velocity, timestep, latents, return_dict=False)[0]
+        return latents
+
+    # -- names ----------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Names of an official state dict -> ours."""
+        return names_from_official(state, VISION)
+
+    def to_official(self) -> dict[str, Tensor]:
+        """Our state dict under official names; a head that is tied to the embeddings is left out."""
+        state = names_to_official(self.state_dict(), VISION)
+        if self.lmm.language_model.config.tie_word_embeddings:
+            del state["lmm.language_model.lm_head.weight"]
+        return state
+
+
+def _own(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A diffusers configuration without the notes that its files carry."""
+    return {key: value for key, value in config.items() if not key.startswith("_")}

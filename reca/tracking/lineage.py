@@ -1,0 +1,323 @@
+"""Where a model comes from: git commit, DVC hashes, configuration, base weights, versions, device.
+
+DVC is read as what it leaves behind, the YAML file ``dvc.lock``; nothing here needs git, DVC or even a
+repository to be there: what is missing is said and recorded.
+"""
+
+import configparser
+import hashlib
+import json
+import platform
+import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from reca.config import Config, yaml12
+from reca.runtime.errors import UserError
+from reca.runtime.hashing import weights_digest
+
+LOCK = "dvc.lock"
+RESULT_SECTIONS = ("model", "data", "extract", "train", "generate", "evaluate", "register", "seed")
+"""The sections of the configuration that change a result."""
+GENERATED = ("params.yaml", LOCK)
+"""Files that every run rewrites; they are recorded whole with the run and do not make a tree dirty."""
+PACKAGES = (
+    "torch",
+    "transformers",
+    "diffusers",
+    "accelerate",
+    "safetensors",
+    "numpy",
+    "pillow",
+    "pyarrow",
+    "pydantic",
+    "hydra-core",
+    "dvc",
+    "prefect",
+    "mlflow",
+)
+
+
+@dataclass(frozen=True)
+class Git:
+    """The state of the repository."""
+
+    commit: str | None
+    """``None``: there is no repository, see ``note``."""
+    dirty: tuple[str, ...] = ()
+    """Changed or untracked files, but for the generated ones."""
+    note: str = ""
+    """What a reader must know: no repository, no commit, uncommitted changes."""
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Everything a version of the registry can be traced back to."""
+
+    git: Git
+    dvc: bool
+    """Whether the hashes were recorded by DVC, or computed here the way DVC does."""
+    data_path: str
+    data_pointer: str
+    """The ``.dvc`` file of the data or of a folder that holds it; empty where there is none."""
+    artifacts: Mapping[str, str]
+    """Path -> MD5 (of a folder: ``….dir``) of everything the pipeline read and wrote."""
+    config_digest: str
+    base_digest: str
+    weights_digest: str
+    evidence_digest: str
+    """Hash of the scores, so that a model which is measured anew is registered anew."""
+    python: str = ""
+    device: str = ""
+    platform: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """The identity of a registration (32 hex digits): equal data, configuration, base, weights and scores.
+
+        Commit, versions and device are not part of it: they explain a result, they do not make it another.
+        """
+        parts = (
+            self.artifacts.get("outputs/dataset", ""),
+            self.config_digest,
+            self.base_digest,
+            self.weights_digest,
+            self.evidence_digest,
+        )
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain containers, as in ``lineage.json``."""
+        return {"digest": self.digest, **asdict(self)}
+
+
+def collect(config: Config, root: Path) -> Lineage:
+    """Read the lineage of what lies in ``outputs/``.
+
+    Raises:
+        UserError: Base or aligned weights, or the report, are not there.
+    """
+    lock = read_lock(root)
+    # The lock file goes on telling of stages that are no more: a benchmark taken off, a data set of another source.
+    artifacts = {path: md5 for path, md5 in recorded_hashes(lock).items() if (root / path).exists()}
+    for path in ("outputs/dataset", "outputs/model", config.data.path):
+        if path not in artifacts and (root / path).exists():
+            artifacts[path] = dvc_md5(root / path)
+    pointer = find_pointer(root, config.data.path)
+    # `dvc add` writes the pointer and names the data in the .gitignore beside it: a part of preparing a run.
+    by_dvc = (pointer, (Path(pointer).parent / ".gitignore").as_posix()) if pointer else ()
+    return Lineage(
+        git=read_git(root, generated=(*GENERATED, *by_dvc)),
+        dvc=bool(lock),
+        data_path=config.data.path,
+        data_pointer=pointer,
+        artifacts=dict(sorted(artifacts.items())),
+        config_digest=config.digest(*RESULT_SECTIONS),
+        base_digest=base_digest(config, root),
+        weights_digest=weights_digest(root / "outputs/model"),
+        evidence_digest=_evidence_digest(root / "outputs/report"),
+        python=platform.python_version(),
+        device=_device(config.hardware.device),
+        platform=platform.platform(),
+        versions=current_versions(),
+    )
+
+
+def find_pointer(root: Path, path: str) -> str:
+    """The ``.dvc`` file that names ``path`` or a folder above it, relative to the project; empty: there is none."""
+    inside = not Path(path).is_absolute()
+    folders = [Path(path), *Path(path).parents][:-1] if inside else []
+    return next((f"{folder.as_posix()}.dvc" for folder in folders if (root / f"{folder}.dvc").is_file()), "")
+
+
+def dvc_cache(root: Path) -> Path:
+    """The folder of DVC's cache, as the project's settings name it."""
+    settings = configparser.ConfigParser(interpolation=None)
+    settings.read([root / ".dvc/config", root / ".dvc/config.local"])
+    return root / ".dvc" / settings.get("cache", "dir", fallback="cache")
+
+
+def base_digest(config: Config, root: Path) -> str:
+    """Digest of the base weights."""
+    folder = root / config.model.checkpoint
+    if folder.is_dir():
+        return weights_digest(folder)
+    raise UserError(
+        f"the base model {folder} is missing; restore it (`git checkout -- {config.model.checkpoint}` or `dvc pull`), "
+        "or make it with `python -m tools.tiny_bases`"
+    )
+
+
+def read_git(root: Path, generated: tuple[str, ...] = GENERATED) -> Git:
+    """The commit that is checked out at ``root`` and what differs from it; never an error."""
+    top = _git(root, "rev-parse", "--show-toplevel")
+    if top is None or Path(top.strip()).resolve() != root.resolve():
+        return Git(None, note="no git repository: the code that made this model is not recorded")
+    commit = _git(root, "rev-parse", "--verify", "--quiet", "HEAD")
+    if commit is None:
+        return Git(None, note="the git repository has no commit yet: the code that made this model is not recorded")
+    status = _git(root, "--no-optional-locks", "status", "--porcelain", "-z", "--no-renames") or ""
+    dirty = tuple(sorted({entry[3:] for entry in status.split("\0") if entry} - set(generated)))
+    note = f"{len(dirty)} uncommitted file{'s' * (len(dirty) != 1)}: {_some(dirty)}" if dirty else ""
+    return Git(commit.strip(), dirty, note)
+
+
+def uncommitted_patch(root: Path, limit_bytes: int = 4_000_000) -> str | None:
+    """The diff of tracked files against HEAD; ``None`` when there is none, no git, or it is over the limit."""
+    excluded = [f":(exclude){name}" for name in GENERATED]
+    patch = _git(root, "diff", "--binary", "HEAD", "--", ".", *excluded)
+    return patch if patch and len(patch) <= limit_bytes else None
+
+
+def read_lock(root: Path) -> dict[str, Any]:
+    """The ``stages`` of ``dvc.lock``; empty where there is none.
+
+    Raises:
+        UserError: The file is not what DVC writes.
+    """
+    path = root / LOCK
+    if not path.is_file():
+        return {}
+    try:
+        content = yaml12.load(path)
+        stages: dict[str, Any] = content["stages"]
+        recorded_hashes(stages)
+    except (yaml12.YAMLError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+        problem = " ".join(str(error).split())
+        raise UserError(
+            f"{path} is broken ({problem}); restore it (`git checkout -- {LOCK}`), or delete it and run "
+            "`reca run`, which restores what is cached"
+        ) from None
+    return stages
+
+
+def recorded_hashes(stages: Mapping[str, Any]) -> dict[str, str]:
+    """Path -> MD5 over the dependencies and outputs of all stages."""
+    entries = [entry for stage in stages.values() for kind in ("deps", "outs") for entry in stage.get(kind, [])]
+    return {entry["path"]: entry["md5"] for entry in entries if "md5" in entry}
+
+
+def check_params(root: Path) -> None:
+    """Compare the parameters each stage ran with (its ``result.json``) with those DVC recorded for it.
+
+    DVC reads the parameters *after* a stage has run, so a ``params.yaml`` that was edited meanwhile makes
+    ``dvc.lock`` tell of a run that never happened. Parameters that only one side names are not compared.
+
+    Raises:
+        UserError: They differ; the message names the stage and the key.
+    """
+    for name, stage in read_lock(root).items():
+        recorded = stage.get("params", {}).get("params.yaml") or {}
+        for out in stage.get("outs", []):
+            path = root / out["path"] / "result.json"
+            if not path.is_file():
+                continue
+            used = json.loads(path.read_text()).get("params", {})
+            for key, value in recorded.items():
+                _compare(name, key, value, used, path)
+
+
+def check_outputs(root: Path, paths: tuple[str, ...]) -> None:
+    """Check that outputs are the ones ``dvc.lock`` tells of, by hashing them as DVC does.
+
+    Raises:
+        UserError: One is missing, or was changed or written by hand since.
+    """
+    recorded = {out["path"]: out for stage in read_lock(root).values() for out in stage.get("outs", [])}
+    for path in paths:
+        if path not in recorded:
+            continue
+        if not (root / path).exists():
+            raise UserError(f"{root / path} is missing; restore it with `dvc checkout {path}` or run `reca run`")
+        if dvc_md5(root / path) != recorded[path]["md5"]:
+            raise UserError(
+                f"{root / path} is not what dvc.lock tells of: it was changed by hand, or its stage was run without "
+                f"DVC, so its lineage would be false. Restore it with `dvc checkout --force {path}`, or make it "
+                "anew with `reca run`"
+            )
+
+
+def dvc_md5(path: Path) -> str:
+    """The hash DVC gives to a file (MD5 of its bytes) or a folder (MD5 of its sorted listing, with ``.dir``)."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "md5").hexdigest()
+    files = {entry.relative_to(path).as_posix(): entry for entry in path.rglob("*") if entry.is_file()}
+    listing = [{"md5": dvc_md5(files[name]), "relpath": name} for name in sorted(files)]
+    return hashlib.md5(json.dumps(listing, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
+
+
+def _compare(stage: str, key: str, recorded: Any, used: Mapping[str, Any], path: Path) -> None:
+    value: Any = used
+    for part in key.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return
+        value = value[part]
+    difference = _difference(key, recorded, value)
+    if difference:
+        name, in_lock, in_result = difference
+        raise UserError(
+            f"false lineage: stage {stage} ran with {name} = {in_result!r} ({path}), but dvc.lock records "
+            f"{name} = {in_lock!r}: params.yaml was changed while it ran. Run it again: `dvc repro --force -s {stage}`"
+        )
+
+
+def _difference(key: str, recorded: Any, used: Any) -> tuple[str, Any, Any] | None:
+    """The first key whose values differ, with both values."""
+    if isinstance(recorded, Mapping) and isinstance(used, Mapping):
+        for name in sorted({*recorded, *used}, key=str):
+            found = _difference(f"{key}.{name}", recorded.get(name), used.get(name))
+            if found:
+                return found
+        return None
+    return None if recorded == used else (key, recorded, used)
+
+
+def _evidence_digest(report: Path) -> str:
+    try:
+        deltas = json.loads((report / "deltas.json").read_text())
+        benchmark_set = json.loads((report / "verdict.json").read_text())["benchmark_set"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{report} is not a finished report ({error}); run `reca report`") from None
+    text = json.dumps([benchmark_set, deltas], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError, UnicodeDecodeError):
+        return None
+    return done.stdout
+
+
+def _some(names: tuple[str, ...], most: int = 3) -> str:
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
+
+
+def _device(name: str) -> str:
+    if name != "cpu":
+        import torch
+
+        if torch.cuda.is_available():
+            return f"cuda: {torch.cuda.get_device_name()}"
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.is_file() else None
+    return f"cpu: {found.group(1).strip() if found else platform.machine()}"
+
+
+def current_versions() -> dict[str, str]:
+    """The installed versions of the packages that a result may depend on."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,38 @@
+"""Tensors of unlike shapes as one, and back."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from reca.data.ragged import Ragged, changed, join, split
+from reca.runtime.seeding import SampleRng
+
+SHAPES = st.lists(st.lists(st.integers(1, 4), min_size=2, max_size=3).map(tuple), min_size=1, max_size=5)
+
+
+@given(shapes=SHAPES)
+def test_splitting_undoes_joining(shapes: list[tuple[int, ...]]) -> None:
+    rows = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    values, found = join(rows)
+    assert (found is None) == (len(set(shapes)) == 1)
+    parts = split(values, found)
+    assert all(map(torch.equal, parts, rows))
+    sum((number + 1) * part.sum() for number, part in enumerate(parts)).backward()
+    assert all(bool((row.grad == number + 1).all()) for number, row in enumerate(rows))
+
+
+@given(shapes=SHAPES)
+def test_each_samples_draw_is_its_own(shapes: list[tuple[int, ...]]) -> None:
+    together = SampleRng(range(len(shapes))).normals("noise", shapes)
+    alone = [SampleRng([seed]).normal("noise", shape)[0] for seed, shape in enumerate(shapes)]
+    assert all(map(torch.equal, together, alone))
+
+
+@given(shapes=SHAPES)
+def test_a_changed_batch_is_the_same_of_changed_tensors(shapes: list[tuple[int, ...]]) -> None:
+    rows = [torch.randn(shape) for shape in shapes]
+    batch = Ragged.of(rows)
+    assert all(map(torch.equal, changed(batch, Tensor.neg).rows(), [-row for row in rows]))
+    assert all(map(torch.equal, changed(rows, Tensor.neg), [-row for row in rows]))
+    assert torch.equal(changed(batch.values, Tensor.neg), -batch.values)

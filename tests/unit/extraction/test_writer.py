@@ -1,0 +1,81 @@
+"""What storing costs is told exactly, and a shard that was begun is written, whatever happens after it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reca.extraction.cache import Done, Rounding, note_of, rounding, rounding_facts, shard_of
+from reca.extraction.writer import EmbeddingsWriter
+
+ROWS = {name: ({"semantic": torch.full((2, 3), float(place)).half()}, Rounding(0.0, 0.0, 6.0 * place * place))
+        for place, name in enumerate("abcd")}  # fmt: skip
+
+
+@given(seed=st.integers(0, 10**6), images=st.integers(1, 4), tokens=st.integers(1, 9))
+def test_rounding_is_what_numpy_finds(seed: int, images: int, tokens: int) -> None:
+    exact = torch.randn(images, tokens, 5, generator=torch.Generator().manual_seed(seed))
+    stored = exact.half()
+    for row, found in enumerate(rounding(exact, stored).tolist()):
+        values = exact[row].double().numpy()
+        error = values - stored[row].double().numpy()
+        np.testing.assert_allclose(found, [np.abs(error).max(), (error**2).sum(), (values**2).sum()], rtol=1e-12)
+
+
+def test_rounding_does_not_depend_on_the_number_of_threads() -> None:
+    exact, before = torch.randn(1, 700, 1152), torch.get_num_threads()
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found.append(rounding(exact, exact.bfloat16()))
+    torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_a_note_says_all_that_was_noted(tmp_path: Path) -> None:
+    with EmbeddingsWriter(tmp_path) as writer:
+        writer.write(0, ["a", "b"], ROWS)
+        writer.write(1, ["c", "d"], ROWS)
+        assert writer.images([["a", "b"], ["c", "d"], ["e"]]) == 4
+    done = [Done.intact(note_of(tmp_path, number)) for number in (0, 1)]
+    assert [each and each.shard.ids for each in done] == [["a", "b"], ["c", "d"]]
+    costs = [cost for each in done if each for cost in each.rounding]
+    assert costs == [cost for _, cost in ROWS.values()]
+    assert rounding_facts(costs) == {"max": 0.0, "relative_rms": 0.0}
+
+
+def test_what_was_begun_is_kept_when_the_next_one_fails(tmp_path: Path) -> None:
+    def interrupted() -> None:
+        with EmbeddingsWriter(tmp_path) as writer:
+            writer.write(0, ["a"], ROWS)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert Done.intact(note_of(tmp_path, 0))
+
+
+def written(folder: Path, numbers: list[int]) -> None:
+    with EmbeddingsWriter(folder) as writer:
+        for number in numbers:
+            writer.write(number, ["a"], ROWS)
+
+
+def test_what_goes_wrong_is_not_lost(tmp_path: Path) -> None:
+    shard_of(tmp_path, 1).mkdir()  # so no file can take its place
+    for numbers in ([1], [1, 2]):
+        with pytest.raises(OSError, match=r"shard-00001"):
+            written(tmp_path, numbers)
+    assert not note_of(tmp_path, 1).exists()
+    assert not note_of(tmp_path, 2).exists()
+
+
+def test_a_note_without_its_shard_counts_for_nothing(tmp_path: Path) -> None:
+    with EmbeddingsWriter(tmp_path) as writer:
+        writer.write(0, ["a"], ROWS)
+    shard_of(tmp_path, 0).write_bytes(b"")
+    assert Done.intact(note_of(tmp_path, 0)) is None

@@ -1,0 +1,78 @@
+"""Weights come back as they were written, and what is wrong with a file is said by name."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from reca.models import weights
+from reca.models.weights import load_strictly, read_weights, write_weights
+
+STATE = {"b": torch.arange(6.0), "a.weight": torch.ones(3, 2), "c": torch.zeros(4, dtype=torch.bfloat16)}
+
+
+def equal(found: dict[str, torch.Tensor]) -> bool:
+    return found.keys() == STATE.keys() and all(torch.equal(found[key], STATE[key]) for key in STATE)
+
+
+def test_one_file_and_shards_hold_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_weights(STATE, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+    assert equal(read_weights(tmp_path))
+    monkeypatch.setattr(weights, "SHARD_BYTES", 32)
+    (tmp_path / "sharded").mkdir()
+    write_weights(STATE, tmp_path / "sharded")
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) == 2
+    assert equal(read_weights(tmp_path / "sharded"))
+
+
+def test_a_part_of_a_tensor_is_written_alone(tmp_path: Path) -> None:
+    whole = torch.arange(1000.0)
+    write_weights({"first": whole[:3], "second": whole[3:5]}, tmp_path)
+    assert (tmp_path / "model.safetensors").stat().st_size < 400
+    assert torch.equal(read_weights(tmp_path)["second"], torch.tensor([3.0, 4.0]))
+
+
+def test_missing_shards_and_keys_are_named(tmp_path: Path) -> None:
+    write_weights(STATE, tmp_path)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(
+        json.dumps({"weight_map": {**dict.fromkeys(STATE, "model.safetensors"), "d": "model.safetensors"}})
+    )
+    with pytest.raises(ValueError, match="shards lack: d"):
+        read_weights(index)
+    index.write_text(json.dumps({"weight_map": {"a": "other.safetensors"}}))
+    with pytest.raises(FileNotFoundError, match=r"other\.safetensors is missing"):
+        read_weights(index)
+    index.write_text("{")
+    with pytest.raises(ValueError, match="no index"):
+        read_weights(index)
+    with pytest.raises(FileNotFoundError, match="no weights"):
+        read_weights(Path(__file__).parent)
+
+
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
+def test_pickled_weights_are_unwrapped(tmp_path: Path, wrapper: str | None) -> None:
+    content = STATE if wrapper is None else {wrapper: STATE, "step": 3}
+    torch.save(content, tmp_path / "last.pth")
+    assert equal(read_weights(tmp_path / "last.pth"))
+
+
+def test_pickles_that_execute_something_are_refused(tmp_path: Path) -> None:
+    torch.save({"state_dict": nn.Linear(2, 2)}, tmp_path / "model.ckpt")
+    with pytest.raises(ValueError, match=r"model\.ckpt cannot be read"):
+        read_weights(tmp_path / "model.ckpt")
+
+
+def test_every_key_is_accounted_for() -> None:
+    network = nn.Linear(2, 3)
+    state = {"weight": torch.zeros(3, 2), "extra.one": torch.zeros(1)}
+    with pytest.raises(ValueError, match=r"1 missing: bias; 1 unexpected: extra\.one"):
+        load_strictly(network, state, "here")
+    report = load_strictly(network, state, "here", may_lack=["bias"], may_ignore=["extra.*"])
+    assert (report.loaded, report.missing, report.ignored) == (1, ("bias",), ("extra.one",))
+    assert not bool(network.weight.any())
+    with pytest.raises(ValueError, match=r"of another size: weight \(2, 2\), expected \(3, 2\)"):
+        load_strictly(network, {"weight": torch.zeros(2, 2), "bias": torch.zeros(3)}, "here")

@@ -1,0 +1,76 @@
+"""The training process ends when it is told to, or when its parent is gone."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from reca.runtime.distributed import StopRequest
+
+PARENT = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1], sys.argv[2]])
+time.sleep(60)
+"""
+CHILD = """
+import sys, time, signal, os
+from pathlib import Path
+from reca.runtime.distributed import StopRequest, end_with_parent
+# Set in either case: the tests themselves may run under nohup.
+signal.signal(signal.SIGHUP, signal.SIG_IGN if "nohup" in sys.argv[1] else signal.SIG_DFL)
+with StopRequest() as stop:
+    end_with_parent()
+    Path(sys.argv[1]).write_text(str(os.getpid()))
+    for _ in range(400):
+        if stop.signal_number:
+            Path(sys.argv[1] + ".ended").write_text(str(stop.signal_number))
+            break
+        time.sleep(0.05)
+"""
+
+
+def _until(path: Path, seconds: float = 60) -> bool:
+    until = time.monotonic() + seconds
+    while not path.exists() or not path.read_text():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
+@pytest.mark.parametrize("name", ["plain", "nohup"])
+def test_child_of_a_killed_parent(tmp_path: Path, name: str) -> None:
+    note = tmp_path / name
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, textwrap.dedent(CHILD), str(note)])
+    assert _until(note)
+    parent.kill()
+    parent.wait()
+    ended = _until(tmp_path / f"{name}.ended", 20 if name == "plain" else 1)
+    if name == "nohup":
+        os.kill(int(note.read_text()), signal.SIGKILL)
+        assert not ended
+    else:
+        assert (tmp_path / "plain.ended").read_text() == str(int(signal.SIGTERM))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_are_noted_and_handlers_put_back(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with StopRequest() as stop:
+        assert stop.signal_number is None
+        os.kill(os.getpid(), number)
+        assert stop.signal_number == number
+    assert signal.getsignal(number) == before
+
+
+def test_a_second_interrupt_ends_at_once() -> None:
+    with StopRequest():
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)

@@ -1,0 +1,47 @@
+"""A digest names contents: equal for equal files, whatever their age and order."""
+
+import hashlib
+import os
+
+import pytest
+
+from reca.runtime.errors import UserError
+from reca.runtime.hashing import file_digest, folder_digest, weights_digest
+
+
+def test_file_digest_is_sha256(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc" * 100_000)
+    assert file_digest(tmp_path / "a") == hashlib.sha256(b"abc" * 100_000).hexdigest()
+
+
+def make(folder, files):
+    for name, data in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def test_folder_digest_sees_names_and_contents_only(tmp_path):
+    files = [("a", b"1"), ("b/c", b"2")]
+    first = make(tmp_path / "first", files)
+    again = make(tmp_path / "again", reversed(files))
+    os.utime(again / "a", (0, 0))
+    assert folder_digest(first) == folder_digest(again)
+    for number, other in enumerate(([("a", b"1"), ("b/c", b"3")], [("a", b"1"), ("b/d", b"2")], [("a", b"1")])):
+        assert folder_digest(make(tmp_path / f"other{number}", other)) != folder_digest(first)
+
+
+def test_weights_digest_ignores_what_lies_beside_the_weights(tmp_path):
+    folder = make(tmp_path / "model", [("model.safetensors", b"w"), ("result.json", b"{}")])
+    before = weights_digest(folder)
+    (folder / "result.json").write_text('{"wall_seconds": 2}')
+    assert weights_digest(folder) == before
+    (folder / "model.safetensors").write_bytes(b"v")
+    assert weights_digest(folder) != before
+
+
+def test_a_digest_of_nothing_is_refused(tmp_path):
+    with pytest.raises(UserError, match="holds no file"):
+        folder_digest(tmp_path)
+    with pytest.raises(UserError, match="holds no file"):
+        weights_digest(tmp_path / "missing")

@@ -1,0 +1,24 @@
+"""Where nothing may be drawn, nothing is."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from reca.runtime.seeding import NoDraws, SampleRng
+
+DRAWS: list[Callable[[SampleRng], object]] = [
+    lambda rng: rng.normal("x"),
+    lambda rng: rng.normals("x", [(1,)]),
+    lambda rng: rng.uniform("x"),
+    lambda rng: rng.permutation("x", 3),
+    lambda rng: rng.categorical("x", torch.zeros(1, 2)),
+    lambda rng: rng.keys("x"),
+]
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+def test_no_draw_is_possible(draw: Callable[[SampleRng], object]) -> None:
+    draw(SampleRng([0]))
+    with pytest.raises(TypeError, match="the target is stored"):
+        draw(NoDraws("the target is stored"))

@@ -1,0 +1,132 @@
+"""What a run will take, told and compared with what there is."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from reca.config import ROOT, compose
+from reca.runtime.errors import UserError
+from reca.training.precision import rounded_by_autocast
+from tools.memory.command import lines, predict
+from tools.memory.forecast import FILLED, changes, forecast, kept_in_bfloat16, sharded, sized_model
+from tools.memory.step import Step
+
+STEP = Step(
+    parameters=10,
+    trained=4,
+    weights=40,
+    gradients=16,
+    moments=32,
+    activations=80,
+    phase="reconstruction",
+    largest_unit=12,
+    images=8,
+    tokens=100,
+    flops=1000,
+    extract_peak=60,
+    extract_flops=10,
+)
+SMALL = ("train.global_batch_size=4", "hardware.micro_batch_size=2")
+TINY = ("model=showo_tiny", *SMALL)
+ALONE = (*SMALL, "train.mixture={reconstruction: 1.0, text_to_image: 0.0, understanding: 0.0}")
+"""One loss is enough where the losses are not what is asked about."""
+
+
+def test_a_run_that_fits_is_told_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    priced = ["hardware.device=cuda", "hardware.accelerator=h100", "hardware.hour_price=2"]
+    assert predict([*TINY, *priced], ROOT, as_json=True) == 0
+    told = json.loads(capsys.readouterr().out)
+    step = told["step"]
+    assert step["peak"] == sum(step[name] for name in ("weights", "gradients", "moments", "activations"))
+    assert step["gradients"] == 4 * step["trained"]
+    assert told["train_seconds"] == pytest.approx(told["steps"] * told["step_seconds"])
+    assert told["dollars"] == pytest.approx(2 * told["device_hours"])
+    assert any("assumed" in assumption or "measured" in assumption for assumption in told["assumptions"])
+
+
+def test_a_cpu_gets_no_time(capsys: pytest.CaptureFixture[str]) -> None:
+    assert predict([*TINY], ROOT) == 0
+    told = capsys.readouterr().out
+    assert "its time    not predicted" in told
+    assert "fits" in told
+
+
+def test_what_does_not_fit_says_what_to_change() -> None:
+    config = compose(["hardware=gpu", "hardware.micro_batch_size=8", "hardware.gradient_checkpointing=false"])
+    told = changes(config, STEP, room=STEP.peak - 40)
+    assert [line.split(":")[0] for line in told] == [
+        "hardware.micro_batch_size=4 or less, not 8",
+        "hardware.gradient_checkpointing=true",
+    ]
+    assert "another device or model" in changes(config, STEP, room=80)[1]
+    assert 0 < FILLED < 1
+
+
+def test_extraction_that_does_not_fit_says_so_though_training_does() -> None:
+    config = compose(["hardware=gpu", "hardware.micro_batch_size=8"])
+    (told,) = changes(config, replace(STEP, extract_peak=2 * STEP.peak), room=STEP.peak)
+    assert told.startswith("hardware.micro_batch_size below 8: extraction takes")
+    found = forecast(compose(TINY), ROOT)
+    rows = "\n".join(lines(replace(found, step=replace(found.step, extract_peak=10**15))))
+    assert "can be filled: fits" in rows
+    assert "1000000.00 GB, which DOES NOT FIT" in rows
+
+
+def test_sharding_divides_what_lasts_and_gathers_two_units() -> None:
+    assert sharded(STEP, 1) == STEP
+    assert sharded(STEP, 4) == replace(STEP, weights=10, gradients=4, moments=8, activations=80 + 2 * 12)
+
+
+def test_the_type_of_a_checkpoints_files_tells_what_bfloat16_holds(tmp_path: Path) -> None:
+    words = ["model=bagel_tiny", *ALONE]
+    config = compose([*words, f"model.checkpoint={tmp_path}/bagel", "train.precision=bfloat16"])
+    shutil.copytree(ROOT / "data/bases/bagel_tiny", tmp_path / "bagel")
+    model, sizes = sized_model(config, tmp_path)
+    assert sizes == f"of {tmp_path}/bagel"
+    assert kept_in_bfloat16(config, model)[0] == frozenset()
+    weights = tmp_path / "bagel/model.safetensors"
+    save_file({name: value.bfloat16() for name, value in load_file(weights).items()}, weights)
+    model, _ = sized_model(config, tmp_path)
+    converted = {name for name in rounded_by_autocast(model) if not name.startswith("autoencoder.")}
+    assert converted
+    assert kept_in_bfloat16(config, model) == (converted, ())
+    assert forecast(config, tmp_path).step.weights < forecast(compose(words), ROOT).step.weights
+
+
+def test_several_hosts_are_so_many_more_devices() -> None:
+    one = forecast(compose([*TINY, *ALONE, "hardware.processes=2"]), ROOT)
+    two = forecast(compose([*TINY, *ALONE, "hardware.processes=1", "hardware.nodes=2"]), ROOT)
+    assert (two.devices, two.step) == (one.devices, one.step)
+
+
+def test_unknown_sizes_are_refused() -> None:
+    config = compose(["model=showo_tiny", "model.name=mine", "model.checkpoint=nowhere"])
+    with pytest.raises(UserError, match=r"sizes of model\.name=mine are not known.*nowhere is missing"):
+        sized_model(config, ROOT)
+
+
+@pytest.mark.parametrize(("preset", "share"), [("bagel_7b", 0.75), ("janus_pro_1b", 1.0)])
+def test_frozen_matrices_are_counted_as_what_is_published(preset: str, share: float) -> None:
+    config = compose([f"model={preset}", "train.precision=bfloat16"])
+    model, _ = sized_model(config, ROOT)
+    names, (told,) = kept_in_bfloat16(config, model)
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    lower = sum(model.get_parameter(name).numel() for name in names)
+    assert (4 * numbers - 2 * lower) / (4 * numbers) == pytest.approx(share, abs=0.01)
+    assert ("not known" in told) == (share == 1.0)
+
+
+def test_what_no_rounding_would_leave_alone_is_seen_in_a_checkpoint() -> None:
+    config = compose(["model=janus_tiny", "train.precision=bfloat16"])
+    model, _ = sized_model(config, ROOT)
+    assert kept_in_bfloat16(config, model) == (frozenset(), ())
+    with torch.no_grad():
+        matrix = model.get_parameter("network.model.aligner.fc1.weight")
+        matrix.copy_(matrix.bfloat16())
+    assert kept_in_bfloat16(config, model) == (frozenset({"network.model.aligner.fc1.weight"}), ())
+    assert kept_in_bfloat16(compose(["model=janus_tiny"]), model) == (frozenset(), ())

@@ -1,0 +1,112 @@
+"""The registered model, loaded and asked as a user would: by MLflow, from another folder, in another process."""
+
+import base64
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+import torch
+
+from reca.runtime.errors import UserError
+from reca.stages.register import register
+
+Project = Any  # the class in conftest.py
+ASK = """
+import base64, io, json, sys
+import mlflow, numpy
+from PIL import Image
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model("models:/reca-janus_tiny@champion")
+prompts = [f"a photo of a red circle {n}" for n in range(3)]
+images = model.predict(prompts)
+again = model.predict(prompts[::-1], params={"seed": 0})[::-1]
+other = model.predict(prompts, params={"seed": 1})
+picture = numpy.asarray(Image.open(io.BytesIO(base64.b64decode(images[0]))))
+import reca
+print(json.dumps({"shape": picture.shape, "same": images == again, "other": images != other, "code": reca.__file__,
+                  "spread": float(picture.std())}))
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Janus that has learned nothing."""
+    from tools.tiny_bases.janus_tiny import build
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("janus") / "model"
+    build().save_official(folder)
+    return folder
+
+
+@pytest.fixture
+def served(make_project: Callable[..., Project], checkpoint: Path) -> Callable[..., Project]:
+    """A project whose aligned model really draws, registered."""
+
+    def make(**sections: Any) -> Project:
+        project = make_project(**sections)
+        project.results(lock=False)
+        model = project.root / "outputs/model"
+        shutil.copytree(checkpoint, model, dirs_exist_ok=True)
+        project.results(weights=None)
+        register(project.config, project.root)
+        return project
+
+    return make
+
+
+def test_a_version_draws_with_its_own_code_from_any_folder(served: Callable[..., Project], tmp_path: Path) -> None:
+    project = served()
+    shutil.rmtree(project.root / "outputs")
+    command = [sys.executable, "-c", ASK, project.store().uri]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["shape"] == [24, 24, 3]
+    assert told["spread"] > 0
+    assert told["same"]  # an image depends on its prompt and seed, not on its neighbours
+    assert told["other"]
+    assert str(project.root / "mlruns/artifacts") in told["code"]
+    (requirements,) = (project.root / "mlruns/artifacts").rglob("model*/**/requirements.txt")
+    assert f"torch=={torch.__version__.split('+')[0]}" in requirements.read_text().splitlines()
+
+
+def test_big_weights_are_registered_by_reference(
+    served: Callable[..., Project], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = served(tracking={"copy_limit_mib": 0})
+    (logged,) = (project.root / "mlruns/artifacts").rglob("MLmodel")
+    assert not list(logged.parent.rglob("model.safetensors"))
+    monkeypatch.setattr(sys, "path", [*sys.path])  # MLflow puts the model's own code there
+    with pytest.raises(FileNotFoundError, match="are in none of .*dvc fetch"):
+        mlflow.pyfunc.load_model(str(logged.parent))
+
+    cache = tmp_path / "cache"
+    into_dvc_cache(project.root / "outputs/model", cache)
+    shutil.rmtree(project.root / "outputs")
+    monkeypatch.setenv("RECA_DVC_CACHE", str(cache))
+    (image,) = mlflow.pyfunc.load_model(str(logged.parent)).predict(["a photo of a red circle"])
+    assert base64.b64decode(image).startswith(b"\x89PNG")
+
+
+def test_big_weights_without_dvc_are_refused(make_project: Callable[..., Project]) -> None:
+    project = make_project(tracking={"copy_limit_mib": 0})
+    project.results(lock=False)
+    with pytest.raises(UserError, match=r"bigger than tracking\.copy_limit_mib and not under DVC"):
+        register(project.config, project.root)
+    assert project.sql("SELECT status FROM runs") == [("FAILED",)]
+    assert project.sql("SELECT version FROM model_versions") == []
+
+
+def into_dvc_cache(folder: Path, cache: Path) -> None:
+    """Real DVC puts the folder into a cache."""
+    project = folder.parent / "dvc"
+    shutil.copytree(folder, project / "model")
+    for arguments in (["init", "--no-scm", "--quiet"], ["cache", "dir", str(cache)], ["add", "--quiet", "model"]):
+        subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=project, check=True, capture_output=True)

@@ -1,0 +1,47 @@
+"""What sharded training relies on; that it works is shown by tests/integration/training/test_training_sharded.py."""
+
+import pytest
+import torch
+from torch import nn
+
+from reca.runtime.distributed import BUCKET_BYTES, _buckets
+from reca.training.activation_checkpointing import blocks
+from tests.contract.test_model_family import PRESETS, load, losses
+
+
+def reached(preset: str, prompt_dropout: float, kind: str) -> set[str]:
+    model = load(preset, prompt_dropout=prompt_dropout)
+    model.freeze()
+    model.train()
+    losses(model)[kind]().value.backward()
+    return {name for name, value in model.named_parameters() if value.grad is not None}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("kind", ["reconstruction", "text_to_image"])
+def test_a_dropped_prompt_reaches_the_same_parameters(preset: str, kind: str) -> None:
+    """Processes whose samples keep their prompts add up gradients with others whose samples have lost them."""
+    assert reached(preset, 1.0, kind) == reached(preset, 0.0, kind) != set()
+
+
+def test_blocks_are_called_and_have_parts() -> None:
+    class Level(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = nn.ModuleList([nn.Sequential(nn.Linear(1, 1))])
+
+    layer, lone = nn.Sequential(nn.Linear(1, 1)), nn.Linear(1, 1)
+    level = Level()
+    model = nn.Sequential(nn.ModuleList([layer, lone, level]), nn.Linear(1, 1))
+    assert list(blocks(model)) == [layer, level.block[0]]
+
+
+def test_buckets_keep_order_types_and_size() -> None:
+    quarter = BUCKET_BYTES // 16
+    sizes = [quarter, 1, quarter, 3 * quarter, 9 * quarter, 1, 1]
+    gradients = [torch.empty(size, device="meta") for size in sizes]
+    gradients.append(torch.empty(1, dtype=torch.float64, device="meta"))
+    found = list(_buckets(gradients))
+    assert [id(one) for bucket in found for one in bucket] == [id(one) for one in gradients]
+    assert [len(bucket) for bucket in found] == [3, 1, 1, 2, 1]
+    assert all(len(bucket) == 1 or sum(one.nbytes for one in bucket) <= BUCKET_BYTES for bucket in found)
