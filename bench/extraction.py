@@ -93,7 +93,7 @@ def measured(
     model: UnifiedModel,
     device: torch.device,
     batch_size: int,
-    read_ahead: int,
+    prefetch: int,
     repeats: int,
     batches: int | None = None,
 ) -> dict[str, Any]:
@@ -103,12 +103,12 @@ def measured(
         model: In evaluation mode and float32, on the device.
         device: Where it is.
         batch_size: Images that are encoded together.
-        read_ahead: Batches that are read early, each by a thread.
+        prefetch: Batches that are read early, each by a thread.
         repeats: Of both, in turn.
         batches: Of each repeat; ``None``: as many as take some seconds.
     """
     bare = Bare(model, device, batch_size)
-    encoder = Encoder(model, Photographs(), device, batch_size, torch.float16, read_ahead)
+    encoder = Encoder(model, Photographs(), device, batch_size, torch.float16, prefetch)
     bare.encode(1)  # kernels are chosen and memory is taken
     batches = batches or max(4, min(400, int(SECONDS / seconds_of(lambda: bare.encode(1), device))))
     names = [str(number) for number in range(batches * batch_size)]

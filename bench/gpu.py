@@ -270,7 +270,7 @@ def _size(options: argparse.Namespace) -> str:
 
 
 def _slug(name: str) -> str:
-    """As ``hardware.accelerator`` calls it, by which `reca doctor` finds the result."""
+    """As ``hardware.forecast_gpu`` calls it, by which `reca doctor` finds the result."""
     return known_as(name) or "".join(letter if letter.isalnum() else "_" for letter in name.lower())
 
 

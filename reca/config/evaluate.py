@@ -17,7 +17,7 @@ from reca.config.base import Section
 HubId = Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+@[\w./-]+$")]
 """``REPOSITORY@REVISION`` of the hub."""
 
-JUDGING = ("judge", "rule", "detector", "clip", "encoders", "official_quirks")
+JUDGING = ("judge", "scoring", "detector", "clip", "encoders", "official_quirks")
 """Settings that only scoring reads: samples need not be made anew when they change."""
 
 
@@ -66,16 +66,16 @@ class AskedBenchmark(_Drawn):
 class JudgeLimits(Section):
     """How a judge at an endpoint is treated, and for how much money; nothing here changes an answer."""
 
-    key_variable: str
+    api_key_variable: str
     """Environment variable with the key; the key itself is never stored."""
     concurrency: PositiveInt
-    per_minute: PositiveFloat
+    requests_per_minute: PositiveFloat
     timeout_seconds: PositiveFloat
-    attempts: PositiveInt
+    max_attempts: PositiveInt
     input_price: NonNegativeFloat | None
     """US dollars per million tokens. Needed unless the endpoint runs on this machine, since the ceiling rests on it."""
     output_price: NonNegativeFloat | None
-    ceiling: NonNegativeFloat
+    cost_ceiling: NonNegativeFloat
     """US dollars that one scoring may spend; at the ceiling it stops, and goes on when it is raised."""
 
 
@@ -104,7 +104,7 @@ class WiseBenchmark(AskedBenchmark):
     version: Literal["legacy", "verified"] = "legacy"
     """``legacy``: the paper's, and RecA's; ``verified``: that of 2026. Their numbers are not comparable."""
     judge: JudgeSettings = JudgeSettings(model="gpt-4o-2024-05-13", max_tokens=2000)
-    rule: Literal["strict", "official"] = "strict"
+    scoring: Literal["strict", "official"] = "strict"
     """How replies are read."""
 
 
@@ -112,7 +112,7 @@ class ImgeditBenchmark(AskedBenchmark):
     """ImgEdit-Bench, basic suite: 737 edits, three scores of 1-5 each."""
 
     judge: JudgeSettings = JudgeSettings(model="gpt-4.1-2025-04-14", temperature=None)
-    rule: Literal["strict", "official"] = "strict"
+    scoring: Literal["strict", "official"] = "strict"
 
 
 class GeditBenchmark(AskedBenchmark):
@@ -128,7 +128,7 @@ class QuestionSetBenchmark(_Published):
     Answers are greedy, so there is no seed.
     """
 
-    rule: Literal["official", "lmms-eval"] = "official"
+    scoring: Literal["official", "lmms-eval"] = "official"
     """Whose reading of the replies; another one needs no new answers."""
 
 

@@ -1,4 +1,4 @@
-"""The ``model`` section, one class a family: where its checkpoint lies, what moves, and the family's own switches."""
+"""The ``model`` section, one class a family: where its checkpoint lies, what moves, and the family's own options."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -35,14 +35,14 @@ class _Model(Section):
             raise ValueError(f"hub.{min(unknown)} is neither `checkpoint` nor one of the parts {sorted(self.parts)}")
         return self
 
-    def options(self, root: Path) -> dict[str, Any]:
-        """What a family is loaded with: this section, switches unfolded, folders as absolute paths."""
+    def load_options(self, root: Path) -> dict[str, Any]:
+        """What a family is loaded with: this section, options unfolded, folders as absolute paths."""
         values = self.model_dump()
         places = {part: str(root / place) for part, place in self.parts.items()}
-        return {**values, "parts": places, **values.pop("switches", {})}
+        return {**values, "parts": places, **values.pop("options", {})}
 
 
-class JanusSwitches(Section):
+class JanusOptions(Section):
     """Janus has none."""
 
 
@@ -50,10 +50,10 @@ class JanusModel(_Model):
     """Janus, Janus-Pro: nothing beyond what all families have."""
 
     family: Literal["janus"]
-    switches: JanusSwitches = JanusSwitches()
+    options: JanusOptions = JanusOptions()
 
 
-class OpenUniSwitches(Section):
+class OpenUniOptions(Section):
     """What only OpenUni has."""
 
     weights: str | None = None
@@ -66,10 +66,10 @@ class OpenUniModel(_Model):
     """OpenUni. ``parts``: ``lmm`` (InternVL3), ``sana``, ``vae`` (DC-AE), unless the checkpoint holds all of them."""
 
     family: Literal["openuni"]
-    switches: OpenUniSwitches = OpenUniSwitches()
+    options: OpenUniOptions = OpenUniOptions()
 
 
-class ShowoSwitches(Section):
+class ShowoOptions(Section):
     """What only Show-o has."""
 
     train_condition: bool = False
@@ -84,10 +84,10 @@ class ShowoModel(_Model):
     """Show-o. ``parts``: ``phi`` (config and tokenizer), ``clip``, ``magvit``, unless they lie in the checkpoint."""
 
     family: Literal["showo"]
-    switches: ShowoSwitches = ShowoSwitches()
+    options: ShowoOptions = ShowoOptions()
 
 
-class BagelSwitches(Section):
+class BagelOptions(Section):
     """What only BAGEL has."""
 
     resize: Literal["fit", "crop", "stretch"] = "fit"
@@ -112,10 +112,10 @@ class BagelModel(_Model):
     """BAGEL. ``parts.base``: a complete checkpoint for what this one lacks (RecA's repositories hold weights only)."""
 
     family: Literal["bagel"]
-    switches: BagelSwitches = BagelSwitches()
+    options: BagelOptions = BagelOptions()
 
 
-class HarmonSwitches(Section):
+class HarmonOptions(Section):
     """What only Harmon has."""
 
     resize: Literal["stretch", "crop"] = "stretch"
@@ -133,11 +133,11 @@ class HarmonSwitches(Section):
 class HarmonModel(_Model):
     """Harmon. ``parts``: ``llm`` (Qwen2.5), ``tokenizer``, ``vae`` (``kl16.ckpt``), unless the checkpoint holds them.
 
-    Its encoder serves both tasks, so ``train_vision`` does not apply; the three switches below do.
+    Its encoder serves both tasks, so ``train_vision`` does not apply; the three options below do.
     """
 
     family: Literal["harmon"]
-    switches: HarmonSwitches = HarmonSwitches()
+    options: HarmonOptions = HarmonOptions()
 
 
 ModelSection = Annotated[

@@ -44,10 +44,10 @@ class ScenesData(Section):
     max_bad_fraction: Fraction
 
 
-class StampsData(Section):
+class CollagesData(Section):
     """Collages of photographic cut-outs, composed from a seed; by default those of tuxpaint-stamps-default."""
 
-    source: Literal["stamps"]
+    source: Literal["collages"]
     path: str
     """The folder of cut-outs; one of the user's own is put under DVC when a run is prepared."""
     num_images: PositiveInt
@@ -101,7 +101,9 @@ class HubData(_FoundImages):
     """The column whose text is an image's caption; ``None``: images have none."""
 
 
-DataSection = Annotated[ScenesData | StampsData | FolderData | WebDatasetData | HubData, Field(discriminator="source")]
+DataSection = Annotated[
+    ScenesData | CollagesData | FolderData | WebDatasetData | HubData, Field(discriminator="source")
+]
 
 
 class ExtractSection(Section):
@@ -156,10 +158,10 @@ class TrainSection(Section):
     global_batch_size: PositiveInt
     """Images per optimizer step, of both image losses together, over all devices and accumulation."""
     learning_rate: PositiveFloat = Field(le=1)
-    schedule: Literal["constant", "cosine"]
-    schedule_steps: PositiveInt | None = None
+    lr_schedule: Literal["constant", "cosine"]
+    lr_decay_steps: PositiveInt | None = None
     """Length of the cosine where it is longer than the run, as in recipes that are stopped early; ``None``: the run."""
-    schedule_floor: Fraction
+    min_lr_ratio: Fraction
     """Where the cosine ends, as a share of the peak."""
     warmup_steps: NonNegativeInt
     betas: tuple[Fraction, Fraction]
@@ -169,7 +171,7 @@ class TrainSection(Section):
     max_grad_norm: PositiveFloat
     precision: Literal["float32", "bfloat16"]
     """Of the forward and backward pass; weights and gradients of what is trained stay float32."""
-    moments: Literal["float32", "bfloat16", "8bit"]
+    optimizer_state_dtype: Literal["float32", "bfloat16", "8bit"]
     """How AdamW's two moments are kept between steps: 8, 4 or some 2 bytes a trained parameter."""
     adapter: AdapterSection | None = None
     """Train low-rank adapters and merge them at the end; ``None``: the weights themselves (paper)."""
@@ -186,14 +188,14 @@ class TrainSection(Section):
     """Of that file and its images, so that DVC sees a change; written by `reca compose`, never by hand."""
     save_every: PositiveInt
     eval_every: PositiveInt
-    keep_last: PositiveInt
+    keep_checkpoints: PositiveInt
 
     @model_validator(mode="after")
     def _warmup_ends(self) -> Self:
         if self.warmup_steps > self.max_steps:
             raise ValueError(f"warmup_steps ({self.warmup_steps}) is larger than max_steps ({self.max_steps})")
-        if self.schedule_steps is not None and self.schedule_steps < self.max_steps:
-            raise ValueError(f"schedule_steps ({self.schedule_steps}) is smaller than max_steps ({self.max_steps})")
+        if self.lr_decay_steps is not None and self.lr_decay_steps < self.max_steps:
+            raise ValueError(f"lr_decay_steps ({self.lr_decay_steps}) is smaller than max_steps ({self.max_steps})")
         return self
 
     @model_validator(mode="after")
@@ -247,7 +249,7 @@ class EvaluateSection(PublishedBenchmarks):
     fidelity: FidelityBenchmark
     confidence: float = Field(gt=0.5, lt=1)
     """Coverage of the intervals."""
-    bootstrap_draws: PositiveInt
+    bootstrap_resamples: PositiveInt
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:
@@ -256,7 +258,7 @@ class EvaluateSection(PublishedBenchmarks):
         return self
 
 
-class GateRule(Section):
+class PromotionRule(Section):
     """One condition for promotion, on the delta of one score."""
 
     benchmark: BenchmarkName
@@ -271,7 +273,7 @@ class GateRule(Section):
 class RegisterSection(Section):
     """When a model may become champion."""
 
-    gate: tuple[GateRule, ...] = Field(min_length=1)
+    promotion_rules: tuple[PromotionRule, ...] = Field(min_length=1)
 
 
 class HardwareSection(Section):
@@ -282,7 +284,7 @@ class HardwareSection(Section):
     """Processes of a node that share extraction, training, generation and scoring: one for each of its devices."""
     nodes: PositiveInt
     """Hosts that share them, each with ``processes``; they see the project and ``paths.state`` on one disk."""
-    node_launcher: str
+    multinode_launcher: str
     """What starts the command that follows it once on every node and tells it which one it is: srun, mpirun, a script
     that sets RECA_NODE_RANK. ``{nodes}`` in it is their number."""
     shard: bool
@@ -302,11 +304,11 @@ class HardwareSection(Section):
     """Compile the blocks of the model for training: minutes before the first step, faster kernels after it."""
     flex_attention: bool
     """Attend with PyTorch's FlexAttention where a family masks attention itself (bagel); a GPU only."""
-    read_ahead: NonNegativeInt
+    prefetch: NonNegativeInt
     """Passes of training, and batches of extraction, that a thread reads before they are due; 0: none."""
-    accelerator: Literal["h100", "h200", "a100_80g", "a100_40g", "l40s"] | None
+    forecast_gpu: Literal["h100", "h200", "a100_80g", "a100_40g", "l40s"] | None
     """The GPU that `reca doctor` predicts for; ``None``: the one that is here."""
-    hour_price: NonNegativeFloat | None
+    price_per_hour: NonNegativeFloat | None
     """US dollars for one device for one hour, for the prediction only; ``None``: not known."""
     parallel_stages: PositiveInt
     """Stages that may run side by side."""

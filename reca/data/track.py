@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from reca.config import Config, FolderData, HubData, StampsData, WebDatasetData
+from reca.config import CollagesData, Config, FolderData, HubData, WebDatasetData
 from reca.data.sources.base import Rejected, printable
 from reca.data.sources.folder import LEFT_OUT, list_files
 from reca.data.synthetic.collages import PACKAGE_FOLDER, require
@@ -35,11 +35,11 @@ def prepare(config: Config, root: Path) -> Config:
         UserError: As :func:`track`; or the package of cut-outs is not installed.
     """
     data = config.data
-    if isinstance(data, StampsData):
+    if isinstance(data, CollagesData):
         require(root / Path(data.path).expanduser())
         if Path(data.path) == PACKAGE_FOLDER:
             return config
-    if isinstance(data, FolderData | StampsData):
+    if isinstance(data, FolderData | CollagesData):
         changes = {"path": track(root / Path(data.path).expanduser(), root)}
     elif isinstance(data, WebDatasetData) and "://" not in data.urls:
         folder, rest = _split_pattern(data.urls)

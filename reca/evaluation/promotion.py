@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from reca.config import GateRule
+from reca.config import PromotionRule
 
 Delta = Mapping[str, float]
 """``{"base", "aligned", "delta", "low", "high"}`` of one score, as in ``outputs/report/deltas.json``."""
@@ -70,7 +70,7 @@ class Verdict:
 
 
 def judge(
-    rules: Sequence[GateRule],
+    rules: Sequence[PromotionRule],
     deltas: Deltas,
     champion: Champion | None = None,
     no_champion: str = "no champion to compare with",
@@ -78,7 +78,7 @@ def judge(
     """Hold every rule against the measured deltas.
 
     Args:
-        rules: ``config.register_.gate``.
+        rules: ``config.register_.promotion_rules``.
         deltas: Aligned minus base, per benchmark.
         champion: What ``versus: champion`` rules are judged on; ``None`` skips them.
         no_champion: The reason those rules give when they are skipped.
@@ -87,13 +87,13 @@ def judge(
     return Verdict(all(result.passed or result.skipped for result in results), results)
 
 
-def describe(rule: GateRule) -> str:
+def describe(rule: PromotionRule) -> str:
     """A rule in words; deltas are given in points, that is hundredths of the score's range."""
     bound = "lower bound >" if rule.bound == "lower" else "delta >="
     return f"{rule.benchmark} {rule.category} versus {rule.versus}: {bound} {_points(rule.minimum)} points"
 
 
-def _judge_one(rule: GateRule, deltas: Deltas, champion: Champion | None, no_champion: str) -> RuleResult:
+def _judge_one(rule: PromotionRule, deltas: Deltas, champion: Champion | None, no_champion: str) -> RuleResult:
     def result(passed: bool, value: float | None, reason: str, skipped: bool = False) -> RuleResult:
         return RuleResult(describe(rule), passed, value, rule.minimum, reason, skipped)
 
@@ -114,7 +114,7 @@ def _judge_one(rule: GateRule, deltas: Deltas, champion: Champion | None, no_cha
     return result(passed, value, _sentence(rule, delta, value, passed))
 
 
-def _find(rule: GateRule, deltas: Deltas) -> tuple[Delta | None, str]:
+def _find(rule: PromotionRule, deltas: Deltas) -> tuple[Delta | None, str]:
     if rule.benchmark not in deltas:
         measured = ", ".join(deltas) or "none"
         return None, f"the benchmark {rule.benchmark} was not measured (measured: {measured})"
@@ -133,7 +133,7 @@ def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _sentence(rule: GateRule, delta: Delta, value: float, passed: bool) -> str:
+def _sentence(rule: PromotionRule, delta: Delta, value: float, passed: bool) -> str:
     low, high = _number(delta.get("low")), _number(delta.get("high"))
     interval = f" [{_points(low)}, {_points(high)}]" if low is not None and high is not None else ""
     estimate = _number(delta.get("delta"))

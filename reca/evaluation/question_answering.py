@@ -54,7 +54,7 @@ class QuestionSet(ABC):
     @property
     def protocol(self) -> str:
         """What differs from the original; never ``official``, for how images are shown is the same for all models."""
-        rule = self._settings.rule
+        rule = self._settings.scoring
         return label(
             [
                 *self.differences(),
@@ -70,7 +70,7 @@ class QuestionSet(ABC):
     @property
     def judge(self) -> Judge:
         """The rule that reads the replies."""
-        return Judge(name=f"{self.name}_{self._settings.rule}", version="1")
+        return Judge(name=f"{self.name}_{self._settings.scoring}", version="1")
 
     @cached_property
     def _folder(self) -> Path:

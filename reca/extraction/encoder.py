@@ -41,7 +41,7 @@ class Encoder:
     batch_size: int
     dtype: torch.dtype
     """Of understanding embeddings when they are stored."""
-    read_ahead: int
+    prefetch: int
     """Batches that are read and decoded while earlier ones are encoded."""
 
     @torch.no_grad()
@@ -51,7 +51,7 @@ class Encoder:
         A batch is handed out when the next one has been started, so that a GPU works on while its rows are stored.
         """
         started: _Started | None = None
-        with ReadAhead(self._read, self._batches(ids), self.read_ahead) as coming:
+        with ReadAhead(self._read, self._batches(ids), self.prefetch) as coming:
             for chosen, pixels in coming:
                 before, started = started, self._start(chosen, pixels)
                 if before is not None:

@@ -39,7 +39,7 @@ def load_base(config: Config, folder: Path, root: Path, device: torch.device | N
     from safetensors import SafetensorError
 
     try:
-        return load_model(config.model.family, folder, config.model.options(root), device)
+        return load_model(config.model.family, folder, config.model.load_options(root), device)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(
             f"the base model in {folder} cannot be loaded: {error}; restore it (`git checkout`, `dvc pull`)"

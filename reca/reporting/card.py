@@ -108,7 +108,7 @@ def _recipe(config: Config) -> Iterator[str]:
     train = config.train
     yield f"- Data: `{config.data.source}` (`{config.data.path}`)"
     yield f"- {train.max_steps} optimizer steps of {train.global_batch_size} images, seed {config.seed}"
-    yield f"- Learning rate {train.learning_rate:g}, {train.schedule}, {train.warmup_steps} steps of warm-up"
+    yield f"- Learning rate {train.learning_rate:g}, {train.lr_schedule}, {train.warmup_steps} steps of warm-up"
     mixture = ", ".join(f"{name.replace('_', ' ')} {weight:g}" for name, weight in train.mixture.model_dump().items())
     yield f"- Weights of the losses: {mixture}"
     yield f"- Sampling in the benchmarks: `{json.dumps(config.generate.model_dump())}`"

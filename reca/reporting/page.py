@@ -80,7 +80,7 @@ def render_page(report: Report) -> str:
         verdict_sentence=_verdict_sentence(report.verdict),
         tiles=[{"title": view["short"], **vars(view["rows"][0])} for view in views],
         interval_words=_interval_words(report.config),
-        draws=f"{report.config.evaluate.bootstrap_draws:,}".replace(",", " "),
+        draws=f"{report.config.evaluate.bootstrap_resamples:,}".replace(",", " "),
         scenes_words=_SCENES_WORDS if "scenes" in report.pairs else "",
         benchmarks=views,
         absent=[
@@ -215,7 +215,7 @@ def _training_facts(report: Report) -> str:
     mixture = ", ".join(f"{name.replace('_', ' ')} {weight:g}" for name, weight in train.mixture.model_dump().items())
     return (
         f"{train.max_steps} optimizer steps of {train.global_batch_size} images{took}; learning rate "
-        f"{train.learning_rate:g} ({train.schedule}); weights of the losses: {mixture}."
+        f"{train.learning_rate:g} ({train.lr_schedule}); weights of the losses: {mixture}."
     )
 
 

@@ -38,8 +38,8 @@ def launched() -> bool:
 def launch_all(command: Sequence[str], hardware: HardwareSection, apart: bool = False) -> int:
     """Start a command on all devices of all nodes, and wait for it.
 
-    On one node that is :func:`launch`. For several, ``hardware.node_launcher`` starts the same command on each of them,
-    which comes here again and then knows its node.
+    On one node that is :func:`launch`. For several, ``hardware.multinode_launcher`` starts the same command on each of
+    them, which comes here again and then knows its node.
 
     Args:
         command: Program and arguments.
@@ -57,19 +57,21 @@ def launch_all(command: Sequence[str], hardware: HardwareSection, apart: bool = 
     if rendezvous := os.environ.get(RENDEZVOUS):
         rank = next((os.environ[name] for name in NODE_RANKS if name in os.environ), None)
         if rank is None:
-            raise UserError(f"hardware.node_launcher sets none of {', '.join(NODE_RANKS)}, so a node is not told which")
+            raise UserError(
+                f"hardware.multinode_launcher sets none of {', '.join(NODE_RANKS)}, so a node is not told which"
+            )
         node = Node(int(rank), hardware.nodes, *rendezvous.rsplit(":", 1))
         return launch(command, hardware.processes, node, apart)
     environment = {**os.environ, RENDEZVOUS: f"{socket.gethostname()}:{free_port()}"}
     environment.pop(GUARD, None)  # a process of this host, which this one watches
-    launcher = hardware.node_launcher.replace("{nodes}", str(hardware.nodes))
+    launcher = hardware.multinode_launcher.replace("{nodes}", str(hardware.nodes))
     words = [*shlex.split(launcher), *command]
     with StopRequest() as stop:
         end_with_parent()
         try:
             started = subprocess.Popen(words, env=environment, close_fds=False)
         except OSError as error:
-            raise UserError(f"hardware.node_launcher cannot be started: {words[0]}: {error.strerror}") from None
+            raise UserError(f"hardware.multinode_launcher cannot be started: {words[0]}: {error.strerror}") from None
         try:
             _wait([started], stop, TO_NODES)
         finally:

@@ -100,7 +100,7 @@ def _finish(
             reused = len(ids) - finished - len(new)
             print(f"{reused} images are taken from earlier extractions, {len(new)} are new", flush=True)
         model = load_encoders(config, base, root, device) if new else None
-        size, dtype, ahead = config.hardware.micro_batch_size, config.extract.dtype, config.hardware.read_ahead
+        size, dtype, ahead = config.hardware.micro_batch_size, config.extract.dtype, config.hardware.prefetch
         encoder = Encoder(model, reader, device, size, getattr(torch, dtype), ahead) if model else None
         progress = Progress(len(ids), "images", start=finished)
         with EmbeddingsWriter(state) as writer:

@@ -105,7 +105,7 @@ def load_checkpoint(config: Config, folder: Path, root: Path, device: "torch.dev
 
     torch.set_num_threads(config.hardware.generate_threads)
     try:
-        model = load_model(config.model.family, folder, config.model.options(root), device)
+        model = load_model(config.model.family, folder, config.model.load_options(root), device)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"the model in {folder} cannot be loaded: {error}; restore or make it again") from error
     return model.eval()

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from reca.config import Config, ScenesData, StampsData
+from reca.config import CollagesData, Config, ScenesData
 from reca.data.images import BadImage
 from reca.data.manifest import hold_one_back, split_of, write_manifest
 from reca.data.shards import ShardWriter
@@ -73,7 +73,7 @@ def _ingest(config: Config, root: Path, folder: Path) -> None:
 
 
 def _limits(config: Config) -> tuple[int, int]:
-    if isinstance(config.data, ScenesData | StampsData):
+    if isinstance(config.data, ScenesData | CollagesData):
         return config.data.image_size**2, 1
     return config.data.max_pixels, config.data.min_side
 

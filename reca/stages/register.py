@@ -53,7 +53,7 @@ def register(config: Config, root: Path) -> None:
         for run_id in tracking.reconcile(client, experiment):
             print(f"run {run_id} was left running by a process that is gone; marked as killed")
         rival = _champion(client, config, root, name, report["benchmark_set"], lineage)
-        verdict = judge(config.register_.gate, deltas, rival, NO_CHAMPION)
+        verdict = judge(config.register_.promotion_rules, deltas, rival, NO_CHAMPION)
         version = registry.find(client, name, lineage.digest)
         known = version is not None
         if version is None:
@@ -117,7 +117,7 @@ def _log_run(
 def _log_model(config: Config, root: Path, lineage: Lineage) -> str:
     settings: dict[str, Any] = {
         "family": config.model.family,
-        "options": config.model.options(Path()),
+        "options": config.model.load_options(Path()),
         "sampling": config.generate.model_dump(mode="json"),
         "batch_size": config.hardware.generate_batch_size,
     }
@@ -163,7 +163,7 @@ def _champion(
         obstacle = (
             f"it was measured on another benchmark set ({theirs[:8] or 'unknown'}, here {benchmark_set[:8]}): other "
             "prompts, seeds or judges. Measure with its `evaluate` settings, or drop the champion rules from "
-            "register.gate for this run"
+            "register.promotion_rules for this run"
         )
         return Champion(champion.number, None, obstacle)
     deltas: dict[str, Any] = {}
@@ -181,7 +181,7 @@ def _champion(
 
 def _paired(before: Values, after: Values, config: Config, weights: Mapping[str, float]) -> dict[str, Any]:
     evaluate, pairs = config.evaluate, scored_pairs(before, after)
-    found = paired_delta(*pairs, evaluate.confidence, evaluate.bootstrap_draws, config.seed, weights)
+    found = paired_delta(*pairs, evaluate.confidence, evaluate.bootstrap_resamples, config.seed, weights)
     records = {name: {"delta": one.delta, "low": one.low, "high": one.high} for name, one in found.items()}
     return {"overall": records.pop(OVERALL), "categories": records}
 

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from reca.config import Config, GateRule
+from reca.config import Config, PromotionRule
 from reca.evaluation.benchmark import Scores
 from reca.evaluation.promotion import Verdict, judge
 from reca.evaluation.statistics import OVERALL, paired_delta
@@ -44,11 +44,11 @@ def report(config: Config, root: Path) -> None:
     pairs: dict[str, Pair] = {name: read_pair(outputs, name) for name in config.evaluate.benchmarks}
     _check_one_model(pairs)
     deltas: dict[str, Record] = {name: compare(pair, config) for name, pair in pairs.items()}
-    verdict = judge(config.register_.gate, deltas, no_champion=AT_REGISTRATION)
+    verdict = judge(config.register_.promotion_rules, deltas, no_champion=AT_REGISTRATION)
     record = verdict_record(config, pairs, verdict)
     first = next(iter(pairs.values()))
     origin = lineage_rows(config, root, first.aligned.scores, first.base.scores)
-    shown = in_plain_words(record, config.register_.gate)
+    shown = in_plain_words(record, config.register_.promotion_rules)
     page = render_page(
         Report(
             config=config,
@@ -90,7 +90,7 @@ def compare(pair: Pair, config: Config) -> Record:
     """One benchmark's entry of ``deltas.json``: ``{"overall": …, "categories": {name: …}}``."""
     evaluate = config.evaluate
     weights = pair.base.scores.weights
-    found = paired_delta(*pair.values, evaluate.confidence, evaluate.bootstrap_draws, config.seed, weights)
+    found = paired_delta(*pair.values, evaluate.confidence, evaluate.bootstrap_resamples, config.seed, weights)
     records = {name: asdict(delta) for name, delta in found.items()}
     return {"overall": records[OVERALL], "categories": {name: records[name] for name in pair.categories}}
 
@@ -138,7 +138,7 @@ def _asked(sample: Record) -> list[Any]:
     return [sample.get(key) for key in ("prompt_id", "category", "prompt", "question", "expected", "seed", "metadata")]
 
 
-def in_plain_words(record: Record, rules: Sequence[GateRule]) -> Record:
+def in_plain_words(record: Record, rules: Sequence[PromotionRule]) -> Record:
     """The verdict with each rule as a sentence for readers."""
     told = []
     for rule, result in zip(rules, record["rules"], strict=True):
@@ -147,7 +147,7 @@ def in_plain_words(record: Record, rules: Sequence[GateRule]) -> Record:
     return {**record, "rules": told}
 
 
-def rule_words(rule: GateRule) -> str:
+def rule_words(rule: PromotionRule) -> str:
     """One rule of the gate as a sentence."""
     score = f"{benchmark_words(rule.benchmark).short}, {category_words(rule.category)}"
     if rule.bound == "lower":

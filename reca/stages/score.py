@@ -170,7 +170,7 @@ def _scores(bench: Benchmark, items: Sequence[ItemScore], config: Config, which:
     failed = sum(value is None for value in all_values)
     weights = getattr(bench, "weights", {})
     try:
-        found = statistics.intervals(values, evaluate.confidence, evaluate.bootstrap_draws, weights=weights)
+        found = statistics.intervals(values, evaluate.confidence, evaluate.bootstrap_resamples, weights=weights)
     except ValueError as error:
         raise UserError(f"{bench.name} cannot be scored: {error} ({failed} of {len(all_values)} failed)") from None
     overall = found.pop(statistics.OVERALL)

@@ -56,14 +56,14 @@ def train(config: Config, root: Path) -> None:
         read_manifest(root / DATASET, ["id"])
         dialogues = unchanged(config, root)
         name = fingerprint(config, file_digest(root / DATASET / MANIFEST), base_digest(base))
-        store = CheckpointStore(root / config.paths.state, name, config.train.keep_last)
+        store = CheckpointStore(root / config.paths.state, name, config.train.keep_checkpoints)
         with store.lock() if world.leads else nullcontext():
             embeddings = Embeddings.open(root / EMBEDDINGS)
             model = _prepared(config, base, root, device, world)
             data = root / DATASET
             samples = Samples(model, data, embeddings, config.train, mixture, config.seed, device, dialogues)
             hardware = config.hardware
-            run = Run(model, samples, config.train, config.seed, hardware.micro_batch_size, world, hardware.read_ahead)
+            run = Run(model, samples, config.train, config.seed, hardware.micro_batch_size, world, hardware.prefetch)
             values = config.to_dict()
             record = train_model(run, store, {section: values[section] for section in SECTIONS}, stop)
             gather(model, keep=world.leads)

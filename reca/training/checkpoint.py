@@ -34,7 +34,7 @@ PART = re.compile(r"part-\d{5}-of-\d{5}\.safetensors")
 WEIGHT = "weight"
 """The kind of the parameters themselves; the other kinds are called as the optimizer calls them."""
 STEP = re.compile(r"\d{6,}")
-NOT_SCIENCE = ("save_every", "eval_every", "keep_last")
+NOT_SCIENCE = ("save_every", "eval_every", "keep_checkpoints")
 """Keys of the ``train`` section that do not change the weights."""
 
 
@@ -74,13 +74,13 @@ class CheckpointStore:
     Args:
         state: The state folder.
         fingerprint: See :func:`fingerprint`.
-        keep_last: How many steps are kept; the older ones are removed when a new one is whole.
+        keep_checkpoints: How many steps are kept; the older ones are removed when a new one is whole.
     """
 
-    def __init__(self, state: Path, fingerprint: str, keep_last: int) -> None:
+    def __init__(self, state: Path, fingerprint: str, keep_checkpoints: int) -> None:
         self.fingerprint = fingerprint
         self.folder = state / "checkpoints" / fingerprint
-        self._keep_last = keep_last
+        self._keep_last = keep_checkpoints
 
     def lock(self, wait_seconds: float | None = None) -> AbstractContextManager[None]:
         """Hold this fingerprint; see :func:`reca.runtime.locks.exclusive`."""

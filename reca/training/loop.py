@@ -62,7 +62,7 @@ class Run:
     micro_batch_size: int
     """Samples per forward pass; changes memory and speed, not the result."""
     world: World = ALONE
-    read_ahead: int = 0
+    prefetch: int = 0
     """Passes whose samples are read before they are due."""
 
 
@@ -84,7 +84,12 @@ def train_model(run: Run, store: CheckpointStore, params: Mapping[str, Any], sto
     parameters = freeze(run.model, set(run.model.trainable()))
     set_training_mode(run.model)
     optimizer = build_optimizer(
-        parameters, settings.betas, settings.weight_decay, settings.eps, run.model.undecayed, settings.moments
+        parameters,
+        settings.betas,
+        settings.weight_decay,
+        settings.eps,
+        run.model.undecayed,
+        settings.optimizer_state_dtype,
     )
     code = code_digest("train", family=run.model.family)
     done, record = resume(store, parameters, optimizer, settings.max_steps, code, world)
@@ -92,7 +97,7 @@ def train_model(run: Run, store: CheckpointStore, params: Mapping[str, Any], sto
         print(f"all {done} steps are done already, in {store.path(done)}", flush=True)
         return record
     curves = Curves(store.folder / "curves", done, world)
-    passes = Passes(run.samples, run.micro_batch_size, world, range(done + 1, settings.max_steps + 1), run.read_ahead)
+    passes = Passes(run.samples, run.micro_batch_size, world, range(done + 1, settings.max_steps + 1), run.prefetch)
     progress = Progress(settings.max_steps, "steps", start=done)
     try:
         if not done:
@@ -199,9 +204,9 @@ def take_step(
     found = dict(zip(losses, means, strict=True))
     loss = sum(shares[kind] * value for kind, value in found.items())
     guard.check(step, loss, grad_norm)
-    end = settings.schedule_steps or settings.max_steps
+    end = settings.lr_decay_steps or settings.max_steps
     rate = learning_rate(
-        step, settings.learning_rate, settings.schedule, settings.warmup_steps, end, settings.schedule_floor
+        step, settings.learning_rate, settings.lr_schedule, settings.warmup_steps, end, settings.min_lr_ratio
     )
     set_learning_rate(optimizer, rate)
     optimizer.step()

@@ -46,7 +46,7 @@ def base(preset: str) -> Path:
 def load(preset: str, folder: Path | None = None, **options: object) -> UnifiedModel:
     """A preset's base, or another checkpoint under its options."""
     section = compose([f"model={preset}"]).model
-    return load_model(section.family, folder or base(preset), {**section.options(ROOT), **options}, CPU)
+    return load_model(section.family, folder or base(preset), {**section.load_options(ROOT), **options}, CPU)
 
 
 def is_trained(preset: str) -> bool:

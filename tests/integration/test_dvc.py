@@ -46,7 +46,7 @@ DEPENDS_ON = {  # an override -> the stages that must run again, no more and no 
         f"{stage}@{which}-scenes" for stage in ("generate", "score") for which in ("base", "aligned")
     } | {"report"},
     "evaluate.confidence=0.9": each("score@base", "score@aligned") | {"report"},
-    "register.gate.0.minimum=0.1": {"report"},
+    "register.promotion_rules.0.minimum=0.1": {"report"},
     "evaluate.benchmarks=[scenes]": {"report"},
     "hardware.threads=1": set(),
     "hardware.micro_batch_size=8": set(),

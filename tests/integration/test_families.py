@@ -40,7 +40,7 @@ SMALL = (
     "evaluate.scenes.images_per_prompt=1",
     "evaluate.understanding.num_images=2",
     "evaluate.fidelity.num_images=2",
-    "evaluate.bootstrap_draws=50",
+    "evaluate.bootstrap_resamples=50",
     "hardware.threads=1",
 )
 
@@ -118,7 +118,7 @@ def test_ended_after_every_step_the_weights_are_the_same(
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(monitor.Curve, "add", add)
-    ahead = config.model_copy(update={"hardware": config.hardware.model_copy(update={"read_ahead": 2})})
+    ahead = config.model_copy(update={"hardware": config.hardware.model_copy(update={"prefetch": 2})})
     for _ in range(3):
         with pytest.raises(Interrupted):
             train(ahead, tmp_path / "interrupted")

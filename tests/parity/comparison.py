@@ -51,7 +51,7 @@ SECTIONS = {
 def options_of(family: str, **changes: Any) -> dict[str, Any]:
     """The configuration's defaults for a family, as its model takes them, with some of them changed."""
     section = SECTIONS[family](name="parity", family=family, checkpoint="unused", prompt_dropout=0.0)
-    return {**section.options(Path()), **changes}
+    return {**section.load_options(Path()), **changes}
 
 
 class Recording:

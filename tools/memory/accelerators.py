@@ -46,8 +46,8 @@ def accelerator_of(hardware: "HardwareSection") -> Accelerator | None:
 
     A CPU's memory is the machine's, shared by ``hardware.processes``.
     """
-    if hardware.device != "cpu" and hardware.accelerator is not None:
-        return ACCELERATORS[hardware.accelerator]
+    if hardware.device != "cpu" and hardware.forecast_gpu is not None:
+        return ACCELERATORS[hardware.forecast_gpu]
     if hardware.device != "cpu" and torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         name = known_as(properties.name)

@@ -44,7 +44,7 @@ def lines(found: Forecast) -> Iterator[str]:
     yield _row("extraction", f"{_gigabytes(step.extract_peak)}{too_much}; {_duration(found.extract_seconds)}")
     yield _row("evaluation", "not predicted: drawing and answering are not bound by operations")
     if found.device_hours is not None:
-        price = "no hardware.hour_price is set" if found.dollars is None else f"$ {found.dollars:,.2f}"
+        price = "no hardware.price_per_hour is set" if found.dollars is None else f"$ {found.dollars:,.2f}"
         yield _row("cost", f"{found.device_hours:,.2f} device-hours of training and extraction; {price}")
     yield from (f"assumed: {assumption}" for assumption in found.assumptions)
     yield from (f"change: {change}" for change in found.changes)
@@ -56,7 +56,7 @@ def _row(name: str, value: str) -> str:
 
 def _judgement(found: Forecast) -> str:
     if found.capacity is None:
-        return "; name a device to compare it with, hardware.accelerator=h100"
+        return "; name a device to compare it with, hardware.forecast_gpu=h100"
     room = f"of {found.capacity / 1e9:.1f} GB, {FILLED:.0%} of which can be filled"
     return f" {room}: {'fits' if _fits(found, found.step.peak) else 'DOES NOT FIT'}"
 

@@ -83,7 +83,7 @@ def forecast(config: Config, root: Path) -> Forecast:
     seconds, grounds = _seconds(config, root, step, device)
     total = None if seconds is None else seconds.train + (seconds.extract or 0.0)
     hours = None if total is None else total * config.hardware.devices / 3600
-    price = config.hardware.hour_price
+    price = config.hardware.price_per_hour
     return Forecast(
         model=config.model.name,
         sizes=sizes,
@@ -119,7 +119,7 @@ def sized_model(config: Config, root: Path) -> tuple[UnifiedModel, str]:
             f"the sizes of model.name={config.model.name} are not known: {folder} is missing, and published are only "
             f"those of {', '.join(PUBLISHED)}"
         )
-    numbers, options = PUBLISHED[config.model.name], config.model.options(root)
+    numbers, options = PUBLISHED[config.model.name], config.model.load_options(root)
     try:
         return build(config.model.family, numbers, options, torch.device("meta")), "as published"
     except ValueError as error:
@@ -167,7 +167,7 @@ def plan_of(config: Config, rounded: frozenset[str] = frozenset()) -> Plan:
         betas=train.betas,
         weight_decay=train.weight_decay,
         templates=train.prompt_templates,
-        optimizer_moments=train.moments,
+        optimizer_moments=train.optimizer_state_dtype,
         rounded=rounded,
     )
 
@@ -240,7 +240,7 @@ def _seconds(
 
 def utilisation(config: Config, root: Path) -> tuple[float, str]:
     """The share of the peak that is reached, and who says so."""
-    path = root / f"bench/results/gpu_{config.hardware.accelerator or 'none'}.json"
+    path = root / f"bench/results/gpu_{config.hardware.forecast_gpu or 'none'}.json"
     if path.is_file():
         rows = json.loads(path.read_text())["families"]
         share = next((row.get("mfu") for row in rows if row["family"] == config.model.family), None)

@@ -18,7 +18,7 @@ SPARE_TEMPLATES = 8
 
 def options_of(preset: str, **changes: Any) -> dict[str, Any]:
     """What a preset's model is built with, some of it changed."""
-    return {**compose([f"model={preset}"]).model.options(ROOT), **changes}
+    return {**compose([f"model={preset}"]).model.load_options(ROOT), **changes}
 
 
 def scene_words() -> list[str]:

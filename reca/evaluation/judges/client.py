@@ -33,10 +33,10 @@ class Endpoint:
     url: str
     """Base address, for instance https://api.openai.com/v1."""
     sampling: Sampling
-    key_variable: str = "OPENAI_API_KEY"
+    api_key_variable: str = "OPENAI_API_KEY"
     """Environment variable with the key. An endpoint of one's own may need none; the key is never stored."""
     concurrency: int = 8
-    per_minute: float = 300.0
+    requests_per_minute: float = 300.0
     timeout_seconds: float = 180.0
     """For one attempt from its start to the last byte of the answer."""
     backoff: Backoff = field(default_factory=Backoff)
@@ -45,8 +45,13 @@ class Endpoint:
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):
             raise UserError(f"a judge's url must start with http:// or https://, not {self.url!r}")
-        if self.concurrency < 1 or self.per_minute <= 0 or self.timeout_seconds <= 0 or self.backoff.attempts < 1:
-            raise UserError("a judge's concurrency, per_minute, timeout_seconds and attempts must be above 0")
+        if (
+            self.concurrency < 1
+            or self.requests_per_minute <= 0
+            or self.timeout_seconds <= 0
+            or self.backoff.attempts < 1
+        ):
+            raise UserError("a judge's concurrency, requests_per_minute, timeout_seconds and attempts must be above 0")
 
 
 class CeilingReached(UserError):
@@ -108,16 +113,16 @@ class _Run:
         self, endpoint: Endpoint, replies: ReplyFile, ceiling: float | None, progress: Callable[[int], None]
     ) -> None:
         self._endpoint, self._replies, self._progress = endpoint, replies, progress
-        self._budget, self._pace = Budget(ceiling), Pace(endpoint.per_minute)
+        self._budget, self._pace = Budget(ceiling), Pace(endpoint.requests_per_minute)
         self._done: dict[str, Reply] = {}
         self._rejected = 0
         self._stop: UserError | None = None
 
     async def all(self, requests: Sequence[Request]) -> list[Reply]:
         """Ask in as many workers as the endpoint takes; what is under way when one must stop is still finished."""
-        key = os.environ.get(self._endpoint.key_variable, "").strip()
+        key = os.environ.get(self._endpoint.api_key_variable, "").strip()
         if not (key.isascii() and key.isprintable()):
-            raise UserError(f"the key in {self._endpoint.key_variable} holds characters that no key has")
+            raise UserError(f"the key in {self._endpoint.api_key_variable} holds characters that no key has")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         limits = httpx.Limits(max_connections=self._endpoint.concurrency)
         waiting = iter(requests)
@@ -203,7 +208,7 @@ class _Run:
     def _read(self, response: httpx.Response) -> dict[str, Any]:
         status, excerpt = response.status_code, response.text[:500]
         if status in HOPELESS:
-            name = self._endpoint.key_variable
+            name = self._endpoint.api_key_variable
             raise UserError(f"{response.url} answers {status}, {HOPELESS[status]} (key from {name}): {excerpt}")
         try:
             body = json.loads(response.content)

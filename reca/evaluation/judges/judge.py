@@ -75,7 +75,7 @@ class Judging:
             endpoint = self._endpoint()
             print(f"judge {self.settings.model}: {estimate(endpoint, requests, stored)}", flush=True)
             progress = Progress(len(requests), "replies")
-            found = ask(endpoint, requests, stored, self.limits.ceiling, progress.update)
+            found = ask(endpoint, requests, stored, self.limits.cost_ceiling, progress.update)
         self._answered_by = {reply.model for reply in found if reply.model}
         return {reply.key: reply for reply in found}
 
@@ -98,11 +98,11 @@ class Judging:
         return Endpoint(
             self.settings.url,
             self.sampling,
-            limits.key_variable,
+            limits.api_key_variable,
             limits.concurrency,
-            limits.per_minute,
+            limits.requests_per_minute,
             limits.timeout_seconds,
-            Backoff(attempts=limits.attempts),
+            Backoff(attempts=limits.max_attempts),
             prices,
         )
 

@@ -30,11 +30,11 @@ class Pace:
     """Lets requests go at even distances, and holds all of them when the endpoint says so.
 
     Args:
-        per_minute: Requests a minute.
+        requests_per_minute: Requests a minute.
     """
 
-    def __init__(self, per_minute: float) -> None:
-        self._distance = 60 / per_minute
+    def __init__(self, requests_per_minute: float) -> None:
+        self._distance = 60 / requests_per_minute
         self._next = 0.0
 
     async def turn(self) -> None:

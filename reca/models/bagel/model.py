@@ -256,8 +256,8 @@ class Bagel(UnifiedModel, ImageEditor):
         """
         if self.training and torch.is_grad_enabled() and self.network.language_model.detach_reader:
             raise ValueError(
-                "model.switches.freeze_understanding leaves the understanding loss nothing to train; set "
-                "train.mixture.understanding=0, or model.switches.freeze_understanding=false"
+                "model.options.freeze_understanding leaves the understanding loss nothing to train; set "
+                "train.mixture.understanding=0, or model.options.freeze_understanding=false"
             )
         questions = self._ids([dialogue.question for dialogue in dialogues])
         answers = self._ids([dialogue.answer for dialogue in dialogues])

@@ -154,7 +154,7 @@ def _weights_file(folder: Path, name: str | None) -> Path:
         if len(found) > 1:
             names = ", ".join(path.name for path in found)
             raise ValueError(
-                f"{folder} holds {len(found)} sets of weights ({names}): choose one with model.switches.weights"
+                f"{folder} holds {len(found)} sets of weights ({names}): choose one with model.options.weights"
             ) from None
         raise FileNotFoundError(f"{error}, nor a single .pth") from None
 

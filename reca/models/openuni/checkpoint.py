@@ -116,6 +116,6 @@ def _trained_file(folder: Path, weights: str | None) -> Path:
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none"
         raise FileNotFoundError(
-            f"{folder} should hold one weights file and holds {names}: name it in model.switches.weights"
+            f"{folder} should hold one weights file and holds {names}: name it in model.options.weights"
         )
     return found[0]

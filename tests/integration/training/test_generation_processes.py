@@ -23,7 +23,7 @@ SMALL = (
     "evaluate.scenes.prompts_per_category=2",
     "evaluate.scenes.images_per_prompt=1",
     "evaluate.fidelity.num_images=5",
-    "evaluate.bootstrap_draws=100",
+    "evaluate.bootstrap_resamples=100",
     "hardware.generate_batch_size=2",
 )
 SCENES = "outputs/samples/base/scenes"

@@ -43,7 +43,7 @@ RECIPE = (
     "data.held_out_fraction=0.2",
     "train.global_batch_size=32",
     "train.learning_rate=3e-3",
-    "train.schedule=constant",
+    "train.lr_schedule=constant",
     "train.warmup_steps=10",
     "train.eval_every=500",
     "train.save_every=500",
@@ -72,7 +72,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / f"mosaics/{number}.txt").write_text("a mosaic")
     config = configured(root, SIDE, DRAW, "train.max_steps=60")
     torch.manual_seed(0)
-    model = build("showo", NARROW, config.model.options(root), torch.device("cpu"))
+    model = build("showo", NARROW, config.model.load_options(root), torch.device("cpu"))
     assert isinstance(model, Showo)
     tokenizer = read_weights(ROOT / "data/bases/showo_tiny/magvit")
     model.magvit.load_state_dict(tokenizer, strict=False)

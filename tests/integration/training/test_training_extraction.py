@@ -63,7 +63,7 @@ def test_killed_extraction_continues(project, template: Path, capsys: pytest.Cap
 def test_what_is_read_ahead_is_extracted_alike(project, template: Path) -> None:
     for folder in ("outputs/embeddings", ".reca"):
         shutil.rmtree(project.root / folder, ignore_errors=True)
-    extract(project.configure("hardware.read_ahead=2"), project.root)
+    extract(project.configure("hardware.prefetch=2"), project.root)
     assert contents(project.root) == contents(template)
 
 

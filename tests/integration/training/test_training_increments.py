@@ -137,7 +137,7 @@ def test_what_decides_the_values_makes_all_anew(
         base(project, "bagel_tiny")
     elif change == "code":
         monkeypatch.setattr("reca.stages.extract.code_digest", lambda stage, family: "edited")
-    config = small(project, *(["model.switches.resize=crop"] if change == "switch" else []))
+    config = small(project, *(["model.options.resize=crop"] if change == "switch" else []))
     with watched(monkeypatch) as decoded:
         extract(config, project)
     assert "taken from earlier" not in capsys.readouterr().out

@@ -94,7 +94,7 @@ def test_interrupted_in_process(project, straight: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("moments", ["bfloat16", "8bit"])
 def test_small_moments_survive_an_interruption(project, moments: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    project.configure(f"train.moments={moments}", "train.max_steps=4")
+    project.configure(f"train.optimizer_state_dtype={moments}", "train.max_steps=4")
     other = type(project)(project.root.with_name("other"), project.config)
     shutil.copytree(project.root, other.root)
     train(other.config, other.root)

@@ -50,10 +50,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Config]:
             "generate.num_steps=1",
             "evaluate.benchmarks=[fidelity]",
             "evaluate.fidelity.num_images=4",
-            "evaluate.bootstrap_draws=20",
+            "evaluate.bootstrap_resamples=20",
             "hardware.micro_batch_size=3",
             "hardware.threads=1",
-            "register.gate=[{benchmark: fidelity, versus: base, bound: estimate, minimum: 0.0}]",
+            "register.promotion_rules=[{benchmark: fidelity, versus: base, bound: estimate, minimum: 0.0}]",
         ]
     )
     config.save(root / "params.yaml")
@@ -75,7 +75,7 @@ def test_every_row_is_what_the_model_says_of_the_image_alone(project: tuple[Path
     index = json.loads((root / "outputs/embeddings" / INDEX).read_text())
     assert index["format"] == 2
     assert {name: field.shape for name, field in cache.fields.items()} == {"semantic": None, "target": None}
-    model = load_model("bagel", root / "base", config.model.options(root), torch.device("cpu"))
+    model = load_model("bagel", root / "base", config.model.load_options(root), torch.device("cpu"))
     seen = set()
     for name, image in load_images(root / "outputs/dataset", cache.ids):
         width, height = model.spec.understanding.size(image.height, image.width)[::-1]

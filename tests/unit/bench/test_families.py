@@ -14,7 +14,7 @@ families, models, sizes = (import_module(f"bench.{name}") for name in ("families
 
 @pytest.mark.parametrize("family", sizes.FAMILIES)
 def test_models_are_built_with_every_option_that_the_configuration_knows(family: str) -> None:
-    unfolded_or_of_no_use = {"name", "family", "checkpoint", "hub", "switches"}
+    unfolded_or_of_no_use = {"name", "family", "checkpoint", "hub", "options"}
     assert options_of(family).keys() - unfolded_or_of_no_use <= sizes.OPTIONS.keys()
 
 

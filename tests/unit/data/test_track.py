@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from reca.cli import _track_prompts
-from reca.config import ROOT, Config, FolderData, HubData, StampsData, WebDatasetData, compose
+from reca.config import ROOT, CollagesData, Config, FolderData, HubData, WebDatasetData, compose
 from reca.data import track as versioning
 from reca.data.sources.folder import LEFT_OUT, FolderSource
 from reca.data.track import prepare, track
@@ -160,7 +160,7 @@ def test_cut_outs_are_tracked_unless_a_package_manager_has_them(
 ) -> None:
     def prepared(path: Path) -> str:
         sizes = {"num_images": 2, "image_size": 96, "held_out_fraction": 0.1, "max_bad_fraction": 0.0}
-        data = StampsData(source="stamps", path=str(path), **sizes)
+        data = CollagesData(source="collages", path=str(path), **sizes)
         return prepare(default_config.model_copy(update={"data": data}), project).data.path
 
     folder = folder_of({"a.png": png(1)})

@@ -121,7 +121,7 @@ def config() -> Config:
             "evaluate.scenes.images_per_prompt=2",
             "evaluate.understanding.num_images=20",
             "evaluate.fidelity.num_images=20",
-            "evaluate.bootstrap_draws=200",
+            "evaluate.bootstrap_resamples=200",
             "hardware.generate_batch_size=16",
             "hardware.threads=1",
         ]

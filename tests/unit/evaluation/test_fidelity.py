@@ -69,7 +69,7 @@ def test_scenes_are_none_that_a_model_was_trained_on(config, project):
 def photo_config(*words):
     return compose(
         ["data=folder", "data.path=photos", "data.held_out_fraction=0.5", "evaluate.fidelity.num_images=4",
-         "evaluate.bootstrap_draws=50", "hardware.threads=1", "data.min_side=16", *words]
+         "evaluate.bootstrap_resamples=50", "hardware.threads=1", "data.min_side=16", *words]
     )  # fmt: skip
 
 

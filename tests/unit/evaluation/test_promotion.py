@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reca.config import Config, GateRule
+from reca.config import Config, PromotionRule
 from reca.evaluation.promotion import Champion, judge
 
 BENCHMARKS = ("scenes", "understanding", "fidelity")
@@ -17,9 +17,9 @@ CATEGORIES = ("overall", "position", "counting")
 numbers = st.floats(-1, 1)
 
 
-def rule(**changes: Any) -> GateRule:
+def rule(**changes: Any) -> PromotionRule:
     values = {"benchmark": "scenes", "category": "overall", "versus": "base", "bound": "lower", "minimum": 0.0}
-    return GateRule.model_validate({**values, **changes})
+    return PromotionRule.model_validate({**values, **changes})
 
 
 @st.composite
@@ -58,7 +58,7 @@ champions = st.one_of(
 
 @settings(max_examples=40, deadline=None)
 @given(rules, all_deltas(), champions)
-def test_a_verdict_passes_exactly_when_no_rule_failed(gate: list[GateRule], deltas: Any, champion: Any) -> None:
+def test_a_verdict_passes_exactly_when_no_rule_failed(gate: list[PromotionRule], deltas: Any, champion: Any) -> None:
     verdict = judge(gate, deltas, champion)
     assert len(verdict.rules) == len(gate)
     assert verdict.passed == all(one.passed or one.skipped for one in verdict.rules)
@@ -69,14 +69,18 @@ def test_a_verdict_passes_exactly_when_no_rule_failed(gate: list[GateRule], delt
 
 @settings(max_examples=40, deadline=None)
 @given(rules, all_deltas(), champions)
-def test_only_champion_rules_without_champion_are_skipped(gate: list[GateRule], deltas: Any, champion: Any) -> None:
+def test_only_champion_rules_without_champion_are_skipped(
+    gate: list[PromotionRule], deltas: Any, champion: Any
+) -> None:
     for one, result in zip(gate, judge(gate, deltas, champion).rules, strict=True):
         assert result.skipped == (one.versus == "champion" and champion is None)
 
 
 @settings(max_examples=40, deadline=None)
 @given(rules, all_deltas(), champions)
-def test_a_passed_rule_has_a_measured_value_above_its_minimum(gate: list[GateRule], deltas: Any, champion: Any) -> None:
+def test_a_passed_rule_has_a_measured_value_above_its_minimum(
+    gate: list[PromotionRule], deltas: Any, champion: Any
+) -> None:
     for one, result in zip(gate, judge(gate, deltas, champion).rules, strict=True):
         measured = deltas if one.versus == "base" else (champion.deltas if champion else None)
         scores = (measured or {}).get(one.benchmark, {})
@@ -89,7 +93,7 @@ def test_a_passed_rule_has_a_measured_value_above_its_minimum(gate: list[GateRul
 
 @settings(max_examples=40, deadline=None)
 @given(rules, all_deltas(), st.sampled_from(BENCHMARKS))
-def test_measuring_less_never_helps(gate: list[GateRule], deltas: Any, dropped: str) -> None:
+def test_measuring_less_never_helps(gate: list[PromotionRule], deltas: Any, dropped: str) -> None:
     fewer = {name: scores for name, scores in deltas.items() if name != dropped}
     base_rules = [one for one in gate if one.versus == "base"]
     if judge(base_rules, fewer).passed:
@@ -98,7 +102,9 @@ def test_measuring_less_never_helps(gate: list[GateRule], deltas: Any, dropped: 
 
 @settings(max_examples=40, deadline=None)
 @given(rules, all_deltas(), champions, st.floats(0, 1))
-def test_a_stricter_gate_never_lets_more_through(gate: list[GateRule], deltas: Any, champion: Any, by: float) -> None:
+def test_a_stricter_gate_never_lets_more_through(
+    gate: list[PromotionRule], deltas: Any, champion: Any, by: float
+) -> None:
     stricter = [one.model_copy(update={"minimum": one.minimum + by}) for one in gate]
     assert judge(gate, deltas, champion).passed or not judge(stricter, deltas, champion).passed
 
@@ -139,7 +145,7 @@ def test_a_model_that_is_its_base_has_shown_nothing() -> None:
 
 
 def test_the_first_model_is_judged_against_its_base_alone() -> None:
-    gate = Config.load().register_.gate
+    gate = Config.load().register_.promotion_rules
     good = {"base": 0.5, "aligned": 0.6, "delta": 0.1, "low": 0.05, "high": 0.15}
     deltas = {name: {"overall": good, "categories": {}} for name in BENCHMARKS}
     verdict = judge(gate, deltas, None, "there is no champion yet")

@@ -17,13 +17,13 @@ CHANGES = [
     *((name, f"judge.{change}") for name in JUDGES for change in (
         "model=another", "temperature=0.7", "max_tokens=8", "url=http://127.0.0.1:1/v1", "folder=data/judges/x")),
     *((name, "images_per_prompt=1") for name in ("geneval", "dpgbench")),
-    *((name, "rule=lmms-eval") for name in QUESTIONS),
+    *((name, "scoring=lmms-eval") for name in QUESTIONS),
     ("geneval", "detector=other/detector@main"),
     ("geneval", "clip=other/clip@main"),
     ("dpgbench", "official_quirks=true"),
     ("wise", "version=verified"),
-    ("wise", "rule=official"),
-    ("imgedit", "rule=official"),
+    ("wise", "scoring=official"),
+    ("imgedit", "scoring=official"),
     ("gedit", "language=cn"),
 ]  # fmt: skip
 INVISIBLE = {"seed", "judge"}
@@ -61,11 +61,11 @@ def test_what_always_differs_keeps_the_word_away(name: str, tmp_path: Path) -> N
 
 
 def test_imgedit_is_official_only_with_everything_as_in_the_original(tmp_path: Path) -> None:
-    bench = bench_of("imgedit", tmp_path, "rule=official")
+    bench = bench_of("imgedit", tmp_path, "scoring=official")
     assert bench.protocol == "variant: judge's instructions written anew"
     bench.__dict__["_templates"] = dict.fromkeys(imgedit.ITEMS, "…")
     assert bench.protocol == "official"
-    for _, change in (pair for pair in CHANGES if pair[0] == "imgedit" and pair[1] != "rule=official"):
-        other = bench_of("imgedit", tmp_path, "rule=official", change)
+    for _, change in (pair for pair in CHANGES if pair[0] == "imgedit" and pair[1] != "scoring=official"):
+        other = bench_of("imgedit", tmp_path, "scoring=official", change)
         other.__dict__["_templates"] = bench.__dict__["_templates"]
         assert other.protocol.startswith("variant: "), change

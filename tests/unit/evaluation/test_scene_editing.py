@@ -16,7 +16,7 @@ from reca.runtime.errors import UserError
 from reca.stages.generate import generate
 from reca.stages.score import score
 
-WORDS = ["evaluate.benchmarks=[scene_editing]", "evaluate.bootstrap_draws=50", "hardware.threads=1"]
+WORDS = ["evaluate.benchmarks=[scene_editing]", "evaluate.bootstrap_resamples=50", "hardware.threads=1"]
 CONFIG = [*WORDS, "+evaluate.scene_editing.edits_per_category=8"]
 
 

@@ -27,7 +27,7 @@ SMALL = (
     "evaluate.scenes.images_per_prompt=4",
     "evaluate.understanding.num_images=20",
     "evaluate.fidelity.num_images=14",
-    "evaluate.bootstrap_draws=200",
+    "evaluate.bootstrap_resamples=200",
 )
 
 

@@ -22,7 +22,7 @@ from reca.stages.result import read_result
 
 VOID = {"meta", "link", "img", "br", "hr", "input", "circle", "line", "path"}
 CATEGORIES = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
-NO_LOSS = "register.gate=[{benchmark: fidelity, versus: base, bound: estimate, minimum: -1}]"
+NO_LOSS = "register.promotion_rules=[{benchmark: fidelity, versus: base, bound: estimate, minimum: -1}]"
 HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(2)">"\' & </td></table></html>'
 
 
@@ -136,7 +136,7 @@ def test_deltas_are_the_statistics_of_the_items(project) -> None:
         values = [
             values_of(read_items(root / f"outputs/scores/{which}/{name}.items.jsonl")) for which in ("base", "aligned")
         ]
-        wanted = paired_delta(*values, 0.95, config.evaluate.bootstrap_draws, config.seed)
+        wanted = paired_delta(*values, 0.95, config.evaluate.bootstrap_resamples, config.seed)
         assert found["overall"] == vars(wanted["overall"])
         assert found["categories"] == {key: vars(one) for key, one in wanted.items() if key != "overall"}
         for which in ("base", "aligned"):
@@ -151,7 +151,7 @@ def test_verdict_record(project) -> None:
     verdict = json.loads((root / "outputs/report/verdict.json").read_text())
     assert verdict["passed"] is True
     assert [rule["skipped"] for rule in verdict["rules"]] == [
-        rule.versus == "champion" for rule in config.register_.gate
+        rule.versus == "champion" for rule in config.register_.promotion_rules
     ]
     assert verdict["checkpoint"] == {"base": "b" * 64, "aligned": "a" * 64}
     assert set(verdict["scores"]["aligned"]) == {"scenes", "understanding", "fidelity"}
@@ -264,8 +264,8 @@ def test_unlike_measurements_are_not_compared(project, tmp_path) -> None:
 
 def test_what_is_not_there_is_said(outputs_of, tmp_path) -> None:
     """No fidelity, no understanding, no curves, an image lost: sentences, not tracebacks."""
-    config = outputs_of(tmp_path, "evaluate.benchmarks=[scenes]", "register.gate=[{benchmark: scenes, versus: base, "
-                        "bound: lower, minimum: 0}]")  # fmt: skip
+    config = outputs_of(tmp_path, "evaluate.benchmarks=[scenes]", "register.promotion_rules=[{benchmark: scenes, "
+                        "versus: base, bound: lower, minimum: 0}]")  # fmt: skip
     shutil.rmtree(tmp_path / "outputs/curves")
     first = json.loads((tmp_path / "outputs/samples/base/scenes/manifest.jsonl").read_text().splitlines()[0])
     (tmp_path / "outputs/samples/base/scenes" / first["file"]).write_bytes(b"not a picture")
@@ -294,7 +294,7 @@ def test_a_prompt_that_failed_on_one_side_makes_no_pair(outputs_of, tmp_path) ->
         {"single_object": {k: v for k, v in one["single_object"].items() if k != lines[0]["prompt_id"]}}
         for one in values
     ]
-    assert found == vars(paired_delta(*kept, 0.95, config.evaluate.bootstrap_draws, config.seed)["single_object"])
+    assert found == vars(paired_delta(*kept, 0.95, config.evaluate.bootstrap_resamples, config.seed)["single_object"])
     assert "n=4" in page_of(tmp_path).text
     assert "not scored" in page_of(tmp_path).text
 

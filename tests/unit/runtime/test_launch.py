@@ -84,12 +84,16 @@ def test_a_signal_reaches_all(tmp_path: Path, number: signal.Signals) -> None:
     assert all((tmp_path / f"{rank}.told").exists() for rank in range(2))
 
 
-def here(node_launcher: str, nodes: int = 2, processes: int = 2) -> HardwareSection:
-    words = [f"hardware.nodes={nodes}", f"hardware.processes={processes}", f"hardware.node_launcher='{node_launcher}'"]
+def here(multinode_launcher: str, nodes: int = 2, processes: int = 2) -> HardwareSection:
+    words = [
+        f"hardware.nodes={nodes}",
+        f"hardware.processes={processes}",
+        f"hardware.multinode_launcher='{multinode_launcher}'",
+    ]
     return compose(words).hardware
 
 
-def node_launcher(folder: Path, ranks: str) -> str:
+def multinode_launcher(folder: Path, ranks: str) -> str:
     """A program that starts what follows it on every "node" of this host and fails if any of them does."""
     script = folder / "on_every_node"
     script.write_text(
@@ -104,7 +108,7 @@ AGAIN = """
 import sys, time
 from reca.config import compose
 from reca.runtime.launch import launch_all, launched
-hardware = compose([f"hardware.nodes=2", "hardware.processes=2", "hardware.node_launcher={launcher}"]).hardware
+hardware = compose([f"hardware.nodes=2", "hardware.processes=2", "hardware.multinode_launcher={launcher}"]).hardware
 if not launched():
     sys.exit(launch_all([sys.executable, *sys.argv], hardware))
 import os
@@ -117,7 +121,7 @@ assert "RECA_GUARD_PID" not in os.environ
 
 def test_several_nodes_know_their_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RECA_GUARD_PID", "1")
-    launcher, program = node_launcher(tmp_path, "0 1"), tmp_path / "program.py"
+    launcher, program = multinode_launcher(tmp_path, "0 1"), tmp_path / "program.py"
     program.write_text(AGAIN.format(launcher=launcher, folder=tmp_path, then=""))
     assert launch_all([sys.executable, str(program)], here(launcher)) == 0
     places = [(tmp_path / str(rank)).read_text().split() for rank in range(4)]
@@ -151,14 +155,14 @@ def test_a_signal_reaches_all_nodes(tmp_path: Path) -> None:
 
 
 def test_a_failure_on_another_node_is_the_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    launcher, program = node_launcher(tmp_path, "0 1"), tmp_path / "program.py"
+    launcher, program = multinode_launcher(tmp_path, "0 1"), tmp_path / "program.py"
     then = 'sys.exit(2 if os.environ["RANK"] in "23" else 0)'
     program.write_text(AGAIN.format(launcher=launcher, folder=tmp_path, then=then))
     assert launch_all([sys.executable, str(program)], here(launcher)) == 2
 
 
 def test_a_launcher_that_is_not_there_or_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="node_launcher cannot be started: no-such-launcher: No such file"):
+    with pytest.raises(UserError, match="multinode_launcher cannot be started: no-such-launcher: No such file"):
         launch_all(["true"], here("no-such-launcher --nodes"))
     monkeypatch.setenv("RECA_RENDEZVOUS", "host:1")
     for name in module.NODE_RANKS:

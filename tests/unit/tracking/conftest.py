@@ -132,7 +132,7 @@ class Project:
         report = self.root / "outputs/report"
         report.mkdir(parents=True, exist_ok=True)
         record = {
-            **judge(self.config.register_.gate, deltas).to_dict(),
+            **judge(self.config.register_.promotion_rules, deltas).to_dict(),
             "benchmark_set": benchmark_set,
             "checkpoint": {"aligned": weights_digest(self.root / "outputs/model")},
         }

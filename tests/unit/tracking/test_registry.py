@@ -96,12 +96,12 @@ def test_the_same_lineage_is_the_same_version(project: Project, capsys: pytest.C
     assert not project.registered()["new"]
 
 
-@pytest.mark.parametrize("changed", ["weights", "scores", "gate"])
+@pytest.mark.parametrize("changed", ["weights", "scores", "rules"])
 def test_another_lineage_is_another_version(project: Project, changed: str) -> None:
     register(project.config, project.root)
-    if changed == "gate":
+    if changed == "rules":
         values = project.config.to_dict()
-        values["register"]["gate"][0]["minimum"] = 0.01
+        values["register"]["promotion_rules"][0]["minimum"] = 0.01
         project.config = type(project.config).validated(values)
     project.results(weights=int(changed == "weights"), skill=0.9 if changed == "scores" else 0.8)
     register(project.config, project.root)

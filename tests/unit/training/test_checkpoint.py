@@ -38,8 +38,8 @@ def stepped(network: dict[str, nn.Parameter], steps: int) -> torch.optim.AdamW:
     return optimizer
 
 
-def store(root: Path, name: str = "a" * 16, keep_last: int = 2) -> CheckpointStore:
-    return CheckpointStore(root, name, keep_last)
+def store(root: Path, name: str = "a" * 16, keep_checkpoints: int = 2) -> CheckpointStore:
+    return CheckpointStore(root, name, keep_checkpoints)
 
 
 def save(target: CheckpointStore, network: dict[str, nn.Parameter], *steps: int) -> None:
@@ -69,7 +69,7 @@ def test_meta_says_what_it_is(tmp_path: Path, network: dict[str, nn.Parameter]) 
 
 
 def test_retention(tmp_path: Path, network: dict[str, nn.Parameter]) -> None:
-    save(kept := store(tmp_path, keep_last=2), network, 1, 2, 3, 1_000_000)
+    save(kept := store(tmp_path, keep_checkpoints=2), network, 1, 2, 3, 1_000_000)
     assert kept.steps() == [3, 1_000_000]
     assert sorted(path.name for path in kept.folder.iterdir()) == ["000003", "1000000"]
 
@@ -197,7 +197,7 @@ def test_fingerprint_changes_with_the_science(default: Config) -> None:
 def test_fingerprint_ignores_speed_place_and_housekeeping(default: Config) -> None:
     same = [
         "hardware.micro_batch_size=7", "hardware.threads=1", "hardware.shard=true", "paths.state=/elsewhere",
-        "train.save_every=5", "train.eval_every=5", "train.keep_last=9", "generate.guidance_scale=5",
+        "train.save_every=5", "train.eval_every=5", "train.keep_checkpoints=9", "generate.guidance_scale=5",
         "tracking.experiment=x",
         "evaluate.scenes.seed=9",
     ]  # fmt: skip

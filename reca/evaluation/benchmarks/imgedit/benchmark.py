@@ -69,7 +69,7 @@ class Imgedit(Asked[ImgeditBenchmark]):
                 "" if self._templates else "judge's instructions written anew",
                 asked_otherwise(settings.judge, ImgeditBenchmark.model_fields["judge"].default),
                 limited(settings.max_prompts),
-                "" if settings.rule == "official" else "replies read strictly",
+                "" if settings.scoring == "official" else "replies read strictly",
             ]
         )
 
@@ -134,7 +134,9 @@ class Imgedit(Asked[ImgeditBenchmark]):
         for row in rows:
             reply = replies.get(row["prompt_id"])
             answered = reply is not None and reply.status == "answered"
-            score = rules.item_score(reply.text, row["category"], self._settings.rule) if reply and answered else None
+            score = (
+                rules.item_score(reply.text, row["category"], self._settings.scoring) if reply and answered else None
+            )
             valid = score is not None and 0 <= score <= SCALE  # the official reading takes a 10 for a score
             values.append(score / SCALE if score is not None and valid else None)
             details.append({"score": score if valid else None, **told(reply, valid)})
@@ -145,7 +147,7 @@ class Imgedit(Asked[ImgeditBenchmark]):
         scored = [(item.category, item.details[0]["score"]) for item in items]
         found = super().details(items)
         try:
-            summary = rules.summarise(scored, self._settings.rule)
+            summary = rules.summarise(scored, self._settings.scoring)
         except ValueError as error:
             return {**found, "no_score_because": str(error)}
         return {**found, "types": dict(summary.types), "macro": summary.macro, "micro": summary.micro}

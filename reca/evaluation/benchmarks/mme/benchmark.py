@@ -47,7 +47,7 @@ class Mme(QuestionSet):
 
     def verdict(self, row: Row) -> bool | None:
         """By the reply's first four characters."""
-        said = rules.parse(row["answer"], self._settings.rule)
+        said = rules.parse(row["answer"], self._settings.scoring)
         return None if said == "other" else said == row["expected"]
 
     def score(self, rows: Sequence[Row], folder: Path) -> list[ItemScore]:
@@ -64,6 +64,6 @@ class Mme(QuestionSet):
             for item in items
             for detail in item.details
         ]
-        summary = rules.summarise(rows, self._settings.rule)
+        summary = rules.summarise(rows, self._settings.scoring)
         points = {"subtasks": summary.subtasks, "perception": summary.perception, "cognition": summary.cognition}
         return {**super().details(items), **points}

@@ -52,7 +52,7 @@ class Mmmu(QuestionSet):
         options = row["options"]
         if not options:
             return rules.open_is_right(row["expected"], row["answer"])
-        said = rules.parse_choice(row["answer"], list(options), options, self._settings.rule)
+        said = rules.parse_choice(row["answer"], list(options), options, self._settings.scoring)
         return None if said is None else said == row["expected"]
 
     def details(self, items: Sequence[ItemScore]) -> dict[str, Any]:

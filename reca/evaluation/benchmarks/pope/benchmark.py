@@ -37,7 +37,7 @@ class Pope(QuestionSet):
 
     def verdict(self, row: Row) -> bool | None:
         """Officially whatever is not no is yes, so every reply can be read."""
-        said = rules.parse(row["answer"], self._settings.rule)
+        said = rules.parse(row["answer"], self._settings.scoring)
         return said == row["expected"] if said in ("yes", "no") else None
 
     def details(self, items: Sequence[ItemScore]) -> dict[str, Any]:
@@ -46,7 +46,7 @@ class Pope(QuestionSet):
         for item in items:
             said = [(detail["expected"], detail["answer"]) for detail in item.details]
             answers.setdefault(item.category, []).extend(said)
-        counts = {category: rules.count(rows, self._settings.rule) for category, rows in answers.items()}
+        counts = {category: rules.count(rows, self._settings.scoring) for category, rows in answers.items()}
         splits = {
             category: {name: getattr(count, name) for name in ("accuracy", "precision", "recall", "f1", "yes_ratio")}
             for category, count in counts.items()

@@ -71,7 +71,7 @@ class Wise(Asked[WiseBenchmark]):
                 f"WISE ({settings.version}) judged by {settings.judge.model} with instructions written anew",
                 asked_otherwise(settings.judge, WiseBenchmark.model_fields["judge"].default),
                 limited(settings.max_prompts),
-                "" if settings.rule == "official" else "replies read strictly",
+                "" if settings.scoring == "official" else "replies read strictly",
             ]
         )
 
@@ -123,7 +123,7 @@ class Wise(Asked[WiseBenchmark]):
         parse = rules.parse_legacy if self._settings.version == "legacy" else rules.parse_verified
         for row in rows:
             reply = replies.get(row["prompt_id"])
-            scores = parse(reply.text, self._settings.rule) if reply and reply.status == "answered" else {}
+            scores = parse(reply.text, self._settings.scoring) if reply and reply.status == "answered" else {}
             whole = scores.keys() == self._version.components.keys()
             values.append(self._version.score(scores) if whole else None)
             details.append({"scores": scores, **told(reply, whole)})

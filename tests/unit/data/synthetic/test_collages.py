@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from reca.config import Config, StampsData
+from reca.config import CollagesData, Config
 from reca.data.manifest import load_images, read_manifest
-from reca.data.sources.stamps import StampsSource
+from reca.data.sources.collages import CollagesSource
 from reca.data.synthetic.collages import (
     PACKAGE_FOLDER,
     Collage,
@@ -214,7 +214,7 @@ def test_a_thing_too_thin_to_be_seen(folder_of: FolderOf) -> None:
 
 def ingested(config: Config, folder: Path, root: Path, **changes: object) -> Path:
     values = {"num_images": 12, "image_size": 96, "held_out_fraction": 0.2, "max_bad_fraction": 0.0}
-    data = StampsData(source="stamps", path=str(folder), **(values | changes))  # type: ignore[arg-type]
+    data = CollagesData(source="collages", path=str(folder), **(values | changes))  # type: ignore[arg-type]
     root.mkdir(exist_ok=True)
     ingest(config.model_copy(update={"data": data}), root)
     return root / "outputs" / "dataset"
@@ -250,10 +250,10 @@ def test_the_real_package() -> None:
     assert len(files) == len(set(files)) > 200
     denied = [noun for noun in cutouts if noun not in CLASSES and noun.split()[-1] in CLASSES]
     assert not denied, "is there a car? no, a race car"
-    data = StampsData(
-        source="stamps", path="", num_images=40, image_size=96, held_out_fraction=0.0, max_bad_fraction=0.0
+    data = CollagesData(
+        source="collages", path="", num_images=40, image_size=96, held_out_fraction=0.0, max_bad_fraction=0.0
     )
-    for item in StampsSource(data, 0, PACKAGE_FOLDER):
+    for item in CollagesSource(data, 0, PACKAGE_FOLDER):
         truth = item.description.ground_truth
         assert truth is not None
         assert rules.judge(rules.select(map(Seen, truth["objects"]), "scene"), truth["metadata"], lambda *_: []).correct

@@ -21,7 +21,7 @@ from reca.evaluation.samples import read_manifest
 from reca.runtime.errors import UserError
 from reca.stages.evaluate import _override
 
-SMALL = ["evaluate.bootstrap_draws=50", "hardware.threads=1", "hardware.generate_batch_size=8"]
+SMALL = ["evaluate.bootstrap_resamples=50", "hardware.threads=1", "hardware.generate_batch_size=8"]
 GENEVAL = [*SMALL, "benchmarks=[geneval]", "geneval.max_prompts=1", "geneval.images_per_prompt=1"]
 
 
@@ -38,7 +38,7 @@ def here(project, monkeypatch):
         ("benchmarks=[geneval]", "evaluate.benchmarks=[geneval]"),
         ("geneval.images_per_prompt=4", "++evaluate.geneval.images_per_prompt=4"),
         ("evaluate.wise.judge.model=x", "++evaluate.wise.judge.model=x"),
-        ("hardware.judge.ceiling=3", "hardware.judge.ceiling=3"),
+        ("hardware.judge.cost_ceiling=3", "hardware.judge.cost_ceiling=3"),
         ("model=bagel_7b", "model=bagel_7b"),
         ("evaluate.scenes.seed=4", "evaluate.scenes.seed=4"),
     ],

@@ -31,7 +31,7 @@ def config():
             "evaluate.benchmarks=[geneval]",
             "+evaluate.geneval.images_per_prompt=2",
             "+evaluate.geneval.max_prompts=1",
-            "evaluate.bootstrap_draws=50",
+            "evaluate.bootstrap_resamples=50",
             "hardware.generate_batch_size=5",
             "hardware.threads=1",
         ]

@@ -29,10 +29,12 @@ FOLDERS = "data/benchmarks"
 
 
 def configured(name, server=None, *more):
-    words = [f"evaluate.benchmarks=[{name}]", f"+evaluate.{name}.max_prompts=2", "evaluate.bootstrap_draws=50"]
+    words = [f"evaluate.benchmarks=[{name}]", f"+evaluate.{name}.max_prompts=2", "evaluate.bootstrap_resamples=50"]
     if server is not None:
         words.append(f"+evaluate.{name}.judge.url={server.url}")
-    return compose([*words, "hardware.threads=1", "hardware.generate_batch_size=3", "hardware.judge.attempts=1", *more])
+    return compose(
+        [*words, "hardware.threads=1", "hardware.generate_batch_size=3", "hardware.judge.max_attempts=1", *more]
+    )
 
 
 @pytest.fixture
@@ -194,7 +196,7 @@ def test_dpg_reads_both_layouts(dpg, tmp_path, image, judge_server):
 def test_prices_and_a_ceiling_are_kept(dpg, use_model, artist, judge_server):
     use_model(artist)
     server = judge_server(lambda text: "yes")
-    prices = ["hardware.judge.input_price=1000", "hardware.judge.output_price=1000", "hardware.judge.ceiling=10"]
+    prices = ["hardware.judge.input_price=1000", "hardware.judge.output_price=1000", "hardware.judge.cost_ceiling=10"]
     config = configured("dpgbench", server, *prices, "hardware.judge.concurrency=1")
     generate(config, dpg, "base", "dpgbench")
     with pytest.raises(UserError, match=r"Raise the ceiling and run again"):

@@ -26,7 +26,7 @@ NAMES = ("mme", "pope", "mmmu")
 
 
 def configured(name, *more):
-    words = [f"evaluate.benchmarks=[{name}]", f"+evaluate.{name}.max_prompts=2", "evaluate.bootstrap_draws=50"]
+    words = [f"evaluate.benchmarks=[{name}]", f"+evaluate.{name}.max_prompts=2", "evaluate.bootstrap_resamples=50"]
     return compose([*words, "hardware.threads=1", "hardware.generate_batch_size=8", *more])
 
 
@@ -144,7 +144,7 @@ def test_a_different_rule_needs_no_new_answers(project, brought, use_model, nois
     brought("pope")
     use_model(noise)
     run(configured("pope"), project, "pope")
-    other = configured("pope", "+evaluate.pope.rule=lmms-eval")
+    other = configured("pope", "+evaluate.pope.scoring=lmms-eval")
     score(other, project, "base", "pope")
     scores = read_scores(project / "outputs/scores/base/pope.json")
     assert (scores.overall.value, scores.details["unparsable"]) == (0, 36)
@@ -266,7 +266,7 @@ def test_a_real_model_answers_from_the_command_line(project, brought, monkeypatc
     (project / "dvc.yaml").write_text("stages: {}\n")
     monkeypatch.chdir(project)
     brought("pope")
-    words = ["benchmarks=[pope]", "pope.max_prompts=2", "evaluate.bootstrap_draws=50", "hardware.threads=1"]
+    words = ["benchmarks=[pope]", "pope.max_prompts=2", "evaluate.bootstrap_resamples=50", "hardware.threads=1"]
     assert main(["evaluate", *words, "--output", "out"]) == 0
     scores = read_scores(project / "out/scores/pope.json")
     assert (scores.which, scores.expected, scores.failed) == ("evaluated", 36, 0)
@@ -277,5 +277,5 @@ def test_a_real_model_answers_from_the_command_line(project, brought, monkeypatc
 def test_the_preset_measures_all_three():
     config = compose(["evaluate=understanding"])
     assert config.evaluate.benchmarks == NAMES
-    assert {rule.benchmark for rule in config.register_.gate} == set(NAMES)
+    assert {rule.benchmark for rule in config.register_.promotion_rules} == set(NAMES)
     assert all(getattr(config.evaluate, name).max_prompts is None for name in NAMES)

@@ -18,7 +18,7 @@ from reca.stages.generate import generate
 from tests.integration.training.test_training_processes import ranks
 from tests.unit.evaluation.judges.test_vision_language import save_judge
 
-SMALL = ["evaluate.bootstrap_draws=50", "hardware.threads=1", "hardware.generate_batch_size=8"]
+SMALL = ["evaluate.bootstrap_resamples=50", "hardware.threads=1", "hardware.generate_batch_size=8"]
 
 
 def made(project: Path, name: str, *words: str) -> Config:

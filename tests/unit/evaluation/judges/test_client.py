@@ -200,8 +200,8 @@ def judge(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeJudge]:
 def endpoint_of(judge: FakeJudge, **changes: Any) -> Endpoint:
     defaults = {
         "sampling": Sampling("judge"),
-        "key_variable": "JUDGE_KEY",
-        "per_minute": 60000.0,
+        "api_key_variable": "JUDGE_KEY",
+        "requests_per_minute": 60000.0,
         "timeout_seconds": 30.0,
         "backoff": QUICK,
     }
@@ -227,7 +227,11 @@ def test_replies_come_in_order_are_stored_raw_and_never_with_the_key(judge: Fake
 
 
 def test_an_endpoint_of_ones_own_needs_no_key(judge: FakeJudge, tmp_path: Path) -> None:
-    ask(endpoint_of(judge, key_variable="NO_SUCH_VARIABLE"), asked("question"), ReplyFile(tmp_path / "replies.jsonl"))
+    ask(
+        endpoint_of(judge, api_key_variable="NO_SUCH_VARIABLE"),
+        asked("question"),
+        ReplyFile(tmp_path / "replies.jsonl"),
+    )
     assert judge.keys == {""}
 
 
@@ -321,7 +325,7 @@ def test_many_at_once_but_not_more_than_allowed(judge: FakeJudge, tmp_path: Path
 
 def test_requests_keep_their_distance(judge: FakeJudge, tmp_path: Path) -> None:
     requests, start = asked(*(f"question {n}" for n in "abcdef")), time.monotonic()
-    ask(endpoint_of(judge, per_minute=1200), requests, ReplyFile(tmp_path / "r.jsonl"))
+    ask(endpoint_of(judge, requests_per_minute=1200), requests, ReplyFile(tmp_path / "r.jsonl"))
     assert time.monotonic() - start >= 5 * 0.05
 
 
@@ -410,7 +414,7 @@ def test_a_server_that_is_not_there_is_failed_not_scored(tmp_path: Path) -> None
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    endpoint = Endpoint(f"http://127.0.0.1:{port}/v1", Sampling("judge"), backoff=QUICK, per_minute=60000)
+    endpoint = Endpoint(f"http://127.0.0.1:{port}/v1", Sampling("judge"), backoff=QUICK, requests_per_minute=60000)
     [reply] = ask(endpoint, asked("question"), ReplyFile(tmp_path / "r.jsonl"))
     assert (reply.status, reply.attempts, reply.dollars) == ("failed", 4, 0.0)
     assert "cannot be reached" in reply.reason

@@ -38,7 +38,7 @@ ALONE = (*SMALL, "train.mixture={reconstruction: 1.0, text_to_image: 0.0, unders
 
 
 def test_a_run_that_fits_is_told_whole(capsys: pytest.CaptureFixture[str]) -> None:
-    priced = ["hardware.device=cuda", "hardware.accelerator=h100", "hardware.hour_price=2"]
+    priced = ["hardware.device=cuda", "hardware.forecast_gpu=h100", "hardware.price_per_hour=2"]
     assert predict([*TINY, *priced], ROOT, as_json=True) == 0
     told = json.loads(capsys.readouterr().out)
     step = told["step"]

@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 def tiny(family: str) -> UnifiedModel:
     section = compose([f"model={family}_tiny"]).model
-    return load_model(family, ROOT / section.checkpoint, section.options(ROOT), CPU)
+    return load_model(family, ROOT / section.checkpoint, section.load_options(ROOT), CPU)
 
 
 def plan(family: str, **changes: object) -> Plan:
@@ -78,7 +78,7 @@ def test_small_moments_take_less_and_nothing_else_changes(moments: str, share: f
 def test_published_sizes_are_those_of_the_documents(preset: str, total: float, trained: float) -> None:
     """Billions, as in docs/models.md."""
     section = compose([f"model={preset}"]).model
-    model = build(section.family, PUBLISHED[preset], section.options(ROOT), torch.device("meta"))
+    model = build(section.family, PUBLISHED[preset], section.load_options(ROOT), torch.device("meta"))
     counts = [sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (True, False)]
     assert counts == pytest.approx([total * 1e9, trained * 1e9], abs=0.006e9)
 

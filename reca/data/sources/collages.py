@@ -8,13 +8,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from reca.config import StampsData
+from reca.config import CollagesData
 from reca.data.sources.base import Description, Item, Source
 from reca.data.synthetic.collages import compose, objects, read_cutouts, sample_collage
 from reca.data.synthetic.scenes import full_caption, metadata, questions, sparse_caption
 
 
-class StampsSource(Source):
+class CollagesSource(Source):
     """The collages of a run: a function of the cut-outs, its seed, the image size and their number.
 
     Args:
@@ -28,7 +28,7 @@ class StampsSource(Source):
 
     unit = "collages"
 
-    def __init__(self, data: StampsData, seed: int, folder: Path) -> None:
+    def __init__(self, data: CollagesData, seed: int, folder: Path) -> None:
         self.total = data.num_images
         self._size, self._seed = data.image_size, seed
         self._cutouts = read_cutouts(folder)
@@ -53,6 +53,6 @@ class StampsSource(Source):
             yield Item(f"collage {self._seed}/{index}", file.getvalue(), said)
 
 
-def from_config(data: StampsData, seed: int, root: Path, _largest_file: int) -> StampsSource:
+def from_config(data: CollagesData, seed: int, root: Path, _largest_file: int) -> CollagesSource:
     """Return the collages of the section ``data``."""
-    return StampsSource(data, seed, root / data.path)
+    return CollagesSource(data, seed, root / data.path)
