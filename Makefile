@@ -17,7 +17,7 @@ demo: setup   ## set up, then run the main job on the embedded default
 	@.venv/bin/reca demo
 
 test: setup   ## set up, then run the tests (make test ARGS="tests/unit -k name")
-	@.venv/bin/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	@.venv/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: setup   ## the static part: style, types, who imports whom, docstrings
 	.venv/bin/ruff check .

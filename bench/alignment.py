@@ -15,6 +15,7 @@ The table is printed and written to bench/results/alignment.json.
 
 import argparse
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ ARMS: dict[str, tuple[str, ...]] = {
     "sparse": ("train.mixture.reconstruction=0",),
     "dense": ("train.mixture.reconstruction=0", "train.captions=full"),
 }
+CPU_SECONDS = "cpu_seconds.json"
+"""In an arm's folder: CPU seconds of the process while it trained."""
 COMPARISONS = (("reca", "sparse"), ("reca", "base"), ("sparse", "base"), ("dense", "sparse"), ("reca", "dense"))
 
 
@@ -92,7 +95,9 @@ def run_arm(root: Path, data: Path, config: Config) -> None:
         if not (root / "outputs" / name).exists():
             os.symlink(data / "outputs" / name, root / "outputs" / name)
     if not (root / "outputs/model/result.json").is_file():
+        began = time.process_time()
         train(config, root)
+        write_json(root / CPU_SECONDS, {"train": round(time.process_time() - began, 1)})
     measure(root, config, "aligned")
 
 
