@@ -68,7 +68,7 @@ class Trainer:
         self.model, self._lower = model, lower
         self._parameters = freeze(model, set(model.trainable()))
         set_training_mode(model)
-        self._optimizer = build_optimizer(self._parameters, (0.9, 0.95), 0.02, undecayed=model.undecayed)
+        self._optimizer = build_optimizer(self._parameters, (0.9, 0.95), 0.02, no_weight_decay=model.no_weight_decay)
         set_learning_rate(self._optimizer, 1e-6)
 
     @property

@@ -1,13 +1,13 @@
 """The contract of a model family: what every unified multimodal model must be able to do here.
 
-Images are float tensors (B, 3, H, W) in [-1, 1]; where a family lets them keep their shapes (``Spec``), lists of
+Images are float tensors (B, 3, H, W) in [-1, 1]; where a family lets them keep their shapes (``ImageSpec``), lists of
 (3, H, W). All randomness comes from the ``rng`` argument
 (:class:`reca.runtime.seeding.SampleRng`), one stream per sample, so a result depends on its own seed only.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -20,7 +20,6 @@ from reca.data.ragged import Ragged
 from reca.data.resize import Resize
 from reca.runtime.seeding import SampleRng
 
-Paradigm = Literal["autoregressive", "masked_autoregressive", "masked_token", "flow"]
 Cacheable = Literal["semantic", "target"]
 
 FAMILIES = {
@@ -35,15 +34,15 @@ FAMILIES = {
 
 RECONSTRUCTION_PROMPT = "describe the image in detail"
 """The one template under which every family rebuilds images when it is measured."""
-NO_LABEL = -100
-"""In labels: nothing is asked for here."""
+IGNORE_INDEX = -100
+"""Label of a token that has no loss, as in PyTorch and transformers."""
 Images = Any
-"""(B, 3, S, S); where ``Spec`` lets images keep their shapes (B, 3, H, W), or a list of (3, H, W) if they are unlike.
+"""(B, 3, S, S); where ``ImageSpec`` lets images keep their shapes (B, 3, H, W), or a list of (3, H, W).
 Families narrow it."""
 
 
 @dataclass(frozen=True)
-class Spec:
+class ImageSpec:
     """Sizes a family wants its images in; condition and target are two resizes of one image."""
 
     understanding: Resize
@@ -104,8 +103,6 @@ class Loss:
     """Scalar: mean over ``n_targets``."""
     n_targets: int
     """Targets that the mean runs over (codes, latent tokens, answer tokens)."""
-    parts: Mapping[str, Tensor] = field(default_factory=dict)
-    """Named scalars for the curves, detached."""
 
     @property
     def sums(self) -> Tensor:
@@ -126,7 +123,7 @@ class Sampling:
     image_guidance_scale: float = 1.0
     """Second guidance weight of editing, towards the source image; 1 switches it off."""
     size: tuple[int, int] | None = None
-    """Height and width in pixels, where ``Spec`` lets images keep their shapes; ``None``: the family's square."""
+    """Height and width in pixels, where ``ImageSpec`` lets images keep their shapes; ``None``: the family's square."""
 
 
 @dataclass(frozen=True)
@@ -141,15 +138,14 @@ class UnifiedModel(nn.Module, ABC):
     """One network that understands and generates images."""
 
     family: ClassVar[str]
-    paradigm: ClassVar[Paradigm]
-    spec: Spec
+    spec: ImageSpec
     cacheable: frozenset[Cacheable]
     """Which of {"semantic", "target"} are frozen under this configuration, so that ``extract`` may store them."""
     encoders: ClassVar[Mapping[Cacheable, tuple[str, ...]]]
     """Beginnings of the names of the parameters that :meth:`encode_semantic` and :meth:`encode_target` read."""
     prompt_dropout: float
     """How often a training sample loses its condition, for classifier-free guidance."""
-    undecayed: ClassVar[tuple[str, ...]] = ()
+    no_weight_decay: ClassVar[tuple[str, ...]] = ()
     """Beginnings of the names of matrices that weight decay leaves alone, as the authors do."""
 
     @classmethod
@@ -175,7 +171,7 @@ class UnifiedModel(nn.Module, ABC):
     def trainable(self) -> Iterable[str]:
         """Names of the parameters that RecA trains; all others are frozen for real."""
 
-    def placed(self, device: torch.device | None) -> Self:
+    def to_eval(self, device: torch.device | None) -> Self:
         """In evaluation mode, in float32 and on a device.
 
         ``None``: as the files have it, on the CPU. What was read from safetensors is a view of the file then, which
@@ -201,7 +197,7 @@ class UnifiedModel(nn.Module, ABC):
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name in wanted)
 
-    def dropped(self, rng: SampleRng) -> Tensor | None:
+    def condition_dropout_mask(self, rng: SampleRng) -> Tensor | None:
         """Which samples lose their condition in this step of training, (B,) bool; ``None``: none can."""
         if not self.training or self.prompt_dropout == 0:
             return None
@@ -262,7 +258,7 @@ def last_tokens(counts: Sequence[int], length: int) -> Tensor:
     return torch.arange(length) >= length - torch.tensor(counts)[:, None]
 
 
-def chosen(mask: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+def masked_indices(mask: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     """Row and column of all places that a mask (B, T) chooses, on a device.
 
     The mask should lie on the CPU: of one on a GPU nobody knows how many these are until the GPU has come so far.
@@ -271,21 +267,21 @@ def chosen(mask: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     return row.to(device, non_blocking=True), column.to(device, non_blocking=True)
 
 
-def next_token_loss(states: Tensor, ids: Tensor, asked: Tensor, head: nn.Module) -> Loss:
+def next_token_loss(states: Tensor, ids: Tensor, loss_mask: Tensor, head: nn.Module) -> Loss:
     """Cross-entropy of tokens given those before them.
 
     Args:
         states: Last hidden states (B, L, D).
         ids: Tokens (B, L), on the same device.
-        asked: Which of them count, (B, L) bool; see :func:`chosen`.
+        loss_mask: Tokens that count, (B, L) bool; see :func:`masked_indices`.
         head: Last states -> logits.
     """
-    row, place = chosen(asked[:, 1:], states.device)
+    row, place = masked_indices(loss_mask[:, 1:], states.device)
     value = F.cross_entropy(head(states[row, place]).float(), ids[row, place + 1])
-    return Loss(value, len(row), {"answer_loss": value.detach()})
+    return Loss(value, len(row))
 
 
-def before_end(tokens: Sequence[Tensor], end: int) -> list[list[int]]:
+def truncate_at_eos(tokens: Sequence[Tensor], end: int) -> list[list[int]]:
     """Drawn tokens, step by step (B,) each, as one row a sample that stops before its end token."""
     rows = torch.stack(list(tokens), dim=1).tolist()
     return [row[: row.index(end)] if end in row else row for row in rows]

@@ -31,7 +31,7 @@ def base_digest(folder: Path) -> str:
 
 
 def load_base(config: Config, folder: Path, root: Path, device: torch.device | None) -> UnifiedModel:
-    """Load the base model; without a device, as its files have it: see :meth:`UnifiedModel.placed`.
+    """Load the base model; without a device, as its files have it: see :meth:`UnifiedModel.to_eval`.
 
     Raises:
         UserError: A file of the layout is missing, damaged, or does not fit the others.
@@ -52,4 +52,4 @@ def load_encoders(config: Config, folder: Path, root: Path, device: torch.device
     Raises:
         UserError: As :func:`load_base`.
     """
-    return load_base(config, folder, root, None).keep_encoders().placed(device)
+    return load_base(config, folder, root, None).keep_encoders().to_eval(device)

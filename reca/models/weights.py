@@ -8,7 +8,6 @@ import json
 import pickle
 import zipfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -24,18 +23,6 @@ WRAPPERS = ("state_dict", "model", "module")
 """Names under which trainers put the weights when they save more than these."""
 SHARD_BYTES = 5 * 2**30
 SHOWN_KEYS = 8
-
-
-@dataclass(frozen=True)
-class KeyReport:
-    """What became of the keys of a checkpoint that fits."""
-
-    loaded: int
-    """Keys that went into the network."""
-    missing: tuple[str, ...]
-    """Keys of the network that the file may lack, and lacks."""
-    ignored: tuple[str, ...]
-    """Keys of the file that the network may do without, and does."""
 
 
 def find_weights(folder: Path, stems: Iterable[str] = STEMS) -> Path:
@@ -159,7 +146,7 @@ def load_strictly(
     source: Path | str,
     may_lack: Iterable[str] = (),
     may_ignore: Iterable[str] = (),
-) -> KeyReport:
+) -> None:
     """Put a state dict into a network, and account for every key.
 
     Args:
@@ -189,7 +176,6 @@ def load_strictly(
         raise ValueError(f"the weights of {source} do not fit their config: {found}")
     fitting = {key: state[key] for key in own if key in state}
     network.load_state_dict(fitting, strict=False, assign=True)
-    return KeyReport(len(fitting), tuple(missing), tuple(unexpected))
 
 
 def _any_match(key: str, patterns: tuple[str, ...]) -> bool:

@@ -88,7 +88,7 @@ def train_model(run: Run, store: CheckpointStore, params: Mapping[str, Any], sto
         settings.betas,
         settings.weight_decay,
         settings.eps,
-        run.model.undecayed,
+        run.model.no_weight_decay,
         settings.optimizer_state_dtype,
     )
     code = code_digest("train", family=run.model.family)

@@ -40,7 +40,7 @@ def build_optimizer(
     betas: tuple[float, float],
     weight_decay: float,
     eps: float = 1e-8,
-    undecayed: tuple[str, ...] = (),
+    no_weight_decay: tuple[str, ...] = (),
     moments: Moments = "float32",
 ) -> torch.optim.AdamW:
     """AdamW; its rate is set before every step.
@@ -50,12 +50,12 @@ def build_optimizer(
         betas: Of the two moments.
         weight_decay: Of matrices; one-dimensional parameters (biases, norms) do not decay.
         eps: Added to the root of the second moment.
-        undecayed: Beginnings of the names of matrices that do not decay either.
+        no_weight_decay: Beginnings of the names of matrices that do not decay either.
         moments: How the two moments are kept between steps; see :mod:`reca.training.low_bit_adamw`.
     """
     decayed, others = list[nn.Parameter](), list[nn.Parameter]()
     for name, parameter in parameters.items():
-        (decayed if parameter.ndim > 1 and not name.startswith(undecayed) else others).append(parameter)
+        (decayed if parameter.ndim > 1 and not name.startswith(no_weight_decay) else others).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
     if moments != "float32":

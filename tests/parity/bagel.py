@@ -25,7 +25,7 @@ from reca.models.bagel.packing import pack
 from reca.models.bagel.patches import unpatchify
 from reca.models.bagel.sampling import (
     Conditions,
-    Drawing,
+    FlowSample,
     Guidance,
     answer_ids,
     condition,
@@ -94,7 +94,7 @@ def numbered(tensors: Mapping[str, Tensor], name: str) -> list[Tensor]:
     return found
 
 
-def drawings(model: Bagel, recording: Recording, noise: Tensor) -> list[Drawing]:
+def drawings(model: Bagel, recording: Recording, noise: Tensor) -> list[FlowSample]:
     """The batch of the losses, from raw images, ids and noise.
 
     The official trainer pads images of unlike size with zeros to a common one before it encodes them, and the padding
@@ -110,7 +110,7 @@ def drawings(model: Bagel, recording: Recording, noise: Tensor) -> list[Drawing]
     cropped = [row[:, : grid[0] * patch, : grid[1] * patch] for row, grid in zip(latents, grids, strict=True)]
     seen = model.network.see(numbered(inputs, "vit_image"))
     rows = zip(cropped, noise.split(counts), times, seen, texts, strict=True)
-    return [Drawing(x, n, t, s, ids.tolist()) for x, n, t, s, ids in rows]
+    return [FlowSample(x, n, t, s, ids.tolist()) for x, n, t, s, ids in rows]
 
 
 @torch.no_grad()

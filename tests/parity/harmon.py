@@ -32,7 +32,7 @@ class Replay:
 
     def __init__(self, recording: Recording) -> None:
         self.recording, self.inputs = recording, recording.inputs
-        network, config, _ = load_network(recording.folder, {})
+        network, config = load_network(recording.folder, {})
         self.model = Harmon(network, config, None, options_of("harmon")).eval()
         self.network = network
 

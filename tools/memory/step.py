@@ -132,7 +132,7 @@ def taken(model: UnifiedModel, plan: Plan) -> Step:
     if plan.gradient_checkpointing:
         checkpoint_blocks(model)
     set_training_mode(model)
-    optimizer = build_optimizer(parameters, plan.betas, plan.weight_decay, undecayed=model.undecayed)
+    optimizer = build_optimizer(parameters, plan.betas, plan.weight_decay, no_weight_decay=model.no_weight_decay)
     with live:
         moments = _make_moments(parameters, optimizer)
         flops = {kind: _take(live, peaks, parameters, inputs, plan, kind) for kind in plan.mixture.kinds}

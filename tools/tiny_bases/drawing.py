@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reca.data.synthetic.scenes import BACKGROUNDS, COLORS, Question
-from reca.models.janus.model import Janus, Turn
+from reca.models.janus.model import Janus, PromptEmbeds
 from tools.tiny_bases.image_tokenizer import Codebook
 from tools.tiny_bases.schedule import Report, one_cycle, update
 from tools.tiny_bases.understanding import asked_loss
@@ -140,7 +140,7 @@ def train(model: Janus, gallery: Gallery, recipe: Recipe, seed: int, report: Rep
             rows = torch.randint(len(gallery.codes), (recipe.batch_size,), generator=generator)
             dropped = torch.rand(len(rows), generator=generator) < dropout
             states = torch.where(dropped[:, None, None], untold[rows], told[rows])
-            prefix = Turn(states, torch.ones(states.shape[:2], dtype=torch.bool))
+            prefix = PromptEmbeds(states, torch.ones(states.shape[:2], dtype=torch.bool))
             codes = gallery.codes[rows].long()
             features = head.activation_fn(head.proj_out(model.code_states(prefix, codes))).flatten(0, 1)
             if whole:

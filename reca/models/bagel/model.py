@@ -22,11 +22,11 @@ from reca.models import flow
 from reca.models.bagel.autoencoder import decode, encode, sample_latents
 from reca.models.bagel.checkpoint import Configs, load_network, read_checkpoint, write_checkpoint
 from reca.models.bagel.network import BagelNetwork, Markers
-from reca.models.bagel.packing import Stretch
+from reca.models.bagel.packing import Segment
 from reca.models.bagel.patches import patchify, unpatchify
 from reca.models.bagel.sampling import (
     Conditions,
-    Drawing,
+    FlowSample,
     Guidance,
     answer_ids,
     condition,
@@ -39,11 +39,10 @@ from reca.models.base import (
     Cacheable,
     Dialogue,
     ImageEditor,
+    ImageSpec,
     Loss,
-    Paradigm,
     Sampling,
     Semantic,
-    Spec,
     Target,
     UnifiedModel,
 )
@@ -72,7 +71,6 @@ class Bagel(UnifiedModel, ImageEditor):
     """
 
     family: ClassVar[str] = "bagel"
-    paradigm: ClassVar[Paradigm] = "flow"
     encoders: ClassVar[Mapping[Cacheable, tuple[str, ...]]] = {
         "semantic": ("network.vit_model.", "network.connector."),
         "target": ("autoencoder.encoder.",),
@@ -100,7 +98,7 @@ class Bagel(UnifiedModel, ImageEditor):
         self.edit_guidance_interval: tuple[float, float] = tuple(options["edit_guidance_interval"])
         self.edit_guidance_renorm: flow.Renorm = options["edit_guidance_renorm"]
         # A vision tower that is trained behind a frozen language model needs the gradient that passes through it.
-        network.language_model.detach_reader = self.freeze_understanding and not self.train_vision
+        network.language_model.detach_understanding = self.freeze_understanding and not self.train_vision
         self.spec = self._spec(options)
         frozen = self.freeze_understanding and not self.train_vision
         self.cacheable = frozenset({"semantic", "target"} if frozen else {"target"})
@@ -111,7 +109,7 @@ class Bagel(UnifiedModel, ImageEditor):
         """Pixels per side of a latent token."""
         return self.network.sizes.latent_patch * 2 ** (len(self.autoencoder.config.block_out_channels) - 1)
 
-    def _spec(self, options: Mapping[str, Any]) -> Spec:
+    def _spec(self, options: Mapping[str, Any]) -> ImageSpec:
         sizes = self.network.sizes
         patch = int(sizes.vision.patch_size)
         largest = {"understanding": sizes.vision_side * patch, "generation": sizes.max_latent_size * self.stride}
@@ -127,7 +125,7 @@ class Bagel(UnifiedModel, ImageEditor):
             Resize(options["resize"], seen, seen, patch),
             Resize(options["resize"], drawn, drawn // 2, self.stride),
         )
-        return Spec(*resizes, (seen // patch) ** 2, (drawn // self.stride) ** 2)
+        return ImageSpec(*resizes, (seen // patch) ** 2, (drawn // self.stride) ** 2)
 
     @classmethod
     def load(cls, checkpoint: Path, options: Mapping[str, Any], device: torch.device | None) -> Self:
@@ -141,7 +139,7 @@ class Bagel(UnifiedModel, ImageEditor):
         channels = found.autoencoder.config.latent_channels
         text, vision = found.configs.text(), found.configs.vision()
         network = load_network(found.state, text, vision, channels, Markers(*ids), found.weights)
-        return cls(network, found.autoencoder, tokenizer, options, found.configs, found.stem).placed(device)
+        return cls(network, found.autoencoder, tokenizer, options, found.configs, found.stem).to_eval(device)
 
     def save_official(self, path: Path) -> None:
         """See :meth:`UnifiedModel.save_official`; weights keep the name that they were read under."""
@@ -230,10 +228,10 @@ class Bagel(UnifiedModel, ImageEditor):
         posteriors = rng.normals("posterior", shapes)
         times = rng.normal("time")
         noise = rng.normals("noise", [(h * w // patch**2, channels * patch**2) for channels, h, w in shapes])
-        ids, dropped = self._ids(prompts), self.dropped(rng)
+        ids, dropped = self._ids(prompts), self.condition_dropout_mask(rng)
         lost = [False] * len(prompts) if dropped is None else dropped.tolist()
         drawings = [
-            Drawing(
+            FlowSample(
                 sample_latents(self.autoencoder, moments[row][None], posteriors[row][None])[0],
                 noise[row],
                 times[row],
@@ -244,7 +242,7 @@ class Bagel(UnifiedModel, ImageEditor):
         ]
         errors = squared_errors(self.network, drawings, self.training_shift)
         value = torch.cat(errors).mean()
-        return Loss(value, sum(map(len, errors)), {"velocity_loss": value.detach()})
+        return Loss(value, sum(map(len, errors)))
 
     def understanding_loss(
         self, images: Tensor | Sequence[Tensor], dialogues: Sequence[Dialogue], rng: SampleRng
@@ -254,7 +252,7 @@ class Bagel(UnifiedModel, ImageEditor):
         Raises:
             ValueError: It is to be trained, but the understanding half is frozen.
         """
-        if self.training and torch.is_grad_enabled() and self.network.language_model.detach_reader:
+        if self.training and torch.is_grad_enabled() and self.network.language_model.detach_understanding:
             raise ValueError(
                 "model.options.freeze_understanding leaves the understanding loss nothing to train; set "
                 "train.mixture.understanding=0, or model.options.freeze_understanding=false"
@@ -263,7 +261,7 @@ class Bagel(UnifiedModel, ImageEditor):
         answers = self._ids([dialogue.answer for dialogue in dialogues])
         bos, eos = self.network.markers.bos, self.network.markers.eos
         samples = [
-            [*condition(self.network, tokens, question), Stretch(self.network.embed([bos, *answer]), causal=True)]
+            [*condition(self.network, tokens, question), Segment(self.network.embed([bos, *answer]), causal=True)]
             for tokens, question, answer in zip(self.network.see(list(images)), questions, answers, strict=True)
         ]
         hidden, _ = self.network.read(samples)
@@ -272,7 +270,7 @@ class Bagel(UnifiedModel, ImageEditor):
         logits = self.network.language_model.lm_head(torch.cat(last))
         labels = torch.tensor([token for answer in answers for token in [*answer, eos]], device=logits.device)
         value = F.cross_entropy(logits.float(), labels)
-        return Loss(value, len(labels), {"answer_loss": value.detach()})
+        return Loss(value, len(labels))
 
     # -- what comes out -------------------------------------------------------------------------------------
 
@@ -290,9 +288,9 @@ class Bagel(UnifiedModel, ImageEditor):
         (template,) = self._ids([RECONSTRUCTION_PROMPT])
         return self._draw([condition(self.network, tokens, template) for tokens in semantic.rows()], sampling, rng)
 
-    def _draw(self, conditions: Sequence[Sequence[Stretch]], sampling: Sampling, rng: SampleRng) -> Tensor:
+    def _draw(self, conditions: Sequence[Sequence[Segment]], sampling: Sampling, rng: SampleRng) -> Tensor:
         grid = self._grid(*(sampling.size or [self.spec.generation_size] * 2))
-        empty: list[list[Stretch]] | None = [[]] * len(conditions) if sampling.guidance_scale > 1 else None
+        empty: list[list[Segment]] | None = [[]] * len(conditions) if sampling.guidance_scale > 1 else None
         noise = rng.normal("noise", (grid[0] * grid[1], self.network.vae2llm.in_features))
         guidance = self._guidance(sampling, self.guidance_interval, self.guidance_renorm)
         latents = draw_latents(self.network, Conditions(conditions, empty), grid, noise, guidance)

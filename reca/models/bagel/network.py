@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import Qwen2Config, SiglipVisionConfig
 from transformers.activations import ACT2FN
 
-from reca.models.bagel.packing import End, Stretch, pack
-from reca.models.bagel.transformer import Memory, MixtureOfTransformers
+from reca.models.bagel.packing import Segment, SequenceCursor, pack
+from reca.models.bagel.transformer import KVCache, MixtureOfTransformers
 from reca.models.bagel.vision import NavitVision
 from reca.models.positions import GridPositions, TimestepEmbedder, grid_cells
 
@@ -68,8 +68,8 @@ class Connector(nn.Module):
 class Context:
     """What samples have read so far, and where each goes on; ``memory`` is ``None`` as long as nothing was read."""
 
-    memory: Memory | None
-    ends: list[End]
+    memory: KVCache | None
+    ends: list[SequenceCursor]
 
     def rows(self, rows: slice) -> "Context":
         """Some samples of the batch."""
@@ -113,25 +113,25 @@ class BagelNetwork(nn.Module):
         rows = self.connector(torch.cat(tokens)).split(lengths)
         return [row + self.vit_pos_embed(*grid) for row, grid in zip(rows, grids, strict=True)]
 
-    def text(self, ids: Sequence[int]) -> Stretch:
+    def text(self, ids: Sequence[int]) -> Segment:
         """A text without its markers."""
-        return Stretch(self.embed([self.markers.bos, *ids, self.markers.eos]), causal=True)
+        return Segment(self.embed([self.markers.bos, *ids, self.markers.eos]), causal=True)
 
-    def seen(self, tokens: Tensor) -> Stretch:
+    def seen(self, tokens: Tensor) -> Segment:
         """An image by its understanding embeddings (N, D)."""
         first, last = self._image_markers().split(1)
-        return Stretch(torch.cat([first, tokens.to(first.dtype), last]))
+        return Segment(torch.cat([first, tokens.to(first.dtype), last]))
 
-    def drawn(self, latents: Tensor, grid: tuple[int, int], time: Tensor) -> Stretch:
+    def drawn(self, latents: Tensor, grid: tuple[int, int], time: Tensor) -> Segment:
         """An image by its latent tokens (T, C) at a time (scalar) between 0, clean, and 1, noise."""
         latents = latents.to(self.vae2llm.bias.dtype)  # the matrix itself may be kept in fewer bits
         tokens = self.vae2llm(latents) + self.time_embedder(time.view(1)) + self.latent_pos_embed(*grid)
-        return Stretch(self._image_markers(), tokens)
+        return Segment(self._image_markers(), tokens)
 
     def _image_markers(self) -> Tensor:
         return self.embed([self.markers.start_of_image, self.markers.end_of_image])
 
-    def read(self, samples: Sequence[Sequence[Stretch]], context: Context | None = None) -> tuple[Tensor, Context]:
+    def read(self, samples: Sequence[Sequence[Segment]], context: Context | None = None) -> tuple[Tensor, Context]:
         """Read whole stretches.
 
         Returns:
@@ -144,7 +144,7 @@ class BagelNetwork(nn.Module):
         hidden, _, memory = self.language_model(batch.read, batch.drawn, batch.layout, memory, keep=True)
         return hidden, Context(memory, batch.ends)
 
-    def velocities(self, samples: Sequence[Sequence[Stretch]], context: Context | None = None) -> list[Tensor]:
+    def velocities(self, samples: Sequence[Sequence[Segment]], context: Context | None = None) -> list[Tensor]:
         """Velocities (T_i, C) of the drawn image that ends each sample; a sample draws no other."""
         batch = pack(samples, context.ends if context else None, self._like())
         memory = context.memory if context else None

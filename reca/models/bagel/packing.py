@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from reca.models.bagel.transformer import NOWHERE, Layout
+from reca.models.bagel.transformer import PADDING_INDEX, Layout
 
 
 @dataclass(frozen=True)
-class Stretch:
+class Segment:
     """Part of one sample's sequence."""
 
     read: Tensor
@@ -30,7 +30,7 @@ class Stretch:
 
 
 @dataclass(frozen=True)
-class End:
+class SequenceCursor:
     """Where a sample's sequence goes on."""
 
     place: int = 0
@@ -47,12 +47,12 @@ class Batch:
     """(B, G, D)"""
     layout: Layout
     """Of the U + G tokens."""
-    ends: list[End]
+    ends: list[SequenceCursor]
     drawn_lengths: list[int]
     """Latent tokens of each sample; the rest of its row is padding."""
 
 
-def pack(samples: Sequence[Sequence[Stretch]], starts: Sequence[End] | None, like: Tensor) -> Batch:
+def pack(samples: Sequence[Sequence[Segment]], starts: Sequence[SequenceCursor] | None, like: Tensor) -> Batch:
     """Put sequences into a batch.
 
     Args:
@@ -60,13 +60,13 @@ def pack(samples: Sequence[Sequence[Stretch]], starts: Sequence[End] | None, lik
         starts: Where each sample's memory ended; ``None``: there is none.
         like: Says width, type and device where there are no tokens: (…, D).
     """
-    rows = [_Row(end) for end in starts or [End()] * len(samples)]
+    rows = [_Row(end) for end in starts or [SequenceCursor()] * len(samples)]
     for row, stretches in zip(rows, samples, strict=True):
         for stretch in stretches:
             row.append(stretch)
     read, read_layout = _side([row.read for row in rows], [row.read_at for row in rows], like)
     drawn, drawn_layout = _side([row.drawn for row in rows], [row.drawn_at for row in rows], like)
-    ends = [End(row.place, row.position) for row in rows]
+    ends = [SequenceCursor(row.place, row.position) for row in rows]
     lengths = [sum(map(len, row.drawn)) for row in rows]
     return Batch(read, drawn, read_layout + drawn_layout, ends, lengths)
 
@@ -74,14 +74,14 @@ def pack(samples: Sequence[Sequence[Stretch]], starts: Sequence[End] | None, lik
 class _Row:
     """One sample while it is put together: embeddings, and place, until and position (3, n) of their tokens."""
 
-    def __init__(self, start: End) -> None:
+    def __init__(self, start: SequenceCursor) -> None:
         self.place, self.position = start.place, start.position
         self.read: list[Tensor] = []
         self.drawn: list[Tensor] = []
         self.read_at: list[Tensor] = []
         self.drawn_at: list[Tensor] = []
 
-    def append(self, stretch: Stretch) -> None:
+    def append(self, stretch: Segment) -> None:
         first, last = self.place, self.place + len(stretch) - 1
         self.read.append(stretch.read)
         places = torch.arange(first, last + 1)
@@ -103,7 +103,7 @@ def _at(place: Tensor, until: Tensor | int, position: Tensor | int) -> Tensor:
 
 def _side(embeds: Sequence[Sequence[Tensor]], at: Sequence[Sequence[Tensor]], like: Tensor) -> tuple[Tensor, Layout]:
     lengths = [sum(part.shape[1] for part in parts) for parts in at]
-    numbers = torch.full((3, len(at), max(lengths)), NOWHERE)
+    numbers = torch.full((3, len(at), max(lengths)), PADDING_INDEX)
     numbers[2] = 0
     for row, (parts, length) in enumerate(zip(at, lengths, strict=True)):
         if parts:

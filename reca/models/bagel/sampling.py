@@ -10,12 +10,12 @@ from torch import Tensor
 from reca.data.resize import Resize
 from reca.models import flow
 from reca.models.bagel.network import BagelNetwork, Context
-from reca.models.bagel.packing import Stretch
+from reca.models.bagel.packing import Segment
 from reca.models.bagel.patches import patchify
 
 
 @dataclass(frozen=True)
-class Drawing:
+class FlowSample:
     """One image that is to be learnt, its noise, and what it is drawn from."""
 
     latents: Tensor
@@ -34,9 +34,9 @@ class Drawing:
 class Conditions:
     """What images are drawn from, per sample, in full and without parts of it, for guidance."""
 
-    full: Sequence[Sequence[Stretch]]
-    without_text: Sequence[Sequence[Stretch]] | None = None
-    without_image: Sequence[Sequence[Stretch]] | None = None
+    full: Sequence[Sequence[Segment]]
+    without_text: Sequence[Sequence[Segment]] | None = None
+    without_image: Sequence[Sequence[Segment]] | None = None
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,13 @@ class Guidance:
     """Of the times; see :func:`reca.models.flow.shift_times`."""
 
 
-def condition(network: BagelNetwork, semantic: Tensor | None, prompt: Sequence[int] | None) -> list[Stretch]:
+def condition(network: BagelNetwork, semantic: Tensor | None, prompt: Sequence[int] | None) -> list[Segment]:
     """An image by its understanding embeddings (N, D), then a text; either may be missing."""
     stretches = [] if semantic is None else [network.seen(semantic)]
     return stretches if prompt is None else [*stretches, network.text(prompt)]
 
 
-def squared_errors(network: BagelNetwork, drawings: Sequence[Drawing], shift: float) -> list[Tensor]:
+def squared_errors(network: BagelNetwork, drawings: Sequence[FlowSample], shift: float) -> list[Tensor]:
     """|v - (ε - x_0)|² of every latent token, (T_i, p · p · C) float32 each; images may differ in size."""
     device, patch = network.vae2llm.weight.device, network.sizes.latent_patch
     samples, wanted = [], []
@@ -126,7 +126,7 @@ def answer_ids(
 
 
 def _read_tokens(network: BagelNetwork, tokens: Sequence[int], context: Context) -> tuple[Tensor, Context]:
-    hidden, context = network.read([[Stretch(each[None], causal=True)] for each in network.embed(tokens)], context)
+    hidden, context = network.read([[Segment(each[None], causal=True)] for each in network.embed(tokens)], context)
     return hidden[:, 0], context
 
 

@@ -25,7 +25,7 @@ from transformers.models.qwen2.modeling_qwen2 import (
 
 EXPERTS = ("", "_moe_gen")
 """Endings of the names of weights: what reads, what draws."""
-NOWHERE = 1 << 40
+PADDING_INDEX = 1 << 40
 """Place of padding: behind everything, so that nobody sees it."""
 
 KeysValues = tuple[Tensor, Tensor]
@@ -37,7 +37,7 @@ Mask = Tensor | BlockMask | None
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the tokens of a batch stand, (B, T) int64 each, on the CPU. Padding stands at ``NOWHERE``.
+    """Where the tokens of a batch stand, (B, T) int64 each, on the CPU. Padding stands at ``PADDING_INDEX``.
 
     Token q sees token k exactly if ``place[k] <= until[q]``: a token of a causal stretch sees until its own place, a
     token of an image until the image's end.
@@ -60,15 +60,15 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Memory:
+class KVCache:
     """What has been read: keys and values of every layer, and where their tokens stand."""
 
     layout: Layout
     layers: Sequence[KeysValues]
 
-    def rows(self, rows: slice) -> "Memory":
+    def rows(self, rows: slice) -> "KVCache":
         """Some samples of the batch."""
-        return Memory(self.layout.rows(rows), [(keys[rows], values[rows]) for keys, values in self.layers])
+        return KVCache(self.layout.rows(rows), [(keys[rows], values[rows]) for keys, values in self.layers])
 
 
 class MixtureAttention(nn.Module):
@@ -95,7 +95,7 @@ class MixtureAttention(nn.Module):
         rotary: tuple[Tensor, Tensor],
         masks: Sequence[Mask],
         past: KeysValues | None,
-        detach_reader: bool,
+        detach_understanding: bool,
     ) -> tuple[list[Tensor], KeysValues]:
         """Attend.
 
@@ -104,7 +104,7 @@ class MixtureAttention(nn.Module):
             rotary: Cosines and sines of all tokens, (B, T, head width).
             masks: What each expert's queries see.
             past: Keys and values of earlier tokens.
-            detach_reader: Let no gradient through what the reading expert's tokens have attended to.
+            detach_understanding: Let no gradient through what the reading expert's tokens have attended to.
 
         Returns:
             Results like ``streams``, and the keys and values of all tokens, earlier ones included.
@@ -123,7 +123,7 @@ class MixtureAttention(nn.Module):
             if not lengths[number]:
                 results.append(streams[number])
                 continue
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not (detach_reader and number == 0)):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not (detach_understanding and number == 0)):
                 seen = _attend(asked, keys, values, mask)
             results.append(getattr(self, f"o_proj{expert}")(seen.transpose(1, 2).flatten(2)))
         return results, (keys, values)
@@ -152,11 +152,11 @@ class MixtureLayer(nn.Module):
         rotary: tuple[Tensor, Tensor],
         masks: Sequence[Mask],
         past: KeysValues | None,
-        detach_reader: bool,
+        detach_understanding: bool,
     ) -> tuple[list[Tensor], KeysValues]:
         """See :meth:`MixtureAttention.forward`."""
         normed = self._each("input_layernorm", streams)
-        attended, keys_values = self.self_attn(normed, rotary, masks, past, detach_reader)
+        attended, keys_values = self.self_attn(normed, rotary, masks, past, detach_understanding)
         streams = [stream + change for stream, change in zip(streams, attended, strict=True)]
         changes = self._each("mlp", self._each("post_attention_layernorm", streams))
         return [stream + change for stream, change in zip(streams, changes, strict=True)], keys_values
@@ -229,15 +229,15 @@ class MixtureOfTransformers(nn.Module):
         self.config = config
         self.model = MixtureDecoder(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.detach_reader = False
+        self.detach_understanding = False
         """Let no gradient flow through the reading expert (BAGEL's ``freeze_und``). With its weights frozen and its
         inputs without gradient, cutting its attention is enough: markers around a drawn image attend to that image."""
         self.flex_attention = False
         """Attend block by block where that is possible, without masks of every query and key."""
 
     def forward(
-        self, read: Tensor, drawn: Tensor, layout: Layout, memory: Memory | None = None, keep: bool = False
-    ) -> tuple[Tensor, Tensor, Memory | None]:
+        self, read: Tensor, drawn: Tensor, layout: Layout, memory: KVCache | None = None, keep: bool = False
+    ) -> tuple[Tensor, Tensor, KVCache | None]:
         """Run all layers.
 
         Args:
@@ -261,8 +261,8 @@ class MixtureOfTransformers(nn.Module):
         kept: list[KeysValues] = []
         for number, layer in enumerate(self.model.layers):
             past = memory.layers[number] if memory is not None else None
-            streams, keys_values = layer(streams, rotary, masks, past, self.detach_reader)
+            streams, keys_values = layer(streams, rotary, masks, past, self.detach_understanding)
             if keep:
                 kept.append(keys_values)
         read, drawn = (getattr(self.model, f"norm{e}")(stream) for e, stream in zip(EXPERTS, streams, strict=True))
-        return read, drawn, Memory(known, kept) if keep else None
+        return read, drawn, KVCache(known, kept) if keep else None

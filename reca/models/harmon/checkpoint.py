@@ -17,7 +17,7 @@ from transformers.initialization import no_init_weights
 
 from reca.models.autoencoder_kl import Kl16Sizes
 from reca.models.harmon.network import TIED, UNUSED, VAE, HarmonNetwork, own_names
-from reca.models.weights import PICKLED, KeyReport, find_weights, load_strictly, read_json, read_weights
+from reca.models.weights import PICKLED, find_weights, load_strictly, read_json, read_weights
 
 HEADS = {768: 12, 1024: 16, 1280: 16}
 """Heads by width, of MAR-Base, -Large and -Huge: the one size that shapes do not tell."""
@@ -31,8 +31,8 @@ _RUNTIME = ("attn", "dtype", "_name_or_path", "architectures", "transformers_ver
 
 def load_network(
     folder: Path, parts: Mapping[str, str], weights: str | None = None
-) -> tuple[HarmonNetwork, dict[str, Any], KeyReport]:
-    """The network of a checkpoint, in the dtype of its weights, its configuration, and what became of the keys.
+) -> tuple[HarmonNetwork, dict[str, Any]]:
+    """Return a checkpoint's network, in the dtype of its weights, and its configuration.
 
     Args:
         folder: One of the two layouts.
@@ -70,11 +70,12 @@ def load_network(
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder}: {error}") from None
     may_lack = [UNUSED] + ([TIED] if network.llm.config.tie_word_embeddings else [])
-    report = load_strictly(network, own_names(state), folder, may_lack, IGNORED)
-    if UNUSED in report.missing:
+    named = own_names(state)
+    load_strictly(network, named, folder, may_lack, IGNORED)
+    if UNUSED not in named:
         torch.nn.init.zeros_(network.mar.class_emb.weight)
     network.llm.tie_weights()
-    return network, config, report
+    return network, config
 
 
 def complete_sizes(

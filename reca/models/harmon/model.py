@@ -24,20 +24,19 @@ from transformers import AutoTokenizer
 from transformers.cache_utils import DynamicCache
 
 from reca.models.base import (
-    NO_LABEL,
+    IGNORE_INDEX,
     RECONSTRUCTION_PROMPT,
     Cacheable,
     Dialogue,
+    ImageSpec,
     Loss,
-    Paradigm,
     Sampling,
     Semantic,
-    Spec,
     Target,
     UnifiedModel,
-    before_end,
-    chosen,
+    masked_indices,
     next_token_loss,
+    truncate_at_eos,
 )
 from reca.models.harmon.checkpoint import load_network
 from reca.models.harmon.diffusion_head import TRAINING_STEPS
@@ -66,7 +65,7 @@ class Turn:
     """Embeddings (N, D), put before ``ids[place]``."""
     place: int = 0
     labels: Sequence[int] | None = None
-    """What is asked for at each of ``ids``; ``NO_LABEL``: nothing."""
+    """What is asked for at each of ``ids``; ``IGNORE_INDEX``: nothing."""
 
 
 class Harmon(UnifiedModel):
@@ -80,12 +79,11 @@ class Harmon(UnifiedModel):
     """
 
     family: ClassVar[str] = "harmon"
-    paradigm: ClassVar[Paradigm] = "masked_autoregressive"
     encoders: ClassVar[Mapping[Cacheable, tuple[str, ...]]] = {
         "semantic": (*LATENTS, *(f"network.{name}" for name in ENCODER)),
         "target": LATENTS,
     }
-    undecayed: ClassVar[tuple[str, ...]] = ("network.mar.diffloss.",)
+    no_weight_decay: ClassVar[tuple[str, ...]] = ("network.mar.diffloss.",)
 
     def __init__(
         self, network: HarmonNetwork, config: Mapping[str, Any], tokenizer: Any, options: Mapping[str, Any]
@@ -103,7 +101,7 @@ class Harmon(UnifiedModel):
         for name, size in (("generation_size", generation_size), ("understanding_size", understanding_size)):
             if size % sizes.pixels:
                 raise ValueError(f"model.{name} is {size}: it must be a multiple of {sizes.pixels}, the pixels a token")
-        self.spec = Spec.square(
+        self.spec = ImageSpec.square(
             understanding_size=understanding_size,
             generation_size=generation_size,
             semantic_tokens=(understanding_size // sizes.pixels) ** 2 + sizes.buffer_size,
@@ -117,7 +115,7 @@ class Harmon(UnifiedModel):
     def load(cls, checkpoint: Path, options: Mapping[str, Any], device: torch.device | None) -> Self:
         """See :meth:`UnifiedModel.load`; both published layouts (:mod:`reca.models.harmon.checkpoint`)."""
         parts = options["parts"]
-        network, config, _ = load_network(checkpoint, parts, options["weights"])
+        network, config = load_network(checkpoint, parts, options["weights"])
         places = [checkpoint, *(Path(parts[name]) for name in ("tokenizer", "llm") if name in parts)]
         place = next((place for place in places if (place / "tokenizer.json").is_file()), None)
         if place is None:
@@ -126,7 +124,7 @@ class Harmon(UnifiedModel):
                 "model.parts.tokenizer to their folder"
             )
         tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
-        return cls(network, config, tokenizer, options).placed(device)
+        return cls(network, config, tokenizer, options).to_eval(device)
 
     def save_official(self, path: Path) -> None:
         """See :meth:`UnifiedModel.save_official`; always the whole layout, autoencoder included."""
@@ -195,10 +193,10 @@ class Harmon(UnifiedModel):
         embeds, labels = [], []
         for turn in turns:
             row = self.network.llm.model.embed_tokens(torch.tensor(turn.ids, dtype=torch.long, device=device))
-            asked = torch.full((len(row),), NO_LABEL) if turn.labels is None else torch.tensor(turn.labels)
+            asked = torch.full((len(row),), IGNORE_INDEX) if turn.labels is None else torch.tensor(turn.labels)
             if turn.image is not None:
                 row = torch.cat([row[: turn.place], turn.image.to(row), row[turn.place :]])
-                unasked = torch.full((len(turn.image),), NO_LABEL)
+                unasked = torch.full((len(turn.image),), IGNORE_INDEX)
                 asked = torch.cat([asked[: turn.place], unasked, asked[turn.place :]])
             if len(row) > limit:
                 raise ValueError(
@@ -209,11 +207,11 @@ class Harmon(UnifiedModel):
             labels.append(asked)
         lengths = [len(row) for row in embeds]
         mask = torch.arange(max(lengths), device=device) < torch.tensor(lengths, device=device)[:, None]
-        return Prefix(pad_sequence(embeds, batch_first=True), mask), pad_sequence(labels, True, NO_LABEL)
+        return Prefix(pad_sequence(embeds, batch_first=True), mask), pad_sequence(labels, True, IGNORE_INDEX)
 
     def _texts(self, texts: Sequence[str], rng: SampleRng) -> list[str]:
         """Texts after prompt dropout, which leaves images where they are."""
-        if (dropped := self.dropped(rng)) is None:
+        if (dropped := self.condition_dropout_mask(rng)) is None:
             return list(texts)
         return [DRAW_ANYTHING if gone else text for text, gone in zip(texts, dropped.tolist(), strict=True)]
 
@@ -246,7 +244,7 @@ class Harmon(UnifiedModel):
         Args:
             prefix: What the image is drawn from.
             target: Latents (B, C, h, w).
-            hidden: (B, T) bool, which tokens are hidden; see :func:`chosen`.
+            hidden: (B, T) bool, which tokens are hidden; see :func:`masked_indices`.
             rng: Draws "timestep" (k, T), uniform, and "noise" (k, T, C), where k = ``diffusion_batch_mul`` is how often
                 each token is noised.
         """
@@ -258,7 +256,7 @@ class Harmon(UnifiedModel):
         shape = (repeats, tokens.shape[1])
         steps = (rng.uniform("timestep", shape).to(device) * TRAINING_STEPS).long().clamp(max=TRAINING_STEPS - 1)
         noise = rng.normal("noise", (*shape, tokens.shape[2])).to(device)
-        row, place = chosen(hidden, device)
+        row, place = masked_indices(hidden, device)
         latents, wanted = tokens[row, place], conditions[row, place]
         error, bits = self.network.mar.diffloss.loss(
             latents.repeat_interleave(repeats, 0),
@@ -266,8 +264,7 @@ class Harmon(UnifiedModel):
             steps[row, :, place].flatten(),
             noise[row, :, place].flatten(0, 1),
         )
-        parts = {"noise_error": error.detach().mean(), "variance_bits": bits.detach().mean()}
-        return Loss((error + bits).mean(), len(row), parts)
+        return Loss((error + bits).mean(), len(row))
 
     def understanding_loss(self, images: Tensor, dialogues: Sequence[Dialogue], rng: SampleRng) -> Loss:
         """Cross-entropy of the answer tokens, end included."""
@@ -275,7 +272,7 @@ class Harmon(UnifiedModel):
         for image, dialogue in zip(semantic.embeds, dialogues, strict=True):
             asked = self._question(dialogue.question, image)
             answer = self._ids(dialogue.answer + END)
-            labels = [NO_LABEL] * len(asked.ids) + answer
+            labels = [IGNORE_INDEX] * len(asked.ids) + answer
             turns.append(Turn([*asked.ids, *answer], image, asked.place, labels))
         return self.answer_loss(turns)
 
@@ -283,7 +280,7 @@ class Harmon(UnifiedModel):
         """Cross-entropy over all labels."""
         prefix, labels = self.prefix(turns)
         states, ids = self.network.read(prefix.embeds, prefix.mask), labels.to(prefix.mask.device)
-        return next_token_loss(states, ids, labels != NO_LABEL, self.network.llm.lm_head)
+        return next_token_loss(states, ids, labels != IGNORE_INDEX, self.network.llm.lm_head)
 
     def _question(self, question: str, image: Tensor) -> Turn:
         opening = self._ids(USER)
@@ -355,4 +352,4 @@ class Harmon(UnifiedModel):
                 break
             mask = F.pad(mask, (0, 1), value=True)
             last = self.network.read(self.network.llm.model.embed_tokens(tokens[-1][:, None]), mask, cache)[:, -1]
-        return [text.strip() for text in self.tokenizer.batch_decode(before_end(tokens, end))]
+        return [text.strip() for text in self.tokenizer.batch_decode(truncate_at_eos(tokens, end))]

@@ -37,17 +37,16 @@ from reca.models.base import (
     RECONSTRUCTION_PROMPT,
     Cacheable,
     Dialogue,
+    ImageSpec,
     Loss,
-    Paradigm,
     Sampling,
     Semantic,
-    Spec,
     Target,
     UnifiedModel,
-    before_end,
     last_tokens,
     next_token_loss,
     padded,
+    truncate_at_eos,
 )
 from reca.models.weights import read_weights
 from reca.runtime.files import whole_folder
@@ -59,7 +58,7 @@ MAX_ANSWER_TOKENS = 16
 
 
 @dataclass(frozen=True)
-class Turn:
+class PromptEmbeds:
     """User turns of a batch, padded on the left: embeddings (B, L, D) and which of them are real (B, L)."""
 
     embeds: Tensor
@@ -78,7 +77,6 @@ class Janus(UnifiedModel):
     """Janus behind the contract of :class:`UnifiedModel`."""
 
     family: ClassVar[str] = "janus"
-    paradigm: ClassVar[Paradigm] = "autoregressive"
     encoders: ClassVar[Mapping[Cacheable, tuple[str, ...]]] = {
         "semantic": ("network.model.vision_model.", "network.model.aligner."),
         "target": tuple(f"network.model.vqmodel.{part}." for part in ("encoder", "quant_conv", "quantize")),
@@ -93,7 +91,7 @@ class Janus(UnifiedModel):
         config: JanusConfig = network.config
         gist = getattr(config, "gist", None) or {"tokens": 0, "layer": 0, "scale": 1.0}
         self.gist_tokens, self.gist_layer = int(gist["tokens"]), int(gist["layer"])
-        self.spec = Spec.square(
+        self.spec = ImageSpec.square(
             understanding_size=config.vision_config.image_size,
             generation_size=config.vq_config.num_patches * 2 ** (len(config.vq_config.channel_multiplier) - 1),
             semantic_tokens=(config.vision_config.image_size // config.vision_config.patch_size) ** 2,
@@ -129,7 +127,7 @@ class Janus(UnifiedModel):
         for part in (network.config, *(getattr(network.config, name) for name in network.config.sub_configs)):
             part.dtype = torch.float32  # what is written back, whatever was read
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
-        return cls(network, tokenizer, options).placed(device)
+        return cls(network, tokenizer, options).to_eval(device)
 
     def save_official(self, path: Path) -> None:
         """See :meth:`UnifiedModel.save_official`."""
@@ -167,7 +165,9 @@ class Janus(UnifiedModel):
         codes = self.network.model.vqmodel.encode(images).image_tokens
         return Target(codes.view(len(images), -1))
 
-    def read(self, texts: Sequence[str], semantic: Semantic | None = None, dropped: Tensor | None = None) -> Turn:
+    def read(
+        self, texts: Sequence[str], semantic: Semantic | None = None, dropped: Tensor | None = None
+    ) -> PromptEmbeds:
         """User turns, gist tokens included, ready for the language model.
 
         Args:
@@ -195,7 +195,7 @@ class Janus(UnifiedModel):
             places = ids == self._id(IMAGE)
             embeds = embeds.masked_scatter(places[..., None], semantic.embeds.to(embeds.dtype))
         pad = self._embed(torch.tensor(self.tokenizer.pad_token_id, device=ids.device))
-        return Turn(torch.where(hidden[..., None], pad, embeds), mask)
+        return PromptEmbeds(torch.where(hidden[..., None], pad, embeds), mask)
 
     def _ids(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids and mask (B, L), padded on the left."""
@@ -242,7 +242,7 @@ class Janus(UnifiedModel):
             )
         return hidden
 
-    def gist_states(self, turn: Turn) -> Tensor:
+    def gist_states(self, turn: PromptEmbeds) -> Tensor:
         """The states (B, n, D) through which the layers above see a turn."""
         states = self.run_layers(turn.embeds, turn.mask, 0, self.gist_layer)
         return states[:, -self.gist_tokens :]
@@ -266,19 +266,19 @@ class Janus(UnifiedModel):
         names = [f"<gist_mean_{number}>" for number in range(self.gist_tokens)]
         return torch.tensor(self.tokenizer.convert_tokens_to_ids(names), device=self.network.device)
 
-    def prefix(self, turn: Turn) -> Turn:
+    def prefix(self, turn: PromptEmbeds) -> PromptEmbeds:
         """What the drawing layers see of a turn: its gists (frozen half, hence no gradient), or all of it."""
         if not self.gist_tokens:
             return turn
         with torch.no_grad():
             states = self.gist_states(turn) - self._embed(self._gist_means())
             states = states / self.network.config.gist["scale"]
-        return Turn(states, torch.ones(states.shape[:2], dtype=torch.bool, device=states.device))
+        return PromptEmbeds(states, torch.ones(states.shape[:2], dtype=torch.bool, device=states.device))
 
     def _code_embeds(self, codes: Tensor) -> Tensor:
         return self.network.prepare_embeddings_for_image_generation(codes)
 
-    def code_states(self, prefix: Turn, codes: Tensor) -> Tensor:
+    def code_states(self, prefix: PromptEmbeds, codes: Tensor) -> Tensor:
         """What the generation head predicts codes (B, T) from, each out of the prefix and the codes before it."""
         boi = self._embed(torch.full((len(codes), 1), self._id(BOI), device=codes.device))
         hidden = torch.cat([prefix.embeds, boi, self._code_embeds(codes[:, :-1])], dim=1)
@@ -286,20 +286,20 @@ class Janus(UnifiedModel):
         hidden = self.run_layers(hidden, mask, self.gist_layer)[:, -codes.shape[1] :]
         return self.network.model.language_model.norm(hidden)
 
-    def _code_loss(self, turn: Turn, codes: Tensor) -> Loss:
+    def _code_loss(self, turn: PromptEmbeds, codes: Tensor) -> Loss:
         logits = self.network.model.generation_head(self.code_states(self.prefix(turn), codes))
         value = F.cross_entropy(logits.flatten(0, 1).float(), codes.flatten())
-        return Loss(value, codes.numel(), {"code_loss": value.detach()})
+        return Loss(value, codes.numel())
 
     # -- losses ---------------------------------------------------------------------------------------------
 
     def reconstruction_loss(self, semantic: Semantic, prompts: Sequence[str], target: Target, rng: SampleRng) -> Loss:
         """Cross-entropy of an image's codes given h_v and a template (ours: no official RecA for Janus exists)."""
-        return self._code_loss(self.read(prompts, semantic, self.dropped(rng)), target.values)
+        return self._code_loss(self.read(prompts, semantic, self.condition_dropout_mask(rng)), target.values)
 
     def text_to_image_loss(self, prompts: Sequence[str], target: Target, rng: SampleRng) -> Loss:
         """Cross-entropy of an image's codes given its caption."""
-        return self._code_loss(self.read(prompts, None, self.dropped(rng)), target.values)
+        return self._code_loss(self.read(prompts, None, self.condition_dropout_mask(rng)), target.values)
 
     def understanding_loss(self, images: Tensor, dialogues: Sequence[Dialogue], rng: SampleRng) -> Loss:
         """Cross-entropy of the answer tokens, end included."""
@@ -314,8 +314,8 @@ class Janus(UnifiedModel):
         places = ids == self._id(IMAGE)
         embeds = embeds.masked_scatter(places[..., None], semantic.embeds.to(embeds.dtype))
         hidden = self.network.model.language_model.norm(self.run_layers(embeds, mask, 0))
-        asked = last_tokens([len(tokens) for tokens in answers["input_ids"]], ids.shape[1])
-        return next_token_loss(hidden, ids, asked, self.network.lm_head)
+        loss_mask = last_tokens([len(tokens) for tokens in answers["input_ids"]], ids.shape[1])
+        return next_token_loss(hidden, ids, loss_mask, self.network.lm_head)
 
     # -- what comes out -------------------------------------------------------------------------------------
 
@@ -328,16 +328,16 @@ class Janus(UnifiedModel):
         prompts = [RECONSTRUCTION_PROMPT] * len(semantic.embeds)
         return self._draw(self._both(prompts, semantic, sampling), sampling, rng)
 
-    def _both(self, prompts: Sequence[str], semantic: Semantic | None, sampling: Sampling) -> Turn:
+    def _both(self, prompts: Sequence[str], semantic: Semantic | None, sampling: Sampling) -> PromptEmbeds:
         """Conditional turns, followed by the unconditional ones when guidance wants them."""
         everything = torch.ones(len(prompts), dtype=torch.bool)
         turns = [self.read(prompts, semantic)]
         if sampling.guidance_scale != 1:
             turns.append(self.read(prompts, semantic, everything))
-        return Turn(torch.cat([turn.embeds for turn in turns]), torch.cat([turn.mask for turn in turns]))
+        return PromptEmbeds(torch.cat([turn.embeds for turn in turns]), torch.cat([turn.mask for turn in turns]))
 
     @torch.no_grad()
-    def _draw(self, turn: Turn, sampling: Sampling, rng: SampleRng) -> Tensor:
+    def _draw(self, turn: PromptEmbeds, sampling: Sampling, rng: SampleRng) -> Tensor:
         prefix, cache, codes = self.prefix(turn), DynamicCache(), []
         boi = self._embed(torch.full((len(turn.embeds), 1), self._id(BOI), device=turn.embeds.device))
         hidden, mask = torch.cat([prefix.embeds, boi], dim=1), F.pad(prefix.mask, (0, 1), value=True)
@@ -367,5 +367,5 @@ class Janus(UnifiedModel):
             if bool((torch.stack(tokens) == self.tokenizer.eos_token_id).any(0).all()):
                 break
             hidden, mask = self._embed(tokens[-1][:, None]), F.pad(mask, (0, 1), value=True)
-        rows = before_end(tokens, self.tokenizer.eos_token_id)
+        rows = truncate_at_eos(tokens, self.tokenizer.eos_token_id)
         return [text.strip() for text in self.tokenizer.batch_decode(rows)]

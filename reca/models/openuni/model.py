@@ -23,11 +23,10 @@ from reca.models.base import (
     RECONSTRUCTION_PROMPT,
     Cacheable,
     Dialogue,
+    ImageSpec,
     Loss,
-    Paradigm,
     Sampling,
     Semantic,
-    Spec,
     Target,
     UnifiedModel,
     last_tokens,
@@ -53,7 +52,6 @@ class OpenUni(UnifiedModel):
     """OpenUni behind the contract of :class:`UnifiedModel`."""
 
     family: ClassVar[str] = "openuni"
-    paradigm: ClassVar[Paradigm] = "flow"
     encoders: ClassVar[Mapping[Cacheable, tuple[str, ...]]] = {
         "semantic": ("network.lmm.vision_model.", "network.lmm.mlp1."),
         "target": ("network.vae.encoder.",),
@@ -76,7 +74,7 @@ class OpenUni(UnifiedModel):
         ):
             if size % unit:
                 raise ValueError(f"model.{name} is {size}: it must be a multiple of {unit} pixels")
-        self.spec = Spec.square(
+        self.spec = ImageSpec.square(
             understanding_size=understanding_size,
             generation_size=generation_size,
             semantic_tokens=network.image_tokens(understanding_size),
@@ -100,7 +98,7 @@ class OpenUni(UnifiedModel):
         if not (found.tokenizer / "tokenizer_config.json").is_file():
             raise FileNotFoundError(f"{found.tokenizer / 'tokenizer_config.json'} is missing: no tokenizer there")
         tokenizer = AutoTokenizer.from_pretrained(found.tokenizer, local_files_only=True)
-        return cls(network, tokenizer, options).placed(device)
+        return cls(network, tokenizer, options).to_eval(device)
 
     def save_official(self, path: Path) -> None:
         """See :meth:`UnifiedModel.save_official`; always the whole layout, whichever was loaded."""
@@ -199,11 +197,11 @@ class OpenUni(UnifiedModel):
 
     def reconstruction_loss(self, semantic: Semantic, prompts: Sequence[str], target: Target, rng: SampleRng) -> Loss:
         """Flow-matching loss of an image's latents given h_v and a template; the authors drop nothing here."""
-        return self._flow_loss(self.turns(prompts, semantic, self.dropped(rng)), target, rng)
+        return self._flow_loss(self.turns(prompts, semantic, self.condition_dropout_mask(rng)), target, rng)
 
     def text_to_image_loss(self, prompts: Sequence[str], target: Target, rng: SampleRng) -> Loss:
         """Flow-matching loss of an image's latents given its caption."""
-        return self._flow_loss(self.turns(prompts, None, self.dropped(rng)), target, rng)
+        return self._flow_loss(self.turns(prompts, None, self.condition_dropout_mask(rng)), target, rng)
 
     def _flow_loss(self, turns: tuple[Tensor, Tensor], target: Target, rng: SampleRng) -> Loss:
         """Mean over all values of |v - (e - x)|^2, one uniform timestep per sample, no weighting."""
@@ -213,7 +211,7 @@ class OpenUni(UnifiedModel):
         noised, timesteps = self.network.noised(latents, noise, rng.uniform("timestep"))
         value = F.mse_loss(self.network.velocity(noised, timesteps, condition).float(), (noise - latents).float())
         tokens = latents[:, 0].numel() // self.network.transformer.config.patch_size**2
-        return Loss(value, tokens, {"flow_loss": value.detach()})
+        return Loss(value, tokens)
 
     def understanding_loss(self, images: Tensor, dialogues: Sequence[Dialogue], rng: SampleRng) -> Loss:
         """Cross-entropy of the answer tokens, end included.
@@ -225,11 +223,11 @@ class OpenUni(UnifiedModel):
         ids, mask = self._ids([q + a for q, a in zip(questions, answers, strict=True)], left=True, room=0)
         embeds = self._put(self.encode_semantic(images).embeds, ids, self._embed(ids))
         answered = self.tokenizer(answers, add_special_tokens=False)["input_ids"]
-        asked = last_tokens([len(tokens) for tokens in answered], ids.shape[1])
+        loss_mask = last_tokens([len(tokens) for tokens in answered], ids.shape[1])
         hidden = self.network.lmm.language_model.model(
             inputs_embeds=embeds, attention_mask=mask.long(), position_ids=_positions(mask), use_cache=False
         ).last_hidden_state
-        return next_token_loss(hidden, ids, asked, self.network.lmm.language_model.lm_head)
+        return next_token_loss(hidden, ids, loss_mask, self.network.lmm.language_model.lm_head)
 
     # -- what comes out -------------------------------------------------------------------------------------
 

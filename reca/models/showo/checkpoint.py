@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from reca.models.showo.autoencoder import Magvit, MagvitSizes, SignQuantizer
 from reca.models.showo.sequence import Vocabulary
-from reca.models.weights import KeyReport, find_weights, load_strictly, read_json, read_weights, write_weights
+from reca.models.weights import find_weights, load_strictly, read_json, read_weights, write_weights
 from reca.runtime.files import whole_folder
 
 WEIGHTS_STEM = "pytorch_model"
@@ -45,8 +45,6 @@ class ShowoParts:
     """Parts that lie in the checkpoint itself, and hence are written with it."""
     stem: str = WEIGHTS_STEM
     """The weights' file name, less its ending."""
-    reports: dict[str, KeyReport] = field(default_factory=dict)
-    """What became of the keys of each file."""
 
 
 def build_vocabulary(config: Mapping[str, Any], eos: int) -> Vocabulary:
@@ -110,7 +108,7 @@ def read_checkpoint(checkpoint: Path, elsewhere: Mapping[str, str]) -> ShowoPart
         raise ValueError(
             f"{places['phi']}: the tokenizer's end of text is {vocabulary.eos}, no text token of this model"
         )
-    magvit, magvit_report = _read_magvit(places["magvit"])
+    magvit = _read_magvit(places["magvit"])
     if magvit.sizes.codebook != vocabulary.codebook:
         raise ValueError(
             f"{places['magvit']} has {magvit.sizes.codebook} codes, {checkpoint / 'config.json'} {vocabulary.codebook}"
@@ -125,7 +123,7 @@ def read_checkpoint(checkpoint: Path, elsewhere: Mapping[str, str]) -> ShowoPart
         width = weights["mm_projector.0.weight"].shape[0]
         projector = empty_projector(clip.config.hidden_size, width, phi.config.hidden_size)
         whole["mm_projector"] = projector
-    report = load_strictly(whole, weights, weights_file, may_ignore=(ROTARY_CONSTANTS,))
+    load_strictly(whole, weights, weights_file, may_ignore=(ROTARY_CONSTANTS,))
     return ShowoParts(
         config=config,
         phi=phi,
@@ -136,7 +134,6 @@ def read_checkpoint(checkpoint: Path, elsewhere: Mapping[str, str]) -> ShowoPart
         projector=projector,
         inside=frozenset(name for name in ("clip", "magvit") if name in places and places[name].parent == checkpoint),
         stem="model" if weights_file.name.startswith("model.") else WEIGHTS_STEM,
-        reports={"showo": report, "magvit": magvit_report},
     )
 
 
@@ -185,7 +182,7 @@ def _read_tokenizer(place: Path) -> Any:
     return tokenizer
 
 
-def _read_magvit(place: Path) -> tuple[Magvit, KeyReport]:
+def _read_magvit(place: Path) -> Magvit:
     file = find_weights(place, STEMS) if place.is_dir() else place
     weights = read_weights(file)
     try:
@@ -195,8 +192,8 @@ def _read_magvit(place: Path) -> tuple[Magvit, KeyReport]:
     with torch.device("meta"):
         magvit = Magvit(sizes)
     magvit.quantize = SignQuantizer(sizes.bits)  # constants, so it does not matter if the file lacks them
-    report = load_strictly(magvit, weights, file, may_lack=("quantize.*",), may_ignore=("quantize.*",))
-    return magvit, report
+    load_strictly(magvit, weights, file, may_lack=("quantize.*",), may_ignore=("quantize.*",))
+    return magvit
 
 
 def _read_clip(place: Path) -> CLIPVisionModel:

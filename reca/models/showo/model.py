@@ -26,16 +26,15 @@ from reca.models.base import (
     RECONSTRUCTION_PROMPT,
     Cacheable,
     Dialogue,
+    ImageSpec,
     Loss,
-    Paradigm,
     Sampling,
     Semantic,
-    Spec,
     Target,
     UnifiedModel,
-    before_end,
-    chosen,
+    masked_indices,
     next_token_loss,
+    truncate_at_eos,
 )
 from reca.models.showo.checkpoint import ShowoParts, read_checkpoint, write_checkpoint
 from reca.models.showo.sampling import draw_codes, random_mask
@@ -58,7 +57,6 @@ class Showo(UnifiedModel):
     """Show-o behind the contract of :class:`UnifiedModel`."""
 
     family: ClassVar[str] = "showo"
-    paradigm: ClassVar[Paradigm] = "masked_token"
     encoders: ClassVar[Mapping[Cacheable, tuple[str, ...]]] = {
         "semantic": ("clip.", "magvit.encoder."),
         "target": ("magvit.encoder.",),
@@ -83,7 +81,7 @@ class Showo(UnifiedModel):
         self.cacheable = frozenset({"target"} if self.train_vision else {"semantic", "target"})
         self.freeze()
 
-    def _sizes(self, options: Mapping[str, Any]) -> Spec:
+    def _sizes(self, options: Mapping[str, Any]) -> ImageSpec:
         step = self.magvit.sizes.downsampling
         own = round(int(self.parts.config["num_vq_tokens"]) ** 0.5) * step
         drawn = int(options["generation_size"] or own)
@@ -97,12 +95,12 @@ class Showo(UnifiedModel):
         for name, size in (("generation_size", drawn), ("understanding_size", read)):
             if size % step and (self.clip is None or name == "generation_size"):
                 raise ValueError(f"model.{name} is {size}; the image tokenizer wants a multiple of {step}")
-        return Spec.square(read, drawn, semantic, (drawn // step) ** 2)
+        return ImageSpec.square(read, drawn, semantic, (drawn // step) ** 2)
 
     @classmethod
     def load(cls, checkpoint: Path, options: Mapping[str, Any], device: torch.device | None) -> Self:
         """See :meth:`UnifiedModel.load`; ``options["parts"]`` says where ``phi``, ``clip`` and ``magvit`` lie."""
-        return cls(read_checkpoint(checkpoint, options["parts"]), options).placed(device)
+        return cls(read_checkpoint(checkpoint, options["parts"]), options).to_eval(device)
 
     def save_official(self, path: Path) -> None:
         """See :meth:`UnifiedModel.save_official`."""
@@ -194,29 +192,29 @@ class Showo(UnifiedModel):
         """
         codes = target.values
         hidden = random_mask(rng, codes.shape[1])
-        row, place = chosen(hidden, codes.device)
+        row, place = masked_indices(hidden, codes.device)
         packed = self.pack(prompts, codes.masked_fill(hidden.to(codes.device), self.vocabulary.codebook), semantic)
         with torch.set_grad_enabled((self.clip is None or self.train_condition) and torch.is_grad_enabled()):
             embeds = self.embed(packed, semantic)
         states = self.run(embeds, packed.visible)[:, packed.codes]
         logits = self.showo.lm_head(states[row, place])
         value = F.cross_entropy(logits.float(), codes[row, place] + self.vocabulary.first_code)
-        return Loss(value, len(row), {"code_loss": value.detach()})
+        return Loss(value, len(row))
 
     def text_to_image_loss(self, prompts: Sequence[str], target: Target, rng: SampleRng) -> Loss:
         """Cross-entropy of the hidden codes given a caption; [soi] and [eoi] count as targets too (official)."""
         codes = target.values
         hidden = random_mask(rng, codes.shape[1])
-        if (dropped := self.dropped(rng)) is not None:
+        if (dropped := self.condition_dropout_mask(rng)) is not None:
             prompts = ["" if gone else prompt for prompt, gone in zip(prompts, dropped.tolist(), strict=True)]
-        row, place = chosen(F.pad(hidden, (1, 1), value=True), codes.device)
+        row, place = masked_indices(F.pad(hidden, (1, 1), value=True), codes.device)
         packed = self.pack(prompts, codes.masked_fill(hidden.to(codes.device), self.vocabulary.codebook), None)
         span = slice(packed.codes.start - 1, packed.codes.stop + 1)
         truth = packed.ids[:, span].clone()
         truth[:, 1:-1] = codes + self.vocabulary.first_code
         states = self.run(self.embed(packed), packed.visible)[:, span]
         value = F.cross_entropy(self.showo.lm_head(states[row, place]).float(), truth[row, place])
-        return Loss(value, len(row), {"code_loss": value.detach()})
+        return Loss(value, len(row))
 
     def understanding_loss(self, images: Tensor, dialogues: Sequence[Dialogue], rng: SampleRng) -> Loss:
         """Cross-entropy of the answer tokens, end included.
@@ -229,15 +227,15 @@ class Showo(UnifiedModel):
         answers = [[*ids, self.vocabulary.eos] for ids in self.text_ids([f" {d.answer}" for d in dialogues])]
         packed = self.pack_reading([q + a for q, a in zip(questions, answers, strict=True)], semantic)
         start = packed.ids.shape[1] - max(len(q) + len(a) for q, a in zip(questions, answers, strict=True))
-        asked = torch.zeros(packed.ids.shape, dtype=torch.bool)
+        loss_mask = torch.zeros(packed.ids.shape, dtype=torch.bool)
         for row, (question, answer) in enumerate(zip(questions, answers, strict=True)):
-            asked[row, start + len(question) : start + len(question) + len(answer)] = True
-        return self.reading_loss(packed, semantic, asked)
+            loss_mask[row, start + len(question) : start + len(question) + len(answer)] = True
+        return self.reading_loss(packed, semantic, loss_mask)
 
-    def reading_loss(self, packed: Packed, semantic: Semantic, asked: Tensor) -> Loss:
-        """Cross-entropy of tokens given those before them; ``asked`` (B, L) bool says which count."""
+    def reading_loss(self, packed: Packed, semantic: Semantic, loss_mask: Tensor) -> Loss:
+        """Cross-entropy of tokens given those before them; ``loss_mask`` (B, L) bool says which count."""
         states = self.run(self.embed(packed, semantic), packed.visible)
-        return next_token_loss(states, packed.ids, asked, self.showo.lm_head)
+        return next_token_loss(states, packed.ids, loss_mask, self.showo.lm_head)
 
     def _questions(self, questions: Sequence[str]) -> list[list[int]]:
         rows = self.text_ids([QUESTION_TEXT.format(question) for question in questions])
@@ -322,7 +320,7 @@ class Showo(UnifiedModel):
                 break
             embeds = self.showo.model.embed_tokens(tokens[-1][:, None])
             visible = F.pad(visible[:, -1:], (0, 1), value=True)
-        rows = before_end(tokens, self.vocabulary.eos)
+        rows = truncate_at_eos(tokens, self.vocabulary.eos)
         words = [[token for token in row if token < self.vocabulary.pad] for row in rows]
         return [text.strip() for text in self.tokenizer.batch_decode(words)]
 

@@ -17,7 +17,7 @@ from reca.data.synthetic.scenes import COLORS, NUMBERS, SHAPES, Scene, Shape, pl
 from reca.evaluation.judges.scene_detector import SceneDetector
 from reca.evaluation.samples import to_tensor
 from reca.models import base
-from reca.models.base import Sampling, Semantic, Spec
+from reca.models.base import ImageSpec, Sampling, Semantic
 from reca.runtime.seeding import SampleRng
 
 DETECTOR = ROOT / "data/bases/scene_detector"
@@ -29,7 +29,7 @@ OFFSETS = {"left of": (-0.25, 0.0), "right of": (0.25, 0.0), "above": (0.0, -0.2
 class Perfect(nn.Module):
     """Draws what the prompt says, sees what the image shows, and keeps whole images as embeddings."""
 
-    spec = Spec.square(understanding_size=24, generation_size=24, semantic_tokens=1, target_tokens=36)
+    spec = ImageSpec.square(understanding_size=24, generation_size=24, semantic_tokens=1, target_tokens=36)
     drawn: ClassVar[list[str]] = []
     """Every prompt drawn by any instance since the test began."""
 

@@ -71,8 +71,7 @@ def test_every_key_is_accounted_for() -> None:
     state = {"weight": torch.zeros(3, 2), "extra.one": torch.zeros(1)}
     with pytest.raises(ValueError, match=r"1 missing: bias; 1 unexpected: extra\.one"):
         load_strictly(network, state, "here")
-    report = load_strictly(network, state, "here", may_lack=["bias"], may_ignore=["extra.*"])
-    assert (report.loaded, report.missing, report.ignored) == (1, ("bias",), ("extra.one",))
+    load_strictly(network, state, "here", may_lack=["bias"], may_ignore=["extra.*"])
     assert not bool(network.weight.any())
     with pytest.raises(ValueError, match=r"of another size: weight \(2, 2\), expected \(3, 2\)"):
         load_strictly(network, {"weight": torch.zeros(2, 2), "bias": torch.zeros(3)}, "here")

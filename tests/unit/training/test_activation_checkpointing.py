@@ -110,7 +110,7 @@ def test_bfloat16_stays_near_float32(preset: str, kind: str) -> None:
 def test_harmons_head_does_not_decay() -> None:
     model = fresh("harmon_tiny")
     trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
-    optimizer = build_optimizer(trained, (0.9, 0.95), 0.1, 1e-15, model.undecayed)
+    optimizer = build_optimizer(trained, (0.9, 0.95), 0.1, 1e-15, model.no_weight_decay)
     decayed = {id(value) for value in optimizer.param_groups[0]["params"]}
     names = {name for name, value in trained.items() if id(value) in decayed}
     assert names

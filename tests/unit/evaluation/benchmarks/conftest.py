@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from reca.evaluation.benchmarks.geneval.prompts import COLORS, OBJECTS
-from reca.models.base import Sampling, Spec
+from reca.models.base import ImageSpec, Sampling
 from reca.runtime.seeding import SampleRng
 
 SMALL = 64
@@ -35,7 +35,7 @@ SMALL = 64
 class Artist(nn.Module):
     """Draws noise that depends on nothing but the seed, and edits by darkening."""
 
-    spec = Spec.square(understanding_size=24, generation_size=SMALL, semantic_tokens=1, target_tokens=1)
+    spec = ImageSpec.square(understanding_size=24, generation_size=SMALL, semantic_tokens=1, target_tokens=1)
     family: ClassVar[str] = "artist"
     drawn: ClassVar[list[str]] = []
 

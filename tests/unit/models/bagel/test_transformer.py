@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import Qwen2Config
 
-from reca.models.bagel.packing import Stretch, pack
+from reca.models.bagel.packing import Segment, pack
 from reca.models.bagel.transformer import MixtureOfTransformers
 
 WIDTH = 32
@@ -37,9 +37,9 @@ def outcome(model: MixtureOfTransformers, lengths: list[tuple[int, int, int]], f
 
     samples = [
         [
-            Stretch(tokens(seen + 2)),
-            Stretch(tokens(text), causal=True),
-            *([Stretch(tokens(2), tokens(drawn))] if drawn else []),
+            Segment(tokens(seen + 2)),
+            Segment(tokens(text), causal=True),
+            *([Segment(tokens(2), tokens(drawn))] if drawn else []),
         ]
         for seen, text, drawn in lengths
     ]
