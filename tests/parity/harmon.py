@@ -15,7 +15,7 @@ from reca.models.base import Sampling, Target
 from reca.models.harmon.checkpoint import load_network
 from reca.models.harmon.diffusion_head import TRAINING_STEPS, NoiseSchedule
 from reca.models.harmon.mar import hide_first
-from reca.models.harmon.model import Harmon, Turn
+from reca.models.harmon.model import ChatTurn, Harmon
 from tests.parity.comparison import LOSS, THROUGH_VAE, RecordedRng, Recording, options_of
 from tests.parity.tokens import unpadded
 
@@ -71,7 +71,7 @@ class Replay:
         images = self.images()
         return self.model.encode_target(images, RecordedRng({}, len(images)))
 
-    def turns(self, part: str, images: Tensor | None = None, labels: Tensor | None = None) -> list[Turn]:
+    def turns(self, part: str, images: Tensor | None = None, labels: Tensor | None = None) -> list[ChatTurn]:
         """Recorded ids as turns: padding and image placeholders taken out, ours put in."""
         named = part if f"{part}.input_ids" in self.inputs else "recon"
         ids, mask = self.inputs[f"{named}.input_ids"], self.inputs.get(f"{named}.attention_mask")
@@ -85,10 +85,10 @@ class Replay:
                 image = None if images is None else images[row]
                 asked = None if asked is None else [*asked[:place], *asked[place + 1 :]]
                 tokens = [*tokens[:place], *tokens[place + 1 :]]
-            turns.append(Turn(tokens, image, place, asked))
+            turns.append(ChatTurn(tokens, image, place, asked))
         return turns
 
-    def drawing_loss(self, part: str, turns: list[Turn], target: Target) -> Tensor:
+    def drawing_loss(self, part: str, turns: list[ChatTurn], target: Target) -> Tensor:
         """The drawing loss with the recorded mask, timesteps and noise."""
         recorded = self.inputs[f"{part}.mask"].bool()
         batch, length = recorded.shape

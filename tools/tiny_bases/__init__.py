@@ -7,9 +7,9 @@ def main(arguments: Sequence[str]) -> int:
     """``python -m tools.tiny_bases``: ``janus_tiny`` unless another ``model=…`` is named."""
     named = [word for word in arguments if word.startswith("model=")]
     if named and named != ["model=janus_tiny"]:
-        from tools.tiny_bases.brief import main as brief
+        from tools.tiny_bases.short_recipe import main as short
 
-        return brief(arguments)
-    from tools.tiny_bases.run import main as run
+        return short(arguments)
+    from tools.tiny_bases.janus_recipe import main as run
 
     return run([word for word in arguments if word not in named])

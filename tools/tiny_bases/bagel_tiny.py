@@ -12,7 +12,7 @@ from reca.models.bagel.checkpoint import Configs
 from reca.models.bagel.model import DRAWING_PARTS, MARKERS, Bagel
 from reca.models.bagel.network import BagelNetwork, Markers, Sizes
 from tools.tiny_bases.latents import LATENT_NOISE, statistics_loss
-from tools.tiny_bases.tiny import UNKNOWN, options_of, word_tokenizer
+from tools.tiny_bases.presets import UNKNOWN, options_of, word_tokenizer
 
 PAD = "<|endoftext|>"
 IMAGE_SIZE, PATCH = 24, 6
@@ -82,7 +82,7 @@ def _vit() -> dict[str, Any]:
     }
 
 
-# -- how it is pre-trained (tools/tiny_bases/brief.py) --------------------------------------------------------
+# -- how it is pre-trained (tools/tiny_bases/short_recipe.py) --------------------------------------------------------
 
 RECIPE: dict[str, int] = {}
 """What differs from the short recipe's defaults."""

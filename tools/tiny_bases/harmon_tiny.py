@@ -10,7 +10,7 @@ from reca.models.autoencoder_kl import Kl16Sizes
 from reca.models.harmon.model import ASSISTANT, DRAW, DRAW_ANYTHING, ENCODER, END, USER, Harmon
 from reca.models.harmon.network import UNUSED, HarmonNetwork
 from tools.tiny_bases.latents import LATENT_NOISE, statistics_loss
-from tools.tiny_bases.tiny import UNKNOWN, options_of, word_tokenizer
+from tools.tiny_bases.presets import UNKNOWN, options_of, word_tokenizer
 
 PAD, START = "<|endoftext|>", "<|im_start|>"
 IMAGE_SIZE, CHANNELS, BUFFERS = 24, 16, 8
@@ -75,7 +75,7 @@ def build(**changes: Any) -> Harmon:
     return Harmon(HarmonNetwork(config, sizes), config, tokenizer, options_of("harmon_tiny", **changes))
 
 
-# -- how it is pre-trained (tools/tiny_bases/brief.py) --------------------------------------------------------
+# -- how it is pre-trained (tools/tiny_bases/short_recipe.py) --------------------------------------------------------
 
 RECIPE = {"autoencoder_steps": 700, "tag_steps": 400, "reading_steps": 600, "drawing_steps": 400}
 """What differs from the short recipe's defaults: understanding rests on the latents, and a step costs twice as much."""

@@ -5,8 +5,8 @@ from typing import Any
 from transformers import JanusConfig, JanusForConditionalGeneration, PreTrainedTokenizerFast
 
 from reca.models.janus.model import ASSISTANT, BOI, EOI, IMAGE, USER, Janus
-from tools.tiny_bases.image_tokenizer import codebook_size
-from tools.tiny_bases.tiny import UNKNOWN, options_of, word_tokenizer
+from tools.tiny_bases.janus_tokenizer import codebook_size
+from tools.tiny_bases.presets import UNKNOWN, options_of, word_tokenizer
 
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
 GIST_TOKENS, GIST_LAYER = 8, 3

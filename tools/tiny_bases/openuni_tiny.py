@@ -18,7 +18,7 @@ from reca.models.openuni.model import (
 )
 from reca.models.openuni.network import OpenUniNetwork
 from tools.tiny_bases.latents import LATENT_NOISE, statistics_loss
-from tools.tiny_bases.tiny import UNKNOWN, options_of, word_tokenizer
+from tools.tiny_bases.presets import UNKNOWN, options_of, word_tokenizer
 
 PAD = "<|endoftext|>"
 IMAGE_SIZE, PATCH, FOLD = 24, 3, 2
@@ -137,7 +137,7 @@ def _autoencoder() -> dict[str, Any]:
     }
 
 
-# -- how it is pre-trained (tools/tiny_bases/brief.py) --------------------------------------------------------
+# -- how it is pre-trained (tools/tiny_bases/short_recipe.py) --------------------------------------------------------
 
 RECIPE: dict[str, int] = {}
 """What differs from the short recipe's defaults."""

@@ -9,7 +9,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, PhiConfig, PreTraine
 from reca.models.showo.autoencoder import Magvit, MagvitSizes
 from reca.models.showo.checkpoint import ShowoParts, build_vocabulary, empty_phi, empty_projector
 from reca.models.showo.model import QUESTION_TEXT, Showo
-from tools.tiny_bases.tiny import UNKNOWN, options_of, word_tokenizer
+from tools.tiny_bases.presets import UNKNOWN, options_of, word_tokenizer
 
 END = "<|endoftext|>"
 IMAGE_SIZE, PATCH = 24, 6
@@ -77,7 +77,7 @@ def build(**changes: Any) -> Showo:
     return Showo(parts, options_of("showo_tiny", **changes)).eval()
 
 
-# -- how it is pre-trained (tools/tiny_bases/brief.py) --------------------------------------------------------
+# -- how it is pre-trained (tools/tiny_bases/short_recipe.py) --------------------------------------------------------
 
 RECIPE: dict[str, int] = {}
 """What differs from the short recipe's defaults."""

@@ -57,7 +57,7 @@ LATENTS = ("network.vae.encoder.", "network.vae.quant_conv.")
 
 
 @dataclass(frozen=True)
-class Turn:
+class ChatTurn:
     """Token ids of one sample, and where among them an image goes."""
 
     ids: Sequence[int]
@@ -170,15 +170,15 @@ class Harmon(UnifiedModel):
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def _drawing_turns(self, texts: Sequence[str], images: Tensor | None = None) -> list[Turn]:
+    def _drawing_turns(self, texts: Sequence[str], images: Tensor | None = None) -> list[ChatTurn]:
         """User turns; an image stands behind the opening, whose newline the text's own may have merged with."""
         opening = len(self._ids(USER))
         return [
-            Turn(self._ids(USER + text + END + ASSISTANT), None if images is None else images[row], opening)
+            ChatTurn(self._ids(USER + text + END + ASSISTANT), None if images is None else images[row], opening)
             for row, text in enumerate(texts)
         ]
 
-    def prefix(self, turns: Sequence[Turn], room: int = 0) -> tuple[Prefix, Tensor]:
+    def prefix(self, turns: Sequence[ChatTurn], room: int = 0) -> tuple[Prefix, Tensor]:
         """Turns as the language model reads them, padded on the right, and their labels (B, L) on the CPU.
 
         Args:
@@ -232,7 +232,7 @@ class Harmon(UnifiedModel):
         texts = self._texts([DRAW.format(text) for text in prompts], rng)
         return self._drawing(self._drawing_turns(texts), target, rng)
 
-    def _drawing(self, turns: Sequence[Turn], target: Target, rng: SampleRng) -> Loss:
+    def _drawing(self, turns: Sequence[ChatTurn], target: Target, rng: SampleRng) -> Loss:
         length, sizes = math.prod(self.network.grid(target.values)), self.network.mar.sizes
         prefix, _ = self.prefix(turns, length + sizes.buffer_size)
         hidden = random_mask(rng, length, sizes.mask_ratio_min)
@@ -273,18 +273,18 @@ class Harmon(UnifiedModel):
             asked = self._question(dialogue.question, image)
             answer = self._ids(dialogue.answer + END)
             labels = [IGNORE_INDEX] * len(asked.ids) + answer
-            turns.append(Turn([*asked.ids, *answer], image, asked.place, labels))
+            turns.append(ChatTurn([*asked.ids, *answer], image, asked.place, labels))
         return self.answer_loss(turns)
 
-    def answer_loss(self, turns: Sequence[Turn]) -> Loss:
+    def answer_loss(self, turns: Sequence[ChatTurn]) -> Loss:
         """Cross-entropy over all labels."""
         prefix, labels = self.prefix(turns)
         states, ids = self.network.read(prefix.embeds, prefix.mask), labels.to(prefix.mask.device)
         return next_token_loss(states, ids, labels != IGNORE_INDEX, self.network.llm.lm_head)
 
-    def _question(self, question: str, image: Tensor) -> Turn:
+    def _question(self, question: str, image: Tensor) -> ChatTurn:
         opening = self._ids(USER)
-        return Turn([*opening, *self._ids(f"\n{question}{END}{ASSISTANT}")], image, len(opening))
+        return ChatTurn([*opening, *self._ids(f"\n{question}{END}{ASSISTANT}")], image, len(opening))
 
     # -- what comes out -------------------------------------------------------------------------------------
 
@@ -298,14 +298,16 @@ class Harmon(UnifiedModel):
         return self._draw(self._drawing_turns(prompts, semantic.embeds), sampling, rng)
 
     @torch.no_grad()
-    def _draw(self, turns: Sequence[Turn], sampling: Sampling, rng: SampleRng) -> Tensor:
+    def _draw(self, turns: Sequence[ChatTurn], sampling: Sampling, rng: SampleRng) -> Tensor:
         if sampling.guidance_scale != 1:  # the unconditional half knows neither text nor image
             turns = [*turns, *self._drawing_turns([DRAW_ANYTHING] * len(turns))]
         side = self.spec.generation_size // self.network.mar.sizes.pixels
         return self.network.to_images(self.draw_latents(turns, (side, side), sampling, rng)).clamp(-1, 1)
 
     @torch.no_grad()
-    def draw_latents(self, turns: Sequence[Turn], grid: tuple[int, int], sampling: Sampling, rng: SampleRng) -> Tensor:
+    def draw_latents(
+        self, turns: Sequence[ChatTurn], grid: tuple[int, int], sampling: Sampling, rng: SampleRng
+    ) -> Tensor:
         """Latents (B, C, h, w), a few tokens at a time in a random order (arXiv 2406.11838, section 3.3).
 
         Args:

@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 
 from reca.config import ROOT
 from reca.models.base import load_model
-from tools.tiny_bases import brief, main
-from tools.tiny_bases.brief import PRESETS, Pool, Recipe
-from tools.tiny_bases.schedule import pixels
-from tools.tiny_bases.tiny import options_of
+from tools.tiny_bases import main, short_recipe
+from tools.tiny_bases.presets import options_of
+from tools.tiny_bases.short_recipe import PRESETS, Pool, Recipe
+from tools.tiny_bases.training import pixels
 
 SHORT = Recipe(
     "none",
@@ -34,7 +34,7 @@ LIMIT_BYTES = 5_000_000
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_base_is_made_and_taken_up_again(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = replace(SHORT, model=name)
-    brief.pretrain(recipe, tmp_path / "base", tmp_path / "state")
+    short_recipe.pretrain(recipe, tmp_path / "base", tmp_path / "state")
     files = [path for path in (tmp_path / "base").rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < LIMIT_BYTES
     weights = [tensor for path in files if path.suffix == ".safetensors" for tensor in load_file(path).values()]
@@ -48,7 +48,7 @@ def test_a_base_is_made_and_taken_up_again(name: str, tmp_path: Path, capsys: py
     assert all(bool(value.isfinite().all()) for value in model.state_dict().values() if value.is_floating_point())
 
     capsys.readouterr()
-    brief.pretrain(recipe, tmp_path / "again", tmp_path / "state")
+    short_recipe.pretrain(recipe, tmp_path / "again", tmp_path / "state")
     assert capsys.readouterr().out.count("kept from") == 3
     again = load_model(model.family, tmp_path / "again", options_of(name), torch.device("cpu")).state_dict()
     assert all(torch.equal(value, again[key]) for key, value in model.state_dict().items())
@@ -60,7 +60,7 @@ def test_latents_get_unit_variance(name: str) -> None:
     model = PRESETS[name].build()
     images = pixels(Pool.of(1, 32).images)
     PRESETS[name].settle(model, images)
-    assert float(brief._targets(model, Pool.of(1, 32).images).std()) == pytest.approx(1, abs=0.05)
+    assert float(short_recipe._targets(model, Pool.of(1, 32).images).std()) == pytest.approx(1, abs=0.05)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -80,8 +80,8 @@ def test_the_command_line_chooses(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     def record(recipe: object, out: Path, state: Path) -> None:
         made.append((getattr(recipe, "model", "janus_tiny"), out))
 
-    monkeypatch.setattr("tools.tiny_bases.brief.pretrain", record)
-    monkeypatch.setattr("tools.tiny_bases.run.pretrain", record)
+    monkeypatch.setattr("tools.tiny_bases.short_recipe.pretrain", record)
+    monkeypatch.setattr("tools.tiny_bases.janus_recipe.pretrain", record)
     monkeypatch.setattr("torch.set_num_threads", lambda count: None)
     for words in ([], ["model=janus_tiny"], ["model=bagel_tiny"], ["model=showo_tiny", "--out", str(tmp_path)]):
         assert main(words) == 0

@@ -26,11 +26,11 @@ from reca.runtime.files import write_json
 from reca.runtime.seeding import SampleRng
 from tools.tiny_bases import bagel_tiny, harmon_tiny, openuni_tiny, showo_tiny
 from tools.tiny_bases.base_card import model_card
-from tools.tiny_bases.facts import opening, patch_tags
-from tools.tiny_bases.run import HELD_OUT_SEED, STUDY_SEED, detector_scores, pool_digest, scene_pool, stage
-from tools.tiny_bases.schedule import Report, one_cycle, pixels, update
-from tools.tiny_bases.tiny import options_of
-from tools.tiny_bases.understanding import Probes, answer_scores, asked_loss
+from tools.tiny_bases.janus_recipe import HELD_OUT_SEED, STUDY_SEED, detector_scores, pool_digest, scene_pool, stage
+from tools.tiny_bases.janus_understanding import Probes, answer_scores, asked_loss
+from tools.tiny_bases.presets import options_of
+from tools.tiny_bases.scene_labels import opening, patch_tags
+from tools.tiny_bases.training import Report, one_cycle, pixels, update
 
 M = TypeVar("M", bound=UnifiedModel, contravariant=True)
 BUILT: dict[str, Any] = {"prompt_dropout": 0.1, "train_vision": True, "freeze_understanding": False}
@@ -40,7 +40,7 @@ trained from nothing on scenes rendered by `reca/data/synthetic/scenes.py`. Its 
 minutes on one core), so its scores are weak: they say that it is no random network, not what this architecture can
 learn. Not for use on photographs.
 
-Made by `python -m tools.tiny_bases model={model}` (`tools/tiny_bases/brief.py`); the recipe is below, and in
+Made by `python -m tools.tiny_bases model={model}` (`tools/tiny_bases/short_recipe.py`); the recipe is below, and in
 `card.json` for machines."""
 
 

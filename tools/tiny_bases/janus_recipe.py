@@ -24,14 +24,14 @@ from reca.evaluation.judges.scene_detector import SceneDetector
 from reca.models.janus.model import Janus
 from reca.runtime.files import whole_file, write_json
 from reca.runtime.progress import Progress
-from tools.tiny_bases import drawing, image_tokenizer, janus_tiny, understanding
+from tools.tiny_bases import janus_generation, janus_tiny, janus_tokenizer, janus_understanding
 from tools.tiny_bases.base_card import model_card
-from tools.tiny_bases.drawing import Recipe as DrawingRecipe
-from tools.tiny_bases.facts import opening
-from tools.tiny_bases.image_tokenizer import Codebook
-from tools.tiny_bases.image_tokenizer import Recipe as TokenizerRecipe
-from tools.tiny_bases.schedule import Report, pixels
-from tools.tiny_bases.understanding import Recipe as UnderstandingRecipe
+from tools.tiny_bases.janus_generation import Recipe as DrawingRecipe
+from tools.tiny_bases.janus_tokenizer import Codebook
+from tools.tiny_bases.janus_tokenizer import Recipe as TokenizerRecipe
+from tools.tiny_bases.janus_understanding import Recipe as UnderstandingRecipe
+from tools.tiny_bases.scene_labels import opening
+from tools.tiny_bases.training import Report, pixels
 
 STUDY_SEED, HELD_OUT_SEED, TOKENIZER_SEED, GALLERY_SEED = 100, 101, 102, 103
 """Streams of scenes; the detector's are 110 and 111, and no run or benchmark uses any of these."""
@@ -73,14 +73,14 @@ def pretrain(recipe: Recipe, out: Path, state: Path) -> None:
     done = state / recipe.digest()
     torch.manual_seed(recipe.seed)
     model = janus_tiny.build()
-    probes = understanding.Probes(janus_tiny.WIDTH)
+    probes = janus_understanding.Probes(janus_tiny.WIDTH)
     grid = janus_tiny.IMAGE_SIZE // janus_tiny.PATCH
     scenes, images = scene_pool(STUDY_SEED, recipe.study_images)
-    held_out = understanding.study(*scene_pool(HELD_OUT_SEED, recipe.held_out_images), grid, 1)
+    held_out = janus_understanding.study(*scene_pool(HELD_OUT_SEED, recipe.held_out_images), grid, 1)
     vq, seconds = model.network.model.vqmodel, dict[str, float]()
     pictured, pictures = scene_pool(TOKENIZER_SEED, recipe.tokenizer_images)
     pictures = torch.cat([pictures, empty_scenes(pictured[: recipe.tokenizer_images // 20])])
-    codebook = image_tokenizer.build_codebook(
+    codebook = janus_tokenizer.build_codebook(
         pictured[: recipe.tokenizer.outline_scenes],
         janus_tiny.IMAGE_SIZE,
         janus_tiny.IMAGE_SIZE // janus_tiny.CODES_PER_SIDE,
@@ -90,20 +90,20 @@ def pretrain(recipe: Recipe, out: Path, state: Path) -> None:
     )
 
     def understand(report: Report) -> None:
-        study = understanding.study(scenes, images, grid, recipe.seed)
-        understanding.train(model, probes, study, recipe.understanding, recipe.seed, report)
+        study = janus_understanding.study(scenes, images, grid, recipe.seed)
+        janus_understanding.train(model, probes, study, recipe.understanding, recipe.seed, report)
 
     def encode(report: Report) -> None:
-        image_tokenizer.train_encoder(vq, codebook, pictures, recipe.tokenizer, recipe.seed, report)
+        janus_tokenizer.train_encoder(vq, codebook, pictures, recipe.tokenizer, recipe.seed, report)
 
     def decode(report: Report) -> None:
         vision = model.network.model.vision_model
-        image_tokenizer.train_decoder(vq, vision, pictures, recipe.tokenizer, recipe.seed, report)
+        janus_tokenizer.train_decoder(vq, vision, pictures, recipe.tokenizer, recipe.seed, report)
 
     def draw(report: Report) -> None:
         gallery = make_gallery(vq, codebook, scenes, images, recipe)
-        drawing.prepare(model, gallery.captions)
-        drawing.train(model, gallery, recipe.drawing, recipe.seed, report)
+        janus_generation.prepare(model, gallery.captions)
+        janus_generation.train(model, gallery, recipe.drawing, recipe.seed, report)
 
     stages = {"understanding": understand, "encoder": encode, "decoder": decode, "drawing": draw}
     for name, work in stages.items():
@@ -112,7 +112,7 @@ def pretrain(recipe: Recipe, out: Path, state: Path) -> None:
     model.network.half()
     model.save_official(out)
     model.network.float()  # what is measured is what was written
-    scores = understanding.examine(model, probes, held_out, recipe.seed)
+    scores = janus_understanding.examine(model, probes, held_out, recipe.seed)
     scores |= tokenizer_scores(model, scene_pool(HELD_OUT_SEED, recipe.held_out_images)[0])
     write_base_card(out, recipe, scores, seconds)
     print(f"base written to {out}")
@@ -182,7 +182,7 @@ def pool_digest(seed: int, sample: int = 256) -> dict[str, Any]:
 
 def make_gallery(
     vq: JanusVQVAE, codebook: Codebook, scenes: Sequence[Scene], images: Tensor, recipe: Recipe
-) -> drawing.Gallery:
+) -> janus_generation.Gallery:
     """Images to learn to draw, with sparse captions, and the study scenes for practising answers.
 
     The codes are the encoder's, as in every later training, and not the codebook's nearest patches, which it only
@@ -192,8 +192,8 @@ def make_gallery(
     rng = random.Random(f"gallery-{recipe.seed}")
     captions = [opening(rng) + sparse_caption(scene, rng) for scene in pictured]
     asked = [questions(scene, rng) for scene in scenes]
-    codes = image_tokenizer.encode(vq, pictures)
-    return drawing.Gallery(codes.to(torch.int16), codebook, captions, images, asked)
+    codes = janus_tokenizer.encode(vq, pictures)
+    return janus_generation.Gallery(codes.to(torch.int16), codebook, captions, images, asked)
 
 
 def tokenizer_scores(model: Janus, scenes: Sequence[Scene]) -> dict[str, float]:

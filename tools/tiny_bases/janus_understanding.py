@@ -24,8 +24,17 @@ from reca.models.base import Dialogue, Semantic, UnifiedModel
 from reca.models.janus.model import Janus
 from reca.models.prompts import SIMPLE, TEMPLATES
 from reca.runtime.seeding import SampleRng
-from tools.tiny_bases.facts import UNKNOWN, Labels, Tags, labels, opening, patch_tags, random_statement, scene_facts
-from tools.tiny_bases.schedule import Report, one_cycle, pixels, update
+from tools.tiny_bases.scene_labels import (
+    UNKNOWN,
+    Labels,
+    Tags,
+    labels,
+    opening,
+    patch_tags,
+    random_statement,
+    scene_facts,
+)
+from tools.tiny_bases.training import Report, one_cycle, pixels, update
 
 
 @dataclass(frozen=True)

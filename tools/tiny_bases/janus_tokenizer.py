@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from reca.data.synthetic.scenes import BACKGROUNDS, COLORS, Scene, render
-from tools.tiny_bases.schedule import Report, one_cycle, pixels, update
+from tools.tiny_bases.training import Report, one_cycle, pixels, update
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from reca.data.synthetic.scenes import BACKGROUNDS, COLORS, Question
 from reca.models.janus.model import Janus, PromptEmbeds
-from tools.tiny_bases.image_tokenizer import Codebook
-from tools.tiny_bases.schedule import Report, one_cycle, update
-from tools.tiny_bases.understanding import asked_loss
+from tools.tiny_bases.janus_tokenizer import Codebook
+from tools.tiny_bases.janus_understanding import asked_loss
+from tools.tiny_bases.training import Report, one_cycle, update
 
 
 @dataclass(frozen=True)
