@@ -38,11 +38,11 @@ from reca.data.embeddings import Embeddings
 from reca.models.base import Semantic, Target, UnifiedModel
 from reca.models.loading import base_folder, load_base, load_encoders
 from reca.models.prompts import choose_templates
-from reca.runtime.distributed import ALONE, StopRequest, prepare
+from reca.runtime.distributed import SINGLE_PROCESS, StopRequest, prepare
 from reca.runtime.files import write_json
 from reca.stages.extract import DATASET, EMBEDDINGS, extract
 from reca.stages.ingest import ingest
-from reca.training.batches import Pass, Passes
+from reca.training.batches import MicroBatch, MicroBatchLoader
 from reca.training.loader import Samples
 from reca.training.loop import Run, take_step
 from reca.training.losses import Sources
@@ -54,12 +54,12 @@ RESULT = Path(__file__).parent / "results/loop.json"
 CPU = torch.device("cpu")
 
 
-class TimedPasses(Passes):
+class TimedPasses(MicroBatchLoader):
     """Notes how long each pass waited for its samples."""
 
     waited = 0.0
 
-    def _sources(self, one: Pass) -> Sources:
+    def _sources(self, one: MicroBatch) -> Sources:
         began = time.perf_counter()
         sources = super()._sources(one)
         self.waited += time.perf_counter() - began
@@ -144,12 +144,12 @@ class _Loop:
         model, settings = _loaded(config, root), config.train
         embeddings = Embeddings.open(root / EMBEDDINGS)
         samples = Samples(model, root / DATASET, embeddings, settings, _mixture(config), config.seed, CPU)
-        self._run = Run(model, samples, settings, config.seed, config.hardware.micro_batch_size, ALONE, ahead)
+        self._run = Run(model, samples, settings, config.seed, config.hardware.micro_batch_size, SINGLE_PROCESS, ahead)
         self._parameters = freeze(model, set(model.trainable()))
         set_training_mode(model)
         self._optimizer = build_optimizer(self._parameters, settings.betas, settings.weight_decay)
         self._guard, self._stop, self._next = SpikeGuard(), StopRequest(), 0
-        self.passes = TimedPasses(samples, config.hardware.micro_batch_size, ALONE, range(1, last + 1), ahead)
+        self.passes = TimedPasses(samples, config.hardware.micro_batch_size, SINGLE_PROCESS, range(1, last + 1), ahead)
         self.waits: list[float] = []
 
     def step(self) -> None:

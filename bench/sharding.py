@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from bench.models import build
 from reca.config import ROOT
 from reca.models.base import load_model
-from reca.runtime.distributed import joined
+from reca.runtime.distributed import init_distributed
 from reca.runtime.files import write_json
 from reca.runtime.launch import free_port
 from reca.runtime.seeding import SampleRng
@@ -102,11 +102,11 @@ def write_model(folder: Path, layers: int, dtype: torch.dtype) -> None:
 
 def measure(folder: Path) -> dict[str, int]:
     """One process's memory; together with the others, if there are any."""
-    with joined(CPU, sharded=True) as world:
+    with init_distributed(CPU, sharded=True) as distributed:
         before = anonymous()
         with watched() as peak:
-            model = load_model("janus", folder, OPTIONS, None if world.sharded else CPU)
-            if world.sharded:
+            model = load_model("janus", folder, OPTIONS, None if distributed.sharded else CPU)
+            if distributed.sharded:
                 shard(model, CPU)
         found = {"whole": sum(value.numel() * 4 for value in model.parameters()), "loading, peak": peak[0] - before}
         found["loaded"] = anonymous() - before
@@ -114,12 +114,12 @@ def measure(folder: Path) -> dict[str, int]:
         optimizer = build_optimizer(parameters, (0.9, 0.95), 0.0)
         images = torch.zeros(1, 3, model.spec.generation_size, model.spec.generation_size)
         with watched() as peak:
-            rng = SampleRng([world.rank])
+            rng = SampleRng([distributed.rank])
             model.text_to_image_loss(["a cat"], model.encode_target(images, rng), rng).value.backward()
             clip_gradients(parameters.values(), 1.0)
             optimizer.step()
         found |= {"training, peak": peak[0] - before, "trained": anonymous() - before}
-        world.wait()
+        distributed.barrier()
         return {name: round(value / MIB) for name, value in found.items()}
 
 

@@ -22,7 +22,7 @@ from reca.config import AdapterSection
 from reca.runtime.files import write_json
 from reca.training.lora import adapt
 from reca.training.low_bit_adamw import Moments, state_bytes
-from reca.training.precision import rounded_by_autocast
+from reca.training.precision import bf16_safe_parameters
 
 RESULT = Path(__file__).parent / "results" / "states.json"
 META = torch.device("meta")
@@ -37,7 +37,7 @@ def rows(family: str, ranks: list[int]) -> Iterator[dict[str, Any]]:
                 adapt(model, AdapterSection(rank=rank, alpha=2 * rank), seed=0)
         trained = [model.get_parameter(name) for name in model.trainable()]
         weights, gradients = (4 * sum(value.numel() for value in values) for values in (model.parameters(), trained))
-        lower = weights - 2 * sum(model.get_parameter(name).numel() for name in rounded_by_autocast(model))
+        lower = weights - 2 * sum(model.get_parameter(name).numel() for name in bf16_safe_parameters(model))
         for moments in get_args(Moments):
             state = sum(state_bytes(value, moments) for value in trained)
             yield {

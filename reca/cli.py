@@ -43,7 +43,7 @@ PASSED_ON = set(FLOW_VERBS)
 """Verbs whose arguments are read elsewhere."""
 STAGE_OPTIONS = ("from_replies", "dry_run")
 """Options of these that a stage takes by name."""
-LAST_WORDS_SECONDS = 20
+TERMINATE_GRACE_SECONDS = 20
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -164,7 +164,7 @@ def _stage(options: argparse.Namespace) -> int:
 
         if not launched():
             command = [sys.executable, "-m", "reca", *sys.argv[1:]]
-            return launch_all(command, config.hardware, apart=options.verb != "train")
+            return launch_all(command, config.hardware, independent_ranks=options.verb != "train")
     stage = getattr(importlib.import_module(f"reca.stages.{options.verb}"), options.verb)
     arguments = (options.which, options.benchmark) if options.verb in PER_BENCHMARK_STAGES else ()
     switches = {name: value for name in STAGE_OPTIONS if (value := getattr(options, name, None))}
@@ -250,7 +250,7 @@ def _end_with_guard() -> None:
     def watch() -> None:
         select.select([descriptor], [], [])  # readable when that process has ended, however it ended
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(LAST_WORDS_SECONDS)
+        time.sleep(TERMINATE_GRACE_SECONDS)
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True, name="watch the guard").start()

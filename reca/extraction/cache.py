@@ -23,7 +23,7 @@ from torch import Tensor
 from reca.data.embeddings import Embeddings, EmbeddingsError, Field, Shard, check_shard
 from reca.runtime.errors import UserError
 from reca.runtime.files import write_text
-from reca.runtime.locks import exclusive
+from reca.runtime.locks import file_lock
 
 KEPT = 2
 """Extractions whose shards stay, this one included; other recipes and data sets count alike."""
@@ -62,7 +62,7 @@ Row = tuple[dict[str, Tensor], Rounding | None]
 
 
 @dataclass(frozen=True)
-class Done:
+class FinishedShard:
     """A finished shard."""
 
     shard: Shard
@@ -84,7 +84,7 @@ class Done:
         return cls(Shard(**found["shard"]), fields, [Rounding(*image) for image in found["rounding"]])
 
     @classmethod
-    def intact(cls, note: Path) -> Self | None:
+    def load_valid(cls, note: Path) -> Self | None:
         """What a note says, if the shard beside it is what it says."""
         try:
             done = cls.read(note)
@@ -94,12 +94,12 @@ class Done:
         return done
 
 
-def note_of(folder: Path, number: int) -> Path:
+def metadata_path(folder: Path, number: int) -> Path:
     """Where the note of a shard lies."""
     return folder / f"shard-{number:05d}.json"
 
 
-def shard_of(folder: Path, number: int) -> Path:
+def shard_path(folder: Path, number: int) -> Path:
     """Where a shard lies."""
     return folder / f"shard-{number:05d}.safetensors"
 
@@ -114,7 +114,7 @@ def link(source: Path, destination: Path) -> bool:
     return True
 
 
-def tidy(folder: Path, parts: Sequence[Sequence[str]]) -> None:
+def remove_incomplete(folder: Path, parts: Sequence[Sequence[str]]) -> None:
     """Remove what is not whole of an earlier attempt, and the notes of damaged shards.
 
     Args:
@@ -126,12 +126,12 @@ def tidy(folder: Path, parts: Sequence[Sequence[str]]) -> None:
     for leftover in folder.glob(".*"):
         leftover.unlink()
     for number, ids in enumerate(parts):
-        done = Done.intact(note_of(folder, number))
+        done = FinishedShard.load_valid(metadata_path(folder, number))
         if done is None or done.shard.ids != list(ids):
-            note_of(folder, number).unlink(missing_ok=True)
+            metadata_path(folder, number).unlink(missing_ok=True)
 
 
-def gather(folder: Path, wanted: set[str]) -> None:
+def link_reusable(folder: Path, wanted: set[str]) -> None:
     """Link the shards of earlier extractions that hold some of the wanted images into ``known/`` of this one.
 
     Once they are linked, nobody else can remove them. An image's id is the beginning of its SHA-256, so the same id is
@@ -140,7 +140,7 @@ def gather(folder: Path, wanted: set[str]) -> None:
     (folder / KNOWN).mkdir()
     how = folder.name.split("-")[0]
     for note in sorted(folder.parent.glob(f"{how}-*/shard-*.json")):
-        done = Done.intact(note) if note.parent != folder else None
+        done = FinishedShard.load_valid(note) if note.parent != folder else None
         if done is None or wanted.isdisjoint(done.shard.ids):
             continue
         place = folder / KNOWN / f"{note.parent.name}-{done.shard.file}"
@@ -151,7 +151,7 @@ def gather(folder: Path, wanted: set[str]) -> None:
         replace(done, shard=replace(done.shard, file=place.name)).write(place.with_suffix(".json"))
 
 
-class Known:
+class ReusableRows:
     """Rows of images that were extracted before.
 
     Args:
@@ -159,7 +159,7 @@ class Known:
     """
 
     def __init__(self, folder: Path) -> None:
-        found = [Done.read(note) for note in sorted((folder / KNOWN).glob("*.json"))]
+        found = [FinishedShard.read(note) for note in sorted((folder / KNOWN).glob("*.json"))]
         fields = {name: field for done in found for name, field in done.fields.items()}
         self._rows = Embeddings(folder / KNOWN, fields, [done.shard for done in found])
         self._rounding = {
@@ -184,13 +184,13 @@ def remove_old(folder: Path) -> None:
     others = [path for path in folder.parent.iterdir() if path.is_dir() and path != folder]
     for old in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)[KEPT - 1 :]:
         try:
-            with exclusive(lock_of(old), f"the extraction {old.name}", wait_seconds=0):
+            with file_lock(lock_path(old), f"the extraction {old.name}", wait_seconds=0):
                 shutil.rmtree(old)
         except UserError:
             continue
 
 
-def lock_of(folder: Path) -> Path:
+def lock_path(folder: Path) -> Path:
     """The lock of whoever works on an extraction."""
     return folder.with_name(f"{folder.name}.lock")
 

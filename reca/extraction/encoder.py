@@ -12,7 +12,7 @@ from reca.data.images import resized
 from reca.data.ragged import moved, pinned
 from reca.extraction.cache import Rounding, Row, rounding
 from reca.models.base import Images, UnifiedModel
-from reca.runtime.prefetch import ReadAhead
+from reca.runtime.prefetch import Prefetcher
 from reca.runtime.seeding import NoDraws
 
 
@@ -51,7 +51,7 @@ class Encoder:
         A batch is handed out when the next one has been started, so that a GPU works on while its rows are stored.
         """
         started: _Started | None = None
-        with ReadAhead(self._read, self._batches(ids), self.prefetch) as coming:
+        with Prefetcher(self._read, self._batches(ids), self.prefetch) as coming:
             for chosen, pixels in coming:
                 before, started = started, self._start(chosen, pixels)
                 if before is not None:

@@ -8,7 +8,7 @@ from typing import Self
 from torch import Tensor
 
 from reca.data.embeddings import Field, smallest_integers, write_shard
-from reca.extraction.cache import Done, Row, note_of, shard_of
+from reca.extraction.cache import FinishedShard, Row, metadata_path, shard_path
 
 
 class EmbeddingsWriter:
@@ -44,7 +44,7 @@ class EmbeddingsWriter:
         return sum(
             len(ids)
             for number, ids in enumerate(parts)
-            if number in self._given or note_of(self._folder, number).exists()
+            if number in self._given or metadata_path(self._folder, number).exists()
         )
 
 
@@ -58,4 +58,6 @@ def _write(folder: Path, number: int, ids: Sequence[str], rows: Mapping[str, Row
         shape = list(values[0].shape) if len({value.shape for value in values}) == 1 else None
         fields[name] = Field(shape, str(stored[name][0].dtype).removeprefix("torch."))
     costs = [cost for image in ids if (cost := rows[image][1]) is not None]
-    Done(write_shard(shard_of(folder, number), ids, stored), fields, costs).write(note_of(folder, number))
+    FinishedShard(write_shard(shard_path(folder, number), ids, stored), fields, costs).write(
+        metadata_path(folder, number)
+    )

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 GUARD = "RECA_GUARD_PID"
 """Environment variable with the process of the flow that wants a stage's result (flows/guard.py)."""
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-PATIENCE = timedelta(hours=1)
+PROCESS_GROUP_TIMEOUT = timedelta(hours=1)
 """For the slowest process: the first one writes checkpoints and waits for locks while the others wait for it."""
 BUCKET_BYTES = 2**26
 """Of gradients in one message: a hundred messages of a norm's weights cost more than their bytes."""
@@ -54,45 +54,45 @@ def choose_device(name: str) -> "torch.device":
 
 
 @dataclass(frozen=True)
-class World:
+class DistributedContext:
     """This process's place among those that share a stage. Alone, every method costs and changes nothing."""
 
     rank: int = 0
-    size: int = 1
+    world_size: int = 1
     device: "torch.device | None" = None
     """Where gradients lie."""
     sharded: bool = False
     """Whether each process holds some rows of every parameter (:mod:`reca.training.fsdp`), not all of them."""
 
     @property
-    def leads(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this is the one process that writes and speaks."""
         return self.rank == 0
 
-    def part(self, items: Sequence[Item]) -> Sequence[Item]:
+    def shard(self, items: Sequence[Item]) -> Sequence[Item]:
         """This process's share of something that all of them know; it may be empty."""
-        return items[self.rank :: self.size]
+        return items[self.rank :: self.world_size]
 
-    def sum(self, values: Sequence[float]) -> list[float]:
+    def all_reduce_sum(self, values: Sequence[float]) -> list[float]:
         """Sums over all processes, the same to the last bit on each of them."""
-        if self.size == 1:
+        if self.world_size == 1:
             return list(values)
         import torch
 
-        sums = self.add_up(torch.tensor(values, dtype=torch.float64, device=self.device))
+        sums = self.all_reduce_(torch.tensor(values, dtype=torch.float64, device=self.device))
         return [float(value) for value in sums.tolist()]
 
-    def add_up(self, values: "torch.Tensor") -> "torch.Tensor":
+    def all_reduce_(self, values: "torch.Tensor") -> "torch.Tensor":
         """The same of numbers on the device, in place; no CPU waits for them."""
-        if self.size > 1:
+        if self.world_size > 1:
             import torch
 
             torch.distributed.all_reduce(values)
         return values
 
-    def tell(self, word: str) -> str:
+    def broadcast(self, word: str) -> str:
         """What the leading process says, on every process."""
-        if self.size == 1:
+        if self.world_size == 1:
             return word
         import torch
 
@@ -100,23 +100,23 @@ class World:
         torch.distributed.broadcast_object_list(words, device=self.device)
         return words[0]
 
-    def collect(self, facts: Mapping[str, Value]) -> dict[str, Value]:
+    def all_gather(self, facts: Mapping[str, Value]) -> dict[str, Value]:
         """What each process knows, put together on every process."""
-        if self.size == 1:
+        if self.world_size == 1:
             return dict(facts)
         import torch
 
-        found: list[Mapping[str, Value]] = [{}] * self.size
+        found: list[Mapping[str, Value]] = [{}] * self.world_size
         torch.distributed.all_gather_object(found, facts)
         return {name: fact for each in found for name, fact in each.items()}
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Return when all processes have come here.
 
         Raises:
             LostProcess: One of them will not.
         """
-        if self.size == 1:
+        if self.world_size == 1:
             return
         import torch
 
@@ -131,7 +131,7 @@ class World:
             )
             raise LostProcess from None
 
-    def sum_gradients(self, parameters: Sequence["torch.nn.Parameter"], told: bool) -> bool:
+    def all_reduce_gradients(self, parameters: Sequence["torch.nn.Parameter"], told: bool) -> bool:
         """Add up the gradients of all processes, in place; those of sharded parameters have been, as they came.
 
         Args:
@@ -141,13 +141,15 @@ class World:
         Returns:
             Whether any process was told to end.
         """
-        if self.size == 1:
+        if self.world_size == 1:
             return told
         if self.sharded:
-            return self.sum([float(told)]) != [0.0]
+            return self.all_reduce_sum([float(told)]) != [0.0]
         import torch
 
-        *counts, ending = self.sum([*(float(parameter.grad is not None) for parameter in parameters), float(told)])
+        *counts, ending = self.all_reduce_sum(
+            [*(float(parameter.grad is not None) for parameter in parameters), float(told)]
+        )
         gradients = list[torch.Tensor]()
         for parameter, count in zip(parameters, counts, strict=True):
             if not count:  # reached by no sample of the step: the optimizer must not see a gradient, be it 0
@@ -178,15 +180,15 @@ def _buckets(gradients: Sequence["torch.Tensor"]) -> Iterator[list["torch.Tensor
         yield bucket
 
 
-ALONE = World()
+SINGLE_PROCESS = DistributedContext()
 
 
 @contextmanager
-def joined(device: "torch.device | str", sharded: bool = False) -> Iterator[World]:
+def init_distributed(device: "torch.device | str", sharded: bool = False) -> Iterator[DistributedContext]:
     """Take this process's place among those that were launched together, if they were; all but the first fall silent.
 
     A launcher says so in RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT: ours, or torchrun. Inside another
-    ``joined`` the place is the one that was taken there.
+    ``init_distributed`` the place is the one that was taken there.
 
     Args:
         device: Of this process; a name is chosen by :func:`choose_device`, and not before there are several.
@@ -196,13 +198,13 @@ def joined(device: "torch.device | str", sharded: bool = False) -> Iterator[Worl
         UserError: There is no GPU for this process.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1":
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     import torch
 
     device = choose_device(device) if isinstance(device, str) else device
     if torch.distributed.is_initialized():
-        yield World(torch.distributed.get_rank(), torch.distributed.get_world_size(), device, sharded)
+        yield DistributedContext(torch.distributed.get_rank(), torch.distributed.get_world_size(), device, sharded)
         return
     on_cuda = device.type == "cuda"
     if on_cuda:
@@ -210,13 +212,13 @@ def joined(device: "torch.device | str", sharded: bool = False) -> Iterator[Worl
         if place >= gpus:
             raise UserError(f"there are {gpus} GPUs for more processes; set hardware.processes={gpus}")
         torch.cuda.set_device(place)
-    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo", timeout=PATIENCE)
-    world = World(torch.distributed.get_rank(), torch.distributed.get_world_size(), device, sharded)
-    if world.leads:
-        yield world
+    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo", timeout=PROCESS_GROUP_TIMEOUT)
+    distributed = DistributedContext(torch.distributed.get_rank(), torch.distributed.get_world_size(), device, sharded)
+    if distributed.is_main_process:
+        yield distributed
     else:
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-            yield world
+            yield distributed
     torch.distributed.destroy_process_group()  # not after an error: the others may never come to it
 
 

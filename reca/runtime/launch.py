@@ -20,9 +20,9 @@ from reca.runtime.errors import UserError
 GRACE_SECONDS = 30.0
 """For the others when one process has failed: the first may be writing a checkpoint."""
 POLL_SECONDS = 0.1
-LAST_WORDS = 10_000
+STDERR_TAIL_CHARS = 10_000
 """Characters of a failed process's stderr that are shown."""
-TO_NODES = signal.SIGUSR1
+NODE_STOP_SIGNAL = signal.SIGUSR1
 """Ends what a node launcher has started: srun and mpirun hand it on, while at SIGTERM srun kills without asking."""
 RENDEZVOUS = "RECA_RENDEZVOUS"
 """Environment variable with HOST:PORT, where the processes of several nodes find each other."""
@@ -35,7 +35,7 @@ def launched() -> bool:
     return "RANK" in os.environ
 
 
-def launch_all(command: Sequence[str], hardware: HardwareSection, apart: bool = False) -> int:
+def launch_all(command: Sequence[str], hardware: HardwareSection, independent_ranks: bool = False) -> int:
     """Start a command on all devices of all nodes, and wait for it.
 
     On one node that is :func:`launch`. For several, ``hardware.multinode_launcher`` starts the same command on each of
@@ -44,7 +44,7 @@ def launch_all(command: Sequence[str], hardware: HardwareSection, apart: bool = 
     Args:
         command: Program and arguments.
         hardware: How many nodes and processes, and how nodes are reached.
-        apart: See :func:`launch`.
+        independent_ranks: See :func:`launch`.
 
     Returns:
         0, or the exit status of a process that failed.
@@ -53,7 +53,7 @@ def launch_all(command: Sequence[str], hardware: HardwareSection, apart: bool = 
         UserError: The launcher cannot be started, or does not tell the nodes apart.
     """
     if hardware.nodes == 1:
-        return launch(command, hardware.processes, apart=apart)
+        return launch(command, hardware.processes, independent_ranks=independent_ranks)
     if rendezvous := os.environ.get(RENDEZVOUS):
         rank = next((os.environ[name] for name in NODE_RANKS if name in os.environ), None)
         if rank is None:
@@ -61,7 +61,7 @@ def launch_all(command: Sequence[str], hardware: HardwareSection, apart: bool = 
                 f"hardware.multinode_launcher sets none of {', '.join(NODE_RANKS)}, so a node is not told which"
             )
         node = Node(int(rank), hardware.nodes, *rendezvous.rsplit(":", 1))
-        return launch(command, hardware.processes, node, apart)
+        return launch(command, hardware.processes, node, independent_ranks)
     environment = {**os.environ, RENDEZVOUS: f"{socket.gethostname()}:{free_port()}"}
     environment.pop(GUARD, None)  # a process of this host, which this one watches
     launcher = hardware.multinode_launcher.replace("{nodes}", str(hardware.nodes))
@@ -73,7 +73,7 @@ def launch_all(command: Sequence[str], hardware: HardwareSection, apart: bool = 
         except OSError as error:
             raise UserError(f"hardware.multinode_launcher cannot be started: {words[0]}: {error.strerror}") from None
         try:
-            _wait([started], stop, TO_NODES)
+            _wait([started], stop, NODE_STOP_SIGNAL)
         finally:
             started.kill()  # nothing where it has ended
             started.wait()
@@ -92,7 +92,7 @@ class Node:
     """Free on the leading one."""
 
 
-def launch(command: Sequence[str], processes: int, node: Node | None = None, apart: bool = False) -> int:
+def launch(command: Sequence[str], processes: int, node: Node | None = None, independent_ranks: bool = False) -> int:
     """Start a command so many times, each knowing its rank, and wait for all of them.
 
     Not accelerate's launcher: on the CPU it starts one process unless it is told ``--multi_gpu``, and it makes 1 of
@@ -102,8 +102,8 @@ def launch(command: Sequence[str], processes: int, node: Node | None = None, apa
         command: Program and arguments.
         processes: On this node.
         node: This one among several; ``None``: there is no other.
-        apart: Each works by itself until all are done. So when one is lost (killed, not failed), the others finish
-            their shares first; else they would wait for it, and have :data:`GRACE_SECONDS`.
+        independent_ranks: Ranks synchronise only at the end. When one is killed (not failed), the others then finish
+            their shares first; otherwise they are ended after :data:`GRACE_SECONDS`.
 
     Returns:
         0, or the exit status of the process that failed first.
@@ -121,7 +121,7 @@ def launch(command: Sequence[str], processes: int, node: Node | None = None, apa
                 # close_fds=False: the locks on devices that the flow has handed on are held by every process.
                 ranks.append(subprocess.Popen(command, env=os.environ | shared | place, stderr=error, close_fds=False))
             # Told to end by SIGTERM, never SIGINT: a terminal has sent that to them already.
-            first = _wait(ranks, stop, signal.SIGTERM, apart)
+            first = _wait(ranks, stop, signal.SIGTERM, independent_ranks)
         finally:
             for process in ranks:
                 process.kill()  # nothing where it has ended
@@ -137,7 +137,7 @@ def launch(command: Sequence[str], processes: int, node: Node | None = None, apa
 
 
 def _wait(
-    ranks: Sequence[subprocess.Popen[bytes]], stop: StopRequest, ending: signal.Signals, apart: bool = False
+    ranks: Sequence[subprocess.Popen[bytes]], stop: StopRequest, ending: signal.Signals, independent_ranks: bool = False
 ) -> int | None:
     """Until all have ended, or one has failed and the others had time to; returns the first that failed.
 
@@ -145,7 +145,7 @@ def _wait(
         ranks: What was started.
         stop: Whether this process was told to end.
         ending: The signal that tells them so.
-        apart: See :func:`launch`.
+        independent_ranks: See :func:`launch`.
     """
     first, until, passed_on = None, float("inf"), False
     while any(process.poll() is None for process in ranks) and time.monotonic() < until:
@@ -154,7 +154,9 @@ def _wait(
                 process.send_signal(ending)
             passed_on = True
         first = _failed(ranks) if first is None else first
-        if until == float("inf") and any(process.poll() and not (apart and _lost(process)) for process in ranks):
+        if until == float("inf") and any(
+            process.poll() and not (independent_ranks and _lost(process)) for process in ranks
+        ):
             until = time.monotonic() + GRACE_SECONDS
         time.sleep(POLL_SECONDS)
     return _failed(ranks) if first is None else first
@@ -171,7 +173,7 @@ def _lost(process: subprocess.Popen[bytes]) -> bool:
 
 def _end_of(file: IO[bytes]) -> str:
     file.seek(0)
-    return file.read().decode(errors="replace")[-LAST_WORDS:]
+    return file.read().decode(errors="replace")[-STDERR_TAIL_CHARS:]
 
 
 def free_port() -> int:

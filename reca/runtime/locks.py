@@ -23,7 +23,7 @@ OS_ERROR = re.compile(r"os error (\d+)|\[Errno (\d+)\]")
 
 
 @contextmanager
-def explained(folder: Path, what: str) -> Iterator[None]:
+def friendly_io_errors(folder: Path, what: str) -> Iterator[None]:
     """Turn "no space", "read-only" and the like into a message that names the folder and the way out.
 
     Raises:
@@ -60,13 +60,13 @@ def _errno(error: BaseException | None) -> int | None:
 
 
 @contextmanager
-def exclusive(path: Path, what: str, wait_seconds: float = LOCK_WAIT_SECONDS) -> Iterator[None]:
+def file_lock(path: Path, what: str, wait_seconds: float = LOCK_WAIT_SECONDS) -> Iterator[None]:
     """Hold a lock file; the kernel frees it when the process ends, however it ends.
 
     Raises:
         UserError: Another process still holds it after ``wait_seconds``; the message says which.
     """
-    with explained(path.parent, "a lock"):
+    with friendly_io_errors(path.parent, "a lock"):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
     with file:

@@ -9,7 +9,7 @@ Item = TypeVar("Item")
 Value = TypeVar("Value")
 
 
-class ReadAhead(Generic[Item, Value]):
+class Prefetcher(Generic[Item, Value]):
     """Iterates over items and what is read of each, in order; use it in a ``with`` block, or close it.
 
     As many threads read as there are items ahead, so that decoding an image on one core need not be faster than all
@@ -53,6 +53,6 @@ class ReadAhead(Generic[Item, Value]):
         due, value = self._coming.popleft()
         return due, value.result()
 
-    def aside(self, item: Item) -> Value:
+    def load_now(self, item: Item) -> Value:
         """What is read of an item that is not one of those to come, behind those that are being read."""
         return self._read(item) if self._threads is None else self._threads.submit(self._read, item).result()

@@ -15,7 +15,7 @@ from typing import Any
 from reca.config import Config, compose
 from reca.config.evaluate import PUBLISHED, sampling_part
 from reca.evaluation.benchmark import load_benchmark
-from reca.runtime.distributed import World, joined
+from reca.runtime.distributed import DistributedContext, init_distributed
 from reca.runtime.errors import UserError
 from reca.runtime.hashing import file_digest
 from reca.runtime.launch import launch_all, launched
@@ -38,16 +38,16 @@ def evaluate(options: argparse.Namespace, root: Path) -> None:
     config = compose(words)
     _fetch(config, root, with_model=options.images is None)
     if config.hardware.devices > 1 and not launched():
-        if status := launch_all([sys.executable, "-m", "reca", *sys.argv[1:]], config.hardware, apart=True):
+        if status := launch_all([sys.executable, "-m", "reca", *sys.argv[1:]], config.hardware, independent_ranks=True):
             raise SystemExit(status)
         return
     output = Path(options.output) if options.output else root / EVALUATIONS / _name(config, options)
-    with joined(config.hardware.device) as world:
+    with init_distributed(config.hardware.device) as distributed:
         for benchmark in config.evaluate.benchmarks:
             if options.images is None:
-                _checkpoint(config, root, benchmark, output, options, world)
+                _checkpoint(config, root, benchmark, output, options, distributed)
             else:
-                _images(config, root, benchmark, Path(options.images), output, options, world)
+                _images(config, root, benchmark, Path(options.images), output, options, distributed)
         print(f"evaluate: {output}")
 
 
@@ -77,7 +77,9 @@ def _fetch(config: Config, root: Path, with_model: bool) -> None:
     fetch_benchmarks(config, root)
 
 
-def _checkpoint(config: Config, root: Path, name: str, output: Path, options: argparse.Namespace, world: World) -> None:
+def _checkpoint(
+    config: Config, root: Path, name: str, output: Path, options: argparse.Namespace, distributed: DistributedContext
+) -> None:
     from reca.evaluation.samples import read_manifest
     from reca.runtime.hashing import weights_digest
     from reca.stages.generate import checkpoint_folder, generate
@@ -85,13 +87,13 @@ def _checkpoint(config: Config, root: Path, name: str, output: Path, options: ar
 
     folder = output / "samples" / name
     made = _is_made(config, folder, name, weights_digest(checkpoint_folder(config, root, "base")))
-    world.wait()  # all have looked before the first one writes
+    distributed.barrier()  # all have looked before the first one writes
     if not made:
         generate(config, root, "base", name, output=output / "samples")
-        world.wait()
-    if options.grids and name == "dpgbench" and world.leads:
+        distributed.barrier()
+    if options.grids and name == "dpgbench" and distributed.is_main_process:
         _write_grids(folder, Path(options.grids))
-    _score(config, root, name, folder, read_manifest(folder), read_result(folder), output, options, world)
+    _score(config, root, name, folder, read_manifest(folder), read_result(folder), output, options, distributed)
 
 
 def _write_grids(folder: Path, target: Path) -> None:
@@ -127,7 +129,13 @@ def _is_made(config: Config, folder: Path, name: str, checkpoint: str) -> bool:
 
 
 def _images(
-    config: Config, root: Path, name: str, folder: Path, output: Path, options: argparse.Namespace, world: World
+    config: Config,
+    root: Path,
+    name: str,
+    folder: Path,
+    output: Path,
+    options: argparse.Namespace,
+    distributed: DistributedContext,
 ) -> None:
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder")
@@ -142,7 +150,7 @@ def _images(
             f"({name} has {', '.join(categories)})"
         )
     made = {"params": {"generate": {"images": str(folder)}}, "checkpoint": f"images:{_digest(folder, rows)}"}
-    _score(config, root, name, folder, rows, made, output, options, world)
+    _score(config, root, name, folder, rows, made, output, options, distributed)
 
 
 def _digest(folder: Path, rows: Sequence[dict[str, Any]]) -> str:
@@ -161,7 +169,7 @@ def _score(
     made: dict[str, Any],
     output: Path,
     options: argparse.Namespace,
-    world: World,
+    distributed: DistributedContext,
 ) -> None:
     bench: Any = load_benchmark(name, config, root)
     asks = getattr(bench, "judging", None) is not None
@@ -171,4 +179,4 @@ def _score(
     elif options.dry_run:
         print(f"evaluate {name}: {len(rows)} samples; no judge is asked, so this costs nothing but time")
     else:
-        measure(bench, config, "evaluated", folder, rows, made, output / "scores", world)
+        measure(bench, config, "evaluated", folder, rows, made, output / "scores", distributed)

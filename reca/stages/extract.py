@@ -18,38 +18,38 @@ from reca.config import Config
 from reca.data.embeddings import check_shard, write_index
 from reca.data.manifest import MANIFEST, ImageReader
 from reca.extraction.cache import (
-    Done,
-    Known,
-    gather,
+    FinishedShard,
+    ReusableRows,
     link,
-    lock_of,
+    link_reusable,
+    lock_path,
     merged,
-    note_of,
+    metadata_path,
+    remove_incomplete,
     remove_old,
     rounding_facts,
-    tidy,
 )
 from reca.extraction.encoder import Encoder
 from reca.extraction.writer import EmbeddingsWriter
 from reca.models.loading import base_digest, base_folder, load_encoders
 from reca.runtime.code_digest import code_digest
-from reca.runtime.distributed import World, end_with_parent, joined, prepare
+from reca.runtime.distributed import DistributedContext, end_with_parent, init_distributed, prepare
 from reca.runtime.files import whole_folder
 from reca.runtime.hashing import file_digest
-from reca.runtime.locks import exclusive, explained
+from reca.runtime.locks import file_lock, friendly_io_errors
 from reca.runtime.progress import Progress
 from reca.stages.result import write_result
 
 DATASET = Path("outputs/dataset")
 EMBEDDINGS = Path("outputs/embeddings")
-NOT_SEEN = {"name", "hub", "prompt_dropout"}
+IGNORED_MODEL_KEYS = {"name", "hub", "prompt_dropout"}
 """Keys of the ``model`` section that no frozen part depends on."""
 
 
 def extract(config: Config, root: Path) -> None:
     """Write ``outputs/embeddings``: safetensors shards, ``index.json``, ``result.json``.
 
-    Several processes (:func:`joined`) share the shards, which are the same however many there are.
+    Several processes (:func:`init_distributed`) share the shards, which are the same however many there are.
 
     Raises:
         UserError: Data set or base model are missing or damaged, or the disk is full or read-only.
@@ -57,44 +57,54 @@ def extract(config: Config, root: Path) -> None:
     end_with_parent()
     base = base_folder(config, root)
     device = prepare(config.hardware.device, config.hardware.threads)
-    with joined(device) as world, ImageReader(root / DATASET) as reader:
+    with init_distributed(device) as distributed, ImageReader(root / DATASET) as reader:
         state = root / config.paths.state / "extract" / _fingerprint(config, root, base)
-        with exclusive(lock_of(state), f"the extraction {state.name}") if world.leads else nullcontext():
-            with explained(state, "embeddings"):
-                finished = _finish(config, reader, base, root, state, device, world)
-            if not world.leads:
+        with (
+            file_lock(lock_path(state), f"the extraction {state.name}")
+            if distributed.is_main_process
+            else nullcontext()
+        ):
+            with friendly_io_errors(state, "embeddings"):
+                finished = _finish(config, reader, base, root, state, device, distributed)
+            if not distributed.is_main_process:
                 return
-            with explained(root / EMBEDDINGS, "embeddings"):
+            with friendly_io_errors(root / EMBEDDINGS, "embeddings"):
                 _publish(config, state, root / EMBEDDINGS, finished)
             remove_old(state)
 
 
 def _fingerprint(config: Config, root: Path, base: Path) -> str:
     """What decides an image's row, the code included, and which images in which shards; not batch size or device."""
-    how: list[Any] = [config.model.model_dump(exclude=NOT_SEEN), config.extract.dtype]
+    how: list[Any] = [config.model.model_dump(exclude=IGNORED_MODEL_KEYS), config.extract.dtype]
     how += [base_digest(base), code_digest("extract", family=config.model.family)]
     what = [file_digest(root / DATASET / MANIFEST), config.extract.images_per_shard]
     return "-".join(hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:16] for part in (how, what))
 
 
 def _finish(
-    config: Config, reader: ImageReader, base: Path, root: Path, state: Path, device: torch.device, world: World
-) -> list[Done]:
+    config: Config,
+    reader: ImageReader,
+    base: Path,
+    root: Path,
+    state: Path,
+    device: torch.device,
+    distributed: DistributedContext,
+) -> list[FinishedShard]:
     """All shards, those of an earlier attempt included."""
     ids, size = reader.ids(), config.extract.images_per_shard
     parts = [ids[start : start + size] for start in range(0, len(ids), size)]
-    if world.leads:
-        tidy(state, parts)
-    world.wait()
-    missing = [number for number in range(len(parts)) if not note_of(state, number).exists()]
-    if world.leads and missing:
-        gather(state, {name for number in missing for name in parts[number]})
-    world.wait()  # all have seen the same gaps before the first one is filled
+    if distributed.is_main_process:
+        remove_incomplete(state, parts)
+    distributed.barrier()
+    missing = [number for number in range(len(parts)) if not metadata_path(state, number).exists()]
+    if distributed.is_main_process and missing:
+        link_reusable(state, {name for number in missing for name in parts[number]})
+    distributed.barrier()  # all have seen the same gaps before the first one is filled
     finished = len(ids) - sum(len(parts[number]) for number in missing)
     if finished:
         print(f"{finished} of {len(ids)} images were extracted by an earlier attempt", flush=True)
     if missing:
-        known = Known(state)
+        known = ReusableRows(state)
         new = [name for number in missing for name in parts[number] if name not in known.ids]
         if known.ids:
             reused = len(ids) - finished - len(new)
@@ -104,7 +114,7 @@ def _finish(
         encoder = Encoder(model, reader, device, size, getattr(torch, dtype), ahead) if model else None
         progress = Progress(len(ids), "images", start=finished)
         with EmbeddingsWriter(state) as writer:
-            for number in world.part(missing):
+            for number in distributed.shard(missing):
                 before = writer.images(parts)
                 rows = {name: known.row(name) for name in parts[number] if name in known.ids}
                 if encoder is not None:
@@ -112,12 +122,12 @@ def _finish(
                         rows[name] = row
                         progress.update(before + len(rows))
                 writer.write(number, parts[number], rows)
-        world.wait()
+        distributed.barrier()
         progress.update(len(ids))
-    return [Done.read(note_of(state, number)) for number in range(len(parts))]
+    return [FinishedShard.read(metadata_path(state, number)) for number in range(len(parts))]
 
 
-def _publish(config: Config, state: Path, output: Path, finished: Sequence[Done]) -> None:
+def _publish(config: Config, state: Path, output: Path, finished: Sequence[FinishedShard]) -> None:
     """Link the shards into the output folder, or copy and verify them, and write the index."""
     fields = merged([done.fields for done in finished])
     costs = [cost for done in finished for cost in done.rounding]

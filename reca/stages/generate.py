@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from reca.config import Config
 from reca.evaluation.benchmark import Benchmark, load_benchmark
 from reca.evaluation.samples import Row, row_key, write_manifest
-from reca.runtime.distributed import World, choose_device, end_with_parent, joined
+from reca.runtime.distributed import DistributedContext, choose_device, end_with_parent, init_distributed
 from reca.runtime.errors import UserError
 from reca.runtime.files import whole_folder, write_json
 from reca.runtime.hashing import file_digest, weights_digest
@@ -50,11 +50,13 @@ def generate(config: Config, root: Path, which: str, benchmark: str, *, output: 
     shared = {**config.generate.model_dump(mode="json"), "checkpoint": checkpoint}
     place = which if output is None else "evaluated"
     device = choose_device(config.hardware.device)
-    with joined(device) as world:
-        plan = _planned(bench, world)
+    with init_distributed(device) as distributed:
+        plan = _planned(bench, distributed)
         state = state_folder(config, root, place, benchmark, plan, shared)
-        finished = _finish(bench, plan, state, world, lambda: load_checkpoint(config, folder, root, device), config)
-    if not world.leads:
+        finished = _finish(
+            bench, plan, state, distributed, lambda: load_checkpoint(config, folder, root, device), config
+        )
+    if not distributed.is_main_process:
         return
     rows = [{**finished[row_key(row)], **shared} for row in plan]
     with whole_folder((output or root / "outputs/samples" / which) / benchmark) as made_here:
@@ -111,10 +113,10 @@ def load_checkpoint(config: Config, folder: Path, root: Path, device: "torch.dev
     return model.eval()
 
 
-def _planned(bench: Benchmark, world: World) -> list[Row]:
+def _planned(bench: Benchmark, distributed: DistributedContext) -> list[Row]:
     """The plan; the first process makes it first, since some benchmarks unpack their data for it."""
-    plan = bench.plan() if world.leads else []
-    world.wait()
+    plan = bench.plan() if distributed.is_main_process else []
+    distributed.barrier()
     return plan or bench.plan()
 
 
@@ -122,28 +124,28 @@ def _finish(
     bench: Benchmark,
     plan: Sequence[Row],
     state: Path,
-    world: World,
+    distributed: DistributedContext,
     load: "Callable[[], UnifiedModel]",
     config: Config,
 ) -> dict[str, Row]:
     """All samples, those of earlier attempts included; every process makes its share of what is missing."""
     finished = finished_samples(state)
-    world.wait()  # all have seen the same before the first one adds to it
+    distributed.barrier()  # all have seen the same before the first one adds to it
     done, size = len(finished), config.hardware.generate_batch_size
     if done:
         print(f"{done} of {len(plan)} samples of {bench.name} are there already", flush=True)
     # Cut before what is missing is known: a sample's batch depends on no attempt and no number of processes.
     batches = [plan[start : start + size] for start in range(0, len(plan), size)]
     missing = [[row for row in batch if row_key(row) not in finished] for batch in batches]
-    mine = world.part([batch for batch in missing if batch])
+    mine = distributed.shard([batch for batch in missing if batch])
     progress = Progress(len(plan), "samples", start=done)
     if mine:
         model = load()
         for batch in mine:
             make_batch(bench, model, batch, config, state)
-            done += len(batch) * world.size  # the others are about as fast
+            done += len(batch) * distributed.world_size  # the others are about as fast
             progress.update(min(done, len(plan) - 1))
-    world.wait()
+    distributed.barrier()
     progress.update(len(plan))
     return finished_samples(state)
 

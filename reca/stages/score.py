@@ -22,7 +22,7 @@ from reca.evaluation.benchmark import (
     write_items,
 )
 from reca.evaluation.samples import Row, read_manifest
-from reca.runtime.distributed import ALONE, World, joined
+from reca.runtime.distributed import SINGLE_PROCESS, DistributedContext, init_distributed
 from reca.runtime.errors import UserError
 from reca.runtime.files import write_json
 from reca.runtime.progress import Progress
@@ -58,8 +58,8 @@ def score(
     if dry_run:
         print(f"score {which} {benchmark}: {bench.estimate(rows, folder)}")  # type: ignore[attr-defined]  # see aim
         return
-    with joined(config.hardware.device) as world:
-        measure(bench, config, which, folder, rows, made, root / "outputs/scores" / which, world)
+    with init_distributed(config.hardware.device) as distributed:
+        measure(bench, config, which, folder, rows, made, root / "outputs/scores" / which, distributed)
 
 
 def aim(bench: Benchmark, replies: Path, *, from_replies: bool = False, dry_run: bool = False) -> None:
@@ -83,7 +83,7 @@ def measure(
     rows: Sequence[dict[str, Any]],
     made: dict[str, Any],
     output: Path,
-    world: World = ALONE,
+    distributed: DistributedContext = SINGLE_PROCESS,
 ) -> None:
     """Judge samples and write both score files.
 
@@ -95,16 +95,16 @@ def measure(
         rows: What they are.
         made: How they were made: the facts of ``generate``.
         output: Where the files go.
-        world: The processes that judge.
+        distributed: The processes that judge.
 
     Raises:
         UserError: They cannot be judged, or nothing could be scored.
     """
     if judged_here(config.to_dict()["evaluate"], bench.name):
-        items = _judged(bench, rows, folder, world)
+        items = _judged(bench, rows, folder, distributed)
     else:
-        items = bench.score(rows, folder) if world.leads else []
-    if not world.leads:
+        items = bench.score(rows, folder) if distributed.is_main_process else []
+    if not distributed.is_main_process:
         return
     scores = _scores(bench, items, config, which, made)
     write_items(output / f"{bench.name}.items.jsonl", items)
@@ -116,7 +116,7 @@ def measure(
     print(f"score {which} {bench.name}: {interval}{failed}{judge}")
 
 
-def _judged(bench: Benchmark, rows: Sequence[Row], folder: Path, world: World) -> list[ItemScore]:
+def _judged(bench: Benchmark, rows: Sequence[Row], folder: Path, distributed: DistributedContext) -> list[ItemScore]:
     """All items, in order, on the leading process; every process judges, or asks about, its share of the samples.
 
     The parts are cut before anybody knows who judges them: an image has the same neighbours in any number of processes.
@@ -125,15 +125,15 @@ def _judged(bench: Benchmark, rows: Sequence[Row], folder: Path, world: World) -
     progress, done = Progress(len(rows), "samples"), 0
     ask = getattr(bench, "ask", None)  # benchmarks that ask keep the replies, whoever got them
     found: dict[str, list[ItemScore]] = {}
-    for number in world.part(range(len(parts))):
+    for number in distributed.shard(range(len(parts))):
         if ask is None:
             found[str(number)] = bench.score(parts[number], folder)
         else:
             ask(parts[number], folder)
-        done += len(parts[number]) * world.size  # the others are about as fast
+        done += len(parts[number]) * distributed.world_size  # the others are about as fast
         progress.update(min(done, len(rows)))
-    found = world.collect(found)
-    if not world.leads:
+    found = distributed.all_gather(found)
+    if not distributed.is_main_process:
         return []
     return bench.score(rows, folder) if ask else [item for number in range(len(parts)) for item in found[str(number)]]
 

@@ -12,20 +12,20 @@ from reca.data.embeddings import Embeddings
 from reca.data.manifest import MANIFEST, read_manifest
 from reca.models.base import UnifiedModel
 from reca.models.loading import base_digest, base_folder, load_base
-from reca.runtime.distributed import StopRequest, World, end_with_parent, joined, prepare
+from reca.runtime.distributed import DistributedContext, StopRequest, end_with_parent, init_distributed, prepare
 from reca.runtime.errors import UserError
 from reca.runtime.files import whole_folder, write_json
 from reca.runtime.hashing import checkpoint_digests, file_digest
-from reca.runtime.locks import explained
+from reca.runtime.locks import friendly_io_errors
 from reca.stages.result import write_result
 from reca.training.activation_checkpointing import checkpoint_blocks
 from reca.training.checkpoint import CheckpointStore, fingerprint
 from reca.training.compile import attend_by_blocks, compile_blocks
 from reca.training.fsdp import gather, shard
 from reca.training.loader import Samples
-from reca.training.loop import Record, Run, train_model
+from reca.training.loop import Run, TrainState, train_model
 from reca.training.mixture import Mixture, mix
-from reca.training.precision import place, rounded_by_autocast
+from reca.training.precision import bf16_safe_parameters, move_to
 
 DATASET = Path("outputs/dataset")
 EMBEDDINGS = Path("outputs/embeddings")
@@ -38,7 +38,7 @@ SECTIONS = ("model", "train", "seed")
 def train(config: Config, root: Path) -> None:
     """Write ``outputs/curves`` (CSV, how the run went) and ``outputs/model`` (the family's official layout).
 
-    Several processes (:func:`joined`) train one model; the leading one writes.
+    Several processes (:func:`init_distributed`) train one model; the leading one writes.
 
     ``outputs/model`` is a function of the configuration and the data: what differs between two equal runs, such as
     wall time, stands beside the curves.
@@ -50,31 +50,33 @@ def train(config: Config, root: Path) -> None:
     """
     end_with_parent()
     device = prepare(config.hardware.device, config.hardware.threads)
-    with StopRequest() as stop, joined(device, config.hardware.shard) as world:
+    with StopRequest() as stop, init_distributed(device, config.hardware.shard) as distributed:
         mixture = _mixture(config)
         base = base_folder(config, root)
         read_manifest(root / DATASET, ["id"])
         dialogues = unchanged(config, root)
         name = fingerprint(config, file_digest(root / DATASET / MANIFEST), base_digest(base))
         store = CheckpointStore(root / config.paths.state, name, config.train.keep_checkpoints)
-        with store.lock() if world.leads else nullcontext():
+        with store.lock() if distributed.is_main_process else nullcontext():
             embeddings = Embeddings.open(root / EMBEDDINGS)
-            model = _prepared(config, base, root, device, world)
+            model = _prepared(config, base, root, device, distributed)
             data = root / DATASET
             samples = Samples(model, data, embeddings, config.train, mixture, config.seed, device, dialogues)
             hardware = config.hardware
-            run = Run(model, samples, config.train, config.seed, hardware.micro_batch_size, world, hardware.prefetch)
+            run = Run(
+                model, samples, config.train, config.seed, hardware.micro_batch_size, distributed, hardware.prefetch
+            )
             values = config.to_dict()
             record = train_model(run, store, {section: values[section] for section in SECTIONS}, stop)
-            gather(model, keep=world.leads)
-            if not world.leads:
+            gather(model, keep=distributed.is_main_process)
+            if not distributed.is_main_process:
                 return
-            with explained(root / CURVES, "the training curves"), whole_folder(root / CURVES) as folder:
+            with friendly_io_errors(root / CURVES, "the training curves"), whole_folder(root / CURVES) as folder:
                 for curve in sorted((store.folder / "curves").glob("*.csv")):
                     shutil.copyfile(curve, folder / curve.name)
                 write_result(folder, "train", config, SECTIONS, **_how_it_went(record))
-        with explained(root / MODEL, "the aligned model"), whole_folder(root / MODEL) as folder:
-            place(model.eval(), torch.device("cpu"))  # in float32 again, however it was kept in training
+        with friendly_io_errors(root / MODEL, "the aligned model"), whole_folder(root / MODEL) as folder:
+            move_to(model.eval(), torch.device("cpu"))  # in float32 again, however it was kept in training
             if config.train.adapter is not None:
                 from reca.training.lora import merge
 
@@ -84,7 +86,9 @@ def train(config: Config, root: Path) -> None:
         write_json(root / FINGERPRINT, checkpoint_digests(root / MODEL))
 
 
-def _prepared(config: Config, base: Path, root: Path, device: torch.device, world: World) -> UnifiedModel:
+def _prepared(
+    config: Config, base: Path, root: Path, device: torch.device, distributed: DistributedContext
+) -> UnifiedModel:
     """The base model as it is to be trained: adapters first, for they bring layers; its place last."""
     model = load_base(config, base, root, None)
     if config.train.adapter is not None:
@@ -97,11 +101,11 @@ def _prepared(config: Config, base: Path, root: Path, device: torch.device, worl
         compile_blocks(model)
     if config.hardware.gradient_checkpointing:
         checkpoint_blocks(model)
-    rounded = rounded_by_autocast(model) if config.train.precision == "bfloat16" else []
-    if world.sharded:
+    rounded = bf16_safe_parameters(model) if config.train.precision == "bfloat16" else []
+    if distributed.sharded:
         shard(model, device, rounded)
     else:
-        place(model, device, rounded)
+        move_to(model, device, rounded)
     return model
 
 
@@ -120,7 +124,7 @@ def _mixture(config: Config) -> Mixture:
         raise UserError(str(error)) from None
 
 
-def _how_it_went(record: Record) -> dict[str, object]:
+def _how_it_went(record: TrainState) -> dict[str, object]:
     return {
         "wall_seconds": round(record.seconds, 1),
         "resumed_after": record.resumed_after,

@@ -22,23 +22,23 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from reca.config import Config
-from reca.runtime.distributed import ALONE, World
+from reca.runtime.distributed import SINGLE_PROCESS, DistributedContext
 from reca.runtime.errors import UserError
 from reca.runtime.files import sync, whole_folder, write_json
 from reca.runtime.hashing import file_digest
-from reca.runtime.locks import exclusive, explained
-from reca.training.fsdp import beside, own_rows
+from reca.runtime.locks import file_lock, friendly_io_errors
+from reca.training.fsdp import local_shard, shard_like
 
 META = "meta.json"
 PART = re.compile(r"part-\d{5}-of-\d{5}\.safetensors")
 WEIGHT = "weight"
 """The kind of the parameters themselves; the other kinds are called as the optimizer calls them."""
 STEP = re.compile(r"\d{6,}")
-NOT_SCIENCE = ("save_every", "eval_every", "keep_checkpoints")
+IGNORED_TRAIN_KEYS = ("save_every", "eval_every", "keep_checkpoints")
 """Keys of the ``train`` section that do not change the weights."""
 
 
-class TornCheckpoint(Exception):
+class CorruptCheckpoint(Exception):
     """A checkpoint folder that is incomplete, damaged or another run's."""
 
 
@@ -62,7 +62,7 @@ def fingerprint(config: Config, dataset: str, base: str) -> str:
         base: Digest of the base model's files.
     """
     values = config.to_dict()
-    train = {key: value for key, value in values["train"].items() if key not in NOT_SCIENCE}
+    train = {key: value for key, value in values["train"].items() if key not in IGNORED_TRAIN_KEYS}
     parts = {"train": train, "dataset": dataset, "base": base}
     parts |= {section: values[section] for section in ("model", "extract", "seed")}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
@@ -83,10 +83,10 @@ class CheckpointStore:
         self._keep_last = keep_checkpoints
 
     def lock(self, wait_seconds: float | None = None) -> AbstractContextManager[None]:
-        """Hold this fingerprint; see :func:`reca.runtime.locks.exclusive`."""
+        """Hold this fingerprint; see :func:`reca.runtime.locks.file_lock`."""
         waiting = {} if wait_seconds is None else {"wait_seconds": wait_seconds}
         path = self.folder.with_name(f"{self.fingerprint}.lock")
-        return exclusive(path, f"the training run {self.fingerprint}", **waiting)
+        return file_lock(path, f"the training run {self.fingerprint}", **waiting)
 
     def steps(self) -> list[int]:
         """The saved steps, in order."""
@@ -104,7 +104,7 @@ class CheckpointStore:
         optimizer: torch.optim.Optimizer,
         params: Mapping[str, Any],
         facts: Mapping[str, Any],
-        world: World = ALONE,
+        distributed: DistributedContext = SINGLE_PROCESS,
     ) -> None:
         """Save one step whole, then remove what retention no longer keeps.
 
@@ -116,24 +116,27 @@ class CheckpointStore:
             optimizer: Its state is saved with them.
             params: The configuration sections that the run uses, for people.
             facts: See :class:`Checkpoint`.
-            world: The processes of the run.
+            distributed: The processes of the run.
 
         Raises:
             UserError: The disk is full or read-only; earlier checkpoints are still there.
         """
-        if not (world.leads or world.sharded):
+        if not (distributed.is_main_process or distributed.sharded):
             return
-        writers = world if world.sharded else ALONE
-        with explained(self.folder, f"the checkpoint of step {step}"), ExitStack() as stack:
-            temporary = stack.enter_context(whole_folder(self.path(step))) if world.leads else Path()
-            part = Path(writers.tell(str(temporary))) / f"part-{writers.rank + 1:05d}-of-{writers.size:05d}.safetensors"
+        writers = distributed if distributed.sharded else SINGLE_PROCESS
+        with friendly_io_errors(self.folder, f"the checkpoint of step {step}"), ExitStack() as stack:
+            temporary = stack.enter_context(whole_folder(self.path(step))) if distributed.is_main_process else Path()
+            part = (
+                Path(writers.broadcast(str(temporary)))
+                / f"part-{writers.rank + 1:05d}-of-{writers.world_size:05d}.safetensors"
+            )
             save_file(_own_tensors(parameters, optimizer), part)
             sync(part)
-            files = writers.collect({part.name: _identity(part)})
-            if world.leads:
+            files = writers.all_gather({part.name: _identity(part)})
+            if distributed.is_main_process:
                 meta = {"fingerprint": self.fingerprint, "step": step, "files": files, "facts": facts, "params": params}
                 write_json(temporary / META, meta)
-        if world.leads:
+        if distributed.is_main_process:
             for old in self.steps()[: -self._keep_last]:
                 shutil.rmtree(self.path(old))
 
@@ -153,7 +156,7 @@ class CheckpointStore:
         for step in reversed(self.steps()):
             try:
                 return self._read(step)
-            except TornCheckpoint as error:
+            except CorruptCheckpoint as error:
                 print(f"passing over the checkpoint {self.path(step)}: {error}", flush=True)
         return None
 
@@ -163,19 +166,19 @@ class CheckpointStore:
             meta = json.loads((folder / META).read_text())
             owner, facts, files = meta["fingerprint"], meta["facts"], meta["files"]
             if owner != self.fingerprint:
-                raise TornCheckpoint(f"it belongs to another run ({owner})")
+                raise CorruptCheckpoint(f"it belongs to another run ({owner})")
             if not files or not all(PART.fullmatch(name) for name in files):
-                raise TornCheckpoint(f"its files ({', '.join(files)}) are not those that this code writes")
+                raise CorruptCheckpoint(f"its files ({', '.join(files)}) are not those that this code writes")
             for name, identity in files.items():
                 _check(folder / name, identity)
                 with safe_open(folder / name, "pt"):  # only to see that it can be
                     pass
         except FileNotFoundError as error:
-            raise TornCheckpoint(f"{Path(error.filename).name} is missing") from None
+            raise CorruptCheckpoint(f"{Path(error.filename).name} is missing") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise TornCheckpoint(f"{META} is damaged ({error!r})") from None
+            raise CorruptCheckpoint(f"{META} is damaged ({error!r})") from None
         except (SafetensorError, OSError) as error:
-            raise TornCheckpoint(f"it cannot be read ({error})") from None
+            raise CorruptCheckpoint(f"it cannot be read ({error})") from None
         return Checkpoint(step, [folder / name for name in sorted(files)], facts)
 
 
@@ -184,7 +187,7 @@ def _own_tensors(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.
     found: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
         for kind, value in {WEIGHT: parameter, **optimizer.state.get(parameter, {})}.items():
-            found[f"{kind}/{name}"] = own_rows(value)[0].cpu().contiguous()
+            found[f"{kind}/{name}"] = local_shard(value)[0].cpu().contiguous()
     return found
 
 
@@ -241,13 +244,13 @@ class _Stored:
         if not (shape := stored.get_shape()):
             number: Tensor = self._parts[0].get_tensor(f"{kind}/{name}")
             return number.clone()
-        own = own_rows(parameter)[0]
-        found = beside(parameter, torch.zeros(len(own), *shape[1:], dtype=stored[:0].dtype, device=own.device))
+        own = local_shard(parameter)[0]
+        found = shard_like(parameter, torch.zeros(len(own), *shape[1:], dtype=stored[:0].dtype, device=own.device))
         self.fill(found, kind, name)
         return found
 
     def fill(self, target: Tensor, kind: str, name: str) -> None:
-        rows, first = own_rows(target)
+        rows, first = local_shard(target)
         end, at = first + len(rows), 0
         for part in self._parts:
             stored = part.get_slice(f"{kind}/{name}")
@@ -264,6 +267,6 @@ def _identity(path: Path) -> dict[str, Any]:
 def _check(path: Path, expected: Mapping[str, Any]) -> None:
     size = path.stat().st_size
     if size != expected["size"]:
-        raise TornCheckpoint(f"{path.name} has {size} bytes instead of {expected['size']}")
+        raise CorruptCheckpoint(f"{path.name} has {size} bytes instead of {expected['size']}")
     if file_digest(path) != expected["sha256"]:
-        raise TornCheckpoint(f"{path.name} is damaged, its SHA-256 is another one")
+        raise CorruptCheckpoint(f"{path.name} is damaged, its SHA-256 is another one")

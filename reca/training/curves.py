@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from reca.runtime.distributed import World
-from reca.runtime.locks import explained
+from reca.runtime.distributed import DistributedContext
+from reca.runtime.locks import friendly_io_errors
 from reca.training import metrics as monitor
 from reca.training.mixture import Kind
 
@@ -15,19 +15,19 @@ class Curves:
     Args:
         folder: Where the two files lie.
         done: Steps that the run resumes after.
-        world: The processes of the run.
+        distributed: The processes of the run.
     """
 
-    def __init__(self, folder: Path, done: int, world: World) -> None:
+    def __init__(self, folder: Path, done: int, distributed: DistributedContext) -> None:
         self._folder = folder
         self._files: tuple[monitor.Curve, monitor.Curve] | None = None
-        if world.leads:
-            with explained(folder, "the training curves"):
+        if distributed.is_main_process:
+            with friendly_io_errors(folder, "the training curves"):
                 self._files = (
                     monitor.Curve(folder / "train.csv", monitor.TRAIN_COLUMNS, done),
                     monitor.Curve(folder / "held_out.csv", monitor.HELD_OUT_COLUMNS, done),
                 )
-        world.wait()  # only now are rows beyond ``done`` gone
+        distributed.barrier()  # only now are rows beyond ``done`` gone
         losses = [float(row["loss"]) for row in monitor.read_curve(folder / "train.csv", monitor.TRAIN_COLUMNS)]
         self.guard = monitor.SpikeGuard(losses)
         earlier = monitor.read_curve(folder / "held_out.csv", monitor.HELD_OUT_COLUMNS)
@@ -38,7 +38,7 @@ class Curves:
     def train(self, row: Mapping[str, float]) -> None:
         """Append a step."""
         if self._files:
-            with explained(self._folder, "the training curves"):
+            with friendly_io_errors(self._folder, "the training curves"):
                 self._files[0].add(row)
 
     def held_out(self, step: int, losses: Mapping[Kind, float]) -> None:
@@ -48,7 +48,7 @@ class Curves:
         row: dict[str, float | None] = {"step": step}
         row |= {f"{kind}_loss": value for kind, value in losses.items()}
         self._measured.append({column: row.get(column) for column in monitor.HELD_OUT_COLUMNS})
-        with explained(self._folder, "the training curves"):
+        with friendly_io_errors(self._folder, "the training curves"):
             self._files[1].add(row)
         found = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "step")
         if found:
@@ -58,7 +58,7 @@ class Curves:
 
     def sync(self) -> None:
         """Flush both files to disk."""
-        with explained(self._folder, "the training curves"):
+        with friendly_io_errors(self._folder, "the training curves"):
             for file in self._files or ():
                 file.sync()
 

@@ -35,7 +35,7 @@ def shard(model: UnifiedModel, device: torch.device, rounded: Iterable[str] = ()
     Args:
         model: Whole, on the CPU or the device.
         device: Where the rows go.
-        rounded: As for :func:`reca.training.precision.place`; a unit may mix types as long as what trains has one.
+        rounded: As for :func:`reca.training.precision.move_to`; a unit may mix types as long as what trains has one.
     """
     narrow = {model.get_parameter(name) for name in rounded}
     warnings.filterwarnings("ignore", IN_PLACE, UserWarning)
@@ -83,7 +83,7 @@ def gather(model: nn.Module, keep: bool) -> None:
             setattr(module, name, whole[parameter])
 
 
-def own_rows(tensor: Tensor) -> tuple[Tensor, int]:
+def local_shard(tensor: Tensor) -> tuple[Tensor, int]:
     """This process's rows of a tensor, as a view, and the number of the first of them; all rows where it is whole."""
     if not isinstance(tensor, DTensor):
         return tensor.detach(), 0
@@ -93,12 +93,12 @@ def own_rows(tensor: Tensor) -> tuple[Tensor, int]:
     return own.detach(), min(each * mesh.get_local_rank(), rows)
 
 
-def beside(parameter: Tensor, rows: Tensor) -> Tensor:
+def shard_like(parameter: Tensor, rows: Tensor) -> Tensor:
     """This process's rows of something that has as many rows as a parameter, sharded as the parameter is.
 
     Args:
         parameter: Sharded or whole.
-        rows: As many as :func:`own_rows` of it; further dimensions are free.
+        rows: As many as :func:`local_shard` of it; further dimensions are free.
     """
     if not isinstance(parameter, DTensor):
         return rows

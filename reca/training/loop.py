@@ -1,9 +1,8 @@
 """The loop: finite, resumable, bit-equal whether interrupted or not.
 
-Several processes (:class:`reca.runtime.distributed.World`) take their parts of every step's samples and add up their
-gradients; but for rounding, the result does not depend on how many there are, because order and noise do not. All take
-the same decisions. Each holds the whole model, or its share of it (:mod:`reca.training.fsdp`); what lies whole on
-all of them is written by the leading one alone.
+The ranks (:class:`reca.runtime.distributed.DistributedContext`) shard every step's samples and all-reduce their
+gradients. The result does not depend on the world size, up to rounding, because data order and noise do not. Every
+rank holds the whole model or a shard (:mod:`reca.training.fsdp`); rank 0 writes what is not sharded.
 """
 
 import signal
@@ -18,12 +17,12 @@ from torch import Tensor, nn
 from reca.config import TrainSection
 from reca.models.base import Loss, UnifiedModel
 from reca.runtime.code_digest import code_digest
-from reca.runtime.distributed import ALONE, Interrupted, StopRequest, World
+from reca.runtime.distributed import SINGLE_PROCESS, DistributedContext, Interrupted, StopRequest
 from reca.runtime.errors import UserError
 from reca.runtime.progress import Progress
 from reca.runtime.seeding import derive_seed
 from reca.training import metrics as monitor
-from reca.training.batches import Passes
+from reca.training.batches import MicroBatchLoader
 from reca.training.checkpoint import CheckpointStore, restore
 from reca.training.curves import Curves
 from reca.training.loader import Samples
@@ -41,7 +40,7 @@ Part = TypeVar("Part")
 
 
 @dataclass
-class Record:
+class TrainState:
     """How the run went, over all its interruptions; saved with every checkpoint."""
 
     seconds: float = 0.0
@@ -61,12 +60,12 @@ class Run:
     seed: int
     micro_batch_size: int
     """Samples per forward pass; changes memory and speed, not the result."""
-    world: World = ALONE
+    distributed: DistributedContext = SINGLE_PROCESS
     prefetch: int = 0
-    """Passes whose samples are read before they are due."""
+    """Micro-batches whose samples are read before they are due."""
 
 
-def train_model(run: Run, store: CheckpointStore, params: Mapping[str, Any], stop: StopRequest) -> Record:
+def train_model(run: Run, store: CheckpointStore, params: Mapping[str, Any], stop: StopRequest) -> TrainState:
     """Train to ``max_steps``, from the last whole checkpoint if there is one; the model is changed in place.
 
     Args:
@@ -80,7 +79,7 @@ def train_model(run: Run, store: CheckpointStore, params: Mapping[str, Any], sto
         UserError: A checkpoint or curve cannot be written.
         Interrupted: The run was told to end; its last step is saved.
     """
-    settings, world = run.settings, run.world
+    settings, distributed = run.settings, run.distributed
     parameters = freeze(run.model, set(run.model.trainable()))
     set_training_mode(run.model)
     optimizer = build_optimizer(
@@ -92,12 +91,14 @@ def train_model(run: Run, store: CheckpointStore, params: Mapping[str, Any], sto
         settings.optimizer_state_dtype,
     )
     code = code_digest("train", family=run.model.family)
-    done, record = resume(store, parameters, optimizer, settings.max_steps, code, world)
+    done, record = resume(store, parameters, optimizer, settings.max_steps, code, distributed)
     if done == settings.max_steps:
         print(f"all {done} steps are done already, in {store.path(done)}", flush=True)
         return record
-    curves = Curves(store.folder / "curves", done, world)
-    passes = Passes(run.samples, run.micro_batch_size, world, range(done + 1, settings.max_steps + 1), run.prefetch)
+    curves = Curves(store.folder / "curves", done, distributed)
+    passes = MicroBatchLoader(
+        run.samples, run.micro_batch_size, distributed, range(done + 1, settings.max_steps + 1), run.prefetch
+    )
     progress = Progress(settings.max_steps, "steps", start=done)
     try:
         if not done:
@@ -110,14 +111,14 @@ def train_model(run: Run, store: CheckpointStore, params: Mapping[str, Any], sto
             if step % settings.eval_every == 0 or step == settings.max_steps:
                 curves.held_out(step, held_out_losses(run, passes))
             record.seconds += time.monotonic() - began
-            if world.size == 1:  # nobody to agree with: what was noted since then counts as well
+            if distributed.world_size == 1:  # nobody to agree with: what was noted since then counts as well
                 told = stop.signal_number is not None
             if told or step % settings.save_every == 0 or step == settings.max_steps:
                 curves.sync()
-                store.save(step, parameters, optimizer, params, vars(record), world)
+                store.save(step, parameters, optimizer, params, vars(record), distributed)
             progress.update(step, f"loss {row['loss']:.4g}, {row['images_per_second']:.0f} images/s")
             if told:
-                world.wait()  # who leaves with a failure has the others ended, and the leading one was still saving
+                distributed.barrier()  # an early exit makes the launcher end rank 0 while it saves
                 number = stop.signal_number or signal.SIGTERM  # perhaps another process alone was told
                 print(f"told to end (signal {number:d}); saved as {store.path(step)}", flush=True)
                 raise Interrupted(number)
@@ -140,8 +141,8 @@ def resume(
     optimizer: torch.optim.Optimizer,
     max_steps: int,
     code: str,
-    world: World = ALONE,
-) -> tuple[int, Record]:
+    distributed: DistributedContext = SINGLE_PROCESS,
+) -> tuple[int, TrainState]:
     """Put the last whole checkpoint in place, on every process; returns its step, or 0.
 
     A finished run of other code is not taken for the result of this code; an unfinished one is continued, because
@@ -150,23 +151,25 @@ def resume(
     Raises:
         UserError: The checkpoint does not fit the model, or the processes do not see the same one.
     """
-    if world.leads:
+    if distributed.is_main_process:
         store.clean()
-    world.wait()
+    distributed.barrier()
     checkpoint = store.latest()
     found = checkpoint.step if checkpoint is not None else 0
-    if world.sum([found]) != [found * world.size]:  # also: nothing is removed before all have read
+    if distributed.all_reduce_sum([found]) != [
+        found * distributed.world_size
+    ]:  # also: nothing is removed before all have read
         raise UserError(f"the processes find different checkpoints in {store.folder}; paths.state must be shared")
     if checkpoint is not None and checkpoint.step >= max_steps and checkpoint.facts["code"][-1][1] != code:
         print(f"{store.path(checkpoint.step)} is finished, but by other code: training anew", flush=True)
         checkpoint = None
     if checkpoint is not None:
         restore(checkpoint, parameters, optimizer, store.path(checkpoint.step))
-    if world.leads:
+    if distributed.is_main_process:
         store.remove(beyond=checkpoint.step if checkpoint is not None else -1)
     if checkpoint is None:
-        return 0, Record(code=[[1, code]])
-    record = Record(**checkpoint.facts)
+        return 0, TrainState(code=[[1, code]])
+    record = TrainState(**checkpoint.facts)
     if checkpoint.step < max_steps:
         print(f"resuming after step {checkpoint.step} from {store.path(checkpoint.step)}", flush=True)
         record.resumed_after.append(checkpoint.step)
@@ -178,7 +181,7 @@ def resume(
 
 def take_step(
     run: Run,
-    passes: Passes,
+    passes: MicroBatchLoader,
     parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     step: int,
@@ -190,14 +193,16 @@ def take_step(
     Raises:
         Diverged: The guard stops the run; the weights are still those of the step before.
     """
-    shares, settings, world = run.samples.mixture.shares, run.settings, run.world
+    shares, settings, distributed = run.samples.mixture.shares, run.settings, run.distributed
     # For adapters' dropout, which peft draws from here: a function of (seed, step), and not the same on every process.
-    torch.manual_seed(derive_seed(run.seed, "train", step, *([] if world.leads else [world.rank])))
+    torch.manual_seed(
+        derive_seed(run.seed, "train", step, *([] if distributed.is_main_process else [distributed.rank]))
+    )
     optimizer.zero_grad(set_to_none=True)
     losses: dict[Kind, Tensor] = {}
     for kind, parts in passes.step(step).items():
-        losses[kind] = accumulate(list(parameters.values()), parts, shares[kind], passes.loss, world)
-    told = world.sum_gradients(list(parameters.values()), stop.signal_number is not None)
+        losses[kind] = accumulate(list(parameters.values()), parts, shares[kind], passes.loss, distributed)
+    told = distributed.all_reduce_gradients(list(parameters.values()), stop.signal_number is not None)
     norm = clip_gradients(parameters.values(), settings.max_grad_norm)
     # Here the CPU waits for the device, for all numbers at once: the guard sees them before the weights move.
     *means, grad_norm = torch.stack([*losses.values(), norm.double()]).tolist()
@@ -219,18 +224,19 @@ def accumulate(
     parts: Sequence[Part],
     share: float,
     loss_of: Callable[[Part], Loss],
-    world: World = ALONE,
+    distributed: DistributedContext = SINGLE_PROCESS,
 ) -> Tensor:
     """Add ``share`` times the gradient of the mean loss over all targets of all processes' parts.
 
     How many targets there are in all is known only after the last part (answers differ in length, masks are drawn),
     so the parts are summed unweighted beside what the gradients held before, and divided at the end. A process, which
-    may have no part, adds its own summands only: :meth:`World.sum_gradients` completes the sum, for all kinds at once.
+    may have no part, adds its own summands only: :meth:`DistributedContext.all_reduce_gradients` completes
+    the sum, for all kinds at once.
 
     Returns:
         That mean, a float64 on the device; nothing here waits for it.
     """
-    if len(parts) == 1 and world.size == 1:
+    if len(parts) == 1 and distributed.world_size == 1:
         loss = loss_of(parts[0])
         (share * loss.value).backward()
         return loss.value.detach().double()
@@ -242,7 +248,7 @@ def accumulate(
         loss = loss_of(part)
         (loss.value * loss.n_targets).backward()
         sums += loss.sums
-    total, all_targets = world.add_up(sums)
+    total, all_targets = distributed.all_reduce_(sums)
     for parameter, before in zip(parameters, held, strict=True):
         if parameter.grad is None:
             parameter.grad = before
@@ -254,7 +260,7 @@ def accumulate(
 
 
 @torch.no_grad()
-def held_out_losses(run: Run, passes: Passes) -> dict[Kind, float]:
+def held_out_losses(run: Run, passes: MicroBatchLoader) -> dict[Kind, float]:
     """The mean losses over the held-out images, with the same noise every time.
 
     The processes share the images: each would wait for the leading one otherwise.
@@ -264,7 +270,7 @@ def held_out_losses(run: Run, passes: Passes) -> dict[Kind, float]:
     for kind, parts in passes.held_out().items():
         nothing = torch.zeros(2, dtype=torch.float64, device=next(run.model.parameters()).device)
         sums = sum((passes.loss(part).sums for part in parts), nothing)
-        total, all_targets = run.world.add_up(sums).tolist()
+        total, all_targets = run.distributed.all_reduce_(sums).tolist()
         found[kind] = total / all_targets
     set_training_mode(run.model)
     return found

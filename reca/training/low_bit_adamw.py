@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
 from reca.runtime.seeding import derive_seed
-from reca.training.fsdp import beside
+from reca.training.fsdp import shard_like
 
 Stored = Literal["bfloat16", "8bit"]
 Moments = Literal["float32", "bfloat16", "8bit"]
@@ -30,7 +30,7 @@ SMALLEST = 4096
 """Parameters with fewer values, vectors, and rows that do not divide into blocks take bfloat16 in place of 8 bits."""
 
 
-class CompactAdamW(torch.optim.AdamW):
+class LowBitAdamW(torch.optim.AdamW):
     """AdamW with moments of few bytes; its state is tensors of the stored types, and is saved and loaded as such.
 
     Chance is a function of a parameter's place and step, so a resumed run and other processes round alike.
@@ -86,7 +86,7 @@ class CompactAdamW(torch.optim.AdamW):
         chance = torch.Generator(values.device).manual_seed(derive_seed("moments", number, int(steps)))
         for name, moment in zip(MOMENTS, moments, strict=True):
             for key, part in self._kept(name, moment, block_length(parameter), chance).items():
-                state[key] = beside(parameter, part)
+                state[key] = shard_like(parameter, part)
 
     def _kept(self, name: str, moment: Tensor, block: int, chance: torch.Generator) -> dict[str, Tensor]:
         if self._stored == "bfloat16" or not block:

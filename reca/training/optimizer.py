@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from reca.training.low_bit_adamw import CompactAdamW, Moments
+from reca.training.low_bit_adamw import LowBitAdamW, Moments
 
 
 def freeze(model: nn.Module, trainable: set[str]) -> dict[str, nn.Parameter]:
@@ -59,7 +59,7 @@ def build_optimizer(
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
     if moments != "float32":
-        return CompactAdamW(groups, moments, lr=0.0, betas=betas, eps=eps)
+        return LowBitAdamW(groups, moments, lr=0.0, betas=betas, eps=eps)
     on_cuda = all(parameter.is_cuda for parameter in parameters.values())
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=on_cuda)
 

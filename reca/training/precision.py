@@ -16,7 +16,7 @@ PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """Layers whose weights autocast rounds; a subclass may be read from and not called (in ``nn.MultiheadAttention``)."""
 
 
-def rounded_by_autocast(model: UnifiedModel) -> list[str]:
+def bf16_safe_parameters(model: UnifiedModel) -> list[str]:
     """Names of the frozen matrices that the losses read in matrix products alone.
 
     Left out are norms and embeddings, which compute in float32, so also what is tied to an embedding; biases, which
@@ -36,7 +36,7 @@ def rounded_by_autocast(model: UnifiedModel) -> list[str]:
     ]
 
 
-def place(model: UnifiedModel, device: torch.device, rounded: Iterable[str] = ()) -> None:
+def move_to(model: UnifiedModel, device: torch.device, rounded: Iterable[str] = ()) -> None:
     """Put a whole model on a device, in place, tensor by tensor.
 
     Args:

@@ -19,7 +19,7 @@ from reca.models.base import UnifiedModel
 from reca.models.loading import load_base
 from reca.runtime.errors import UserError
 from reca.training.mixture import KINDS, mix
-from reca.training.precision import bfloat16_holds, rounded_by_autocast
+from reca.training.precision import bf16_safe_parameters, bfloat16_holds
 from tools.memory.accelerators import Accelerator, accelerator_of
 from tools.memory.build import build
 from tools.memory.sizes import IN_BFLOAT16, PUBLISHED
@@ -131,7 +131,7 @@ def kept_in_bfloat16(config: Config, model: UnifiedModel) -> tuple[frozenset[str
 
     Without numbers nobody can see whether rounding would lose something; then it depends on what is published.
     """
-    names = rounded_by_autocast(model) if config.train.precision == "bfloat16" else []
+    names = bf16_safe_parameters(model) if config.train.precision == "bfloat16" else []
     if not names:
         return frozenset(), ()
     if not next(model.parameters()).is_meta:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from reca.models.base import Dialogue, Loss, Semantic, Target, UnifiedModel
-from reca.runtime.distributed import World
+from reca.runtime.distributed import DistributedContext
 from reca.runtime.seeding import SampleRng
 from reca.training.activation_checkpointing import blocks, checkpoint_blocks
 from reca.training.loop import accumulate
@@ -95,10 +95,10 @@ class Step:
         return self.weights + self.gradients + self.moments + self.activations
 
 
-class _Together(World):
+class _Together(DistributedContext):
     """A process among others that have the same to say; nobody is asked."""
 
-    def add_up(self, values: Tensor) -> Tensor:
+    def all_reduce_(self, values: Tensor) -> Tensor:
         """As if the others had nothing."""
         return values
 
@@ -206,11 +206,11 @@ def _take(
     """One loss of the step, on top of the gradients of those before it; returns the operations of all its samples."""
     ids = range(min(plan.share(kind), PARTS * plan.micro_batch_size))
     parts = [ids[start : start + plan.micro_batch_size] for start in range(0, len(ids), plan.micro_batch_size)]
-    world = _Together(size=plan.processes)
+    distributed = _Together(world_size=plan.processes)
     gc.collect()
     live.restart()
     work = partial(
-        accumulate, list(parameters.values()), parts, plan.mixture.shares[kind], partial(inputs.loss, kind), world
+        accumulate, list(parameters.values()), parts, plan.mixture.shares[kind], partial(inputs.loss, kind), distributed
     )
     flops = flops_of(work)
     peaks[kind] = live.peak

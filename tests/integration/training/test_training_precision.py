@@ -59,7 +59,7 @@ def train(root: Path, narrow: bool, last: int = 0) -> None:
     types = set()
     begin, step_of = stage.train_model, Samples.step
 
-    def train_model(run: stage.Run, *arguments: object) -> stage.Record:
+    def train_model(run: stage.Run, *arguments: object) -> stage.TrainState:
         types.update(parameter.dtype for parameter in run.model.parameters())
         return begin(run, *arguments)
 
@@ -68,9 +68,9 @@ def train(root: Path, narrow: bool, last: int = 0) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return step_of(self, number)
 
-    found = stage.rounded_by_autocast if narrow else lambda _: []
+    found = stage.bf16_safe_parameters if narrow else lambda _: []
     with (
-        mock.patch.object(stage, "rounded_by_autocast", found),
+        mock.patch.object(stage, "bf16_safe_parameters", found),
         mock.patch.object(stage, "train_model", train_model),
         mock.patch.object(Samples, "step", step),
     ):

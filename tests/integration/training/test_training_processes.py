@@ -13,13 +13,13 @@ import torch
 
 from reca.config import Config
 from reca.models.base import Loss
-from reca.runtime.distributed import joined
+from reca.runtime.distributed import init_distributed
 from reca.runtime.launch import free_port
 from reca.stages.extract import extract
 from reca.stages.ingest import ingest
 from reca.stages.result import read_result
 from reca.stages.train import train
-from reca.training.batches import Pass, Passes
+from reca.training.batches import MicroBatch, MicroBatchLoader
 from reca.training.loader import Samples
 
 CHILD_SECONDS = 240
@@ -134,14 +134,14 @@ def test_a_diverged_loss_on_one_process_stops_all(project) -> None:
 
 
 def _train_poisoned(root: Path) -> None:
-    original = Passes.loss
+    original = MicroBatchLoader.loss
 
-    def loss(self: Passes, one: Pass) -> Loss:
+    def loss(self: MicroBatchLoader, one: MicroBatch) -> Loss:
         found = original(self, one)
         poison = math.nan if one.moment == ("train", 5) and os.environ["RANK"] == "1" else 1
         return Loss(found.value * poison, found.n_targets)
 
-    Passes.loss = loss
+    MicroBatchLoader.loss = loss
     _stage(train, root)
 
 
@@ -177,12 +177,12 @@ def test_sums_are_equal_to_the_last_bit_on_every_process(tmp_path: Path) -> None
 
 
 def _add_up(folder: Path) -> None:
-    with joined(torch.device("cpu")) as world:
+    with init_distributed(torch.device("cpu")) as distributed:
         everywhere, by_the_last, by_none = (torch.nn.Parameter(torch.zeros(1000)) for _ in range(3))
-        gradient = torch.randn(1000, generator=torch.Generator().manual_seed(world.rank))
+        gradient = torch.randn(1000, generator=torch.Generator().manual_seed(distributed.rank))
         everywhere.grad = gradient.clone()
-        if world.rank == 3:
+        if distributed.rank == 3:
             by_the_last.grad = gradient.clone()
-        told = [world.sum_gradients([everywhere, by_the_last, by_none], False)]
-        told.append(world.sum_gradients([], world.rank == 2))
-        torch.save((everywhere.grad, by_the_last.grad, by_none.grad, told), folder / f"{world.rank}.pt")
+        told = [distributed.all_reduce_gradients([everywhere, by_the_last, by_none], False)]
+        told.append(distributed.all_reduce_gradients([], distributed.rank == 2))
+        torch.save((everywhere.grad, by_the_last.grad, by_none.grad, told), folder / f"{distributed.rank}.pt")

@@ -18,7 +18,7 @@ from reca.runtime.seeding import SampleRng
 from reca.stages.extract import extract
 from reca.stages.result import read_result
 from reca.stages.train import train
-from reca.training.batches import Pass, Passes
+from reca.training.batches import MicroBatch, MicroBatchLoader
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -111,13 +111,13 @@ def test_two_runs_are_equal_to_the_last_byte(project) -> None:
 
 def test_held_out_images_are_never_trained_on(project, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, set[str]] = {"train": set(), "held_out": set()}
-    original = Passes.loss
+    original = MicroBatchLoader.loss
 
-    def watched(self: Passes, one: Pass) -> Loss:
+    def watched(self: MicroBatchLoader, one: MicroBatch) -> Loss:
         seen[str(one.moment[0])].update(one.ids)
         return original(self, one)
 
-    monkeypatch.setattr(Passes, "loss", watched)
+    monkeypatch.setattr(MicroBatchLoader, "loss", watched)
     train(project.config, project.root)
     table = read_manifest(project.root / "outputs/dataset")
     splits = dict(zip(table["id"].to_pylist(), table["split"].to_pylist(), strict=True))
@@ -204,13 +204,13 @@ def test_cache_of_other_images_is_refused(project) -> None:
 
 def test_divergence_stops_at_the_last_good_checkpoint(project, monkeypatch: pytest.MonkeyPatch) -> None:
     """One sample of step 5 makes the loss NaN; nothing of that step reaches the weights or the disk."""
-    original = Passes.loss
+    original = MicroBatchLoader.loss
 
-    def poisoned(self: Passes, one: Pass) -> Loss:
+    def poisoned(self: MicroBatchLoader, one: MicroBatch) -> Loss:
         loss = original(self, one)
         return Loss(loss.value * (math.nan if one.moment == ("train", 5) else 1), loss.n_targets)
 
-    monkeypatch.setattr(Passes, "loss", poisoned)
+    monkeypatch.setattr(MicroBatchLoader, "loss", poisoned)
     with pytest.raises(UserError, match=r"training stopped at step 5: the loss is nan.*train\.learning_rate") as caught:
         train(project.config, project.root)
     assert f"the last good checkpoint is {project.checkpoints / '000003'}" in str(caught.value)

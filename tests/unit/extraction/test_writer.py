@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reca.extraction.cache import Done, Rounding, note_of, rounding, rounding_facts, shard_of
+from reca.extraction.cache import FinishedShard, Rounding, metadata_path, rounding, rounding_facts, shard_path
 from reca.extraction.writer import EmbeddingsWriter
 
 ROWS = {name: ({"semantic": torch.full((2, 3), float(place)).half()}, Rounding(0.0, 0.0, 6.0 * place * place))
@@ -41,7 +41,7 @@ def test_a_note_says_all_that_was_noted(tmp_path: Path) -> None:
         writer.write(0, ["a", "b"], ROWS)
         writer.write(1, ["c", "d"], ROWS)
         assert writer.images([["a", "b"], ["c", "d"], ["e"]]) == 4
-    done = [Done.intact(note_of(tmp_path, number)) for number in (0, 1)]
+    done = [FinishedShard.load_valid(metadata_path(tmp_path, number)) for number in (0, 1)]
     assert [each and each.shard.ids for each in done] == [["a", "b"], ["c", "d"]]
     costs = [cost for each in done if each for cost in each.rounding]
     assert costs == [cost for _, cost in ROWS.values()]
@@ -56,7 +56,7 @@ def test_what_was_begun_is_kept_when_the_next_one_fails(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert Done.intact(note_of(tmp_path, 0))
+    assert FinishedShard.load_valid(metadata_path(tmp_path, 0))
 
 
 def written(folder: Path, numbers: list[int]) -> None:
@@ -66,16 +66,16 @@ def written(folder: Path, numbers: list[int]) -> None:
 
 
 def test_what_goes_wrong_is_not_lost(tmp_path: Path) -> None:
-    shard_of(tmp_path, 1).mkdir()  # so no file can take its place
+    shard_path(tmp_path, 1).mkdir()  # so no file can take its place
     for numbers in ([1], [1, 2]):
         with pytest.raises(OSError, match=r"shard-00001"):
             written(tmp_path, numbers)
-    assert not note_of(tmp_path, 1).exists()
-    assert not note_of(tmp_path, 2).exists()
+    assert not metadata_path(tmp_path, 1).exists()
+    assert not metadata_path(tmp_path, 2).exists()
 
 
 def test_a_note_without_its_shard_counts_for_nothing(tmp_path: Path) -> None:
     with EmbeddingsWriter(tmp_path) as writer:
         writer.write(0, ["a"], ROWS)
-    shard_of(tmp_path, 0).write_bytes(b"")
-    assert Done.intact(note_of(tmp_path, 0)) is None
+    shard_path(tmp_path, 0).write_bytes(b"")
+    assert FinishedShard.load_valid(metadata_path(tmp_path, 0)) is None

@@ -50,16 +50,16 @@ def test_killed_by_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert launch(python("os.kill(os.getpid(), 9) if rank else time.sleep(60)"), 2) == 128 + signal.SIGKILL
 
 
-@pytest.mark.parametrize("apart", [True, False])
+@pytest.mark.parametrize("independent_ranks", [True, False])
 def test_a_lost_process_leaves_others_to_finish_where_they_work_apart(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], apart: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], independent_ranks: bool
 ) -> None:
     monkeypatch.setattr(module, "GRACE_SECONDS", 0.1)
     done = tmp_path / "done"
     work = "os.kill(os.getpid(), 9) if rank == 1 else time.sleep(rank + 1)"
     found_out = f"open('{done}', 'a').write(str(rank)); sys.exit({LostProcess.STATUS})"
-    assert launch(python(f"{work}; {found_out}"), 3, apart=apart) == 128 + signal.SIGKILL
-    assert (done.read_text() if done.exists() else "") == ("02" if apart else "")
+    assert launch(python(f"{work}; {found_out}"), 3, independent_ranks=independent_ranks) == 128 + signal.SIGKILL
+    assert (done.read_text() if done.exists() else "") == ("02" if independent_ranks else "")
     assert "process 1 of 3 was killed by signal 9" in capfd.readouterr().err
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reca.runtime.prefetch import ReadAhead
+from reca.runtime.prefetch import Prefetcher
 
 
 @given(items=st.lists(st.integers(), max_size=12), number=st.integers(0, 5))
@@ -19,7 +19,7 @@ def test_every_item_comes_in_its_order_and_not_too_early(items: list[int], numbe
             taken.append(item)
             yield item
 
-    with ReadAhead(lambda item: item * 2, supply(), number) as coming:
+    with Prefetcher(lambda item: item * 2, supply(), number) as coming:
         for place, (item, value) in enumerate(coming):
             assert (item, value) == (items[place], items[place] * 2)
             assert len(taken) == min(place + 1 + number, len(items))
@@ -28,9 +28,9 @@ def test_every_item_comes_in_its_order_and_not_too_early(items: list[int], numbe
 
 @pytest.mark.parametrize("number", [0, 3])
 def test_what_is_not_in_turn_comes_when_it_is_asked_for(number: int) -> None:
-    with ReadAhead(lambda item: (item, threading.get_ident()), "abcdef", number) as coming:
+    with Prefetcher(lambda item: (item, threading.get_ident()), "abcdef", number) as coming:
         threads = {thread for _, (_, thread) in (next(coming), next(coming))}
-        value, thread = coming.aside("x")
+        value, thread = coming.load_now("x")
         threads.add(thread)
         assert value == "x"
         assert [item for item, _ in coming] == list("cdef")
@@ -44,7 +44,7 @@ def test_as_many_threads_read_as_there_are_items_ahead() -> None:
         gate.wait()
         return item
 
-    with ReadAhead(read, range(9), 3) as coming:
+    with Prefetcher(read, range(9), 3) as coming:
         assert [value for _, value in coming] == list(range(9))
 
 
@@ -58,7 +58,7 @@ def test_what_is_closed_reads_no_more() -> None:
         done.append(item)
         return item
 
-    coming = ReadAhead(read, "abcdefgh", 2)
+    coming = Prefetcher(read, "abcdefgh", 2)
     assert next(coming) == ("a", "a")
     until = time.monotonic() + 60
     while len(begun) < 3 and time.monotonic() < until:
@@ -78,7 +78,7 @@ def test_what_goes_wrong_is_raised_where_it_is_due() -> None:
             raise OSError("shard 2 is damaged")
         return item
 
-    with ReadAhead(read, range(5), 3) as coming:
+    with Prefetcher(read, range(5), 3) as coming:
         assert [next(coming)[0] for _ in range(2)] == [0, 1]
         with pytest.raises(OSError, match="shard 2"):
             next(coming)

@@ -10,9 +10,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reca.models.base import Loss
-from reca.runtime.distributed import ALONE, World
+from reca.runtime.distributed import SINGLE_PROCESS, DistributedContext
 from reca.runtime.errors import UserError
-from reca.training.batches import Passes, passes
+from reca.training.batches import MicroBatchLoader, split_micro_batches
 from reca.training.loop import accumulate
 from reca.training.optimizer import clip_gradients
 
@@ -32,7 +32,7 @@ def test_any_size_gives_the_gradient_of_the_whole(samples, others, size: int, sh
     def gradient(size: int) -> tuple[torch.Tensor, float]:
         weight = nn.Parameter(torch.tensor([0.5, -1.5], dtype=torch.float64))
         accumulate([weight], [others], 0.3, lambda part: mean_loss(weight, part))
-        parts = [one.ids for one in passes("reconstruction", (), samples, size)]
+        parts = [one.ids for one in split_micro_batches("reconstruction", (), samples, size)]
         value = accumulate([weight], parts, share, lambda part: mean_loss(weight, part))
         assert weight.grad is not None
         return weight.grad, float(value)
@@ -82,12 +82,17 @@ def test_nobody_waits_for_a_loss_or_a_norm(parts: list[list[tuple[float, int]]])
 def test_sharded_processes_make_equally_many_passes_over_all_samples(count: int, size: int, processes: int) -> None:
     ids = [str(number) for number in range(count)]
     kind, moment = "reconstruction", ("train", 1)
-    made = [passes(kind, moment, ids, size, World(rank, processes, sharded=True)) for rank in range(processes)]
+    made = [
+        split_micro_batches(kind, moment, ids, size, DistributedContext(rank, processes, sharded=True))
+        for rank in range(processes)
+    ]
     assert len({len(own) for own in made}) == 1
     assert all(1 <= len(one.ids) <= size for own in made for one in own)
     assert sorted(name for own in made for one in own if one.counts for name in one.ids) == sorted(ids)
     for rank, own in enumerate(made):
-        assert [one for one in own if one.counts] == passes(kind, moment, ids, size, World(rank, processes))
+        assert [one for one in own if one.counts] == split_micro_batches(
+            kind, moment, ids, size, DistributedContext(rank, processes)
+        )
 
 
 class Told:
@@ -111,7 +116,7 @@ class Told:
 
 def walk(ahead: int, last: int = 4) -> tuple[list[object], Told]:
     samples = Told()
-    made = Passes(samples, 2, ALONE, range(1, last + 1), ahead)  # type: ignore[arg-type]
+    made = MicroBatchLoader(samples, 2, SINGLE_PROCESS, range(1, last + 1), ahead)  # type: ignore[arg-type]
     found: list[object] = []
     for step in range(1, last + 1):
         found += [made.loss(one).value for parts in made.step(step).values() for one in parts]
@@ -140,7 +145,7 @@ def test_what_goes_wrong_in_reading_ahead_is_told_where_it_is_due() -> None:
                 raise UserError("shard 7 is damaged")
             return super().read(kind, ids, moment)
 
-    made = Passes(Broken(), 2, ALONE, range(1, 4), 3)  # type: ignore[arg-type]
+    made = MicroBatchLoader(Broken(), 2, SINGLE_PROCESS, range(1, 4), 3)  # type: ignore[arg-type]
     for one in (one for parts in made.step(1).values() for one in parts):
         made.loss(one)
     with pytest.raises(UserError, match="shard 7"):

@@ -211,8 +211,8 @@ def test_fingerprint_ignores_speed_place_and_housekeeping(default: Config) -> No
 HOLD = """
 import sys, time
 from pathlib import Path
-from reca.runtime.locks import exclusive
-with exclusive(Path(sys.argv[1]) / "checkpoints" / f"{'a' * 16}.lock", "x"):
+from reca.runtime.locks import file_lock
+with file_lock(Path(sys.argv[1]) / "checkpoints" / f"{'a' * 16}.lock", "x"):
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))
 """

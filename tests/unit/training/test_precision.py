@@ -11,7 +11,7 @@ from reca.models.base import UnifiedModel
 from reca.runtime.seeding import SampleRng
 from reca.training.activation_checkpointing import checkpoint_blocks
 from reca.training.lora import adapt, merge
-from reca.training.precision import place, rounded_by_autocast
+from reca.training.precision import bf16_safe_parameters, move_to
 from tests.contract.test_model_family import CPU, PRESETS, load, losses, pictures
 
 each_preset = pytest.mark.parametrize("preset", PRESETS)
@@ -78,11 +78,11 @@ def test_no_number_tells(preset: str, changed: Callable[[UnifiedModel], None]) -
     model = published(preset)
     changed(model)
     before, expected = weights(model), gradients(model)
-    names = rounded_by_autocast(model)
-    place(model, CPU, names)
+    names = bf16_safe_parameters(model)
+    move_to(model, CPU, names)
     assert {name for name, value in model.named_parameters() if value.dtype == torch.bfloat16} == set(names) != set()
     assert_equal(gradients(model), expected)
-    place(model, CPU)
+    move_to(model, CPU)
     assert_equal(weights(model), before)
 
 
@@ -92,8 +92,8 @@ def test_norms_embeddings_ties_and_target_encoders_stay(preset: str) -> None:
     model = published(preset)
     seen = pictures(model, 2, model.spec.generation_size)
     expected = model.encode_target(seen, SampleRng([1, 2])).values
-    names = set(rounded_by_autocast(model))
-    place(model, CPU, names)
+    names = set(bf16_safe_parameters(model))
+    move_to(model, CPU, names)
     assert torch.equal(model.encode_target(seen, SampleRng([1, 2])).values, expected)
     for path, module in model.named_modules():
         for name, value in module.named_parameters(path, recurse=False):
@@ -114,8 +114,8 @@ def test_what_adapters_leave_behind_is_added_up_in_float32(preset: str) -> None:
         model = published(preset)
         adapter("lora")(model)
         if narrow:
-            place(model, CPU, rounded_by_autocast(model))
-            place(model, CPU)
+            move_to(model, CPU, bf16_safe_parameters(model))
+            move_to(model, CPU)
         merge(model)
         return weights(model)
 
@@ -126,7 +126,7 @@ def test_adapters_are_the_same_beside_a_file_in_bfloat16() -> None:
     expected, lower = published("bagel_tiny"), published("bagel_tiny").bfloat16()
     for model in (expected, lower):
         adapter("dora")(model)
-    place(lower, CPU)
+    move_to(lower, CPU)
     assert_equal(weights(lower), weights(expected))
 
 
@@ -136,8 +136,8 @@ def test_what_is_no_bfloat16_is_left_alone() -> None:
     with torch.no_grad():
         spoilt[0, 0] = 1 + 2**-9
     before = weights(model)
-    place(model, CPU, rounded_by_autocast(model))
+    move_to(model, CPU, bf16_safe_parameters(model))
     assert spoilt.dtype == torch.float32
     assert model.get_parameter("network.connector.fc2.weight").dtype == torch.bfloat16
-    place(model, CPU)
+    move_to(model, CPU)
     assert_equal(weights(model), before)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from reca.config import ROOT, compose
 from reca.runtime.errors import UserError
-from reca.training.precision import rounded_by_autocast
+from reca.training.precision import bf16_safe_parameters
 from tools.memory.command import lines, predict
 from tools.memory.forecast import FILLED, changes, forecast, kept_in_bfloat16, sharded, sized_model
 from tools.memory.step import Step
@@ -92,7 +92,7 @@ def test_the_type_of_a_checkpoints_files_tells_what_bfloat16_holds(tmp_path: Pat
     weights = tmp_path / "bagel/model.safetensors"
     save_file({name: value.bfloat16() for name, value in load_file(weights).items()}, weights)
     model, _ = sized_model(config, tmp_path)
-    converted = {name for name in rounded_by_autocast(model) if not name.startswith("autoencoder.")}
+    converted = {name for name in bf16_safe_parameters(model) if not name.startswith("autoencoder.")}
     assert converted
     assert kept_in_bfloat16(config, model) == (converted, ())
     assert forecast(config, tmp_path).step.weights < forecast(compose(words), ROOT).step.weights

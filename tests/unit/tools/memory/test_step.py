@@ -10,7 +10,7 @@ from reca.config import ROOT, compose
 from reca.models.base import FAMILIES, UnifiedModel, load_model
 from reca.models.harmon.diffusion_head import DiffusionHead
 from reca.training.mixture import mix
-from reca.training.precision import rounded_by_autocast
+from reca.training.precision import bf16_safe_parameters
 from tools.memory.build import build
 from tools.memory.sizes import PUBLISHED
 from tools.memory.step import Plan, Step, bytes_of, simulated, taken
@@ -34,7 +34,7 @@ def plan(family: str, **changes: object) -> Plan:
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_what_is_predicted_is_what_is_measured(family: str, again: bool) -> None:
     model = tiny(family)
-    rounded = frozenset(rounded_by_autocast(model) if again else ())
+    rounded = frozenset(bf16_safe_parameters(model) if again else ())
     wanted = plan(family, gradient_checkpointing=again, lower=again, rounded=rounded)
     predicted, measured = simulated(tiny(family), wanted), taken(tiny(family), wanted)
     assert predicted.peak == pytest.approx(measured.peak, rel=0.02)
