@@ -38,7 +38,7 @@ CHILD_SECONDS = 240
 SLOWLY = """
 import sys, time
 import reca.runtime.files
-from reca.training import monitor
+from reca.training import metrics as monitor
 
 def slowed(function):
     def slow(*arguments):
