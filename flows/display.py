@@ -13,6 +13,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from reca.runtime.progress import format_duration
+
 SECONDS_BETWEEN_LINES = 15.0
 MARKS = {"done": "✓", "unchanged": "·", "restored": "↺", "failed": "✗", "stopped": "✗"}
 COLOURS = {"done": "green", "unchanged": "dim", "restored": "green", "failed": "red", "stopped": "yellow"}
@@ -93,7 +95,7 @@ class Display:
             if stage in self.waiting:
                 self.waiting.remove(stage)
         if not self._live and outcome != "unchanged":
-            self.say(f"{stage}: {outcome} after {_clock(row.seconds)}")
+            self.say(f"{stage}: {outcome} after {format_duration(row.seconds)}")
 
     def seconds(self) -> dict[str, float]:
         """How long the stages took that did something, for the next run's estimate."""
@@ -112,11 +114,11 @@ class Display:
                 _mark(row),
                 Text(name),
                 _bar(row),
-                Text(_clock(elapsed), "dim"),
+                Text(format_duration(elapsed), "dim"),
                 Text(row.text, overflow="ellipsis", no_wrap=True),
             )
         unchanged = sum(row.outcome == "unchanged" for row in rows.values())
-        foot = f"{_clock(time.monotonic() - self._began)} elapsed{self._whole_run_left()}"
+        foot = f"{format_duration(time.monotonic() - self._began)} elapsed{self._whole_run_left()}"
         if unchanged:
             foot += f", {unchanged} stages unchanged"
         if self.waiting:
@@ -130,7 +132,7 @@ class Display:
         left = sum(self._expected[name] for name in self.waiting)
         running = [row for row in self.rows.values() if not row.outcome]
         left -= sum(time.monotonic() - row.began for row in running)
-        return f", about {_clock(max(left, 0))} left in all"
+        return f", about {format_duration(max(left, 0))} left in all"
 
 
 Display.current = Display(quiet=True)
@@ -146,9 +148,3 @@ def _bar(row: _Row) -> RenderableType:
     if row.outcome or not row.total:
         return Text(row.outcome, COLOURS.get(row.outcome, ""))
     return ProgressBar(row.total, row.done, width=24)
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -6,7 +6,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from reca.config.evaluate import judged_here
+from reca.config.evaluate import uses_local_judge
 from reca.runtime.errors import UserError
 
 GPU, JUDGE = "gpu", "judge"
@@ -27,7 +27,7 @@ class Stage:
     def uses_gpu(self, evaluate: Mapping[str, Any]) -> bool:
         """Whether it takes devices, given the section of the configuration that says what is measured."""
         _, _, benchmark = self.name.partition("-")  # score@base-scenes
-        return self.resource == GPU or (self.resource == JUDGE and judged_here(evaluate, benchmark))
+        return self.resource == GPU or (self.resource == JUDGE and uses_local_judge(evaluate, benchmark))
 
 
 def read_graph(root: Path) -> list[Stage]:

@@ -18,14 +18,14 @@ from flows.display import Display
 from flows.graph import read_graph
 from flows.liveness import CancellationWatch
 from flows.reconcile import reconcile
-from flows.run_context import StageFailed, Workplace, run_command
+from flows.run_context import RunContext, StageFailed, run_command
 from flows.schedule import run_stages
 from flows.summary import summarise
 from flows.supervisor import Processes, Stopped
 from flows.tasks import run_register
 from reca.config import Config, compose
 from reca.runtime import workspace
-from reca.runtime.system_metrics import VARIABLE, sampled
+from reca.runtime.system_metrics import FILE_VARIABLE, sample_to_csv
 
 ISOLATED = "RECA_ISOLATED"
 TRACKING = "MLFLOW_TRACKING_URI"
@@ -49,7 +49,7 @@ def reca(overrides: list[str] | None = None) -> State[Any]:
         return Cancelled(message="cancelled; the next run continues") if watch.cancelled else Completed()
 
 
-def _run(place: Workplace) -> None:
+def _run(place: RunContext) -> None:
     place = _compose(place)
     stages = read_graph(place.root)
     place.display.plan([stage.name for stage in stages] + ["register"])
@@ -60,7 +60,7 @@ def _run(place: Workplace) -> None:
 
 
 @contextmanager
-def workplace(root: Path, overrides: list[str]) -> Iterator[Workplace]:
+def workplace(root: Path, overrides: list[str]) -> Iterator[RunContext]:
     """Where this run works: the project, locked, or (on a worker, or if asked to) a worktree of its own.
 
     Raises:
@@ -78,25 +78,25 @@ def workplace(root: Path, overrides: list[str]) -> Iterator[Workplace]:
 
     with ExitStack() as stack:
         if not apart:
-            stack.enter_context(workspace.in_place(state, name))
-        stack.enter_context(workspace.alive(state, run_id))
+            stack.enter_context(workspace.project_lock(state, name))
+        stack.enter_context(workspace.run_lease(state, run_id))
         reconcile(state, say)
         if note := workspace.prepare_dvc(root):
             say(note)
         place, environment = root, {"DVC_NO_ANALYTICS": "1"}
         if apart:
-            place = stack.enter_context(workspace.isolated(root, state, run_id, say))
+            place = stack.enter_context(workspace.isolated_worktree(root, state, run_id, say))
             environment[TRACKING] = os.environ.get(TRACKING, f"sqlite:///{root / 'mlruns/mlflow.db'}")
             overrides = [*overrides, f"paths.state={state}"]
         logs = state / "logs" / run_id
-        environment[VARIABLE] = str(logs / "system.csv")
-        stack.enter_context(sampled(logs / "system.csv"))
+        environment[FILE_VARIABLE] = str(logs / "system.csv")
+        stack.enter_context(sample_to_csv(logs / "system.csv"))
         processes = Processes(environment)
         stack.callback(processes.stop)
-        yield Workplace(place, state, logs, name, overrides, {}, processes, display)
+        yield RunContext(place, state, logs, name, overrides, {}, processes, display)
 
 
-def _compose(place: Workplace) -> Workplace:
+def _compose(place: RunContext) -> RunContext:
     """Write the workspace's ``params.yaml`` with the workspace's own code, and put its images under DVC."""
     run_command("compose", [sys.executable, "-m", "reca", "compose", *place.overrides], place)
     return replace(place, config=Config.load(place.root / "params.yaml").to_dict())

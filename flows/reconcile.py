@@ -19,7 +19,7 @@ def reconcile(state: Path, say: Callable[[str], None]) -> None:
     """Mark flow runs of this project whose process is gone as Crashed, or as Cancelled where that was wanted.
 
     Args:
-        state: The state folder, where every run shows that it is alive (:func:`reca.runtime.workspace.alive`).
+        state: The state folder, where every run shows that it is alive (:func:`reca.runtime.workspace.run_lease`).
         say: Told about each.
     """
     unfinished = FlowRunFilter(state=FlowRunFilterState(type=StateTypes(any_=UNFINISHED)))
@@ -27,12 +27,12 @@ def reconcile(state: Path, say: Callable[[str], None]) -> None:
         for run in client.read_flow_runs(
             flow_filter=FlowFilter(name=FlowFilterName(any_=["reca"])), flow_run_filter=unfinished
         ):
-            if not workspace.is_dead(state, str(run.id)):
+            if not workspace.lease_expired(state, str(run.id)):
                 continue
             wanted = run.state is not None and run.state.type == StateType.CANCELLING
             end: State[Any] = (
                 Cancelled() if wanted else Crashed(message="its process ended without a word (killed, or a power cut)")
             )
             client.set_flow_run_state(run.id, end, force=True)
-            workspace.bury(state, str(run.id))
+            workspace.remove_lease(state, str(run.id))
             say(f"the earlier run {run.name} had been killed; marked as {end.name}")

@@ -100,7 +100,7 @@ def prefect_api(home: Path, port: int | None = None) -> Iterator[Any]:
 
 
 def _lock_unless(isolated: bool, state: Path, overrides: list[str]) -> Any:
-    return nullcontext() if isolated else workspace.in_place(state, " ".join(["reca run", *overrides]))
+    return nullcontext() if isolated else workspace.project_lock(state, " ".join(["reca run", *overrides]))
 
 
 def _interrupt(*_: object) -> None:

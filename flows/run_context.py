@@ -32,7 +32,7 @@ class StageFailed(UserError):
 
 
 @dataclass(frozen=True)
-class Workplace:
+class RunContext:
     """Where and for what a flow run works."""
 
     root: Path
@@ -62,7 +62,7 @@ class Workplace:
 def run_command(
     name: str,
     command: Sequence[str],
-    workplace: Workplace,
+    workplace: RunContext,
     environment: Mapping[str, str] | None = None,
     hold: Sequence[int] = (),
 ) -> list[str]:

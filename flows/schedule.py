@@ -7,13 +7,13 @@ from prefect.states import State
 
 from flows.graph import Stage
 from flows.lineage import disagreements
-from flows.run_context import Workplace
+from flows.run_context import RunContext
 from flows.tasks import run_stage
 
 Future = Any  # PrefectConcurrentFuture; `submit` is typed by its base class, which has no `wrapped_future`
 
 
-def run_stages(stages: list[Stage], place: Workplace) -> None:
+def run_stages(stages: list[Stage], place: RunContext) -> None:
     """Run what is out of date.
 
     The one with the longest chain of stages behind it goes first: the base is measured beside the training, not before

@@ -12,15 +12,15 @@ from prefect.states import Completed, State
 from flows.gpus import devices
 from flows.graph import Stage
 from flows.lineage import disagreements
-from flows.run_context import StageFailed, Workplace, run_command
+from flows.run_context import RunContext, StageFailed, run_command
 from reca.runtime.errors import UserError
 
 DVC = (sys.executable, "-m", "dvc")
-PAUSES = (5.0, 60.0)
+RETRY_DELAYS = (5.0, 60.0)
 """Seconds before the second and the third attempt; not Prefect's own delay, which no signal interrupts."""
 
 
-def worth_another_attempt(_task: Any, _run: Any, state: State[Any]) -> bool:
+def should_retry(_task: Any, _run: Any, state: State[Any]) -> bool:
     """Retry a stage unless the user has to mend something first."""
     error = state.result(raise_on_failure=False)
     return not (isinstance(error, UserError) and not getattr(error, "again", False))
@@ -28,12 +28,12 @@ def worth_another_attempt(_task: Any, _run: Any, state: State[Any]) -> bool:
 
 @task(
     task_run_name="{stage.name}",
-    retries=len(PAUSES),
-    retry_condition_fn=worth_another_attempt,
+    retries=len(RETRY_DELAYS),
+    retry_condition_fn=should_retry,
     cache_policy=NO_CACHE,  # DVC decides what is stale; two caches are two truths
     persist_result=False,
 )
-def run_stage(stage: Stage, workplace: Workplace, unchanged: bool) -> State[Any]:
+def run_stage(stage: Stage, workplace: RunContext, unchanged: bool) -> State[Any]:
     """Bring one stage up to date; with ``unchanged``, only put down that there was nothing to do."""
     if unchanged:
         workplace.display.ended(stage.name, "unchanged")
@@ -52,12 +52,12 @@ def run_stage(stage: Stage, workplace: Workplace, unchanged: bool) -> State[Any]
 
 @task(
     task_run_name="register",
-    retries=len(PAUSES),
-    retry_condition_fn=worth_another_attempt,
+    retries=len(RETRY_DELAYS),
+    retry_condition_fn=should_retry,
     cache_policy=NO_CACHE,
     persist_result=False,
 )
-def run_register(workplace: Workplace) -> None:
+def run_register(workplace: RunContext) -> None:
     """Hand the model to the registry: not a DVC stage, since it acts on the world outside; idempotent."""
     _pause_before_retry(workplace)
     workplace.display.started("register")
@@ -69,15 +69,15 @@ def run_register(workplace: Workplace) -> None:
     workplace.display.ended("register", "done")
 
 
-def _pause_before_retry(workplace: Workplace) -> None:
+def _pause_before_retry(workplace: RunContext) -> None:
     attempt = int(runtime.task_run.run_count or 1)
     if attempt > 1:
-        seconds = PAUSES[min(attempt - 2, len(PAUSES) - 1)]
+        seconds = RETRY_DELAYS[min(attempt - 2, len(RETRY_DELAYS) - 1)]
         get_run_logger().info("attempt %d, in %g s; it resumes what is there", attempt, seconds)
         workplace.processes.pause(seconds)
 
 
-def _reproduce(stage: Stage, workplace: Workplace) -> str:
+def _reproduce(stage: Stage, workplace: RunContext) -> str:
     """``dvc repro`` of one stage; again, by force, if it turns out to have been made with other parameters."""
     command = [*DVC, "--wait-for-lock", "repro", "--single-item", stage.name]
     log = get_run_logger()

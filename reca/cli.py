@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from reca.config import ROOT, Config, ConfigError, compose
-from reca.config.evaluate import PUBLISHED, judged_here
+from reca.config.evaluate import PUBLISHED, uses_local_judge
 from reca.runtime import workspace
 from reca.runtime.distributed import GUARD
 from reca.runtime.errors import UserError
@@ -130,7 +130,7 @@ def _compose(options: argparse.Namespace) -> None:
 
         fetch_benchmarks(config, root)
         _track_prompts(config, root)
-    for name in workspace.remove_unlisted(root, config.evaluate.benchmarks):
+    for name in workspace.remove_unlisted_outputs(root, config.evaluate.benchmarks):
         print(f"outputs of the benchmark {name} are removed: it is measured no longer (DVC keeps them in its cache)")
     changed = config.save(root / "params.yaml")
     print("params.yaml written" if changed else "params.yaml unchanged")
@@ -175,7 +175,7 @@ def _stage(options: argparse.Namespace) -> int:
 def _is_shared(options: argparse.Namespace, config: Config) -> bool:
     """Whether several processes take part in a stage."""
     if options.verb == "score" and not options.from_replies and not options.dry_run:
-        return judged_here(config.to_dict()["evaluate"], options.benchmark)
+        return uses_local_judge(config.to_dict()["evaluate"], options.benchmark)
     return options.verb in ("extract", "train", "generate")
 
 

@@ -49,7 +49,7 @@ class JudgeSettings(Section):
     """``None`` leaves it to the endpoint."""
 
 
-class AskedBenchmark(_Drawn):
+class JudgedBenchmarkSettings(_Drawn):
     """A benchmark whose samples are judged by a model that is asked about them."""
 
     judge: JudgeSettings
@@ -79,7 +79,7 @@ class JudgeLimits(Section):
     """US dollars that one scoring may spend; at the ceiling it stops, and goes on when it is raised."""
 
 
-class GenevalBenchmark(_Drawn):
+class GenevalSettings(_Drawn):
     """GenEval: 553 prompts, judged by Mask2Former and CLIP."""
 
     images_per_prompt: PositiveInt = 12
@@ -89,7 +89,7 @@ class GenevalBenchmark(_Drawn):
     clip: HubId = "openai/clip-vit-large-patch14@32bd64288804d66eefd0ccbe215aa642df71cc41"
 
 
-class DpgbenchBenchmark(AskedBenchmark):
+class DpgbenchSettings(JudgedBenchmarkSettings):
     """DPG-Bench: 1,065 long prompts, each with yes/no questions."""
 
     images_per_prompt: PositiveInt = Field(default=4, le=4)
@@ -98,7 +98,7 @@ class DpgbenchBenchmark(AskedBenchmark):
     """Reproduce what is wrong in the official script (docs/benchmarks.md)."""
 
 
-class WiseBenchmark(AskedBenchmark):
+class WiseSettings(JudgedBenchmarkSettings):
     """WISE: 1,000 prompts that need knowledge of the world, one image each."""
 
     version: Literal["legacy", "verified"] = "legacy"
@@ -108,21 +108,21 @@ class WiseBenchmark(AskedBenchmark):
     """How replies are read."""
 
 
-class ImgeditBenchmark(AskedBenchmark):
+class ImgeditSettings(JudgedBenchmarkSettings):
     """ImgEdit-Bench, basic suite: 737 edits, three scores of 1-5 each."""
 
     judge: JudgeSettings = JudgeSettings(model="gpt-4.1-2025-04-14", temperature=None)
     scoring: Literal["strict", "official"] = "strict"
 
 
-class GeditBenchmark(AskedBenchmark):
+class GeditSettings(JudgedBenchmarkSettings):
     """GEdit-Bench: 606 edits in two languages, judged as VIEScore does."""
 
     language: Literal["en", "cn"] = "en"
     judge: JudgeSettings = JudgeSettings(model="gpt-4.1-2025-04-14", max_tokens=1400)
 
 
-class QuestionSetBenchmark(_Published):
+class QuestionSetSettings(_Published):
     """MME, POPE or MMMU: published questions about images; a prompt is an image with its questions (MMMU: a question).
 
     Answers are greedy, so there is no seed.
@@ -132,25 +132,25 @@ class QuestionSetBenchmark(_Published):
     """Whose reading of the replies; another one needs no new answers."""
 
 
-class SceneEditingBenchmark(Section):
+class SceneEditingSettings(Section):
     """Edits of rendered scenes: published nowhere, but in no default either, since few families edit."""
 
     edits_per_category: PositiveInt = 40
     seed: NonNegativeInt = 4
 
 
-class PublishedBenchmarks(Section):
+class PublishedSettings(Section):
     """The sections of the published benchmarks, and of what few families can do: there where they are measured."""
 
-    geneval: GenevalBenchmark | None = None
-    dpgbench: DpgbenchBenchmark | None = None
-    wise: WiseBenchmark | None = None
-    imgedit: ImgeditBenchmark | None = None
-    gedit: GeditBenchmark | None = None
-    mme: QuestionSetBenchmark | None = None
-    pope: QuestionSetBenchmark | None = None
-    mmmu: QuestionSetBenchmark | None = None
-    scene_editing: SceneEditingBenchmark | None = None
+    geneval: GenevalSettings | None = None
+    dpgbench: DpgbenchSettings | None = None
+    wise: WiseSettings | None = None
+    imgedit: ImgeditSettings | None = None
+    gedit: GeditSettings | None = None
+    mme: QuestionSetSettings | None = None
+    pope: QuestionSetSettings | None = None
+    mmmu: QuestionSetSettings | None = None
+    scene_editing: SceneEditingSettings | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -162,10 +162,10 @@ class PublishedBenchmarks(Section):
         return {**missing, **{name: value for name, value in values.items() if value is not None}}
 
 
-PUBLISHED = tuple(PublishedBenchmarks.model_fields)
+PUBLISHED = tuple(PublishedSettings.model_fields)
 
 
-def judged_here(evaluate: Mapping[str, Any], name: str) -> bool:
+def uses_local_judge(evaluate: Mapping[str, Any], name: str) -> bool:
     """Whether a network judges this benchmark on this machine: several processes, a device each, can share that.
 
     Not the scene detector: it takes seconds.
@@ -174,6 +174,6 @@ def judged_here(evaluate: Mapping[str, Any], name: str) -> bool:
     return bool(section.get("detector") or section.get("encoders") or (section.get("judge") or {}).get("folder"))
 
 
-def sampling_part(section: Mapping[str, Any] | None) -> dict[str, Any]:
+def sampling_settings(section: Mapping[str, Any] | None) -> dict[str, Any]:
     """The settings of a benchmark that decide which samples are made."""
     return {name: value for name, value in (section or {}).items() if name not in JUDGING}

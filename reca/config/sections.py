@@ -12,7 +12,7 @@ from pydantic import (
 )
 
 from reca.config.base import Fraction, Section
-from reca.config.evaluate import HubId, JudgeLimits, PublishedBenchmarks
+from reca.config.evaluate import HubId, JudgeLimits, PublishedSettings
 
 BenchmarkName = Literal[
     "scenes",
@@ -215,7 +215,7 @@ class GenerateSection(Section):
     num_steps: PositiveInt | None = None
 
 
-class ScenesBenchmark(Section):
+class ScenesSettings(Section):
     """GenEval's six categories over rendered scenes."""
 
     prompts_per_category: PositiveInt
@@ -223,14 +223,14 @@ class ScenesBenchmark(Section):
     seed: NonNegativeInt
 
 
-class UnderstandingBenchmark(Section):
+class UnderstandingSettings(Section):
     """Questions about held-out scenes."""
 
     num_images: PositiveInt
     seed: NonNegativeInt
 
 
-class FidelityBenchmark(Section):
+class FidelitySettings(Section):
     """Reconstruction of held-out images from their own embeddings."""
 
     num_images: PositiveInt
@@ -240,13 +240,13 @@ class FidelityBenchmark(Section):
     ``facebook/dinov2-base@COMMIT``; in ``data/judges/``, outside the overall score."""
 
 
-class EvaluateSection(PublishedBenchmarks):
+class EvaluateSection(PublishedSettings):
     """What is measured, on the base and on the aligned model alike."""
 
     benchmarks: tuple[BenchmarkName, ...] = Field(min_length=1)
-    scenes: ScenesBenchmark
-    understanding: UnderstandingBenchmark
-    fidelity: FidelityBenchmark
+    scenes: ScenesSettings
+    understanding: UnderstandingSettings
+    fidelity: FidelitySettings
     confidence: float = Field(gt=0.5, lt=1)
     """Coverage of the intervals."""
     bootstrap_resamples: PositiveInt

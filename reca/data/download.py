@@ -10,7 +10,7 @@ from typing import Any
 
 from reca.config import Config
 from reca.runtime.errors import UserError
-from reca.runtime.files import FETCHED_FROM, write_json
+from reca.runtime.files import HUB_SOURCE, write_json
 
 UNUSED = ("*.msgpack", "*.h5", "*.onnx", "*.gguf", "*.png", "*.jpg", "*.gif", "*.mp4", "assets/*", "figures/*")
 """Files of a repository that no loader reads."""
@@ -52,7 +52,7 @@ def fill(folder: Path, source: str, state: Path, what: str, kind: str = "model")
     print(f"{what}: {folder} is not here; fetching {source} from the hub", flush=True)
     commit = _download(repository, kind, revision or None, patterns.split(",") if patterns else None, partial)
     shutil.rmtree(partial / ".cache", ignore_errors=True)
-    write_json(partial / FETCHED_FROM, {"repository": repository, "revision": revision or None, "commit": commit})
+    write_json(partial / HUB_SOURCE, {"repository": repository, "revision": revision or None, "commit": commit})
     folder.parent.mkdir(parents=True, exist_ok=True)
     shutil.move(partial, folder)
     print(f"{what}: {repository} at commit {commit} is in {folder}", flush=True)

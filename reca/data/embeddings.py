@@ -21,7 +21,7 @@ from torch import Tensor
 
 from reca.data.ragged import join
 from reca.runtime.errors import UserError
-from reca.runtime.files import whole_file, write_json
+from reca.runtime.files import atomic_file, write_json
 from reca.runtime.hashing import file_digest
 
 INDEX = "index.json"
@@ -100,7 +100,7 @@ def write_shard(path: Path, ids: Sequence[str], fields: Mapping[str, Sequence[Te
         tensors[name] = values.contiguous().cpu()
         if shapes is not None:
             tensors[f"{name}{SHAPES}"] = torch.tensor(shapes, dtype=torch.int32)
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         save_file(tensors, temporary)
     return Shard(path.name, file_digest(path), path.stat().st_size, list(ids))
 

@@ -13,7 +13,7 @@ from reca.data.download import fill
 from reca.evaluation import prompt_sources as sources
 from reca.evaluation.judges import local_models as folders
 from reca.runtime.errors import UserError
-from reca.runtime.files import whole_file, write_json
+from reca.runtime.files import atomic_file, write_json
 from reca.runtime.hashing import file_digest
 
 
@@ -64,7 +64,7 @@ def fetch_prompts(root: Path, name: str, state: Path) -> None:
         if path.is_file():
             continue
         print(f"{name}: fetching {source.address} ({published.licence})", flush=True)
-        with whole_file(path) as temporary:
+        with atomic_file(path) as temporary:
             try:
                 (_from_git if source.commit else _download)(source, temporary)
             except (httpx.HTTPError, OSError, subprocess.SubprocessError) as error:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from reca.config import Config
-from reca.config.evaluate import AskedBenchmark, JudgeSettings
+from reca.config.evaluate import JudgedBenchmarkSettings, JudgeSettings
 from reca.evaluation.benchmark import ItemScore, Judge
 from reca.evaluation.samples import Pixels, Row, UnreadableSample, read_image, save_png
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from reca.evaluation.judges.reply_cache import Reply
     from reca.evaluation.judges.requests import Estimate, Request
 
-S = TypeVar("S", bound=AskedBenchmark)
+S = TypeVar("S", bound=JudgedBenchmarkSettings)
 
 
 class Asked(ABC, Generic[S]):

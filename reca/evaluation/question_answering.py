@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from reca.config import Config
-from reca.config.evaluate import QuestionSetBenchmark
+from reca.config.evaluate import QuestionSetSettings
 from reca.evaluation import questions
 from reca.evaluation.benchmark import ItemScore, Judge
 from reca.evaluation.drawing import by_prompt, label, limited
@@ -43,7 +43,7 @@ class QuestionSet(ABC):
     seed: int = 0
     """Answers are greedy: nothing is drawn."""
 
-    def __init__(self, settings: QuestionSetBenchmark, root: Path) -> None:
+    def __init__(self, settings: QuestionSetSettings, root: Path) -> None:
         self._settings, self._root = settings, root
 
     @classmethod

@@ -16,7 +16,7 @@ from typing import Any
 from reca.evaluation import prompt_sources as sources
 from reca.evaluation.samples import Row
 from reca.runtime.errors import UserError
-from reca.runtime.files import whole_folder, write_text
+from reca.runtime.files import atomic_folder, write_text
 
 TABLE = "questions.jsonl"
 IMAGE_COLUMNS = ("image", "image_1")
@@ -43,7 +43,7 @@ def folder_of(root: Path, name: str) -> Path:
             f"the questions of {name} are missing, and nothing fetches them: put {TABLE} (docs/benchmarks.md says what "
             f"stands in it) and the images into {folder}, or the Parquet files of its data set on the hub"
         )
-    with whole_folder(unpacked) as temporary:
+    with atomic_folder(unpacked) as temporary:
         rows = [_unpack(row, folder, temporary) for path in files for row in _rows_of(path)]
         write_text(temporary / TABLE, "".join(json.dumps(row) + "\n" for row in rows))
     return unpacked

@@ -13,7 +13,7 @@ from reca.data.ragged import moved, pinned
 from reca.extraction.cache import Rounding, Row, rounding
 from reca.models.base import Images, UnifiedModel
 from reca.runtime.prefetch import Prefetcher
-from reca.runtime.seeding import NoDraws
+from reca.runtime.seeding import ForbiddenRng
 
 
 class Reader(Protocol):
@@ -92,11 +92,11 @@ class Encoder:
             costs = rounding(exact, stored["semantic"])
         if "target" in pixels:
             # A sample of a distribution, stored once and used for ever, would be another method.
-            no_draws = NoDraws(
+            forbidden = ForbiddenRng(
                 f"{type(self.model).__name__} declares its target cacheable, but encode_target draws from rng; "
                 "it must return the moments of the distribution, or not declare it"
             )
-            stored["target"] = self.model.encode_target(moved(pixels["target"], self.device), no_draws).values
+            stored["target"] = self.model.encode_target(moved(pixels["target"], self.device), forbidden).values
         return _Started(ids, stored, costs)
 
 

@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-FETCHED_FROM = "hub_source.json"
+HUB_SOURCE = "hub_source.json"
 """In a folder that came from the hub: repository, revision asked for, commit received."""
 
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file in one step; a reader sees the old text or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text(text)
 
 
@@ -27,7 +27,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its place when the block ends well, and vanishes when not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
@@ -44,8 +44,8 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """As :func:`whole_file` for a folder; what stood at ``path`` before is replaced.
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """As :func:`atomic_file` for a folder; what stood at ``path`` before is replaced.
 
     A folder has one writer at a time, so what a killed one left under its temporary names is swept away first.
     """

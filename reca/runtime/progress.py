@@ -33,13 +33,13 @@ class Progress:
         print(f"PROGRESS {done}/{self.total} {self.unit} {words}", flush=True)
 
     def _times(self, done: int, elapsed: float) -> list[str]:
-        times = [f"{clock(elapsed)} elapsed"]
+        times = [f"{format_duration(elapsed)} elapsed"]
         if self._start < done < self.total:
-            times.append(f"{clock(elapsed / (done - self._start) * (self.total - done))} left")
+            times.append(f"{format_duration(elapsed / (done - self._start) * (self.total - done))} left")
         return times
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """``75`` as ``1:15``, ``3675`` as ``1:01:15``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

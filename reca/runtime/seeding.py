@@ -65,7 +65,7 @@ class SampleRng:
         return (reached <= uniform[..., None].double() * reached[..., -1:]).sum(dim=-1)
 
 
-class NoDraws(SampleRng):
+class ForbiddenRng(SampleRng):
     """Stands in where nothing may be drawn: whatever is asked of it is an error.
 
     Args:

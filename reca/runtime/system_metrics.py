@@ -1,7 +1,7 @@
 """What a run costs the machine: CPU, memory and GPUs, sampled into a CSV file while a block runs.
 
 The names are MLflow's, so that its page "System metrics" shows them once ``reca register`` has logged the file,
-which the environment variable :data:`VARIABLE` names.
+which the environment variable :data:`FILE_VARIABLE` names.
 """
 
 import csv
@@ -15,13 +15,13 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 
-VARIABLE = "RECA_SYSTEM_METRICS"
+FILE_VARIABLE = "RECA_SYSTEM_METRICS"
 """Path of the file, handed from the flow to ``reca register``; its stem, ``system``, prefixes the metrics."""
 GPU_QUERY = ["nvidia-smi", "--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits"]
 
 
 @contextmanager
-def sampled(path: Path, every_seconds: float = 5.0) -> Iterator[None]:
+def sample_to_csv(path: Path, every_seconds: float = 5.0) -> Iterator[None]:
     """Append a row to ``path`` every few seconds as long as the block runs, and one at its end.
 
     A file that cannot be written, or a GPU that does not answer, ends the sampling and nothing else.

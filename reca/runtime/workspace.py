@@ -51,7 +51,7 @@ def project_root(start: Path | None = None) -> Path:
 
 
 @contextmanager
-def in_place(state: Path, run: str) -> Iterator[None]:
+def project_lock(state: Path, run: str) -> Iterator[None]:
     """Have the project to oneself for a whole run; a second use within this process is let through.
 
     Args:
@@ -96,9 +96,9 @@ def _who_is_there(path: Path) -> str:
 
 
 @contextmanager
-def alive(state: Path, run_id: str) -> Iterator[None]:
+def run_lease(state: Path, run_id: str) -> Iterator[None]:
     """Show, as long as the block lasts, that a run is alive; the kernel takes the sign back from the dead."""
-    path = _sign_of_life(state, run_id)
+    path = lease_path(state, run_id)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -106,27 +106,28 @@ def alive(state: Path, run_id: str) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
-def is_dead(state: Path, run_id: str) -> bool:
+def lease_expired(state: Path, run_id: str) -> bool:
     """Whether a run began here and its process is gone without having ended it."""
     try:
-        with _sign_of_life(state, run_id).open("r+") as file:
+        with lease_path(state, run_id).open("r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:  # held, so alive; or never there, so not ours to judge
         return False
     return True
 
 
-def bury(state: Path, run_id: str) -> None:
+def remove_lease(state: Path, run_id: str) -> None:
     """Forget a dead run."""
-    _sign_of_life(state, run_id).unlink(missing_ok=True)
+    lease_path(state, run_id).unlink(missing_ok=True)
 
 
-def _sign_of_life(state: Path, run_id: str) -> Path:
+def lease_path(state: Path, run_id: str) -> Path:
+    """Return the file that a living run holds locked."""
     return state / "runs" / f"{run_id}.alive"
 
 
 @contextmanager
-def isolated(root: Path, state: Path, run_id: str, say: Callable[[str], None]) -> Iterator[Path]:
+def isolated_worktree(root: Path, state: Path, run_id: str, say: Callable[[str], None]) -> Iterator[Path]:
     """A worktree of the current commit, outside the repository, with DVC's cache shared.
 
     At the end the run's results are pushed to the default remote, from here: DVC pushes only what the ``dvc.lock``
@@ -147,7 +148,7 @@ def isolated(root: Path, state: Path, run_id: str, say: Callable[[str], None]) -
     if not (root / ".git").exists():
         raise UserError(f"{root} is no git repository: a run of its own needs a commit; run `reca run` in place")
     folder = Path(os.environ.get(WORKSPACES) or root.parent / f"{root.name}-workspaces")
-    collect_garbage(root, state, folder)
+    prune_worktrees(root, state, folder)
     place = folder / run_id
     folder.mkdir(parents=True, exist_ok=True)
     run_tool(["git", "worktree", "add", "--detach", str(place), "HEAD"], root)
@@ -179,16 +180,16 @@ def _share_dvc(root: Path, place: Path) -> bool:
     return any(default for _, _, default in remotes)
 
 
-def collect_garbage(root: Path, state: Path, folder: Path) -> None:
+def prune_worktrees(root: Path, state: Path, folder: Path) -> None:
     """Remove worktrees whose run is over or dead, but for the last ones."""
     places = [place for place in folder.glob("*") if (place / ".git").is_file()] if folder.is_dir() else []
-    idle = [place for place in places if is_dead(state, place.name) or not _sign_of_life(state, place.name).exists()]
+    idle = [place for place in places if lease_expired(state, place.name) or not lease_path(state, place.name).exists()]
     for place in sorted(idle, key=lambda place: place.stat().st_mtime, reverse=True)[KEPT_WORKSPACES:]:
         shutil.rmtree(place, ignore_errors=True)
     run_tool(["git", "worktree", "prune"], root)
 
 
-def remove_unlisted(root: Path, benchmarks: Collection[str]) -> list[str]:
+def remove_unlisted_outputs(root: Path, benchmarks: Collection[str]) -> list[str]:
     """Remove samples and scores of benchmarks that are measured no longer.
 
     ``report`` depends on these folders as a whole, so what an earlier configuration left there would be a part of its

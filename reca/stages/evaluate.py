@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from reca.config import Config, compose
-from reca.config.evaluate import PUBLISHED, sampling_part
+from reca.config.evaluate import PUBLISHED, sampling_settings
 from reca.evaluation.benchmark import load_benchmark
 from reca.runtime.distributed import DistributedContext, init_distributed
 from reca.runtime.errors import UserError
@@ -63,7 +63,7 @@ def _name(config: Config, options: argparse.Namespace) -> str:
     if options.images is not None:
         return f"images-{Path(options.images).resolve().name}"
     values = config.to_dict()
-    drawn = {name: sampling_part(values["evaluate"][name]) for name in config.evaluate.benchmarks}
+    drawn = {name: sampling_settings(values["evaluate"][name]) for name in config.evaluate.benchmarks}
     text = json.dumps([values["model"], values["generate"], drawn], sort_keys=True)
     return f"{config.model.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
@@ -124,7 +124,7 @@ def _is_made(config: Config, folder: Path, name: str, checkpoint: str) -> bool:
     except (FileNotFoundError, ValueError):
         return False
     values = config.to_dict()
-    same = sampling_part(made["params"]["evaluate"].get(name)) == sampling_part(values["evaluate"][name])
+    same = sampling_settings(made["params"]["evaluate"].get(name)) == sampling_settings(values["evaluate"][name])
     return same and made["checkpoint"] == checkpoint and made["params"]["generate"] == values["generate"]
 
 

@@ -34,7 +34,7 @@ from reca.extraction.writer import EmbeddingsWriter
 from reca.models.loading import base_digest, base_folder, load_encoders
 from reca.runtime.code_digest import code_digest
 from reca.runtime.distributed import DistributedContext, end_with_parent, init_distributed, prepare
-from reca.runtime.files import whole_folder
+from reca.runtime.files import atomic_folder
 from reca.runtime.hashing import file_digest
 from reca.runtime.locks import file_lock, friendly_io_errors
 from reca.runtime.progress import Progress
@@ -132,7 +132,7 @@ def _publish(config: Config, state: Path, output: Path, finished: Sequence[Finis
     fields = merged([done.fields for done in finished])
     costs = [cost for done in finished for cost in done.rounding]
     facts = {"semantic": rounding_facts(costs)} if "semantic" in fields else {}
-    with whole_folder(output) as folder:
+    with atomic_folder(output) as folder:
         for done in finished:
             if not link(state / done.shard.file, folder / done.shard.file):
                 check_shard(folder, done.shard)

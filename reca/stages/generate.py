@@ -17,7 +17,7 @@ from reca.evaluation.benchmark import Benchmark, load_benchmark
 from reca.evaluation.samples import Row, row_key, write_manifest
 from reca.runtime.distributed import DistributedContext, choose_device, end_with_parent, init_distributed
 from reca.runtime.errors import UserError
-from reca.runtime.files import whole_folder, write_json
+from reca.runtime.files import atomic_folder, write_json
 from reca.runtime.hashing import file_digest, weights_digest
 from reca.runtime.progress import Progress
 from reca.stages.result import write_result
@@ -59,7 +59,7 @@ def generate(config: Config, root: Path, which: str, benchmark: str, *, output: 
     if not distributed.is_main_process:
         return
     rows = [{**finished[row_key(row)], **shared} for row in plan]
-    with whole_folder((output or root / "outputs/samples" / which) / benchmark) as made_here:
+    with atomic_folder((output or root / "outputs/samples" / which) / benchmark) as made_here:
         for name in (name for row in rows for name in _files(row)):
             (made_here / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(state / name, made_here / name)

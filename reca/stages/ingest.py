@@ -17,7 +17,7 @@ from reca.data.sources import open_source
 from reca.data.sources.base import Item, Rejected, Source
 from reca.data.spool import Picture, Spool
 from reca.runtime.errors import UserError
-from reca.runtime.files import whole_folder, write_text
+from reca.runtime.files import atomic_folder, write_text
 from reca.runtime.progress import Progress
 from reca.stages.result import write_result
 
@@ -41,7 +41,7 @@ def ingest(config: Config, root: Path) -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong with an image goes to the quarantine
     folder = root / DATASET
     try:
-        with whole_folder(folder) as unfinished:
+        with atomic_folder(folder) as unfinished:
             _ingest(config, root, unfinished)
     except OSError as error:
         reason = error.strerror or str(error)

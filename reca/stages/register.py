@@ -106,7 +106,7 @@ def _log_run(
         model_id = _log_model(config, root, lineage)
         tracking.log_metrics(client, run_id, _numbers(deltas), model_id)
         curves = sorted((root / CURVES).glob("*.csv"))
-        system = [Path(name)] if (name := os.environ.get(system_metrics.VARIABLE)) else []
+        system = [Path(name)] if (name := os.environ.get(system_metrics.FILE_VARIABLE)) else []
         points = tracking.log_curves(client, run_id, [*curves, *system])
         _log_files(client, run_id, root, lineage)
         client.set_tag(run_id, "model.id", model_id)

@@ -22,7 +22,7 @@ from reca.reporting.figure import draw_overview
 from reca.reporting.inputs import MissingInput, Pair, Record, read_curve, read_optional, read_pair
 from reca.reporting.page import Report, render_page
 from reca.reporting.text import benchmark_words, category_words, points
-from reca.runtime.files import whole_folder, write_json, write_text
+from reca.runtime.files import atomic_folder, write_json, write_text
 from reca.stages.result import write_result
 from reca.tracking import lineage
 
@@ -62,7 +62,7 @@ def report(config: Config, root: Path) -> None:
         )
     )
     licence = licence_of(root / config.model.checkpoint, bool(config.model.hub))
-    with whole_folder(outputs / "report") as folder:
+    with atomic_folder(outputs / "report") as folder:
         (folder / "figures").mkdir()
         draw_overview(folder / "figures/overview.png", pairs, deltas, config.evaluate.confidence)
         write_json(folder / "deltas.json", deltas)

@@ -1,6 +1,6 @@
 """``score``: turn a benchmark's samples into numbers with intervals, and keep what the scorer saw.
 
-Where a network judges on this machine (:func:`reca.config.evaluate.judged_here`), processes share the samples.
+Where a network judges on this machine (:func:`reca.config.evaluate.uses_local_judge`), processes share the samples.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from reca.config import Config
-from reca.config.evaluate import judged_here, sampling_part
+from reca.config.evaluate import sampling_settings, uses_local_judge
 from reca.evaluation import statistics
 from reca.evaluation.benchmark import (
     Benchmark,
@@ -100,7 +100,7 @@ def measure(
     Raises:
         UserError: They cannot be judged, or nothing could be scored.
     """
-    if judged_here(config.to_dict()["evaluate"], bench.name):
+    if uses_local_judge(config.to_dict()["evaluate"], bench.name):
         items = _judged(bench, rows, folder, distributed)
     else:
         items = bench.score(rows, folder) if distributed.is_main_process else []
@@ -158,7 +158,7 @@ def _check(folder: Path, rows: Sequence[dict[str, Any]], config: Config, benchma
     if len(rows) != made["expected"]:
         raise UserError(f"{folder} lists {len(rows)} of {made['expected']} samples; {again}")
     asked, wanted = made["params"]["evaluate"].get(benchmark), config.to_dict()["evaluate"][benchmark]
-    if sampling_part(asked) != sampling_part(wanted):
+    if sampling_settings(asked) != sampling_settings(wanted):
         raise UserError(f"{folder} was made for evaluate.{benchmark} = {asked}, not {wanted}; {again}")
     return made
 

@@ -14,7 +14,7 @@ from reca.models.base import UnifiedModel
 from reca.models.loading import base_digest, base_folder, load_base
 from reca.runtime.distributed import DistributedContext, StopRequest, end_with_parent, init_distributed, prepare
 from reca.runtime.errors import UserError
-from reca.runtime.files import whole_folder, write_json
+from reca.runtime.files import atomic_folder, write_json
 from reca.runtime.hashing import checkpoint_digests, file_digest
 from reca.runtime.locks import friendly_io_errors
 from reca.stages.result import write_result
@@ -71,11 +71,11 @@ def train(config: Config, root: Path) -> None:
             gather(model, keep=distributed.is_main_process)
             if not distributed.is_main_process:
                 return
-            with friendly_io_errors(root / CURVES, "the training curves"), whole_folder(root / CURVES) as folder:
+            with friendly_io_errors(root / CURVES, "the training curves"), atomic_folder(root / CURVES) as folder:
                 for curve in sorted((store.folder / "curves").glob("*.csv")):
                     shutil.copyfile(curve, folder / curve.name)
                 write_result(folder, "train", config, SECTIONS, **_how_it_went(record))
-        with friendly_io_errors(root / MODEL, "the aligned model"), whole_folder(root / MODEL) as folder:
+        with friendly_io_errors(root / MODEL, "the aligned model"), atomic_folder(root / MODEL) as folder:
             move_to(model.eval(), torch.device("cpu"))  # in float32 again, however it was kept in training
             if config.train.adapter is not None:
                 from reca.training.lora import merge

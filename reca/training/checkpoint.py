@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from reca.config import Config
 from reca.runtime.distributed import SINGLE_PROCESS, DistributedContext
 from reca.runtime.errors import UserError
-from reca.runtime.files import sync, whole_folder, write_json
+from reca.runtime.files import atomic_folder, sync, write_json
 from reca.runtime.hashing import file_digest
 from reca.runtime.locks import file_lock, friendly_io_errors
 from reca.training.fsdp import local_shard, shard_like
@@ -125,7 +125,7 @@ class CheckpointStore:
             return
         writers = distributed if distributed.sharded else SINGLE_PROCESS
         with friendly_io_errors(self.folder, f"the checkpoint of step {step}"), ExitStack() as stack:
-            temporary = stack.enter_context(whole_folder(self.path(step))) if distributed.is_main_process else Path()
+            temporary = stack.enter_context(atomic_folder(self.path(step))) if distributed.is_main_process else Path()
             part = (
                 Path(writers.broadcast(str(temporary)))
                 / f"part-{writers.rank + 1:05d}-of-{writers.world_size:05d}.safetensors"

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from reca.data.synthetic.scenes import COLORS, MAX_OBJECTS, SHAPES, Scene, Shape, render, sample_scene, signed_distance
 from reca.evaluation.judges.scene_detector import STRIDE, WEIGHTS, Detection, DetectorOutput, SceneDetector
-from reca.runtime.files import whole_folder, write_json
+from reca.runtime.files import atomic_folder, write_json
 from reca.runtime.hashing import file_digest
 from tools.tiny_bases.detector_card import model_card
 
@@ -99,7 +99,7 @@ def train_detector(
     held_out = [sample_scene(HELD_OUT_SEED, index) for index in range(NUM_HELD_OUT)]
     accuracy = measure(detector, held_out, reconstruct=None)
     tokenized = measure(detector, held_out, reconstruct=reconstruct) if reconstruct else None
-    with whole_folder(out) as folder:
+    with atomic_folder(out) as folder:
         detector.save(folder)
         card = {
             "model": "scene_detector",

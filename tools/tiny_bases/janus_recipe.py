@@ -22,7 +22,7 @@ from reca.config import ROOT
 from reca.data.synthetic.scenes import Scene, questions, render, sample_scene, sparse_caption
 from reca.evaluation.judges.scene_detector import SceneDetector
 from reca.models.janus.model import Janus
-from reca.runtime.files import whole_file, write_json
+from reca.runtime.files import atomic_file, write_json
 from reca.runtime.progress import Progress
 from tools.tiny_bases import janus_generation, janus_tiny, janus_tokenizer, janus_understanding
 from tools.tiny_bases.base_card import model_card
@@ -155,7 +155,7 @@ def stage(path: Path, name: str, modules: Mapping[str, nn.Module], work: Callabl
 
     work(report)
     seconds = time.monotonic() - began
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         states = {key: module.state_dict() for key, module in modules.items()}
         torch.save({**states, "seconds": seconds}, temporary)
     return seconds

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
-from reca.runtime.files import whole_folder, write_json
+from reca.runtime.files import atomic_folder, write_json
 from reca.runtime.hashing import file_digest
 
 OFFICIAL = {
@@ -179,7 +179,7 @@ def convert(checkpoint: Path, folder: Path) -> dict[str, Any]:
         raise ValueError(f"{checkpoint} is no checkpoint that can be read without running code: {error}") from None
     network = load_converted(loaded.get("state_dict", loaded), official_config())
     card = {"file": checkpoint.name, "sha256": digest, "official": OFFICIAL.get(digest[:8])}
-    with whole_folder(folder) as target:
+    with atomic_folder(folder) as target:
         network.save_pretrained(target)
         write_json(target / CARD, card)
     return card

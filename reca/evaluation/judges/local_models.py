@@ -5,7 +5,7 @@ from pathlib import Path
 
 from reca.evaluation.benchmark import Judge
 from reca.runtime.errors import UserError
-from reca.runtime.files import FETCHED_FROM
+from reca.runtime.files import HUB_SOURCE
 from reca.runtime.hashing import weights_digest
 
 JUDGES = Path("data/judges")
@@ -46,7 +46,7 @@ def identity(root: Path, *sources: str) -> Judge:
 
 def origin(folder: Path) -> str:
     """Which published weights a folder holds, as far as the files beside it tell: a repository, or an mmdet file."""
-    for name, key in ((CONVERTED, "official"), (FETCHED_FROM, "repository")):
+    for name, key in ((CONVERTED, "official"), (HUB_SOURCE, "repository")):
         if (folder / name).is_file():
             try:
                 return str(json.loads((folder / name).read_text())[key] or "")

@@ -46,7 +46,7 @@ from reca.models.base import (
     Target,
     UnifiedModel,
 )
-from reca.runtime.files import whole_folder
+from reca.runtime.files import atomic_folder
 from reca.runtime.seeding import SampleRng, derive_seed
 
 MARKERS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
@@ -145,7 +145,7 @@ class Bagel(UnifiedModel, ImageEditor):
         """See :meth:`UnifiedModel.save_official`; weights keep the name that they were read under."""
         if self._configs is None:
             raise ValueError("this model was not made from official configuration files, so it has none to write")
-        with whole_folder(path) as folder:
+        with atomic_folder(path) as folder:
             write_checkpoint(folder, self._configs, self.network, self.autoencoder, self._stem)
             self.tokenizer.save_pretrained(folder)
 

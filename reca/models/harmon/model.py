@@ -43,7 +43,7 @@ from reca.models.harmon.diffusion_head import TRAINING_STEPS
 from reca.models.harmon.mar import Visible, hide_first, random_mask, revealing_schedule, take
 from reca.models.harmon.network import UNUSED, HarmonNetwork, Prefix
 from reca.models.weights import write_weights
-from reca.runtime.files import whole_folder, write_json
+from reca.runtime.files import atomic_folder, write_json
 from reca.runtime.seeding import SampleRng
 
 USER, END, ASSISTANT = "<|im_start|>user\n", "<|im_end|>", "\n<|im_start|>assistant\n"
@@ -128,7 +128,7 @@ class Harmon(UnifiedModel):
 
     def save_official(self, path: Path) -> None:
         """See :meth:`UnifiedModel.save_official`; always the whole layout, autoencoder included."""
-        with whole_folder(path) as folder:
+        with atomic_folder(path) as folder:
             write_json(folder / "config.json", self.config)
             write_weights(self.network.official_state(), folder)
             if self.tokenizer is not None:

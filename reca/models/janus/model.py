@@ -49,7 +49,7 @@ from reca.models.base import (
     truncate_at_eos,
 )
 from reca.models.weights import read_weights
-from reca.runtime.files import whole_folder
+from reca.runtime.files import atomic_folder
 from reca.runtime.seeding import SampleRng
 
 BOI, EOI, IMAGE = "<begin_of_image>", "<end_of_image>", "<image_placeholder>"
@@ -132,7 +132,7 @@ class Janus(UnifiedModel):
     def save_official(self, path: Path) -> None:
         """See :meth:`UnifiedModel.save_official`."""
         transformers_logging.disable_progress_bar()
-        with whole_folder(path) as folder:
+        with atomic_folder(path) as folder:
             self.network.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
             (folder / "model.safetensors").chmod(0o644)

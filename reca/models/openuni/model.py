@@ -36,7 +36,7 @@ from reca.models.base import (
 from reca.models.openuni.checkpoint import read_checkpoint
 from reca.models.openuni.network import OpenUniNetwork
 from reca.models.weights import load_strictly, write_weights
-from reca.runtime.files import whole_folder
+from reca.runtime.files import atomic_folder
 from reca.runtime.seeding import SampleRng
 
 IMAGE, IMAGE_START, IMAGE_END = "<IMG_CONTEXT>", "<img>", "</img>"
@@ -102,7 +102,7 @@ class OpenUni(UnifiedModel):
 
     def save_official(self, path: Path) -> None:
         """See :meth:`UnifiedModel.save_official`; always the whole layout, whichever was loaded."""
-        with whole_folder(path) as folder:
+        with atomic_folder(path) as folder:
             (folder / "config.json").write_text(json.dumps(self.network.config, indent=2) + "\n")
             write_weights(self.network.to_official(), folder)
             self.tokenizer.save_pretrained(folder)

@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 from reca.models.showo.autoencoder import Magvit, MagvitSizes, SignQuantizer
 from reca.models.showo.sequence import Vocabulary
 from reca.models.weights import find_weights, load_strictly, read_json, read_weights, write_weights
-from reca.runtime.files import whole_folder
+from reca.runtime.files import atomic_folder
 
 WEIGHTS_STEM = "pytorch_model"
 """The official file is ``pytorch_model.safetensors``."""
@@ -143,7 +143,7 @@ def write_checkpoint(path: Path, parts: ShowoParts, clip_moved: bool) -> None:
     Phi's config and tokenizer go along, for they are small; CLIP and the image tokenizer only if they lay in the
     checkpoint before, or (CLIP) have been trained.
     """
-    with whole_folder(path) as folder:
+    with atomic_folder(path) as folder:
         (folder / "config.json").write_text(json.dumps(dict(parts.config), indent=2) + "\n")
         state: dict[str, Tensor] = {f"showo.{name}": value for name, value in parts.phi.state_dict().items()}
         if parts.projector is not None:

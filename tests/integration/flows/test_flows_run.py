@@ -54,7 +54,7 @@ def test_order_comes_from_the_graph_and_what_is_up_to_date_is_skipped(run_flow, 
 
 
 def test_a_failure_is_tried_again(run_flow, tasks, project, monkeypatch, events):
-    monkeypatch.setattr("flows.tasks.PAUSES", (0.1, 0.1))
+    monkeypatch.setattr("flows.tasks.RETRY_DELAYS", (0.1, 0.1))
     (project / "fail-train").write_text("1")
     run = run_flow()
     assert run.state.is_completed(), run.error
@@ -124,7 +124,7 @@ def test_two_runs_at_once_do_not_mix(server, project, command):
 def test_a_second_run_in_place_is_told_who_is_there(project, command):
     holder = (
         "import sys, time, pathlib; from reca import workspace\n"
-        "with workspace.in_place(pathlib.Path('.reca'), 'golden otter'): print('held', flush=True); time.sleep(600)"
+        "with workspace.project_lock(pathlib.Path('.reca'), 'golden otter'): print('held', flush=True); time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", holder], cwd=project, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "held\n"

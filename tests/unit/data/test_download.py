@@ -12,7 +12,7 @@ import pytest
 from reca.config import Config, ConfigError, compose
 from reca.data.download import fetch
 from reca.runtime.errors import UserError
-from reca.runtime.files import FETCHED_FROM
+from reca.runtime.files import HUB_SOURCE
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {
@@ -90,7 +90,7 @@ def test_a_missing_folder_is_filled(hub: Hub, tmp_path: Path) -> None:
     fetch(configured("them/model@v1"), tmp_path)
     folder = tmp_path / "data/checkpoints/theirs"
     there = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    source = json.loads(there.pop(FETCHED_FROM))
+    source = json.loads(there.pop(HUB_SOURCE))
     assert there == {name: content for name, content in FILES.items() if not name.endswith(".png")}
     assert source == {"repository": "them/model", "revision": "v1", "commit": COMMIT}
     asked = len(hub.asked)

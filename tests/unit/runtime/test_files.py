@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from reca.runtime.files import whole_file, whole_folder, write_json, write_text
+from reca.runtime.files import atomic_file, atomic_folder, write_json, write_text
 
 KILLED_WHILE_WRITING = """
 import os, signal, sys
 from pathlib import Path
-from reca.runtime.files import whole_folder
-with whole_folder(Path(sys.argv[1])) as folder:
+from reca.runtime.files import atomic_folder
+with atomic_folder(Path(sys.argv[1])) as folder:
     (folder / "half").write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -22,14 +22,14 @@ with whole_folder(Path(sys.argv[1])) as folder:
 
 def write_half(target: Path) -> None:
     """Fail in the middle of a file."""
-    with whole_file(target) as temporary:
+    with atomic_file(target) as temporary:
         temporary.write_text("half")
         raise RuntimeError
 
 
 def fill_half(target: Path) -> None:
     """Fail in the middle of a folder."""
-    with whole_folder(target) as folder:
+    with atomic_folder(target) as folder:
         (folder / "half").write_text("half")
         raise RuntimeError
 
@@ -51,7 +51,7 @@ def test_json_keeps_order_and_letters(tmp_path: Path) -> None:
 def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
     target = tmp_path / "folder"
     for content in ("old", "new"):
-        with whole_folder(target) as folder:
+        with atomic_folder(target) as folder:
             (folder / content).write_text(content)
     assert [path.name for path in target.iterdir()] == ["new"]
     with pytest.raises(RuntimeError):
@@ -67,6 +67,6 @@ def test_what_a_killed_writer_left_is_never_taken_and_swept_by_the_next(tmp_path
     assert died.returncode == -signal.SIGKILL
     assert not target.exists()
     assert list(tmp_path.iterdir())
-    with whole_folder(target) as folder:
+    with atomic_folder(target) as folder:
         (folder / "whole").write_text("whole")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from reca.runtime import progress
-from reca.runtime.progress import Progress, clock
+from reca.runtime.progress import Progress, format_duration
 
 LINE = re.compile(r"PROGRESS (\d+)/(\d+) (\w+) (.*)")
 
@@ -42,5 +42,5 @@ def test_time_left_counts_only_what_this_process_did(now: list[float], capsys: p
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (59.7, "1:00"), (75, "1:15"), (3675, "1:01:15")])
-def test_clock(seconds: float, text: str) -> None:
-    assert clock(seconds) == text
+def test_format_duration(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text

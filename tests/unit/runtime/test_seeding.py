@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from reca.runtime.seeding import NoDraws, SampleRng
+from reca.runtime.seeding import ForbiddenRng, SampleRng
 
 DRAWS: list[Callable[[SampleRng], object]] = [
     lambda rng: rng.normal("x"),
@@ -21,4 +21,4 @@ DRAWS: list[Callable[[SampleRng], object]] = [
 def test_no_draw_is_possible(draw: Callable[[SampleRng], object]) -> None:
     draw(SampleRng([0]))
     with pytest.raises(TypeError, match="the target is stored"):
-        draw(NoDraws("the target is stored"))
+        draw(ForbiddenRng("the target is stored"))

@@ -13,7 +13,7 @@ from reca.runtime.errors import UserError
 def holding(code, folder):
     """Another process inside ``with <code>:``; ends at the context's end."""
     program = (
-        "import sys, pathlib; from reca import workspace\n"
+        "import sys, pathlib; from reca.runtime import workspace\n"
         f"with workspace.{code}: print('in', flush=True); sys.stdin.read()"
     )
     process = subprocess.Popen(
@@ -31,29 +31,32 @@ def test_the_root_is_the_nearest_folder_with_a_graph(tmp_path):
 
 
 def test_the_lock_names_its_holder_and_dies_with_it(tmp_path):
-    with holding("in_place(pathlib.Path('.reca'), 'golden otter')", tmp_path) as other:
+    with holding("project_lock(pathlib.Path('.reca'), 'golden otter')", tmp_path) as other:
         busy = rf"golden otter \(process {other.pid}, since .*--isolated"
-        with pytest.raises(workspace.WorkspaceBusy, match=busy), workspace.in_place(tmp_path / ".reca", "me"):
+        with pytest.raises(workspace.WorkspaceBusy, match=busy), workspace.project_lock(tmp_path / ".reca", "me"):
             pass
         other.kill()
-    with workspace.in_place(tmp_path / ".reca", "me"), workspace.in_place(tmp_path / ".reca", "the flow in here"):
+    with (
+        workspace.project_lock(tmp_path / ".reca", "me"),
+        workspace.project_lock(tmp_path / ".reca", "the flow in here"),
+    ):
         pass
 
 
 def test_dead_runs_are_told_from_living_and_finished_ones(tmp_path):
-    with holding("alive(pathlib.Path('.'), 'run-1')", tmp_path) as other:
-        assert not workspace.is_dead(tmp_path, "run-1")
+    with holding("run_lease(pathlib.Path('.'), 'run-1')", tmp_path) as other:
+        assert not workspace.lease_expired(tmp_path, "run-1")
         other.kill()
-    assert workspace.is_dead(tmp_path, "run-1")
-    workspace.bury(tmp_path, "run-1")
-    with workspace.alive(tmp_path, "run-2"):
+    assert workspace.lease_expired(tmp_path, "run-1")
+    workspace.remove_lease(tmp_path, "run-1")
+    with workspace.run_lease(tmp_path, "run-2"):
         pass
-    assert not workspace.is_dead(tmp_path, "run-1")
-    assert not workspace.is_dead(tmp_path, "run-2")
+    assert not workspace.lease_expired(tmp_path, "run-1")
+    assert not workspace.lease_expired(tmp_path, "run-2")
 
 
 def test_a_worktree_needs_a_repository(tmp_path):
-    place = workspace.isolated(tmp_path, tmp_path / ".reca", "run", print)
+    place = workspace.isolated_worktree(tmp_path, tmp_path / ".reca", "run", print)
     with pytest.raises(UserError, match="no git repository"), place:
         pass
 

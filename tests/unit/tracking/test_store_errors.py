@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from reca.runtime.errors import UserError
-from reca.runtime.system_metrics import sampled
+from reca.runtime.system_metrics import sample_to_csv
 from reca.stages.register import register
 from reca.tracking import runs as tracking
 from reca.tracking.store_errors import StoreError, explained
@@ -195,7 +195,7 @@ def test_curves_of_any_length_arrive(project: Project, monkeypatch: pytest.Monke
 
 def test_what_a_run_costs_is_sampled_while_it_runs(tmp_path: Path) -> None:
     file = tmp_path / "logs/system.csv"
-    with sampled(file, every_seconds=0.2):
+    with sample_to_csv(file, every_seconds=0.2):
         ballast = bytearray(200_000_000)
         time.sleep(1)
     rows = list(csv.DictReader(file.open()))
@@ -209,5 +209,5 @@ def test_what_a_run_costs_is_sampled_while_it_runs(tmp_path: Path) -> None:
 
 def test_sampling_that_fails_does_not_fail_the_run(tmp_path: Path) -> None:
     (tmp_path / "system.csv").mkdir()
-    with sampled(tmp_path / "system.csv", every_seconds=0.1):
+    with sample_to_csv(tmp_path / "system.csv", every_seconds=0.1):
         time.sleep(0.3)

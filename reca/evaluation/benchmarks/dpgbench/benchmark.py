@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from reca.config import Config
-from reca.config.evaluate import DpgbenchBenchmark
+from reca.config.evaluate import DpgbenchSettings
 from reca.evaluation import prompt_sources as sources
 from reca.evaluation.benchmark import ItemScore
 from reca.evaluation.drawing import by_prompt, draw, first_of_each, label, limited, numbered
@@ -34,12 +34,12 @@ QUESTION = "{question}\nLook at the image and answer with a single word: yes or 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
-class Dpgbench(Asked[DpgbenchBenchmark]):
+class Dpgbench(Asked[DpgbenchSettings]):
     """DPG-Bench."""
 
     name: ClassVar[str] = "dpgbench"
 
-    def __init__(self, settings: DpgbenchBenchmark, config: Config, root: Path) -> None:
+    def __init__(self, settings: DpgbenchSettings, config: Config, root: Path) -> None:
         super().__init__(settings, config, root)
         self.images_per_prompt = settings.images_per_prompt
 
@@ -50,7 +50,7 @@ class Dpgbench(Asked[DpgbenchBenchmark]):
         return label(
             [
                 f"judged by {settings.judge.model} instead of mPLUG-large",
-                asked_otherwise(settings.judge, DpgbenchBenchmark.model_fields["judge"].default),
+                asked_otherwise(settings.judge, DpgbenchSettings.model_fields["judge"].default),
                 limited(settings.max_prompts),
                 numbered(settings.images_per_prompt, 4),
                 "" if settings.official_quirks else "all questions count (the official script skips the first)",

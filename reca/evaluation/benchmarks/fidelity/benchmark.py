@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from PIL import Image
 
-from reca.config import Config, FidelityBenchmark, ScenesData
+from reca.config import Config, FidelitySettings, ScenesData
 from reca.data.images import resized
 from reca.data.ragged import moved
 from reca.data.synthetic.scenes import Scene, metadata, relation, render, sample_scene
@@ -69,7 +69,7 @@ class Fidelity:
 
     def __init__(
         self,
-        settings: FidelityBenchmark,
+        settings: FidelitySettings,
         image_size: int | None,
         dataset: Path,
         judge_folder: Path,

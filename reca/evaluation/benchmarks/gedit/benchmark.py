@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from PIL import Image
 
-from reca.config.evaluate import GeditBenchmark
+from reca.config.evaluate import GeditSettings
 from reca.evaluation import prompt_sources as sources
 from reca.evaluation.benchmark import ItemScore
 from reca.evaluation.benchmarks.gedit import rules
@@ -24,7 +24,7 @@ from reca.evaluation.drawing import by_prompt, edit, first_of_each, label, limit
 from reca.evaluation.judged import Asked, asked_otherwise
 from reca.evaluation.samples import Row, UnreadableSample, read_image
 from reca.runtime.errors import UserError
-from reca.runtime.files import whole_folder
+from reca.runtime.files import atomic_folder
 from reca.runtime.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ not fit together, 10 if there is none.
 Answer with JSON and nothing else: {{"score": [first, second], "reasoning": "one short sentence"}}"""
 
 
-class Gedit(Asked[GeditBenchmark]):
+class Gedit(Asked[GeditSettings]):
     """GEdit-Bench in one language."""
 
     name: ClassVar[str] = "gedit"
@@ -66,7 +66,7 @@ class Gedit(Asked[GeditBenchmark]):
         return label(
             [
                 judged,
-                asked_otherwise(settings.judge, GeditBenchmark.model_fields["judge"].default),
+                asked_otherwise(settings.judge, GeditSettings.model_fields["judge"].default),
                 limited(settings.max_prompts),
             ]
         )
@@ -201,7 +201,7 @@ def unpacked(folder: Path, language: str) -> Path:
     target = folder / "unpacked" / language
     if target.is_dir():
         return target
-    with whole_folder(target) as temporary:
+    with atomic_folder(target) as temporary:
         for row in _rows_of(folder, ["key", "instruction_language", "input_image_raw"]):
             if row["instruction_language"] == language:
                 stored = row["input_image_raw"]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from reca.config import Config
-from reca.config.evaluate import GenevalBenchmark
+from reca.config.evaluate import GenevalSettings
 from reca.evaluation.benchmark import ItemScore, Judge
 from reca.evaluation.benchmarks.geneval.prompts import COLORS, IMAGES_PER_PROMPT, PROMPTS, Entry, generate
 from reca.evaluation.drawing import by_prompt, draw, first_of_each, label, limited, numbered
@@ -47,14 +47,14 @@ class Geneval:
 
     name: ClassVar[str] = "geneval"
 
-    def __init__(self, settings: GenevalBenchmark, root: Path, device: str = "auto", short_side: int = 800) -> None:
+    def __init__(self, settings: GenevalSettings, root: Path, device: str = "auto", short_side: int = 800) -> None:
         self._settings, self._root, self._device, self._short_side = settings, root, device, short_side
         self.images_per_prompt, self.seed = settings.images_per_prompt, settings.seed
 
     @classmethod
     def from_config(cls, config: Config, root: Path) -> Self:
         """Set up from ``evaluate.geneval``."""
-        return cls(config.evaluate.geneval or GenevalBenchmark(), root, config.hardware.device)
+        return cls(config.evaluate.geneval or GenevalSettings(), root, config.hardware.device)
 
     @property
     def protocol(self) -> str:
@@ -156,7 +156,7 @@ class Geneval:
 class Eyes:
     """Detector and colour head, loaded once."""
 
-    def __init__(self, root: Path, settings: GenevalBenchmark, device: str, short_side: int) -> None:
+    def __init__(self, root: Path, settings: GenevalSettings, device: str, short_side: int) -> None:
         from reca.evaluation.judges import local_models as folders
         from reca.evaluation.judges.clip import Clip
         from reca.evaluation.judges.mask2former import InstanceSegmenter

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from reca.config.evaluate import ImgeditBenchmark
+from reca.config.evaluate import ImgeditSettings
 from reca.evaluation import prompt_sources as sources
 from reca.evaluation.benchmark import ItemScore
 from reca.evaluation.benchmarks.imgedit import rules
@@ -24,7 +24,7 @@ from reca.evaluation.drawing import by_prompt, edit, first_of_each, label, limit
 from reca.evaluation.judged import Asked, asked_otherwise
 from reca.evaluation.samples import Row, UnreadableSample, read_image
 from reca.runtime.errors import UserError
-from reca.runtime.files import whole_folder
+from reca.runtime.files import atomic_folder
 from reca.runtime.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ Write one short sentence of reasons, then these three lines:
 {third}: <1-5>"""
 
 
-class Imgedit(Asked[ImgeditBenchmark]):
+class Imgedit(Asked[ImgeditSettings]):
     """ImgEdit-Bench's basic suite."""
 
     name: ClassVar[str] = "imgedit"
@@ -67,7 +67,7 @@ class Imgedit(Asked[ImgeditBenchmark]):
             [
                 "" if judge.startswith(OFFICIAL_JUDGE) else f"judged by {judge} instead of {OFFICIAL_JUDGE}",
                 "" if self._templates else "judge's instructions written anew",
-                asked_otherwise(settings.judge, ImgeditBenchmark.model_fields["judge"].default),
+                asked_otherwise(settings.judge, ImgeditSettings.model_fields["judge"].default),
                 limited(settings.max_prompts),
                 "" if settings.scoring == "official" else "replies read strictly",
             ]
@@ -163,7 +163,7 @@ def unpacked(folder: Path) -> None:
     if target.is_dir():
         return
     try:
-        with tarfile.open(folder / "Benchmark.tar") as archive, whole_folder(target) as temporary:
+        with tarfile.open(folder / "Benchmark.tar") as archive, atomic_folder(target) as temporary:
             archive.extractall(temporary, filter="data")
     except (tarfile.TarError, OSError) as error:
         raise UserError(f"{folder}/Benchmark.tar cannot be unpacked ({error}); delete it and fetch it anew") from None

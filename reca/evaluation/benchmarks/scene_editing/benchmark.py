@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from reca.config import Config
-from reca.config.evaluate import SceneEditingBenchmark
+from reca.config.evaluate import SceneEditingSettings
 from reca.data.synthetic.scenes import render, sample_scene
 from reca.evaluation import geneval_rules as geneval
 from reca.evaluation.benchmark import ItemScore, Judge
@@ -41,7 +41,7 @@ class SceneEditing:
     protocol = "variant: edits of rendered scenes, judged by a scene detector"
     images_per_prompt = 1
 
-    def __init__(self, settings: SceneEditingBenchmark, judge_folder: Path) -> None:
+    def __init__(self, settings: SceneEditingSettings, judge_folder: Path) -> None:
         self.seed, self._edits_per_category = settings.seed, settings.edits_per_category
         self._judge = SceneJudge(judge_folder)
 
@@ -49,7 +49,7 @@ class SceneEditing:
     def from_config(cls, config: Config, root: Path) -> Self:
         """Set up from ``evaluate.scene_editing``."""
         settings = config.evaluate.scene_editing
-        return cls(settings or SceneEditingBenchmark(), root / FOLDER)
+        return cls(settings or SceneEditingSettings(), root / FOLDER)
 
     @property
     def judge(self) -> Judge:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from reca.config import Config, ScenesBenchmark
+from reca.config import Config, ScenesSettings
 from reca.data.synthetic.scenes import benchmark_prompts
 from reca.evaluation import geneval_rules as geneval
 from reca.evaluation.benchmark import ItemScore, Judge
@@ -34,7 +34,7 @@ class Scenes:
     name: ClassVar[str] = "scenes"
     protocol = "variant: GenEval's rules and options on rendered scenes, judged by a scene detector"
 
-    def __init__(self, settings: ScenesBenchmark, judge_folder: Path) -> None:
+    def __init__(self, settings: ScenesSettings, judge_folder: Path) -> None:
         self.images_per_prompt, self.seed = settings.images_per_prompt, settings.seed
         self._prompts_per_category = settings.prompts_per_category
         self._judge = SceneJudge(judge_folder)

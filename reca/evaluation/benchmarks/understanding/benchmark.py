@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from reca.config import Config, ScenesData, UnderstandingBenchmark
+from reca.config import Config, ScenesData, UnderstandingSettings
 from reca.data.synthetic.scenes import COLORS, NUMBERS, RELATIONS, SHAPES, Scene, questions, render, sample_scene
 from reca.evaluation.benchmark import ItemScore, Judge
 from reca.evaluation.samples import Row
@@ -43,7 +43,7 @@ class Understanding:
     images_per_prompt = 1
     judge = Judge(name="exact_match", version="1")
 
-    def __init__(self, settings: UnderstandingBenchmark, image_size: int) -> None:
+    def __init__(self, settings: UnderstandingSettings, image_size: int) -> None:
         self.seed = settings.seed
         self._num_images, self._image_size = settings.num_images, image_size
 

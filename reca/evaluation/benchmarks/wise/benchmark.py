@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from reca.config import Config
-from reca.config.evaluate import WiseBenchmark
+from reca.config.evaluate import WiseSettings
 from reca.evaluation import prompt_sources as sources
 from reca.evaluation.benchmark import ItemScore
 from reca.evaluation.benchmarks.wise import rules
@@ -53,12 +53,12 @@ it is wrong (0). Style and beauty do not count. Answer with one line and nothing
 Score: <0 or 1>"""
 
 
-class Wise(Asked[WiseBenchmark]):
+class Wise(Asked[WiseSettings]):
     """WISE, legacy or verified."""
 
     name: ClassVar[str] = "wise"
 
-    def __init__(self, settings: WiseBenchmark, config: Config, root: Path) -> None:
+    def __init__(self, settings: WiseSettings, config: Config, root: Path) -> None:
         super().__init__(settings, config, root)
         self._version = rules.VERSIONS[settings.version]
 
@@ -69,7 +69,7 @@ class Wise(Asked[WiseBenchmark]):
         return label(
             [
                 f"WISE ({settings.version}) judged by {settings.judge.model} with instructions written anew",
-                asked_otherwise(settings.judge, WiseBenchmark.model_fields["judge"].default),
+                asked_otherwise(settings.judge, WiseSettings.model_fields["judge"].default),
                 limited(settings.max_prompts),
                 "" if settings.scoring == "official" else "replies read strictly",
             ]

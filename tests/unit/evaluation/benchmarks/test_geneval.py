@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from reca.config import ROOT, compose
-from reca.config.evaluate import GenevalBenchmark
+from reca.config.evaluate import GenevalSettings
 from reca.evaluation.benchmark import load_benchmark, read_items, read_scores
 from reca.evaluation.benchmarks.geneval import benchmark as geneval
 from reca.evaluation.benchmarks.geneval.detections import MaskedDetection
@@ -107,7 +107,7 @@ def test_images_made_elsewhere(config, project, use_model, artist, tmp_path):
 
 
 def test_the_originals_detector_is_known(project):
-    settings = GenevalBenchmark(images_per_prompt=4, detector="mmdet/official@geneval")
+    settings = GenevalSettings(images_per_prompt=4, detector="mmdet/official@geneval")
     bench = geneval.Geneval(settings, project)
     assert bench.protocol.startswith("variant: detector official instead of mmdet's")
     folder = project / "data/judges/official"
