@@ -43,7 +43,7 @@ class RuleResult:
     """What became of one rule."""
 
     text: str
-    """The rule in words, such as ``scenes overall versus base: lower bound > +0.00 points``."""
+    """The rule in words, such as ``scenes overall versus base: the change must be at least -2.00 points``."""
     passed: bool
     value: float | None
     """The number that was held against ``minimum``; ``None`` where there was none."""
@@ -89,7 +89,7 @@ def judge(
 
 def describe(rule: PromotionRule) -> str:
     """A rule in words; deltas are given in points, that is hundredths of the score's range."""
-    bound = "lower bound >" if rule.bound == "lower" else "delta >="
+    bound = "the lower bound of the change must be above" if rule.bound == "lower" else "the change must be at least"
     return f"{rule.benchmark} {rule.category} versus {rule.versus}: {bound} {_points(rule.minimum)} points"
 
 

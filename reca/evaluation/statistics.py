@@ -44,6 +44,14 @@ class Delta:
     high: float
 
 
+@dataclass(frozen=True)
+class BenchmarkDelta:
+    """The differences of one benchmark."""
+
+    overall: Delta
+    categories: Mapping[str, Delta]
+
+
 def means(values: Values, weights: Weights = EQUAL) -> dict[str, float]:
     """The score of every category (mean over its images), and ``overall`` (mean of these, plain without weights).
 

@@ -1,1 +1,1 @@
-"""How a run is shown: what is read, what is drawn, one page, one card. Nothing here computes a score."""
+"""The report of a run: one page, one card, one overview image. No score is computed here."""

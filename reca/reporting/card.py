@@ -1,4 +1,4 @@
-"""The model card: what the model is, how it was made, what it scores, what it is not for."""
+"""The model card: origin, recipe, scores and limits of the aligned model."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -7,22 +7,24 @@ from pathlib import Path
 import yaml
 
 from reca.config import Config
-from reca.reporting.inputs import Pair, Record
-from reca.reporting.text import benchmark_words, category_words, per_cent, points
+from reca.evaluation.promotion import Verdict
+from reca.evaluation.statistics import BenchmarkDelta, Delta
+from reca.reporting.inputs import ResultPair
+from reca.reporting.text import benchmark_text, category_label, format_percent, format_points
 
-OURS = "apache-2.0"
-"""Licence of this project, and so of the small bases that it made itself."""
+OWN_LICENCE = "apache-2.0"
+"""Licence of this project, and of the small base models in data/bases."""
 
 
 def render_card(
     config: Config,
-    pairs: Mapping[str, Pair],
-    deltas: Mapping[str, Record],
-    verdict: Record,
+    pairs: Mapping[str, ResultPair],
+    deltas: Mapping[str, BenchmarkDelta],
+    verdict: Verdict,
     lineage: list[tuple[str, str]],
     licence: str,
 ) -> str:
-    """The card as Markdown with the hub's YAML head."""
+    """Render the card as Markdown with the hub's YAML head."""
     name = f"reca-{config.model.name}"
     head = {
         "license": licence,
@@ -32,20 +34,20 @@ def render_card(
     }
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# {name}",
-        _what(config),
+        _description(config),
         "## Scores\n\n" + "\n".join(_score_table(pairs, deltas, config)),
         "## Verdict\n\n" + "\n".join(_verdict(verdict)),
         "## Recipe\n\n" + "\n".join(_recipe(config)),
-        "## Lineage\n\n" + _table([("what", "value"), *((key, f"`{value}`") for key, value in lineage)]),
+        "## Lineage\n\n" + _table([("item", "value"), *((key, f"`{value}`") for key, value in lineage)]),
         "## Intended use\n\n" + _INTENDED,
         "## Limits\n\n" + "\n".join(f"- {limit}" for limit in _limits(config)),
-        f"## Licence\n\n{_licence_words(licence)}",
+        f"## Licence\n\n{_licence_note(licence)}",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def licence_of(checkpoint: Path, published: bool) -> str:
-    """The base's licence, from the head of its own card; ours for a base that nobody published (we made it)."""
+def read_licence(checkpoint: Path, published: bool) -> str:
+    """Return the base's licence, from the head of its own card; this project's for a base that was made here."""
     card = checkpoint / "README.md"
     if card.is_file():
         text = card.read_text(encoding="utf-8")
@@ -56,10 +58,10 @@ def licence_of(checkpoint: Path, published: bool) -> str:
                 head = None
             if isinstance(head, dict) and isinstance(head.get("license"), str):
                 return str(head["license"])
-    return "other" if published else OURS
+    return "other" if published else OWN_LICENCE
 
 
-def _what(config: Config) -> str:
+def _description(config: Config) -> str:
     return (
         f"A unified multimodal model of the `{config.model.family}` family (one network that understands and draws "
         f"images), post-trained from `{config.model.checkpoint}` by reconstruction alignment (RecA, "
@@ -68,16 +70,18 @@ def _what(config: Config) -> str:
     )
 
 
-def _score_table(pairs: Mapping[str, Pair], deltas: Mapping[str, Record], config: Config) -> Iterator[str]:
+def _score_table(
+    pairs: Mapping[str, ResultPair], deltas: Mapping[str, BenchmarkDelta], config: Config
+) -> Iterator[str]:
     interval = f"{100 * config.evaluate.confidence:g} % interval"
     rows: list[tuple[str, ...]] = [("benchmark", "n", "base", "aligned", "change", interval)]
     for name, pair in pairs.items():
-        delta, title = deltas[name], benchmark_words(name).short
+        delta, title = deltas[name], benchmark_text(name).short
         prompts = {prompt for ids in pair.categories.values() for prompt in ids}
-        rows.append(_score_row(f"**{title}**", len(prompts), delta["overall"]))
-        if len(delta["categories"]) > 1:
+        rows.append(_score_row(f"**{title}**", len(prompts), delta.overall))
+        if len(delta.categories) > 1:
             rows += [
-                _score_row(category_words(category), len(ids), delta["categories"][category])
+                _score_row(category_label(category), len(ids), delta.categories[category])
                 for category, ids in pair.categories.items()
             ]
     yield _table(rows)
@@ -87,21 +91,21 @@ def _score_table(pairs: Mapping[str, Pair], deltas: Mapping[str, Record], config
         "about the luck of the training seed."
     )
     for pair in pairs.values():
-        yield f"\n{benchmark_words(pair.name).short}: {_cell(pair.aligned.scores.protocol)}."
+        yield f"\n{benchmark_text(pair.name).short}: {_cell(pair.aligned.scores.protocol)}."
 
 
-def _score_row(label: str, n: int, delta: Record) -> tuple[str, ...]:
+def _score_row(label: str, n: int, delta: Delta) -> tuple[str, ...]:
     return (
-        label, str(n), per_cent(delta["base"]), per_cent(delta["aligned"]), points(delta["delta"]),
-        f"{points(delta['low'])} to {points(delta['high'])}",
+        label, str(n), format_percent(delta.base), format_percent(delta.aligned), format_points(delta.delta),
+        f"{format_points(delta.low)} to {format_points(delta.high)}",
     )  # fmt: skip
 
 
-def _verdict(verdict: Record) -> Iterator[str]:
-    yield "**Passed.**\n" if verdict["passed"] else "**Refused**: it may not become champion.\n"
-    for rule in verdict["rules"]:
-        state = "left to registration" if rule["skipped"] else "met" if rule["passed"] else "not met"
-        yield f"- {rule['text'].removesuffix('.')}: {state} ({rule['reason']})"
+def _verdict(verdict: Verdict) -> Iterator[str]:
+    yield "**Passed.**\n" if verdict.passed else "**Refused**: it may not become champion.\n"
+    for rule in verdict.rules:
+        state = "left to registration" if rule.skipped else "met" if rule.passed else "not met"
+        yield f"- {rule.text}: {state} ({rule.reason})"
 
 
 def _recipe(config: Config) -> Iterator[str]:
@@ -125,7 +129,7 @@ def _limits(config: Config) -> Iterator[str]:
         "RecA passes on what the understanding half knows; what that half does not know, or knows wrongly, is not "
         "repaired, and may be reinforced."
     )
-    yield "Whatever the base or the images were biased towards, this model is too; no safety filter was trained."
+    yield "Biases of the base model and of the images are biases of this model too; no safety filter was trained."
     if config.data.source == "scenes":
         yield (
             "Trained and measured on rendered shapes on plain backgrounds: a small model for showing and testing the "
@@ -134,8 +138,8 @@ def _limits(config: Config) -> Iterator[str]:
         )
 
 
-def _licence_words(licence: str) -> str:
-    if licence == OURS:
+def _licence_note(licence: str) -> str:
+    if licence == OWN_LICENCE:
         return "Apache-2.0, as this project; see `LICENSE` in its repository."
     return (
         f"`{_cell(licence)}`, as the base model that these weights are derived from; read its card before you use them."
@@ -148,5 +152,5 @@ def _table(rows: list[tuple[str, ...]]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text that cannot break out of a table or be taken for HTML."""
+    """Escape text that would break out of a table or be read as HTML."""
     return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())

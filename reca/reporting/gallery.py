@@ -1,4 +1,4 @@
-"""What is shown of the samples: chosen by a fixed rule, never by how they turned out."""
+"""The samples on the page: selected by a fixed rule, never by how they turned out."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -6,19 +6,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from reca.evaluation.benchmark import ItemScore
-from reca.reporting.inputs import Measured, Pair
-from reca.reporting.text import category_words
-from reca.reporting.thumbnails import Picture, load_picture
+from reca.reporting.inputs import BenchmarkResult, ResultPair
+from reca.reporting.text import category_label
+from reca.reporting.thumbnails import Thumbnail, load_thumbnail
 
-PROMPTS_SHOWN = 3  # of each category
-IMAGES_SHOWN = 4  # of each prompt, on either side
-REBUILT_SHOWN = 12
-QUESTIONS_SHOWN = 2  # of each kind
+PROMPTS_PER_CATEGORY = 3
+IMAGES_PER_PROMPT = 4  # of either model
+RECONSTRUCTIONS = 12
+QUESTIONS_PER_CATEGORY = 2
 
 
 @dataclass(frozen=True)
-class Thing:
-    """Something the scorer saw in an image, and how many of it."""
+class DetectedObject:
+    """A kind of object that the scorer detected in an image."""
 
     label: str
     color: str | None
@@ -26,16 +26,16 @@ class Thing:
 
 
 @dataclass(frozen=True)
-class Shot:
-    """One sample with its score and what the scorer saw."""
+class GallerySample:
+    """One sample with its score and the objects detected in it."""
 
-    picture: Picture | None
+    image: Thumbnail | None
     file: str
     value: float | None
     """0 to 1; ``None``: it could not be scored."""
-    things: tuple[Thing, ...] | None
-    """``None``: nobody looked for things in it."""
-    note: str = ""
+    objects: tuple[DetectedObject, ...] | None
+    """``None``: this benchmark detects no objects."""
+    reasons: str = ""
     """Why it is wrong, in the scorer's words; empty if it is right."""
 
     @property
@@ -47,41 +47,41 @@ class Shot:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PromptSamples:
     """One prompt: the same seeds drawn by the base and by the aligned model."""
 
     prompt: str
-    base: tuple[Shot, ...]
-    aligned: tuple[Shot, ...]
+    base: tuple[GallerySample, ...]
+    aligned: tuple[GallerySample, ...]
     hidden: int
-    """Images per side that are not shown."""
+    """Images per model that are left out."""
     base_score: float | None
     aligned_score: float | None
-    """Means over all scored images of the prompt, shown or not; ``None``: none was scored."""
+    """Means over all scored images of the prompt; ``None``: no image was scored."""
 
 
 @dataclass(frozen=True)
-class Group:
-    """The shown prompts of one category."""
+class CategorySamples:
+    """The first prompts of one category."""
 
     title: str
-    comparisons: tuple[Comparison, ...]
+    prompts: tuple[PromptSamples, ...]
 
 
 @dataclass(frozen=True)
-class Rebuilt:
-    """An image, and what either model drew from its embeddings."""
+class Reconstruction:
+    """An image, and its reconstruction by either model from its embeddings."""
 
-    original: Picture | None
-    base: Shot
-    aligned: Shot
+    original: Thumbnail | None
+    base: GallerySample
+    aligned: GallerySample
 
 
 @dataclass(frozen=True)
-class Answered:
+class AnswerPair:
     """One question and both answers."""
 
-    kind: str
+    category: str
     question: str
     expected: str
     base: str
@@ -90,87 +90,90 @@ class Answered:
     aligned_right: bool
 
 
-def drawn(pair: Pair) -> tuple[Group, ...]:
-    """The first prompts of every category, in the benchmark's own order."""
+def select_samples(pair: ResultPair) -> tuple[CategorySamples, ...]:
+    """Return the first prompts of every category, in the benchmark's own order."""
     return tuple(
-        Group(category_words(name), tuple(_comparison(pair, name, prompt_id) for prompt_id in ids[:PROMPTS_SHOWN]))
+        CategorySamples(
+            category_label(name), tuple(_prompt_samples(pair, name, prompt) for prompt in ids[:PROMPTS_PER_CATEGORY])
+        )
         for name, ids in pair.categories.items()
     )
 
 
-def rebuilt(pair: Pair) -> tuple[Rebuilt, ...]:
-    """The first images of the benchmark, whatever became of them."""
-    shown = []
-    for prompt_id, rows in list(pair.base.samples_of.items())[:REBUILT_SHOWN]:
-        original = load_picture(pair.base.folder / str(rows[0]["original"]))
-        shown.append(Rebuilt(original, *(_rebuilt_shot(measured, prompt_id) for measured in pair.sides)))
-    return tuple(shown)
+def select_reconstructions(pair: ResultPair) -> tuple[Reconstruction, ...]:
+    """Return the first images of the benchmark, however they turned out."""
+    reconstructions = []
+    for prompt_id, rows in list(pair.base.samples_by_prompt.items())[:RECONSTRUCTIONS]:
+        original = load_thumbnail(pair.base.folder / str(rows[0]["original"]))
+        samples = (_reconstructed_sample(result, prompt_id) for result in pair.results)
+        reconstructions.append(Reconstruction(original, *samples))
+    return tuple(reconstructions)
 
 
-def answered(pair: Pair) -> tuple[Answered, ...]:
-    """The first questions of every kind."""
+def select_answers(pair: ResultPair) -> tuple[AnswerPair, ...]:
+    """Return the first questions of every category."""
     return tuple(
-        _answered(pair, kind, prompt_id) for kind, ids in pair.categories.items() for prompt_id in ids[:QUESTIONS_SHOWN]
+        _answer_pair(pair, category, prompt_id)
+        for category, ids in pair.categories.items()
+        for prompt_id in ids[:QUESTIONS_PER_CATEGORY]
     )
 
 
-def _answered(pair: Pair, kind: str, prompt_id: str) -> Answered:
-    base, aligned = (measured.samples_of.get(prompt_id, [{}])[0] for measured in pair.sides)
-    return Answered(
-        category_words(kind),
+def detected_objects(detail: Mapping[str, Any]) -> tuple[DetectedObject, ...] | None:
+    """Return the objects that the scorer detected, equal ones together, in the order of detection."""
+    if "seen" not in detail:
+        return None
+    counts = Counter((str(detection["name"]), detection.get("color")) for detection in detail["seen"])
+    return tuple(DetectedObject(label, color, count) for (label, color), count in counts.items())
+
+
+def mean_value(item: ItemScore) -> float | None:
+    """Return the score of one prompt: the mean over its scored images."""
+    values = [value for value in item.values if value is not None]
+    return sum(values) / len(values) if values else None
+
+
+def _answer_pair(pair: ResultPair, category: str, prompt_id: str) -> AnswerPair:
+    base, aligned = (result.samples_by_prompt.get(prompt_id, [{}])[0] for result in pair.results)
+    return AnswerPair(
+        category_label(category),
         str(base.get("question", prompt_id)),
         str(base.get("expected", "")),
         str(base.get("answer", "")),
         str(aligned.get("answer", "")),
-        (mean_of(pair.base.item[kind, prompt_id]) or 0) >= 1,
-        (mean_of(pair.aligned.item[kind, prompt_id]) or 0) >= 1,
+        (mean_value(pair.base.items_by_key[category, prompt_id]) or 0) >= 1,
+        (mean_value(pair.aligned.items_by_key[category, prompt_id]) or 0) >= 1,
     )
 
 
-def _comparison(pair: Pair, category: str, prompt_id: str) -> Comparison:
-    base, aligned = (measured.item[category, prompt_id] for measured in pair.sides)
-    rows = pair.base.samples_of.get(prompt_id, [{}])
-    return Comparison(
+def _prompt_samples(pair: ResultPair, category: str, prompt_id: str) -> PromptSamples:
+    base, aligned = (result.items_by_key[category, prompt_id] for result in pair.results)
+    rows = pair.base.samples_by_prompt.get(prompt_id, [{}])
+    return PromptSamples(
         str(rows[0].get("prompt", prompt_id)),
-        tuple(_shots(pair.base, base)),
-        tuple(_shots(pair.aligned, aligned)),
-        max(0, len(base.files) - IMAGES_SHOWN),
-        mean_of(base),
-        mean_of(aligned),
+        tuple(_samples(pair.base, base)),
+        tuple(_samples(pair.aligned, aligned)),
+        max(0, len(base.files) - IMAGES_PER_PROMPT),
+        mean_value(base),
+        mean_value(aligned),
     )
 
 
-def _shots(measured: Measured, item: ItemScore) -> Iterator[Shot]:
-    for number, file in enumerate(item.files[:IMAGES_SHOWN]):
+def _samples(result: BenchmarkResult, item: ItemScore) -> Iterator[GallerySample]:
+    for number, file in enumerate(item.files[:IMAGES_PER_PROMPT]):
         detail = item.details[number] if number < len(item.details) else {}
-        yield Shot(load_picture(measured.folder / file), file, item.values[number], seen(detail), note(detail))
+        reasons = "; ".join(map(str, detail.get("reasons", ())))
+        image = load_thumbnail(result.folder / file)
+        yield GallerySample(image, file, item.values[number], detected_objects(detail), reasons)
 
 
-def _rebuilt_shot(measured: Measured, prompt_id: str) -> Shot:
-    """A reconstruction: right or wrong as a whole scene where the truth is known, else how similar it is."""
-    items = {item.category: item for item in measured.items if item.prompt_id == prompt_id}
-    whole = items.get("exact_scene") or items.get("similarity")
+def _reconstructed_sample(result: BenchmarkResult, prompt_id: str) -> GallerySample:
+    """Return a reconstruction, scored as a whole scene if the true scene is known, else by its similarity."""
+    items = {item.category: item for item in result.items if item.prompt_id == prompt_id}
+    item = items.get("exact_scene") or items.get("similarity")
     detail: dict[str, Any] = {}
-    for item in items.values():
-        detail |= item.details[0] if item.details else {}
-    file = str(measured.samples_of[prompt_id][0]["file"])
-    return Shot(load_picture(measured.folder / file), file, mean_of(whole) if whole else None, seen(detail))
-
-
-def seen(detail: Mapping[str, Any]) -> tuple[Thing, ...] | None:
-    """What the scorer saw, equal things together, in the order in which they were found."""
-    if "seen" not in detail:
-        return None
-    counted = Counter((str(thing["name"]), thing.get("color")) for thing in detail["seen"])
-    return tuple(Thing(label, color, count) for (label, color), count in counted.items())
-
-
-def note(detail: Mapping[str, Any]) -> str:
-    """Why an image is wrong, in the scorer's words."""
-    return "; ".join(map(str, detail.get("reasons", ())))
-
-
-def mean_of(item: ItemScore) -> float | None:
-    """The score of one prompt: the mean over its scored images."""
-    values = [value for value in item.values if value is not None]
-    return sum(values) / len(values) if values else None
+    for category_item in items.values():
+        detail |= category_item.details[0] if category_item.details else {}
+    file = str(result.samples_by_prompt[prompt_id][0]["file"])
+    value = mean_value(item) if item else None
+    return GallerySample(load_thumbnail(result.folder / file), file, value, detected_objects(detail))

@@ -1,21 +1,21 @@
-"""Names and sentences of the page: what a benchmark asks, how a category is called."""
+"""Names and numbers of the report in words: titles of benchmarks, labels of categories, changes in points."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class BenchmarkWords:
-    """How one benchmark is presented."""
+class BenchmarkText:
+    """Title and explanation of one benchmark."""
 
     title: str
     short: str
     """For a tile and a table."""
     question: str
-    """What it asks of the model, and what 100 % means."""
+    """The task given to the model, and the meaning of 100 %."""
 
 
 BENCHMARKS = {
-    "scenes": BenchmarkWords(
+    "scenes": BenchmarkText(
         title="Drawing what the prompt says",
         short="Drawing",
         question=(
@@ -24,7 +24,7 @@ BENCHMARKS = {
             "score is the plain mean of the six categories, as in GenEval."
         ),
     ),
-    "understanding": BenchmarkWords(
+    "understanding": BenchmarkText(
         title="Answering questions about images",
         short="Understanding",
         question=(
@@ -32,7 +32,7 @@ BENCHMARKS = {
             "the drawing half, so here the aim is to lose nothing."
         ),
     ),
-    "fidelity": BenchmarkWords(
+    "fidelity": BenchmarkText(
         title="Rebuilding an image from its own embeddings",
         short="Reconstruction",
         question=(
@@ -42,32 +42,28 @@ BENCHMARKS = {
     ),
 }
 
-_CATEGORIES = {
-    "two_object": "two objects",
-    "color_attr": "color attribution",
-    "overall": "overall",
-}
+_CATEGORIES = {"two_object": "two objects", "color_attr": "color attribution"}
 
 
-def benchmark_words(name: str) -> BenchmarkWords:
-    """How a benchmark is presented; one this module does not know is called by its own name."""
+def benchmark_text(name: str) -> BenchmarkText:
+    """Return the text of a benchmark; one without an entry goes by its own name."""
     plain = name.replace("_", " ")
     return BENCHMARKS.get(
-        name, BenchmarkWords(plain.capitalize(), plain, "Scores run from 0 to 100 %; higher is better.")
+        name, BenchmarkText(plain.capitalize(), plain, "Scores run from 0 to 100 %; higher is better.")
     )
 
 
-def category_words(name: str) -> str:
-    """A category's name as it is read: ``single_object`` -> ``single object``."""
+def category_label(name: str) -> str:
+    """Return the label of a category: ``single_object`` -> ``single object``."""
     return _CATEGORIES.get(name, name.replace("_", " "))
 
 
-def points(value: float) -> str:
-    """A difference of two scores in points of per cent, always with its sign: ``+4.2``, ``−1.0``, ``0.0``."""
+def format_points(value: float) -> str:
+    """Format a difference of two scores in points of per cent, with its sign: ``+4.2``, ``−1.0``, ``0.0``."""
     rounded = round(100 * value, 1)
     return "0.0" if rounded == 0 else f"{rounded:+.1f}".replace("-", "−")
 
 
-def per_cent(value: float) -> str:
-    """A score in per cent, without the sign: ``41.7``."""
+def format_percent(value: float) -> str:
+    """Format a score in per cent, without the unit: ``41.7``."""
     return f"{100 * value:.1f}"

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SMALL = 64  # pixels; up to here an image is shown enlarged by a whole number, each of its pixels a square
-LARGEST = 192  # pixels of the longer side that is embedded of a large image
-SHOWN, SHOWN_NARROW = 96, 72  # pixels on the page, at most, at desk and at phone width
+PIXELATED_MAX_SIZE = 64  # pixels; up to here an image is enlarged by a whole number, each of its pixels a square
+EMBEDDED_MAX_SIZE = 192  # pixels; the longer side of larger images is reduced to this
+DISPLAY_SIZE, NARROW_DISPLAY_SIZE = 96, 72  # CSS pixels of the longer side, at desk and at phone width
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One embedded image and the size at which it is shown (CSS pixels)."""
+class Thumbnail:
+    """An embedded image and its size on the page (CSS pixels)."""
 
     uri: str
     width: int
@@ -25,8 +25,8 @@ class Picture:
     pixelated: bool
 
 
-def open_picture(path: Path) -> "Image | None":
-    """Read one image as RGB; ``None`` where the file is missing or is no image."""
+def open_image(path: Path) -> "Image | None":
+    """Read one image as RGB; ``None`` when the file is missing or not an image."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -36,22 +36,22 @@ def open_picture(path: Path) -> "Image | None":
         return None
 
 
-def load_picture(path: Path) -> Picture | None:
-    """Embed one image; ``None`` where the file is missing or is no image (the page then says so)."""
-    image = open_picture(path)
+def load_thumbnail(path: Path) -> Thumbnail | None:
+    """Embed one image; ``None`` when the file is missing or not an image (the page then says so)."""
+    image = open_image(path)
     if image is None:
         return None
-    longest, pixelated = max(image.size), max(image.size) <= SMALL
+    longest, pixelated = max(image.size), max(image.size) <= PIXELATED_MAX_SIZE
     if pixelated:
         uri = _encode(image, "PNG", optimize=True)
-        factor, narrow = (float(max(1, shown // longest)) for shown in (SHOWN, SHOWN_NARROW))
+        factor, narrow = (float(max(1, size // longest)) for size in (DISPLAY_SIZE, NARROW_DISPLAY_SIZE))
     else:
         reduced = image.copy()
-        reduced.thumbnail((LARGEST, LARGEST))
+        reduced.thumbnail((EMBEDDED_MAX_SIZE, EMBEDDED_MAX_SIZE))
         uri = _encode(reduced, "WEBP", quality=82)
-        factor, narrow = (shown / longest for shown in (SHOWN, SHOWN_NARROW))
+        factor, narrow = (size / longest for size in (DISPLAY_SIZE, NARROW_DISPLAY_SIZE))
     width, height = image.size
-    return Picture(uri, round(width * factor), round(height * factor), round(width * narrow), pixelated)
+    return Thumbnail(uri, round(width * factor), round(height * factor), round(width * narrow), pixelated)
 
 
 def _encode(image: "Image", kind: str, **options: bool | int) -> str:

@@ -1,4 +1,4 @@
-"""What a stage leaves beside its outputs: the parameters it used and the facts it wants known."""
+"""``result.json``, the last file of a stage's output: the parameters of the stage and its measurements."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ RESULT = "result.json"
 def write_result(folder: Path, stage: str, config: Config, sections: tuple[str, ...], **facts: Any) -> None:
     """Write ``result.json``, the last file of a stage's output.
 
-    DVC records the parameters that it finds after a stage has run; these are the ones that it ran with
+    DVC records the parameters that it reads after a stage has run; these are the ones that the stage ran with
     (docs/decisions.md, "the params race"). The flow compares the two before it registers anything.
     """
     values = config.to_dict()
