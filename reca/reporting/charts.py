@@ -123,15 +123,13 @@ def draw_overview(
     path: Path, pairs: Mapping[str, ResultPair], deltas: Mapping[str, BenchmarkDelta], confidence: float
 ) -> None:
     """Write the overview as PNG: images on the left if the run has any, deltas with intervals on the right."""
-    from matplotlib.figure import Figure
-
     grid = choose_images(pairs)
-    figure = Figure(figsize=(12.8, 4.9), dpi=150, facecolor="white")
-    panels: Any = figure.subfigures(1, 2, width_ratios=(1.32, 1), wspace=0.0) if grid.rows else [None, figure]
-    if grid.rows:
-        _draw_images(panels[0], grid)
-    _draw_deltas(panels[1], deltas, confidence)
-    figure.savefig(path, metadata={"Software": None})
+    with _new_figure(12.8, 4.9) as figure:
+        panels = figure.subfigures(1, 2, width_ratios=(1.32, 1), wspace=0.0) if grid.rows else [None, figure]
+        if grid.rows:
+            _draw_images(panels[0], grid)
+        _draw_deltas(panels[1], deltas, confidence)
+        figure.savefig(path, dpi=150, facecolor="white", metadata={"Software": None})
 
 
 def choose_images(pairs: Mapping[str, ResultPair]) -> ImageGrid:
@@ -180,7 +178,7 @@ def _draw_images(panel: Any, grid: ImageGrid) -> None:
                 axis.imshow(image, interpolation="nearest" if pixelated else "antialiased")
     for column, prompt in enumerate(grid.prompts):
         x, y = at(column + 0.5 - GAP / 2 / stride, 0)
-        text = "\n".join(textwrap.wrap(prompt, 17)[:4]).replace("$", r"\$")  # matplotlib reads $…$ as mathematics
+        text = "\n".join(textwrap.wrap(prompt, 17)[:4])
         panel.text(x, y + 0.03 / height, text, ha="center", va="bottom", fontsize=9, color=_color("soft"))
 
 
@@ -242,11 +240,11 @@ def _describe_ends(line: Series) -> str:
 
 @contextmanager
 def _new_figure(width: float, height: float) -> Iterator[Any]:
-    """Yield an empty figure (inches) whose text stays text and whose identifiers depend on the drawing alone."""
+    """Yield an empty figure (inches) whose text is stored as text (``$…$`` too) and whose ids are deterministic."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "reca"}):
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "reca", "text.parse_math": False}):
         yield Figure(figsize=(width, height), facecolor="none")
 
 

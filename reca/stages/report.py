@@ -40,9 +40,9 @@ def report(config: Config, root: Path) -> None:
             and the stage to run again.
     """
     outputs = root / "outputs"
-    pairs = {name: read_result_pair(outputs, name) for name in config.evaluate.benchmarks}
+    pairs: dict[str, ResultPair] = {name: read_result_pair(outputs, name) for name in config.evaluate.benchmarks}
     _check_same_weights(pairs)
-    deltas = {name: compare(pair, config) for name, pair in pairs.items()}
+    deltas: dict[str, BenchmarkDelta] = {name: compare(pair, config) for name, pair in pairs.items()}
     verdict = judge(
         config.register_.promotion_rules, {name: asdict(delta) for name, delta in deltas.items()}, None, AT_REGISTRATION
     )

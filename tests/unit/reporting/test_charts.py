@@ -7,8 +7,6 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from reca.evaluation.statistics import Delta
@@ -17,8 +15,6 @@ from reca.reporting.gallery import detected_objects
 from reca.reporting.text import format_points
 from reca.reporting.thumbnails import load_thumbnail
 
-SHARE = st.floats(0, 1)
-
 
 def svg_of(chart: Chart) -> str:
     prefix, data = chart.uri.split(",")
@@ -26,8 +22,7 @@ def svg_of(chart: Chart) -> str:
     return base64.b64decode(data).decode()
 
 
-@settings(max_examples=10, deadline=None)
-@given(SHARE, SHARE, SHARE)
+@pytest.mark.parametrize(("base", "aligned", "width"), [(0.0, 0.0, 0.0), (0.0, 1.0, 1.0), (1.0, 0.0, 0.3)])
 def test_forest_chart_is_well_formed_for_any_score(base, aligned, width) -> None:
     delta = Delta(base, aligned, aligned - base, aligned - base - width / 2, aligned - base + width / 2)
     svg = svg_of(forest_chart("Drawing", [("overall", delta), ("a <b> & $x$", delta)]))
@@ -67,7 +62,7 @@ def test_curve_chart_cuts_outliers_off() -> None:
     points = [(float(x), 1000.0 if x < 2 else 1.0 + x / 200) for x in range(200)]
     svg = svg_of(curve_chart("Loss", [Series("training", "base", points)]))
     ticks = [float(t.text or "") for t in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
-    assert not [tick for tick in ticks if 200 < tick]
+    assert not [tick for tick in ticks if tick > 200]
 
 
 def test_thin_keeps_the_level_of_long_curves() -> None:
