@@ -51,7 +51,7 @@ from bench.steps import Trainer, make_batch, seconds_of, surroundings
 from reca.models.base import UnifiedModel
 from reca.runtime.files import write_json
 from reca.training.compile import attend_by_blocks, compile_blocks
-from tools.memory.accelerators import ACCELERATORS, known_as
+from tools.memory.accelerators import ACCELERATORS, accelerator_name
 from tools.memory.flops import flops_of
 
 ROOT = Path(__file__).parents[1]
@@ -261,7 +261,7 @@ def rates(row: dict[str, Any], device: torch.device) -> dict[str, float | None]:
 
 def peak_of(name: str) -> float | None:
     """The stated dense bfloat16 peak of a device; ``None``: we have none."""
-    known = known_as(name)
+    known = accelerator_name(name)
     return ACCELERATORS[known].peaks["bfloat16"] if known else None
 
 
@@ -271,7 +271,7 @@ def _size(options: argparse.Namespace) -> str:
 
 def _slug(name: str) -> str:
     """As ``hardware.forecast_gpu`` calls it, by which `reca doctor` finds the result."""
-    return known_as(name) or "".join(letter if letter.isalnum() else "_" for letter in name.lower())
+    return accelerator_name(name) or "".join(letter if letter.isalnum() else "_" for letter in name.lower())
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

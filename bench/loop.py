@@ -172,7 +172,10 @@ def _batch(model: UnifiedModel, config: Config, root: Path) -> Batch:
     """What the loop's first step reads, as a batch that is there already."""
     embeddings = Embeddings.open(root / EMBEDDINGS)
     ids, seeds = embeddings.ids[: config.train.global_batch_size], list(range(config.train.global_batch_size))
-    semantic, target = Semantic.of(embeddings.rows("semantic", ids)), Target.of(embeddings.rows("target", ids))
+    semantic, target = (
+        Semantic.from_rows(embeddings.rows("semantic", ids)),
+        Target.from_rows(embeddings.rows("target", ids)),
+    )
     nothing = torch.zeros(len(ids), 0)
     return Batch(choose_templates(seeds, config.train.prompt_templates), nothing, nothing, semantic, target, seeds)
 

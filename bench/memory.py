@@ -5,8 +5,8 @@
 
 Per family and size, with and without recomputed activations, the same step (L_RecA, two micro-batches, AdamW; float32)
 
-    predicted   tools.memory.step.simulated: a model without numbers
-    tensors     the storages that live while the step runs with numbers, followed operator by operator (``taken``)
+    predicted   tools.memory.step.estimate_step: a model without numbers
+    tensors     the storages alive while the step runs with real numbers, operator by operator (``measure_step``)
     measured    CPU: the peak of resident memory (VmHWM) of a process of its own, less what it held before the model was
                 built; libraries' workspaces and the allocator's unreturned pages are in it.
 
@@ -30,7 +30,7 @@ from bench.sizes import FAMILIES
 from bench.steps import surroundings
 from reca.runtime.files import write_json
 from reca.training.mixture import mix
-from tools.memory.step import Plan, simulated, taken
+from tools.memory.step import Plan, estimate_step, measure_step
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "bench/results/memory.json"
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def row_of(family: str, size: str, again: int) -> dict[str, Any]:
     """One model, predicted and measured twice."""
-    predicted = simulated(_model(family, size), plan(size, bool(again)))
+    predicted = estimate_step(_model(family, size), plan(size, bool(again)))
     words = [sys.executable, "-m", "bench.memory", "--one", family, size, str(bool(again))]
     done = subprocess.run(words, cwd=ROOT, env=os.environ | ALLOCATOR, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
@@ -97,11 +97,11 @@ def plan(size: str, again: bool) -> Plan:
 def resident(family: str, size: str, again: bool) -> dict[str, int]:
     """Peak of this process over the step, less what it held before."""
     torch.set_num_threads(1)
-    taken(_model(family, "tiny"), plan("tiny", again))  # imports, and whatever a first step allocates for good
+    measure_step(_model(family, "tiny"), plan("tiny", again))  # imports, and whatever a first step allocates for good
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
     before = _status("VmRSS")
-    step = taken(_model(family, size), plan(size, again))
+    step = measure_step(_model(family, size), plan(size, again))
     return {"process": _status("VmHWM") - before, "tensors": step.peak}
 
 

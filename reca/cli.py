@@ -118,13 +118,13 @@ def _compose(options: argparse.Namespace) -> None:
 
         config = prepare(config, root)
     if config.train.dialogues:
-        from reca.data.dialogues import pinned
+        from reca.data.dialogues import with_digest
 
-        config = pinned(config, root)
+        config = with_digest(config, root)
     if config.model.hub:
-        from reca.data.download import fetch
+        from reca.data.download import fetch_model
 
-        fetch(config, root)
+        fetch_model(config, root)
     if set(config.evaluate.benchmarks) & set(PUBLISHED) or config.evaluate.fidelity.encoders:
         from reca.evaluation.download import fetch as fetch_benchmarks
 

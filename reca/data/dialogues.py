@@ -24,7 +24,7 @@ from reca.runtime.seeding import derive_seed
 IMAGE = "<image>"
 GREY = (127, 127, 127)
 MAX_PIXELS = 50_000_000
-Turn = tuple[str, str]
+QAPair = tuple[str, str]
 """Question and answer."""
 MAX_BAD_FRACTION = 0.5
 """More broken entries than this, of those that speak of an image at all, mean that the folder is the wrong one."""
@@ -35,7 +35,7 @@ class Conversation:
     """One image, and what is asked and answered about it."""
 
     image: Path
-    turns: tuple[Turn, ...]
+    pairs: tuple[QAPair, ...]
 
 
 class BadEntry(ValueError):
@@ -94,8 +94,8 @@ class Dialogues:
         told = _told(self.rejected)
         return f"{len(self.conversations)} conversations" + (f"; left out: {told}" if told else "")
 
-    def take(self, name: str, seed: int) -> tuple[Image.Image, Turn]:
-        """The image of a conversation, padded to a square with grey (as LLaVA does), and one of its turns.
+    def take(self, name: str, seed: int) -> tuple[Image.Image, QAPair]:
+        """The image of a conversation, padded to a square with grey (as LLaVA does), and one of its pairs.
 
         Turns are taken one at a time and without those before them: the losses know single questions. Where the image
         turns out not to decode, the next conversation takes its place; the first time, that is said.
@@ -113,12 +113,12 @@ class Dialogues:
                     self._told.add(conversation.image)
                     print(f"train.dialogues: {conversation.image} is left out ({error})", flush=True)
                 continue
-            turns = conversation.turns
-            return _square(image), turns[derive_seed("turn", seed) % len(turns)]
+            pairs = conversation.pairs
+            return _square(image), pairs[derive_seed("turn", seed) % len(pairs)]
         raise UserError("no image that train.dialogues names can be read")
 
 
-def given(config: Config, root: Path) -> Dialogues | None:
+def open_configured(config: Config, root: Path) -> Dialogues | None:
     """The dialogues that ``train`` names, if it does.
 
     Raises:
@@ -131,13 +131,13 @@ def given(config: Config, root: Path) -> Dialogues | None:
     return Dialogues.read(root / Path(settings.dialogues).expanduser(), folder)
 
 
-def pinned(config: Config, root: Path) -> Config:
+def with_digest(config: Config, root: Path) -> Config:
     """The configuration with the digest of its dialogues, which makes their version a parameter of ``train``.
 
     Raises:
         UserError: As :meth:`Dialogues.read`.
     """
-    found = given(config, root)
+    found = open_configured(config, root)
     if found is None:
         return config
     print(f"train.dialogues: {found.summary()}")
@@ -145,13 +145,13 @@ def pinned(config: Config, root: Path) -> Config:
     return config.model_copy(update={"train": train})
 
 
-def unchanged(config: Config, root: Path) -> Dialogues | None:
+def load_verified(config: Config, root: Path) -> Dialogues | None:
     """The dialogues of a run, as they were when it was composed.
 
     Raises:
         UserError: They have changed since; or as :meth:`Dialogues.read`.
     """
-    found = given(config, root)
+    found = open_configured(config, root)
     if found is not None:
         if found.digest != config.train.dialogues_digest:
             raise UserError(f"{config.train.dialogues} or its images have changed; run `reca compose` again")
@@ -181,7 +181,7 @@ def _conversation(entry: Any, folder: Path) -> tuple[Conversation, int]:
         raise BadEntry("not an object")
     if entry.get("image") is None:
         raise BadEntry("no image")
-    turns = _turns(entry.get("conversations"))
+    pairs = _qa_pairs(entry.get("conversations"))
     if not isinstance(entry["image"], str):
         raise BadEntry("several images")
     if Path(entry["image"]).is_absolute() or ".." in Path(entry["image"]).parts:
@@ -194,14 +194,14 @@ def _conversation(entry: Any, folder: Path) -> tuple[Conversation, int]:
         raise BadEntry("image missing") from None
     if signature(start) is None:
         raise BadEntry("not an image file")
-    return Conversation(path, turns), size
+    return Conversation(path, pairs), size
 
 
-def _turns(said: Any) -> tuple[Turn, ...]:
+def _qa_pairs(said: Any) -> tuple[QAPair, ...]:
     """Pairs of question and answer; the image's place in the question is the model's own affair."""
     if not isinstance(said, list) or not said or len(said) % 2:
         raise BadEntry("no pairs of question and answer")
-    turns = []
+    pairs = []
     for question, answer in zip(said[::2], said[1::2], strict=True):
         for line, speaker in ((question, "human"), (answer, "gpt")):
             if not isinstance(line, dict) or line.get("from") != speaker or not isinstance(line.get("value"), str):
@@ -209,10 +209,10 @@ def _turns(said: Any) -> tuple[Turn, ...]:
         text, reply = question["value"].replace(IMAGE, "").strip(), answer["value"].strip()
         if not text or not reply:
             raise BadEntry("empty question or answer")
-        turns.append((text, reply))
+        pairs.append((text, reply))
     if sum(line["value"].count(IMAGE) for line in said) > 1:
         raise BadEntry("several images")
-    return tuple(turns)
+    return tuple(pairs)
 
 
 def _square(image: Image.Image) -> Image.Image:

@@ -16,19 +16,19 @@ UNUSED = ("*.msgpack", "*.h5", "*.onnx", "*.gguf", "*.png", "*.jpg", "*.gif", "*
 """Files of a repository that no loader reads."""
 
 
-def fetch(config: Config, root: Path) -> None:
+def fetch_model(config: Config, root: Path) -> None:
     """Fill the missing folders of the configured model from the hub; what is there is left alone.
 
     Raises:
-        UserError: As :func:`fill`.
+        UserError: As :func:`download_repository`.
     """
     for part, source in config.model.hub.items():
         folder = root / (config.model.checkpoint if part == "checkpoint" else config.model.parts[part])
         if not folder.exists():
-            fill(folder, source, root / config.paths.state, part)
+            download_repository(folder, source, root / config.paths.state, part)
 
 
-def fill(folder: Path, source: str, state: Path, what: str, kind: str = "model") -> str:
+def download_repository(folder: Path, source: str, state: Path, what: str, kind: str = "model") -> str:
     """Bring a repository's files to a folder that is not there yet.
 
     A download that was cut off goes on where it stopped: it lies under the state folder until it is whole.

@@ -19,14 +19,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from reca.data.ragged import join
+from reca.data.packed import pack
 from reca.runtime.errors import UserError
 from reca.runtime.files import atomic_file, write_json
 from reca.runtime.hashing import file_digest
 
 INDEX = "index.json"
 FORMAT = 1
-RAGGED_FORMAT = 2
+PACKED_FORMAT = 2
 """Of a cache in which some rows differ in shape; a program that knows the other one only would misread it."""
 SHAPES = ".shapes"
 AGAIN = "make it again with `reca extract`"
@@ -80,7 +80,7 @@ class _Opened:
         return self.values[start : start + math.prod(shape)].view(shape)
 
 
-def smallest_integers(rows: Sequence[Tensor]) -> list[Tensor]:
+def to_smallest_int(rows: Sequence[Tensor]) -> list[Tensor]:
     """Codes (int64) of each image as int16 if all of them fit, else as int32."""
     largest = max(int(row.max()) for row in rows)
     return [row.to(torch.int16 if largest <= torch.iinfo(torch.int16).max else torch.int32) for row in rows]
@@ -96,7 +96,7 @@ def write_shard(path: Path, ids: Sequence[str], fields: Mapping[str, Sequence[Te
     """
     tensors: dict[str, Tensor] = {}
     for name, rows in fields.items():
-        values, shapes = join(rows)
+        values, shapes = pack(rows)
         tensors[name] = values.contiguous().cpu()
         if shapes is not None:
             tensors[f"{name}{SHAPES}"] = torch.tensor(shapes, dtype=torch.int32)
@@ -108,7 +108,7 @@ def write_shard(path: Path, ids: Sequence[str], fields: Mapping[str, Sequence[Te
 def write_index(folder: Path, shards: Sequence[Shard], fields: Mapping[str, Field], **facts: Any) -> None:
     """Write ``index.json``: from now on the folder counts as a cache."""
     described = {name: asdict(field) for name, field in fields.items()}
-    number = FORMAT if all(field.shape is not None for field in fields.values()) else RAGGED_FORMAT
+    number = FORMAT if all(field.shape is not None for field in fields.values()) else PACKED_FORMAT
     write_json(
         folder / INDEX, {"format": number, "fields": described, **facts, "shards": [asdict(shard) for shard in shards]}
     )
@@ -162,8 +162,8 @@ class Embeddings:
             raise EmbeddingsError(f"{path} is missing: the extraction has not finished; finish it with `reca extract`")
         try:
             index = json.loads(path.read_text())
-            if index["format"] not in (FORMAT, RAGGED_FORMAT):
-                known = f"{FORMAT} and {RAGGED_FORMAT}"
+            if index["format"] not in (FORMAT, PACKED_FORMAT):
+                known = f"{FORMAT} and {PACKED_FORMAT}"
                 raise EmbeddingsError(f"{path} has format {index['format']}, this program reads {known}; {AGAIN}")
             fields = {name: Field(**field) for name, field in index["fields"].items()}
             shards = [Shard(**shard) for shard in index["shards"]]

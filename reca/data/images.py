@@ -164,7 +164,7 @@ def square_tensor(images: Sequence[Image.Image], size: int) -> "Tensor":
     return _tensor([to_square(image, size) for image in images])
 
 
-def resized(images: Sequence[Image.Image], resize: "Resize") -> "Tensor | list[Tensor]":
+def resize_images(images: Sequence[Image.Image], resize: "Resize") -> "Tensor | list[Tensor]":
     """Images as a family wants them, float32 in [-1, 1], on the CPU.
 
     Args:
@@ -175,7 +175,7 @@ def resized(images: Sequence[Image.Image], resize: "Resize") -> "Tensor | list[T
         (B, 3, H, W); of images that keep unlike shapes (3, H, W) each.
     """
     if resize.rule != "fit":
-        return _tensor([to_square(image, resize.longest, resize.rule == "stretch") for image in images])
+        return _tensor([to_square(image, resize.max_side, resize.rule == "stretch") for image in images])
     sizes = [resize.size(image.height, image.width)[::-1] for image in images]
     pixels = [
         np.asarray(image.resize(size, Image.Resampling.BICUBIC)) for image, size in zip(images, sizes, strict=True)

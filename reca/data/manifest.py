@@ -39,7 +39,7 @@ SCHEMA = pa.schema(
 )
 
 
-def split_of(sha256: str, held_out_fraction: float) -> Split:
+def assign_split(sha256: str, held_out_fraction: float) -> Split:
     """Which split an image belongs to: a function of its own hash, so adding images never moves another one.
 
     The hash is hashed once more, because ``data.num_images`` takes the images with the smallest hashes.
@@ -47,7 +47,7 @@ def split_of(sha256: str, held_out_fraction: float) -> Split:
     return "held_out" if _draw(sha256) < held_out_fraction else "train"
 
 
-def hold_one_back(rows: Sequence[dict[str, Any]]) -> None:
+def ensure_one_held_out(rows: Sequence[dict[str, Any]]) -> None:
     """Hold back the image that comes closest to it, where chance held none back: few images, and nothing to measure."""
     if len(rows) > 1 and all(row["split"] == "train" for row in rows):
         min(rows, key=lambda row: _draw(row["sha256"]))["split"] = "held_out"

@@ -16,7 +16,7 @@ KEPT_SUFFIXES = {"JPEG": "jpg", "PNG": "png"}
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class DecodedImage:
     """An image that decodes: what is known of it, and the bytes that are stored."""
 
     source: str
@@ -31,7 +31,7 @@ class Picture:
     description: Description
 
     @classmethod
-    def of(cls, item: Item, max_pixels: int, min_side: int) -> Self:
+    def from_item(cls, item: Item, max_pixels: int, min_side: int) -> Self:
         """Decode an item.
 
         Raises:
@@ -57,12 +57,12 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    picture: Picture  # without its bytes
+    picture: DecodedImage  # without its bytes
     offset: int
     length: int
 
 
-class Spool:
+class TempImageStore:
     """Distinct pictures, in the order of their hashes whatever order they came in.
 
     Memory is bounded by the records (a few KiB each, mostly what is said about the image). The bytes are in a file
@@ -70,14 +70,14 @@ class Spool:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - lives as long as the spool
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - lives as long as the store
         self._places: dict[bytes, _Place] = {}
         self.duplicates = 0
 
     def __len__(self) -> int:
         return len(self._places)
 
-    def add(self, picture: Picture) -> None:
+    def add(self, picture: DecodedImage) -> None:
         """Keep a picture; of several that look the same, the one with the smallest (hash, source) is kept."""
         known = self._places.get(picture.pixels)
         if known is not None:
@@ -88,7 +88,7 @@ class Spool:
         self._file.write(picture.stored)
         self._places[picture.pixels] = _Place(replace(picture, stored=b""), offset, len(picture.stored))
 
-    def pictures(self, limit: int | None = None) -> Iterator[tuple[Picture, bytes]]:
+    def images(self, limit: int | None = None) -> Iterator[tuple[DecodedImage, bytes]]:
         """The first ``limit`` pictures (``None``: all) in order of their hash, each with its stored bytes."""
         for place in sorted(self._places.values(), key=lambda place: place.picture.sha256)[:limit]:
             self._file.seek(place.offset)

@@ -9,7 +9,7 @@ from typing import BinaryIO
 import httpx
 
 from reca.config import Config
-from reca.data.download import fill
+from reca.data.download import download_repository
 from reca.evaluation import prompt_sources as sources
 from reca.evaluation.judges import local_models as folders
 from reca.runtime.errors import UserError
@@ -48,7 +48,7 @@ def fetch_judge(root: Path, source: str, state: Path) -> None:
             f"{folder} is missing: download mmdet's checkpoint and convert it with "
             f"`python -m reca.evaluation.judges.convert_mmdet CHECKPOINT.pth {folder}`"
         )
-    fill(folder, source, state, "a judge")
+    download_repository(folder, source, state, "a judge")
 
 
 def fetch_prompts(root: Path, name: str, state: Path) -> None:
@@ -82,7 +82,9 @@ def fetch_prompts(root: Path, name: str, state: Path) -> None:
 
 def _fetch_dataset(dataset: str, folder: Path, state: Path) -> None:
     """Fetch the data files of a data set of the hub, and record them as files that were fetched one by one are."""
-    commit = fill(folder, f"{dataset}#*.parquet,*.arrow,README.md", state, "a benchmark's data set", kind="dataset")
+    commit = download_repository(
+        folder, f"{dataset}#*.parquet,*.arrow,README.md", state, "a benchmark's data set", kind="dataset"
+    )
     url = f"https://huggingface.co/datasets/{dataset.partition('@')[0]}/tree/{commit}"
     files = {path.relative_to(folder).as_posix(): path for path in sources.data_files(folder)}
     write_json(folder / sources.RECORD, {n: {"url": url, "sha256": file_digest(p)} for n, p in files.items()})

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from reca.data.images import resized
-from reca.data.ragged import moved, pinned
+from reca.data.images import resize_images
+from reca.data.packed import pin_memory, to_device
 from reca.extraction.cache import Rounding, Row, rounding
 from reca.models.base import Images, UnifiedModel
 from reca.runtime.prefetch import Prefetcher
@@ -79,7 +79,7 @@ class Encoder:
         spec = self.model.spec
         wanted = {"semantic": spec.understanding, "target": spec.generation}
         rules = {wanted[field] for field in self.model.cacheable}
-        made = {rule: pinned(resized(images, rule), self.device) for rule in rules}
+        made = {rule: pin_memory(resize_images(images, rule), self.device) for rule in rules}
         return {field: made[wanted[field]] for field in self.model.cacheable}
 
     def _start(self, ids: Sequence[str], pixels: Mapping[str, Images]) -> "_Started":
@@ -87,7 +87,7 @@ class Encoder:
         stored: dict[str, Tensor] = {}
         costs = None
         if "semantic" in pixels:
-            exact = self.model.encode_semantic(moved(pixels["semantic"], self.device)).values
+            exact = self.model.encode_semantic(to_device(pixels["semantic"], self.device)).values
             stored["semantic"] = exact.to(self.dtype)
             costs = rounding(exact, stored["semantic"])
         if "target" in pixels:
@@ -96,7 +96,7 @@ class Encoder:
                 f"{type(self.model).__name__} declares its target cacheable, but encode_target draws from rng; "
                 "it must return the moments of the distribution, or not declare it"
             )
-            stored["target"] = self.model.encode_target(moved(pixels["target"], self.device), forbidden).values
+            stored["target"] = self.model.encode_target(to_device(pixels["target"], self.device), forbidden).values
         return _Started(ids, stored, costs)
 
 

@@ -7,7 +7,7 @@ from typing import Self
 
 from torch import Tensor
 
-from reca.data.embeddings import Field, smallest_integers, write_shard
+from reca.data.embeddings import Field, to_smallest_int, write_shard
 from reca.extraction.cache import FinishedShard, Row, metadata_path, shard_path
 
 
@@ -54,7 +54,7 @@ def _write(folder: Path, number: int, ids: Sequence[str], rows: Mapping[str, Row
     stored: dict[str, list[Tensor]] = {}
     for name in sorted(rows[ids[0]][0]):
         values = [rows[image][0][name] for image in ids]
-        stored[name] = values if values[0].is_floating_point() else smallest_integers(values)
+        stored[name] = values if values[0].is_floating_point() else to_smallest_int(values)
         shape = list(values[0].shape) if len({value.shape for value in values}) == 1 else None
         fields[name] = Field(shape, str(stored[name][0].dtype).removeprefix("torch."))
     costs = [cost for image in ids if (cost := rows[image][1]) is not None]

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reca.data.ragged import Ragged
+from reca.data.packed import PackedTensor
 from reca.data.resize import Resize
 from reca.runtime.seeding import SampleRng
 
@@ -70,28 +70,28 @@ class ImageSpec:
     @property
     def understanding_size(self) -> int:
         """Side in pixels of a square image that is understood."""
-        return self.understanding.longest
+        return self.understanding.max_side
 
     @property
     def generation_size(self) -> int:
         """Side in pixels of a square image that is drawn."""
-        return self.generation.longest
+        return self.generation.max_side
 
 
-class Semantic(Ragged):
+class Semantic(PackedTensor):
     """Understanding embeddings of a batch: h_v in the paper (section 3.1), (N_i, D) of each image."""
 
     @property
     def embeds(self) -> Tensor:
-        """(B, N, D); of images of unlike shapes all numbers in a row, see :class:`reca.data.ragged.Ragged`."""
+        """(B, N, D); of images of unlike shapes all numbers in a row, see :class:`reca.data.packed.PackedTensor`."""
         return self.values
 
 
-class Target(Ragged):
+class Target(PackedTensor):
     """What the drawing half is trained to produce, never with gradient.
 
     Codes (B, T) int64, or latents (B, C, h, w), or posterior moments (B, 2C, h, w); of images of unlike shapes all
-    numbers in a row, see :class:`reca.data.ragged.Ragged`.
+    numbers in a row, see :class:`reca.data.packed.PackedTensor`.
     """
 
 

@@ -69,7 +69,7 @@ def _name(config: Config, options: argparse.Namespace) -> str:
 
 
 def _fetch(config: Config, root: Path, with_model: bool) -> None:
-    from reca.data.download import fetch as fetch_model
+    from reca.data.download import fetch_model
     from reca.evaluation.download import fetch as fetch_benchmarks
 
     if with_model:

@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 
 from reca.config import CollagesData, Config, ScenesData
 from reca.data.images import BadImage
-from reca.data.manifest import hold_one_back, split_of, write_manifest
+from reca.data.manifest import assign_split, ensure_one_held_out, write_manifest
 from reca.data.shards import ShardWriter
 from reca.data.sources import open_source
 from reca.data.sources.base import Item, Rejected, Source
-from reca.data.spool import Picture, Spool
+from reca.data.spool import DecodedImage, TempImageStore
 from reca.runtime.errors import UserError
 from reca.runtime.files import atomic_folder, write_text
 from reca.runtime.progress import Progress
@@ -51,12 +51,12 @@ def ingest(config: Config, root: Path) -> None:
 def _ingest(config: Config, root: Path, folder: Path) -> None:
     max_pixels, min_side = _limits(config)
     source = open_source(config.data, config.seed, root, max_pixels * BYTES_PER_PIXEL + HEADROOM_BYTES)
-    spool = Spool(folder.parent)
-    rejected = _read_all(config, source, spool, max_pixels, min_side)
-    _check(config, root, len(spool) + spool.duplicates, rejected)
-    rows = _write_shards(config, spool, folder)
+    store = TempImageStore(folder.parent)
+    rejected = _read_all(config, source, store, max_pixels, min_side)
+    _check(config, root, len(store) + store.duplicates, rejected)
+    rows = _write_shards(config, store, folder)
     if config.data.held_out_fraction > 0:
-        hold_one_back(rows)
+        ensure_one_held_out(rows)
     splits = Counter(row["split"] for row in rows)
     if not splits["train"]:
         fraction = config.data.held_out_fraction
@@ -67,7 +67,7 @@ def _ingest(config: Config, root: Path, folder: Path) -> None:
     write_text(folder / QUARANTINE, _quarantine_lines(rejected))
     reasons = dict(sorted(Counter(entry.reason for entry in rejected).items()))
     facts = {"images": len(rows), "train": splits["train"], "held_out": splits["held_out"]}
-    facts |= {"duplicates": spool.duplicates, "quarantined": len(rejected)}
+    facts |= {"duplicates": store.duplicates, "quarantined": len(rejected)}
     write_result(folder, "ingest", config, ("data", "seed"), **facts, reasons=reasons)
     print("ingest: " + ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in facts.items()))
 
@@ -78,12 +78,12 @@ def _limits(config: Config) -> tuple[int, int]:
     return config.data.max_pixels, config.data.min_side
 
 
-def _read_all(config: Config, source: Source, spool: Spool, max_pixels: int, min_side: int) -> list[Rejected]:
-    def examine(entry: Item | Rejected) -> Picture | Rejected:
+def _read_all(config: Config, source: Source, store: TempImageStore, max_pixels: int, min_side: int) -> list[Rejected]:
+    def examine(entry: Item | Rejected) -> DecodedImage | Rejected:
         if isinstance(entry, Rejected):
             return entry
         try:
-            return Picture.of(entry, max_pixels, min_side)
+            return DecodedImage.from_item(entry, max_pixels, min_side)
         except BadImage as bad:
             return Rejected(entry.source, bad.reason, bad.detail)
 
@@ -96,9 +96,9 @@ def _read_all(config: Config, source: Source, spool: Spool, max_pixels: int, min
             if isinstance(result, Rejected):
                 rejected.append(result)
             else:
-                spool.add(result)
-            progress.update(source.done, f"{len(spool)} good, {spool.duplicates} duplicates, {len(rejected)} bad")
-            if wanted is not None and len(spool) >= wanted:
+                store.add(result)
+            progress.update(source.done, f"{len(store)} good, {store.duplicates} duplicates, {len(rejected)} bad")
+            if wanted is not None and len(store) >= wanted:
                 break
     return sorted(rejected, key=lambda entry: (entry.source, entry.reason))
 
@@ -131,10 +131,10 @@ def _check(config: Config, root: Path, good: int, rejected: list[Rejected]) -> N
     )
 
 
-def _write_shards(config: Config, spool: Spool, folder: Path) -> list[dict[str, Any]]:
+def _write_shards(config: Config, store: TempImageStore, folder: Path) -> list[dict[str, Any]]:
     rows = []
     with ShardWriter(folder) as shards:
-        for picture, stored in spool.pictures(config.data.num_images):
+        for picture, stored in store.images(config.data.num_images):
             key, said = picture.sha256[:16], picture.description
             member = shards.add(key, picture.suffix, stored, said.ground_truth)
             row = {
@@ -142,7 +142,7 @@ def _write_shards(config: Config, spool: Spool, folder: Path) -> list[dict[str, 
                 "sha256": picture.sha256,
                 "width": picture.width,
                 "height": picture.height,
-                "split": split_of(picture.sha256, config.data.held_out_fraction),
+                "split": assign_split(picture.sha256, config.data.held_out_fraction),
                 "source": picture.source,
                 "caption": said.caption,
                 "full_caption": said.full_caption,

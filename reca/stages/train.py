@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from reca.config import Config
-from reca.data.dialogues import unchanged
+from reca.data.dialogues import load_verified
 from reca.data.embeddings import Embeddings
 from reca.data.manifest import MANIFEST, read_manifest
 from reca.models.base import UnifiedModel
@@ -54,7 +54,7 @@ def train(config: Config, root: Path) -> None:
         mixture = _mixture(config)
         base = base_folder(config, root)
         read_manifest(root / DATASET, ["id"])
-        dialogues = unchanged(config, root)
+        dialogues = load_verified(config, root)
         name = fingerprint(config, file_digest(root / DATASET / MANIFEST), base_digest(base))
         store = CheckpointStore(root / config.paths.state, name, config.train.keep_checkpoints)
         with store.lock() if distributed.is_main_process else nullcontext():

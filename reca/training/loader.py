@@ -11,9 +11,9 @@ import torch
 from reca.config import TrainSection
 from reca.data.dialogues import Dialogues
 from reca.data.embeddings import Embeddings
-from reca.data.images import resized
+from reca.data.images import resize_images
 from reca.data.manifest import ImageReader, read_manifest
-from reca.data.ragged import pinned
+from reca.data.packed import pin_memory
 from reca.data.resize import Resize
 from reca.data.sampler import EpochSampler
 from reca.models.base import Cacheable, Dialogue, Images, Loss, Semantic, Target, UnifiedModel
@@ -147,22 +147,22 @@ class Samples:
         seeds = [derive_seed(self._seed, *moment, kind, name) for name in ids]
         if kind == "understanding":
             images, dialogues = self._asked(ids, seeds)
-            return Sources(seeds, pinned(images, self._device), dialogues=dialogues)
+            return Sources(seeds, pin_memory(images, self._device), dialogues=dialogues)
         drawn = self._stored("target", ids, Target) or self._pixels(ids, self._model.spec.generation)
         if kind == "text_to_image":
-            return Sources(seeds, None, pinned(drawn, self._device), [self._captions[name] for name in ids])
+            return Sources(seeds, None, pin_memory(drawn, self._device), [self._captions[name] for name in ids])
         seen = self._stored("semantic", ids, Semantic) or self._pixels(ids, self._model.spec.understanding)
-        return Sources(seeds, pinned(seen, self._device), pinned(drawn, self._device))
+        return Sources(seeds, pin_memory(seen, self._device), pin_memory(drawn, self._device))
 
     def loss(self, kind: Kind, sources: Sources) -> Loss:
         """The mean loss of some samples, from what :meth:`read` has read of them."""
         return self._losses.of(kind, sources)
 
     def _stored(self, field: Cacheable, ids: Sequence[str], kind: type[Stored]) -> Stored | None:
-        return kind.of(self._embeddings.rows(field, ids)) if field in self._model.cacheable else None
+        return kind.from_rows(self._embeddings.rows(field, ids)) if field in self._model.cacheable else None
 
     def _pixels(self, ids: Sequence[str], resize: Resize) -> Images:
-        return resized([self._reader.load(name) for name in ids], resize)
+        return resize_images([self._reader.load(name) for name in ids], resize)
 
     def _asked(self, ids: Sequence[str], seeds: Sequence[int]) -> tuple[Images, list[Dialogue]]:
         """Images as they are understood, and one question about each."""
@@ -171,7 +171,7 @@ class Samples:
             return self._pixels(ids, resize), [self._dialogue(*each) for each in zip(ids, seeds, strict=True)]
         taken = [self._own.take(name, seed) for name, seed in zip(ids, seeds, strict=True)]
         dialogues = [Dialogue(question, answer) for _, (question, answer) in taken]
-        return resized([image for image, _ in taken], resize), dialogues
+        return resize_images([image for image, _ in taken], resize), dialogues
 
     def _dialogue(self, name: str, seed: int) -> Dialogue:
         questions = self._questions[name]

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from reca.data.ragged import moved
+from reca.data.packed import to_device
 from reca.models.base import Dialogue, Loss, Semantic, Target, UnifiedModel
 from reca.models.prompts import choose_templates
 from reca.runtime.seeding import SampleRng, derive_seed
@@ -44,7 +44,7 @@ class Losses:
         """The mean loss of some samples."""
         rng = SampleRng(sources.seeds)
         if kind == "understanding":
-            images = moved(sources.seen, self.device)
+            images = to_device(sources.seen, self.device)
             with self._precision():
                 return self.model.understanding_loss(images, sources.dialogues, rng)
         target = self._target(sources)
@@ -64,14 +64,14 @@ class Losses:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.lower, cache_enabled=False)
 
     def _semantic(self, sources: Sources, rng: SampleRng) -> Semantic:
-        seen = moved(sources.seen, self.device)
+        seen = to_device(sources.seen, self.device)
         if isinstance(seen, Semantic):
             return seen
         with self._precision():  # an encoder that trains is part of the pass
             return self.model.encode_semantic(seen, rng)
 
     def _target(self, sources: Sources) -> Target:
-        drawn = moved(sources.drawn, self.device)
+        drawn = to_device(sources.drawn, self.device)
         if isinstance(drawn, Target):
             return drawn
         # Its own stream: whether the target is cached must not move the draws of the loss.

@@ -60,9 +60,12 @@ def test_the_cached_loss_is_the_live_one(model: Bagel) -> None:
     semantic = model.encode_semantic(pictures(SEEN))
     target = model.encode_target(pictures(SIZES), SampleRng([0] * 4))
     live = loss(model, [0, 1, 2, 3])
-    stored = Semantic.of([row.clone() for row in semantic.rows()]), Target.of([row.clone() for row in target.rows()])
+    stored = (
+        Semantic.from_rows([row.clone() for row in semantic.rows()]),
+        Target.from_rows([row.clone() for row in target.rows()]),
+    )
     assert float(loss(model, [0, 1, 2, 3], *stored).value) == float(live.value)
-    rounded = Semantic.of([row.bfloat16().float() for row in semantic.rows()])
+    rounded = Semantic.from_rows([row.bfloat16().float() for row in semantic.rows()])
     assert float(loss(model, [0, 1, 2, 3], rounded, target).value) == pytest.approx(float(live.value), rel=1e-2)
 
 
@@ -95,7 +98,7 @@ def test_images_are_drawn_in_the_shape_that_is_asked_for(model: Bagel) -> None:
     semantic = model.encode_semantic(pictures(SEEN))  # conditions of several shapes, drawn in one
     drawn = model.reconstruct(semantic, sampling, SampleRng([1, 2, 3, 4]))
     assert drawn.shape == (4, 3, 12, 24)
-    alone = model.reconstruct(Semantic.of(semantic.rows()[2:3]), sampling, SampleRng([3]))
+    alone = model.reconstruct(Semantic.from_rows(semantic.rows()[2:3]), sampling, SampleRng([3]))
     torch.testing.assert_close(drawn[2:3], alone, atol=1e-4, rtol=1e-4)
     assert model.reconstruct(semantic, Sampling(1.0, num_steps=1), SampleRng([1, 2, 3, 4])).shape == (4, 3, 24, 24)
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from reca.config import ROOT, Config, compose
-from reca.data.dialogues import pinned
+from reca.data.dialogues import with_digest
 from reca.runtime.distributed import Interrupted
 from reca.stages.extract import extract
 from reca.stages.generate import generate
@@ -152,7 +152,7 @@ def test_understanding_is_kept_by_dialogues_about_photographs(preset: str, scene
         shutil.copy(photo, root / "photos")
     mixture = "train.mixture={reconstruction: 1, text_to_image: 0, understanding: 1}"
     words = [f"model={preset}", *SMALL, mixture, "train.dialogues=mix.json", "train.dialogue_images=photos"]
-    config = pinned(compose(words), root)
+    config = with_digest(compose(words), root)
     extract(config, root)
     train(config, root)
     rows = list(csv.DictReader((root / "outputs/curves/train.csv").open()))

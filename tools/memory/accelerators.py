@@ -36,7 +36,7 @@ PARTS = {"H100": "h100", "H200": "h200", "A100-SXM4-80": "a100_80g", "A100-SXM4-
 """What torch calls a device contains one of these."""
 
 
-def known_as(device: str) -> str | None:
+def accelerator_name(device: str) -> str | None:
     """The name in the configuration of what torch calls a device; ``None``: it is not in the table."""
     return next((name for part, name in PARTS.items() if part in device), None)
 
@@ -50,7 +50,7 @@ def accelerator_of(hardware: "HardwareSection") -> Accelerator | None:
         return ACCELERATORS[hardware.forecast_gpu]
     if hardware.device != "cpu" and torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
-        name = known_as(properties.name)
+        name = accelerator_name(properties.name)
         return Accelerator(properties.name, properties.total_memory, ACCELERATORS[name].peaks if name else {})
     if hardware.device == "cuda":
         return None

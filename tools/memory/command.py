@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from reca.config import compose
-from tools.memory.forecast import FILLED, Forecast, forecast
+from tools.memory.forecast import USABLE_FRACTION, Forecast, forecast
 
 
 def predict(overrides: Sequence[str], root: Path, as_json: bool = False) -> int:
@@ -57,12 +57,12 @@ def _row(name: str, value: str) -> str:
 def _judgement(found: Forecast) -> str:
     if found.capacity is None:
         return "; name a device to compare it with, hardware.forecast_gpu=h100"
-    room = f"of {found.capacity / 1e9:.1f} GB, {FILLED:.0%} of which can be filled"
+    room = f"of {found.capacity / 1e9:.1f} GB, {USABLE_FRACTION:.0%} of which can be filled"
     return f" {room}: {'fits' if _fits(found, found.step.peak) else 'DOES NOT FIT'}"
 
 
 def _fits(found: Forecast, needed: int) -> bool:
-    return found.capacity is None or needed <= FILLED * found.capacity
+    return found.capacity is None or needed <= USABLE_FRACTION * found.capacity
 
 
 def _count(number: int) -> str:

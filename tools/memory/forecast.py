@@ -23,9 +23,9 @@ from reca.training.precision import bf16_safe_parameters, bfloat16_holds
 from tools.memory.accelerators import Accelerator, accelerator_of
 from tools.memory.build import build
 from tools.memory.sizes import IN_BFLOAT16, PUBLISHED
-from tools.memory.step import Plan, Step, simulated
+from tools.memory.step import Plan, Step, estimate_step
 
-FILLED = 0.9
+USABLE_FRACTION = 0.9
 """Share of a device's memory that tensors can fill; the rest is the context, libraries and fragmentation (assumed)."""
 UTILISATION = 0.2
 """Share of the peak where nothing is measured. BAGEL's training on H100s reaches 0.179 in its authors' code and 0.237
@@ -65,7 +65,7 @@ def forecast(config: Config, root: Path) -> Forecast:
     Raises:
         UserError: The model's sizes are not known, or the recipe contradicts itself.
     """
-    model, sizes = sized_model(config, root)
+    model, sizes = build_sized_model(config, root)
     device = accelerator_of(config.hardware)
     try:
         if config.train.adapter is not None:
@@ -73,13 +73,13 @@ def forecast(config: Config, root: Path) -> Forecast:
 
             with redirect_stdout(StringIO()):
                 adapt(model, config.train.adapter, config.seed)
-        rounded, known = kept_in_bfloat16(config, model)
-        step = simulated(model, plan_of(config, rounded))
+        rounded, known = bfloat16_parameters(config, model)
+        step = estimate_step(model, plan_of(config, rounded))
     except ValueError as error:
         raise UserError(f"this recipe cannot be run: {error}") from None
     shards = config.hardware.devices if config.hardware.shard else 1
     step = sharded(step, shards)
-    fits = None if device is None else max(step.peak, step.extract_peak) <= FILLED * device.memory
+    fits = None if device is None else max(step.peak, step.extract_peak) <= USABLE_FRACTION * device.memory
     seconds, grounds = _seconds(config, root, step, device)
     total = None if seconds is None else seconds.train + (seconds.extract or 0.0)
     hours = None if total is None else total * config.hardware.devices / 3600
@@ -99,11 +99,11 @@ def forecast(config: Config, root: Path) -> Forecast:
         device_hours=hours,
         dollars=None if hours is None or price is None else hours * price,
         assumptions=(*known, *grounds),
-        changes=() if fits is not False or device is None else changes(config, step, FILLED * device.memory),
+        changes=() if fits is not False or device is None else changes(config, step, USABLE_FRACTION * device.memory),
     )
 
 
-def sized_model(config: Config, root: Path) -> tuple[UnifiedModel, str]:
+def build_sized_model(config: Config, root: Path) -> tuple[UnifiedModel, str]:
     """A model of the right sizes, whatever it holds, and where they come from.
 
     A checkpoint's weights are views of its files, whose size so does not matter.
@@ -126,7 +126,7 @@ def sized_model(config: Config, root: Path) -> tuple[UnifiedModel, str]:
         raise UserError(f"this model cannot be built: {error}") from None
 
 
-def kept_in_bfloat16(config: Config, model: UnifiedModel) -> tuple[frozenset[str], tuple[str, ...]]:
+def bfloat16_parameters(config: Config, model: UnifiedModel) -> tuple[frozenset[str], tuple[str, ...]]:
     """Names of the matrices that training keeps in bfloat16, and what that rests on.
 
     Without numbers nobody can see whether rounding would lose something; then it depends on what is published.
@@ -233,7 +233,7 @@ def _seconds(
     grounds = (
         f"{share:.0%} of the peak is reached, {source}",
         "loading, communication, held-out losses and checkpoints cost no time",
-        f"tensors can fill {FILLED:.0%} of the memory",
+        f"tensors can fill {USABLE_FRACTION:.0%} of the memory",
     )
     return _Seconds(seconds, seconds * config.train.max_steps, extract), grounds
 

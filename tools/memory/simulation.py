@@ -20,7 +20,7 @@ MASKED = (aten.index.Tensor, aten.index_put_.default, aten.index_put.default, at
 """Operators whose second argument are indices, which may be masks."""
 
 
-def hollow(model: nn.Module) -> None:
+def to_fake(model: nn.Module) -> None:
     """Put fake tensors on the CPU in place of all parameters and buffers, wherever these lie; ties stay ties.
 
     Fractions are float32, as training has them, whatever the files hold.
@@ -42,7 +42,7 @@ def hollow(model: nn.Module) -> None:
             setattr(module, name, known.setdefault(id(buffer), fake(buffer)))
 
 
-class Hollow(TorchDispatchMode):
+class FakeTensorHelpers(TorchDispatchMode):
     """Lets real masks cut fake tensors, and gives a number to who asks for one."""
 
     def __torch_dispatch__(

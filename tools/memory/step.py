@@ -9,7 +9,7 @@ with the phases: each loss forward and backward (two micro-batches of it, for a 
 gradients there), and the optimizer. ``activations`` is what the peak has beyond weights, gradients and moments: saved
 tensors, autocast's copies, logits, gradients that exist twice. ``extract`` runs before that, in a process of its own.
 
-:func:`taken` takes the same step with numbers and follows the same storages, which is how the simulation is tested.
+:func:`measure_step` takes the same step with numbers and follows the same storages; that tests the estimate.
 
 Left out: what the device's libraries hold, fragmentation, buffers of communication, and how GPU kernels differ from
 the CPU's in what they save (``bench/memory.py`` compares with measurements on a CPU).
@@ -33,7 +33,7 @@ from reca.training.low_bit_adamw import Moments, state_bytes
 from reca.training.mixture import Kind, Mixture
 from reca.training.optimizer import build_optimizer, freeze, set_training_mode
 from tools.memory.flops import flops_of
-from tools.memory.simulation import Hollow, LiveBytes, hollow
+from tools.memory.simulation import FakeTensorHelpers, LiveBytes, to_fake
 
 CAPTION, QUESTION, ANSWER = "word " * 24, "word " * 16, "word " * 24
 """Stand-ins for what the data say; their lengths are assumed."""
@@ -95,7 +95,7 @@ class Step:
         return self.weights + self.gradients + self.moments + self.activations
 
 
-class _Together(DistributedContext):
+class FakeProcessGroup(DistributedContext):
     """A process among others that have the same to say; nobody is asked."""
 
     def all_reduce_(self, values: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ class _Together(DistributedContext):
         return values
 
 
-def simulated(model: UnifiedModel, plan: Plan) -> Step:
+def estimate_step(model: UnifiedModel, plan: Plan) -> Step:
     """Take a step without numbers.
 
     Args:
@@ -113,12 +113,12 @@ def simulated(model: UnifiedModel, plan: Plan) -> Step:
     Raises:
         ValueError: A size, a prompt or a dialogue does not fit into the model.
     """
-    hollow(model)
-    with Hollow():
-        return taken(model, plan)
+    to_fake(model)
+    with FakeTensorHelpers():
+        return measure_step(model, plan)
 
 
-def taken(model: UnifiedModel, plan: Plan) -> Step:
+def measure_step(model: UnifiedModel, plan: Plan) -> Step:
     """Take the same step with whatever the model holds: with numbers, a measurement."""
     parameters = freeze(model, set(model.trainable()))
     inputs = _Inputs(model, plan)
@@ -206,7 +206,7 @@ def _take(
     """One loss of the step, on top of the gradients of those before it; returns the operations of all its samples."""
     ids = range(min(plan.share(kind), PARTS * plan.micro_batch_size))
     parts = [ids[start : start + plan.micro_batch_size] for start in range(0, len(ids), plan.micro_batch_size)]
-    distributed = _Together(world_size=plan.processes)
+    distributed = FakeProcessGroup(world_size=plan.processes)
     gc.collect()
     live.restart()
     work = partial(
@@ -230,7 +230,7 @@ class _Inputs:
     """What :class:`reca.training.loader.Samples` reads, of the right shapes.
 
     Args:
-        model: Hollow.
+        model: FakeTensorHelpers.
         plan: For the precision and the templates.
     """
 

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from reca.data.synthetic.cutout_nouns import noun_of
 from reca.data.synthetic.scenes import Scene, Shape, place, relation
-from reca.data.synthetic.stamp_nouns import noun_of
 from reca.runtime.errors import UserError
 
 PACKAGE = "tuxpaint-stamps-default"

@@ -169,7 +169,7 @@ class Bagel(UnifiedModel, ImageEditor):
         Raises:
             ValueError: The sides are no multiples of a patch, or too long for the table of positions.
         """
-        return Semantic.of(self.network.see(list(images)))
+        return Semantic.from_rows(self.network.see(list(images)))
 
     @torch.no_grad()
     def encode_target(self, images: Tensor | Sequence[Tensor], rng: SampleRng) -> Target:
@@ -182,7 +182,7 @@ class Bagel(UnifiedModel, ImageEditor):
             self._grid(*image.shape[1:])
         if isinstance(images, Tensor):
             return Target(encode(self.autoencoder, images))
-        return Target.of([encode(self.autoencoder, image[None])[0] for image in images])
+        return Target.from_rows([encode(self.autoencoder, image[None])[0] for image in images])
 
     def _grid(self, height: int, width: int) -> tuple[int, int]:
         """Latent tokens per column and row of an image."""
@@ -328,9 +328,9 @@ class Bagel(UnifiedModel, ImageEditor):
     def fit_for_editing(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """The two resizes of a source (3, H, W): what is kept of it in latents, and what is understood of it."""
         patch = int(self.network.sizes.vision.patch_size)
-        longest = self.network.sizes.vision_side * patch
+        max_side = self.network.sizes.vision_side * patch
         source = fit(image, replace(self.spec.generation, rule="fit"))
-        return source, fit(source, replace(self.spec.understanding, rule="fit", longest=longest))
+        return source, fit(source, replace(self.spec.understanding, rule="fit", max_side=max_side))
 
     @torch.no_grad()
     def edit_latents(

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from reca.config import ConfigError, compose
-from reca.data.dialogues import GREY, Dialogues, pinned, unchanged
+from reca.data.dialogues import GREY, Dialogues, load_verified, with_digest
 from reca.runtime.errors import UserError
 from tests.unit.data.pictures import photographs
 
@@ -49,13 +49,13 @@ def test_questions_lose_their_marker_and_turns_stay_in_order(photos: list[str], 
     read = Dialogues.read(
         write([entry(photos[0], *said), entry(photos[1], "Who?\n<image>", "Nobody")]), tmp_path / "images"
     )
-    assert [one.turns for one in read.conversations.values()] == [
+    assert [one.pairs for one in read.conversations.values()] == [
         (("What is shown?", "A cat."), ("What colour is it?", "Ginger.")),
         (("Who?", "Nobody"),),
     ]
     assert read.rejected == {}
     (name, _) = read.conversations
-    assert {read.take(name, seed)[1] for seed in range(20)} == set(read.conversations[name].turns)
+    assert {read.take(name, seed)[1] for seed in range(20)} == set(read.conversations[name].pairs)
     assert read.take(name, 5)[1] == read.take(name, 5)[1]
 
 
@@ -134,22 +134,22 @@ def test_a_truncated_photograph_is_replaced_and_told(
 def test_a_run_knows_when_its_dialogues_change(photos: list[str], write: Write, tmp_path: Path) -> None:
     file = write([entry(photo, "What?", "That.") for photo in photos])
     words = [f"train.dialogues={file}", f"train.dialogue_images={tmp_path / 'images'}"]
-    config = pinned(compose(words), tmp_path)
+    config = with_digest(compose(words), tmp_path)
     assert config.to_dict()["train"]["dialogues_digest"]
-    found = unchanged(config, tmp_path)
+    found = load_verified(config, tmp_path)
     assert found is not None
     assert len(found.conversations) == len(photos)
     with (tmp_path / "images" / photos[0]).open("ab") as image:
         image.write(b"more")
     with pytest.raises(UserError, match="reca compose"):
-        unchanged(config, tmp_path)
+        load_verified(config, tmp_path)
 
 
 def test_without_dialogues_there_is_nothing_to_pin(tmp_path: Path) -> None:
     config = compose()
     assert {config.train.dialogues, config.train.dialogue_images, config.train.dialogues_digest} == {None}
-    assert pinned(config, tmp_path) is config
-    assert unchanged(config, tmp_path) is None
+    assert with_digest(config, tmp_path) is config
+    assert load_verified(config, tmp_path) is None
 
 
 def test_dialogues_that_nothing_would_use_are_refused() -> None:

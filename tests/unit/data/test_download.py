@@ -10,7 +10,7 @@ from threading import Thread
 import pytest
 
 from reca.config import Config, ConfigError, compose
-from reca.data.download import fetch
+from reca.data.download import fetch_model
 from reca.runtime.errors import UserError
 from reca.runtime.files import HUB_SOURCE
 
@@ -87,24 +87,24 @@ def configured(source: str) -> Config:
 
 
 def test_a_missing_folder_is_filled(hub: Hub, tmp_path: Path) -> None:
-    fetch(configured("them/model@v1"), tmp_path)
+    fetch_model(configured("them/model@v1"), tmp_path)
     folder = tmp_path / "data/checkpoints/theirs"
     there = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     source = json.loads(there.pop(HUB_SOURCE))
     assert there == {name: content for name, content in FILES.items() if not name.endswith(".png")}
     assert source == {"repository": "them/model", "revision": "v1", "commit": COMMIT}
     asked = len(hub.asked)
-    fetch(configured("them/model@v1"), tmp_path)
+    fetch_model(configured("them/model@v1"), tmp_path)
     assert len(hub.asked) == asked, "what is there is not asked for"
 
 
 def test_half_a_download_is_not_taken_for_a_checkpoint(hub: Hub, tmp_path: Path) -> None:
     hub.cut_off = True
     with pytest.raises(UserError, match=r"them/model@v1 cannot be fetched"):
-        fetch(configured("them/model@v1"), tmp_path)
+        fetch_model(configured("them/model@v1"), tmp_path)
     assert not (tmp_path / "data/checkpoints/theirs").exists()
     hub.cut_off, before = False, len(hub.asked)
-    fetch(configured("them/model@v1"), tmp_path)
+    fetch_model(configured("them/model@v1"), tmp_path)
     assert (tmp_path / "data/checkpoints/theirs/model.safetensors").read_bytes() == FILES["model.safetensors"]
     again = [line for line in hub.asked[before:] if line.startswith("GET") and line.endswith("/config.json")]
     assert not again, "what had come is not fetched again"
@@ -113,13 +113,13 @@ def test_half_a_download_is_not_taken_for_a_checkpoint(hub: Hub, tmp_path: Path)
 @pytest.mark.usefixtures("hub")
 def test_an_unknown_repository_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"them/typo cannot be fetched"):
-        fetch(configured("them/typo"), tmp_path)
+        fetch_model(configured("them/typo"), tmp_path)
 
 
 def test_no_network_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
     with pytest.raises(UserError, match=r"them/model cannot be fetched from the hub: .*run again"):
-        fetch(configured("them/model"), tmp_path)
+        fetch_model(configured("them/model"), tmp_path)
 
 
 def test_only_known_folders_are_filled() -> None:

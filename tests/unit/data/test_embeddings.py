@@ -14,7 +14,7 @@ from reca.data.embeddings import (
     Embeddings,
     EmbeddingsError,
     Field,
-    smallest_integers,
+    to_smallest_int,
     write_index,
     write_shard,
 )
@@ -27,7 +27,7 @@ def cache(tmp_path: Path) -> Path:
     for number in range(3):
         fields = {
             "semantic": torch.randn(4, 5, 6, generator=generator).bfloat16(),
-            "target": smallest_integers(torch.randint(0, 1000, (4, 9), generator=generator)),
+            "target": to_smallest_int(torch.randint(0, 1000, (4, 9), generator=generator)),
         }
         names = [f"image-{number}-{row}" for row in range(4)]
         shards.append(write_shard(tmp_path / f"shard-{number:05d}.safetensors", names, fields))
@@ -127,8 +127,8 @@ def test_unknown_image_and_field(cache: Path) -> None:
 
 
 def test_codes_take_the_smallest_type_that_holds_them() -> None:
-    assert {row.dtype for row in smallest_integers(torch.tensor([[0, 1], [0, 32767]]))} == {torch.int16}
-    assert {row.dtype for row in smallest_integers(torch.tensor([[0, 1], [0, 32768]]))} == {torch.int32}
+    assert {row.dtype for row in to_smallest_int(torch.tensor([[0, 1], [0, 32767]]))} == {torch.int16}
+    assert {row.dtype for row in to_smallest_int(torch.tensor([[0, 1], [0, 32768]]))} == {torch.int32}
 
 
 SHAPE = st.tuples(st.integers(1, 3), st.integers(1, 4))

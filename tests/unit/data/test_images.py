@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageOps
 
-from reca.data.images import BadImage, decode, resized, square_tensor, to_square
+from reca.data.images import BadImage, decode, resize_images, square_tensor, to_square
 from reca.data.resize import Resize
 from tests.unit.data.pictures import encoded, photographs, picture
 
@@ -258,12 +258,12 @@ def test_stretching_cuts_nothing_off() -> None:
 @pytest.mark.parametrize("rule", ["crop", "stretch", "fit"])
 def test_all_rules_agree_on_squares(rule: str) -> None:
     images = [picture(24, 24), picture(50, 50, 1), picture(7, 7, 2)]
-    found = resized(images, Resize(rule, 24, 24, 6))
+    found = resize_images(images, Resize(rule, 24, 24, 6))
     assert torch.equal(torch.stack(list(found)), square_tensor(images, 24))
 
 
 def test_fitted_images_keep_their_shape() -> None:
-    wide, tall = resized([picture(80, 40), picture(30, 60, 1)], Resize("fit", 24, 12, 4))
+    wide, tall = resize_images([picture(80, 40), picture(30, 60, 1)], Resize("fit", 24, 12, 4))
     assert wide.shape == (3, 12, 24)
     assert tall.shape == (3, 24, 12)
     expected = np.asarray(picture(80, 40).resize((24, 12), Image.Resampling.BICUBIC))

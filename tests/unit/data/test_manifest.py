@@ -12,11 +12,18 @@ from hypothesis import strategies as st
 
 from reca.config import WebDatasetData
 from reca.data import shards as shards_module
-from reca.data.manifest import ImageReader, hold_one_back, load_images, read_manifest, split_of, write_manifest
+from reca.data.manifest import (
+    ImageReader,
+    assign_split,
+    ensure_one_held_out,
+    load_images,
+    read_manifest,
+    write_manifest,
+)
 from reca.data.shards import ShardWriter
 from reca.data.sources.base import Item
 from reca.data.sources.webdataset import WebDatasetSource
-from reca.data.spool import Picture, Spool
+from reca.data.spool import DecodedImage, TempImageStore
 from reca.runtime.errors import UserError
 from tests.unit.data.pictures import encoded, picture, png
 
@@ -123,35 +130,37 @@ def test_damage_names_the_file_and_the_way_out(dataset: Path) -> None:
 @given(HASHES, st.floats(0, 1), st.floats(0, 1))
 def test_a_larger_share_only_adds_to_what_is_held_out(hashes: list[str], one: float, other: float) -> None:
     small, large = sorted((one, other))
-    few, many = ({h for h in hashes if split_of(h, share) == "held_out"} for share in (small, large))
+    few, many = ({h for h in hashes if assign_split(h, share) == "held_out"} for share in (small, large))
     assert few <= many
-    assert all(split_of(h, 0.0) == "train" and split_of(h, 1.0) == "held_out" for h in hashes)
+    assert all(assign_split(h, 0.0) == "train" and assign_split(h, 1.0) == "held_out" for h in hashes)
 
 
 def test_the_smallest_hashes_are_split_like_all_others() -> None:
     # data.num_images keeps the images with the smallest hashes: a split by the hash itself would hold all of them out
     rng = random.Random(0)
     hashes = sorted(rng.randbytes(32).hex() for _ in range(20_000))[:2000]
-    held_out = sum(split_of(h, 0.1) == "held_out" for h in hashes)
+    held_out = sum(assign_split(h, 0.1) == "held_out" for h in hashes)
     assert 140 < held_out < 260  # 200 expected, standard deviation 13
 
 
 PICTURES = [
-    Picture.of(Item(f"{seed}-{kind}", encoded(picture(20, 20, seed), kind)), 10**6, 1)
+    DecodedImage.from_item(Item(f"{seed}-{kind}", encoded(picture(20, 20, seed), kind)), 10**6, 1)
     for seed in range(4)
     for kind in ("PNG", "TIFF", "BMP")
-] + [Picture.of(Item("copy", encoded(picture(20, 20, 0), "PNG")), 10**6, 1)]
+] + [DecodedImage.from_item(Item("copy", encoded(picture(20, 20, 0), "PNG")), 10**6, 1)]
 
 
 @given(st.permutations(PICTURES))
-def test_the_order_of_arrival_never_matters(tmp_path_factory: pytest.TempPathFactory, order: list[Picture]) -> None:
+def test_the_order_of_arrival_never_matters(
+    tmp_path_factory: pytest.TempPathFactory, order: list[DecodedImage]
+) -> None:
     folder = tmp_path_factory.getbasetemp()
 
-    def kept(pictures: list[Picture]) -> tuple[int, list[tuple[str, str, bytes]]]:
-        spool = Spool(folder)
+    def kept(pictures: list[DecodedImage]) -> tuple[int, list[tuple[str, str, bytes]]]:
+        store = TempImageStore(folder)
         for one in pictures:
-            spool.add(one)
-        return spool.duplicates, [(one.source, one.sha256, stored) for one, stored in spool.pictures()]
+            store.add(one)
+        return store.duplicates, [(one.source, one.sha256, stored) for one, stored in store.images()]
 
     assert kept(order) == kept(PICTURES)
     assert kept(order)[0] == 9
@@ -161,9 +170,9 @@ def test_the_order_of_arrival_never_matters(tmp_path_factory: pytest.TempPathFac
 def test_few_images_hold_one_back(hashes: list[str]) -> None:
     """So that there is something to measure; where chance held some back already, nothing moves."""
     for fraction in (0.0, 0.3):
-        rows = [{"sha256": sha, "split": split_of(sha, fraction)} for sha in hashes]
+        rows = [{"sha256": sha, "split": assign_split(sha, fraction)} for sha in hashes]
         before = [row["split"] for row in rows]
-        hold_one_back(rows)
+        ensure_one_held_out(rows)
         held_out = [row["split"] for row in rows].count("held_out")
         assert held_out == max(before.count("held_out"), min(1, len(hashes) - 1))
         assert "held_out" not in before or before == [row["split"] for row in rows]

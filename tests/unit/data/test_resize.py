@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from reca.data.resize import MOST_PIXELS, Resize
+from reca.data.resize import MAX_PIXELS, Resize
 
 UNDERSTOOD, DRAWN = Resize("fit", 224, 224, 14), Resize("fit", 1024, 512, 16)
 SIDE = st.integers(1, 20_000)
@@ -21,8 +21,8 @@ def official(height: int, width: int, largest: int, smallest: int, stride: int) 
     scale = min(largest / max(height, width), 1.0)
     scale = max(scale, smallest / min(height, width))
     height, width = apply_scale(height, width, scale)
-    if height * width > MOST_PIXELS:
-        height, width = apply_scale(height, width, MOST_PIXELS / (height * width))
+    if height * width > MAX_PIXELS:
+        height, width = apply_scale(height, width, MAX_PIXELS / (height * width))
     if max(height, width) > largest:
         height, width = apply_scale(height, width, largest / max(height, width))
     return height, width
@@ -32,15 +32,15 @@ def official(height: int, width: int, largest: int, smallest: int, stride: int) 
 @given(height=SIDE, width=SIDE)
 @example(height=16, width=4096)  # more pixels than allowed on the way
 def test_sizes_are_the_official_ones(resize: Resize, height: int, width: int) -> None:
-    assert resize.size(height, width) == official(height, width, resize.longest, resize.shortest, resize.step)
+    assert resize.size(height, width) == official(height, width, resize.max_side, resize.min_side, resize.multiple)
 
 
 @BOTH
 @given(height=SIDE, width=SIDE)
 def test_sizes_are_within_the_limits(resize: Resize, height: int, width: int) -> None:
     size = resize.size(height, width)
-    assert all(side % resize.step == 0 and 0 < side <= resize.longest for side in size)
-    assert min(size) >= resize.shortest or max(size) == resize.longest
+    assert all(side % resize.multiple == 0 and 0 < side <= resize.max_side for side in size)
+    assert min(size) >= resize.min_side or max(size) == resize.max_side
     assert resize.size(width, height) == size[::-1]
 
 

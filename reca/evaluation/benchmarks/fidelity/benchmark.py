@@ -32,8 +32,8 @@ import numpy as np
 from PIL import Image
 
 from reca.config import Config, FidelitySettings, ScenesData
-from reca.data.images import resized
-from reca.data.ragged import moved
+from reca.data.images import resize_images
+from reca.data.packed import to_device
 from reca.data.synthetic.scenes import Scene, metadata, relation, render, sample_scene
 from reca.evaluation import geneval_rules as geneval
 from reca.evaluation.benchmark import ItemScore, Judge
@@ -191,9 +191,11 @@ def _reconstruct(
     model: "UnifiedModel", rows: Sequence[Row], originals: Sequence[Image.Image], sampling: "Sampling", folder: Path
 ) -> list[Row]:
     """Of images that are drawn in one size."""
-    seen = moved(resized(originals, model.spec.understanding), next(model.parameters()).device)
+    seen = to_device(resize_images(originals, model.spec.understanding), next(model.parameters()).device)
     images = model.reconstruct(model.encode_semantic(seen), sampling, SampleRng([row["seed"] for row in rows]))
-    targets = [pixels for target in resized(originals, model.spec.generation) for pixels in to_pixels(target[None])]
+    targets = [
+        pixels for target in resize_images(originals, model.spec.generation) for pixels in to_pixels(target[None])
+    ]
     made = []
     for row, pixels, target in zip(rows, to_pixels(images), targets, strict=True):
         names = {"file": f"{row['prompt_id']}.png", "original": f"{row['prompt_id']}_original.png"}

@@ -25,6 +25,7 @@ from reca.data.synthetic.collages import (
     run_lengths,
     sample_collage,
 )
+from reca.data.synthetic.cutout_nouns import CLASSES, LEFT_OUT, OTHERS, noun_of
 from reca.data.synthetic.scenes import (
     NUMBERS,
     RELATIONS,
@@ -35,7 +36,6 @@ from reca.data.synthetic.scenes import (
     questions,
     sparse_caption,
 )
-from reca.data.synthetic.stamp_nouns import CLASSES, LEFT_OUT, OTHERS, noun_of
 from reca.evaluation import geneval_rules as rules
 from reca.evaluation.benchmarks.geneval.prompts import OBJECTS
 from reca.runtime.errors import UserError

@@ -13,7 +13,7 @@ from reca.config import ROOT, compose
 from reca.runtime.errors import UserError
 from reca.training.precision import bf16_safe_parameters
 from tools.memory.command import lines, predict
-from tools.memory.forecast import FILLED, changes, forecast, kept_in_bfloat16, sharded, sized_model
+from tools.memory.forecast import USABLE_FRACTION, bfloat16_parameters, build_sized_model, changes, forecast, sharded
 from tools.memory.step import Step
 
 STEP = Step(
@@ -64,7 +64,7 @@ def test_what_does_not_fit_says_what_to_change() -> None:
         "hardware.gradient_checkpointing=true",
     ]
     assert "another device or model" in changes(config, STEP, room=80)[1]
-    assert 0 < FILLED < 1
+    assert 0 < USABLE_FRACTION < 1
 
 
 def test_extraction_that_does_not_fit_says_so_though_training_does() -> None:
@@ -86,15 +86,15 @@ def test_the_type_of_a_checkpoints_files_tells_what_bfloat16_holds(tmp_path: Pat
     words = ["model=bagel_tiny", *ALONE]
     config = compose([*words, f"model.checkpoint={tmp_path}/bagel", "train.precision=bfloat16"])
     shutil.copytree(ROOT / "data/bases/bagel_tiny", tmp_path / "bagel")
-    model, sizes = sized_model(config, tmp_path)
+    model, sizes = build_sized_model(config, tmp_path)
     assert sizes == f"of {tmp_path}/bagel"
-    assert kept_in_bfloat16(config, model)[0] == frozenset()
+    assert bfloat16_parameters(config, model)[0] == frozenset()
     weights = tmp_path / "bagel/model.safetensors"
     save_file({name: value.bfloat16() for name, value in load_file(weights).items()}, weights)
-    model, _ = sized_model(config, tmp_path)
+    model, _ = build_sized_model(config, tmp_path)
     converted = {name for name in bf16_safe_parameters(model) if not name.startswith("autoencoder.")}
     assert converted
-    assert kept_in_bfloat16(config, model) == (converted, ())
+    assert bfloat16_parameters(config, model) == (converted, ())
     assert forecast(config, tmp_path).step.weights < forecast(compose(words), ROOT).step.weights
 
 
@@ -107,14 +107,14 @@ def test_several_hosts_are_so_many_more_devices() -> None:
 def test_unknown_sizes_are_refused() -> None:
     config = compose(["model=showo_tiny", "model.name=mine", "model.checkpoint=nowhere"])
     with pytest.raises(UserError, match=r"sizes of model\.name=mine are not known.*nowhere is missing"):
-        sized_model(config, ROOT)
+        build_sized_model(config, ROOT)
 
 
 @pytest.mark.parametrize(("preset", "share"), [("bagel_7b", 0.75), ("janus_pro_1b", 1.0)])
 def test_frozen_matrices_are_counted_as_what_is_published(preset: str, share: float) -> None:
     config = compose([f"model={preset}", "train.precision=bfloat16"])
-    model, _ = sized_model(config, ROOT)
-    names, (told,) = kept_in_bfloat16(config, model)
+    model, _ = build_sized_model(config, ROOT)
+    names, (told,) = bfloat16_parameters(config, model)
     numbers = sum(parameter.numel() for parameter in model.parameters())
     lower = sum(model.get_parameter(name).numel() for name in names)
     assert (4 * numbers - 2 * lower) / (4 * numbers) == pytest.approx(share, abs=0.01)
@@ -123,10 +123,10 @@ def test_frozen_matrices_are_counted_as_what_is_published(preset: str, share: fl
 
 def test_what_no_rounding_would_leave_alone_is_seen_in_a_checkpoint() -> None:
     config = compose(["model=janus_tiny", "train.precision=bfloat16"])
-    model, _ = sized_model(config, ROOT)
-    assert kept_in_bfloat16(config, model) == (frozenset(), ())
+    model, _ = build_sized_model(config, ROOT)
+    assert bfloat16_parameters(config, model) == (frozenset(), ())
     with torch.no_grad():
         matrix = model.get_parameter("network.model.aligner.fc1.weight")
         matrix.copy_(matrix.bfloat16())
-    assert kept_in_bfloat16(config, model) == (frozenset({"network.model.aligner.fc1.weight"}), ())
-    assert kept_in_bfloat16(compose(["model=janus_tiny"]), model) == (frozenset(), ())
+    assert bfloat16_parameters(config, model) == (frozenset({"network.model.aligner.fc1.weight"}), ())
+    assert bfloat16_parameters(compose(["model=janus_tiny"]), model) == (frozenset(), ())

@@ -13,7 +13,7 @@ from reca.training.mixture import mix
 from reca.training.precision import bf16_safe_parameters
 from tools.memory.build import build
 from tools.memory.sizes import PUBLISHED
-from tools.memory.step import Plan, Step, bytes_of, simulated, taken
+from tools.memory.step import Plan, Step, bytes_of, estimate_step, measure_step
 
 CPU = torch.device("cpu")
 
@@ -36,7 +36,7 @@ def test_what_is_predicted_is_what_is_measured(family: str, again: bool) -> None
     model = tiny(family)
     rounded = frozenset(bf16_safe_parameters(model) if again else ())
     wanted = plan(family, gradient_checkpointing=again, lower=again, rounded=rounded)
-    predicted, measured = simulated(tiny(family), wanted), taken(tiny(family), wanted)
+    predicted, measured = estimate_step(tiny(family), wanted), measure_step(tiny(family), wanted)
     assert predicted.peak == pytest.approx(measured.peak, rel=0.02)
     assert predicted.extract_peak == pytest.approx(measured.extract_peak, rel=0.02)
     assert predicted.flops == measured.flops
@@ -51,7 +51,7 @@ def test_what_is_predicted_is_what_is_measured(family: str, again: bool) -> None
 
 @cache
 def janus_with(moments: str) -> Step:
-    return simulated(tiny("janus"), plan("janus", optimizer_moments=moments))
+    return estimate_step(tiny("janus"), plan("janus", optimizer_moments=moments))
 
 
 @pytest.mark.parametrize(("moments", "share"), [("bfloat16", 0.5), ("8bit", 0.3)])

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from reca.data.ragged import Ragged, changed, join, split
+from reca.data.packed import PackedTensor, map_tensors, pack, unpack
 from reca.runtime.seeding import SampleRng
 
 SHAPES = st.lists(st.lists(st.integers(1, 4), min_size=2, max_size=3).map(tuple), min_size=1, max_size=5)
@@ -14,9 +14,9 @@ SHAPES = st.lists(st.lists(st.integers(1, 4), min_size=2, max_size=3).map(tuple)
 @given(shapes=SHAPES)
 def test_splitting_undoes_joining(shapes: list[tuple[int, ...]]) -> None:
     rows = [torch.randn(shape, requires_grad=True) for shape in shapes]
-    values, found = join(rows)
+    values, found = pack(rows)
     assert (found is None) == (len(set(shapes)) == 1)
-    parts = split(values, found)
+    parts = unpack(values, found)
     assert all(map(torch.equal, parts, rows))
     sum((number + 1) * part.sum() for number, part in enumerate(parts)).backward()
     assert all(bool((row.grad == number + 1).all()) for number, row in enumerate(rows))
@@ -32,7 +32,7 @@ def test_each_samples_draw_is_its_own(shapes: list[tuple[int, ...]]) -> None:
 @given(shapes=SHAPES)
 def test_a_changed_batch_is_the_same_of_changed_tensors(shapes: list[tuple[int, ...]]) -> None:
     rows = [torch.randn(shape) for shape in shapes]
-    batch = Ragged.of(rows)
-    assert all(map(torch.equal, changed(batch, Tensor.neg).rows(), [-row for row in rows]))
-    assert all(map(torch.equal, changed(rows, Tensor.neg), [-row for row in rows]))
-    assert torch.equal(changed(batch.values, Tensor.neg), -batch.values)
+    batch = PackedTensor.from_rows(rows)
+    assert all(map(torch.equal, map_tensors(batch, Tensor.neg).rows(), [-row for row in rows]))
+    assert all(map(torch.equal, map_tensors(rows, Tensor.neg), [-row for row in rows]))
+    assert torch.equal(map_tensors(batch.values, Tensor.neg), -batch.values)
