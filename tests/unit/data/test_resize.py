@@ -49,7 +49,7 @@ def test_shapes_are_kept_to_a_step(side: int, ratio: float) -> None:
     height, width = side * 4, round(side * 4 * ratio)
     drawn = DRAWN.size(height, width)
     exact = drawn[1] * height / width
-    assert abs(drawn[0] - exact) <= 1.5 * DRAWN.step  # both sides are rounded, on the way too
+    assert abs(drawn[0] - exact) <= 1.5 * DRAWN.multiple  # both sides are rounded, on the way too
 
 
 @pytest.mark.parametrize(
