@@ -101,20 +101,20 @@ def run_arm(root: Path, data: Path, config: Config) -> None:
     measure(root, config, "aligned")
 
 
-def measure(root: Path, config: Config, which: str) -> None:
+def measure(root: Path, config: Config, variant: str) -> None:
     """Generate and score, unless it has been done."""
     link_inputs(root)
     for benchmark in config.evaluate.benchmarks:
-        if benchmark == "fidelity" and which == "base":
+        if benchmark == "fidelity" and variant == "base":
             (root / "outputs").mkdir(exist_ok=True)
-        if not (root / f"outputs/scores/{which}/{benchmark}.json").is_file():
-            generate(config, root, which, benchmark)
-            score(config, root, which, benchmark)
+        if not (root / f"outputs/scores/{variant}/{benchmark}.json").is_file():
+            generate(config, root, variant, benchmark)
+            score(config, root, variant, benchmark)
 
 
-def read_values(root: Path, which: str, benchmark: str) -> dict[str, dict[str, list[float]]]:
+def read_values(root: Path, variant: str, benchmark: str) -> dict[str, dict[str, list[float]]]:
     """Category -> prompt id -> values."""
-    return values_of(read_items(root / f"outputs/scores/{which}/{benchmark}.items.jsonl"))
+    return values_of(read_items(root / f"outputs/scores/{variant}/{benchmark}.items.jsonl"))
 
 
 def pooled(several: Sequence[Mapping[str, Mapping[str, list[float]]]]) -> Values:

@@ -153,7 +153,7 @@ def report_rules(truths: Sequence[Truth]) -> int:
 def by_rules(truth: Truth) -> bool:
     """The verdict of GenEval's rules when every thing is seen as it is, and nothing else is."""
     seen = rules.select([Seen(one["class"], one["box"]) for one in truth["objects"]], truth["category"])
-    return rules.judge(seen, truth["metadata"], lambda *_: []).correct
+    return rules.evaluate_image(seen, truth["metadata"], lambda *_: []).correct
 
 
 def judge(folder: Path, overrides: Sequence[str]) -> None:
@@ -167,7 +167,7 @@ def judge(folder: Path, overrides: Sequence[str]) -> None:
     config = composed_config(["evaluate=geneval", f"+evaluate.geneval.images_per_prompt={images}", *overrides])
     fetch(config, ROOT)
     bench: Any = load_benchmark("geneval", config, ROOT)
-    rows = [row for row in bench.found(folder) if not row.get("missing")]
+    rows = [row for row in bench.existing_samples(folder) if not row.get("missing")]
     found = agreement(truths, bench.score(rows, folder))
     print(table(found))
     write_json(folder / "judge.json", {"judge": bench.judge.model_dump(), "agreement": found})

@@ -89,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
     subject.add_argument("subject", choices=("code", "base"))
     for name, text in PER_BENCHMARK_STAGES.items():
         stage = verb(name, _stage, text)
-        stage.add_argument("which", choices=("base", "aligned"))
+        stage.add_argument("variant", choices=("base", "aligned"))
         stage.add_argument("benchmark")
         if name == "score":
             stage.add_argument("--from-replies", action="store_true", help="ask no judge: only stored replies count")
@@ -166,7 +166,7 @@ def _stage(options: argparse.Namespace) -> int:
             command = [sys.executable, "-m", "reca", *sys.argv[1:]]
             return launch_all(command, config.hardware, independent_ranks=options.verb != "train")
     stage = getattr(importlib.import_module(f"reca.stages.{options.verb}"), options.verb)
-    arguments = (options.which, options.benchmark) if options.verb in PER_BENCHMARK_STAGES else ()
+    arguments = (options.variant, options.benchmark) if options.verb in PER_BENCHMARK_STAGES else ()
     switches = {name: value for name in STAGE_OPTIONS if (value := getattr(options, name, None))}
     stage(config, root, *arguments, **switches)
     return 0
@@ -196,24 +196,10 @@ def add_evaluation(verb: Callable[..., argparse.ArgumentParser]) -> None:
     gate.add_argument("--minimum", type=float, default=0.0, help="difference to reach, a fraction (default 0)")
     gate.add_argument("--error-rate", type=float, default=0.05, help="of an early decision (default 0.05)")
     gate.add_argument("--seed", type=int, default=0, help="of the order of the prompts")
-    others = verb("lmms-eval", _lmms_eval, "score a model by lmms-eval, in an environment of its own")
-    others.add_argument("tasks", nargs="+", metavar="TASK", help="mme, pope, mmmu_val, …")
-    others.add_argument("--python", required=True, metavar="FILE", help="interpreter of the environment with lmms-eval")
-    others.add_argument("--model", required=True, help="lmms-eval's name of a way to reach a model, such as openai")
-    others.add_argument("--model-args", required=True, help="key=value,… for it: an address or a checkpoint's folder")
-    others.add_argument("--output", type=Path, default=Path("outputs/evaluations/lmms-eval"), metavar="FOLDER")
-    others.add_argument("--include-path", type=Path, metavar="FOLDER", help="with tasks of your own (YAML)")
-    others.add_argument("--limit", type=int, help="only so many samples of each task, for a quick look")
     compare = verb("compare", _compare, "differences between two folders of scores, paired, with intervals")
     compare.add_argument("first", metavar="A")
     compare.add_argument("second", metavar="B")
     compare.add_argument("--json", action="store_true", help="for programs")
-
-
-def _lmms_eval(options: argparse.Namespace) -> None:
-    from reca.evaluation.lmms_eval import run
-
-    run(options)
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -46,6 +46,9 @@ BENCHMARKS = {
 }
 """Where each benchmark lives; a new one is one more line."""
 
+ModelVariant = Literal["base", "aligned"]
+"""The two models of a run."""
+
 
 @dataclass(frozen=True)
 class ItemScore:
@@ -99,7 +102,7 @@ class Scores(_Closed):
     """A score file: all values are fractions, higher is better."""
 
     benchmark: str
-    which: Literal["base", "aligned", "evaluated"]
+    variant: Literal[ModelVariant, "evaluated"]
     """``evaluated``: by ``reca evaluate``, of a checkpoint or of images made elsewhere."""
     protocol: str
     """``variant: ...``; the word "official" is for runs that match a published protocol in every point."""
@@ -134,7 +137,7 @@ class Scores(_Closed):
             raise ValueError(f"a score that lacks {self.failed} of {self.expected} values cannot be called official")
         return self
 
-    def unlike(self, other: "Scores", facts: Sequence[str]) -> str | None:
+    def first_difference(self, other: "Scores", facts: Sequence[str]) -> str | None:
         """The first of ``facts`` in which two scores differ so that they cannot be compared.
 
         One that would be official if all its values were there is compared with an official one.

@@ -49,7 +49,7 @@ def scores_folder(path: Path) -> Path:
 
 
 def _check(before: Scores, after: Scores, folders: list[Path]) -> None:
-    if what := before.unlike(after, MUST_AGREE):
+    if what := before.first_difference(after, MUST_AGREE):
         one, two = getattr(before, what), getattr(after, what)
         raise UserError(
             f"{before.benchmark} cannot be compared: {what} is {one} in {folders[0]} and {two} in {folders[1]}"

@@ -11,8 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from reca.evaluation.benchmarks.geneval.prompts import COLORS as COLORS
-
+COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 """The six tasks, in the order in which the original lists its prompts."""
 
@@ -20,7 +19,7 @@ Box = Sequence[float]
 """Left, top, right, bottom in pixels."""
 
 
-class Detected(Protocol):
+class DetectedObject(Protocol):
     """What the rules need to know of a detection."""
 
     @property
@@ -36,7 +35,7 @@ class Detected(Protocol):
         """Confidence."""
 
 
-D = TypeVar("D", bound=Detected)
+D = TypeVar("D", bound=DetectedObject)
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ DEFAULTS = Options()
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ImageResult:
     """Whether one image is right, and what is wrong with it."""
 
     correct: bool
@@ -67,7 +66,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Summary:
+class GenevalSummary:
     """Scores over many images."""
 
     overall: float
@@ -142,12 +141,12 @@ def relative_position(a: Box, b: Box, threshold: float = 0.1) -> set[str]:
     return {relation for relation, holds in relations.items() if holds}
 
 
-def judge(
+def evaluate_image(
     objects: Mapping[str, Sequence[D]],
     metadata: Mapping[str, Any],
     colors_of: Callable[[Sequence[D], str], Sequence[str]],
     position_threshold: float = 0.1,
-) -> Verdict:
+) -> ImageResult:
     """Whether the selected objects of one image satisfy a prompt.
 
     Args:
@@ -174,10 +173,10 @@ def judge(
         number = len(objects.get(clause["class"], ()))
         if number >= clause["count"]:
             reasons.append(f"expected {clause['class']}<{clause['count']}, found {number}")
-    return Verdict(not reasons, tuple(reasons))
+    return ImageResult(not reasons, tuple(reasons))
 
 
-def _count_problem(clause: Mapping[str, Any], found: Sequence[Detected]) -> str | None:
+def _count_problem(clause: Mapping[str, Any], found: Sequence[DetectedObject]) -> str | None:
     if len(found) >= clause["count"]:
         return None
     return f"expected {clause['class']}>={clause['count']}, found {len(found)}"
@@ -212,7 +211,7 @@ def _position_problem(
     return None
 
 
-def summarise(results: Iterable[tuple[str, str, bool]]) -> Summary:
+def summarise(results: Iterable[tuple[str, str, bool]]) -> GenevalSummary:
     """Scores of many images.
 
     Args:
@@ -229,7 +228,7 @@ def summarise(results: Iterable[tuple[str, str, bool]]) -> Summary:
     if not tasks:
         raise ValueError("there are no results to summarise")
     flat = [correct for values in tasks.values() for correct in values]
-    return Summary(
+    return GenevalSummary(
         overall=float(np.mean([np.mean(values) for values in tasks.values()])),
         tasks={tag: (sum(values), len(values)) for tag, values in tasks.items()},
         images=float(np.mean(flat)),

@@ -53,7 +53,7 @@ class RuleResult:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class PromotionDecision:
     """Whether a model may become champion, and why."""
 
     passed: bool
@@ -69,12 +69,12 @@ class Verdict:
         return tuple(f"{rule.text}: {rule.reason}" for rule in self.rules if not (rule.passed or rule.skipped))
 
 
-def judge(
+def evaluate_rules(
     rules: Sequence[PromotionRule],
     deltas: Deltas,
     champion: Champion | None = None,
     no_champion: str = "no champion to compare with",
-) -> Verdict:
+) -> PromotionDecision:
     """Hold every rule against the measured deltas.
 
     Args:
@@ -84,7 +84,7 @@ def judge(
         no_champion: The reason those rules give when they are skipped.
     """
     results = tuple(_judge_one(rule, deltas, champion, no_champion) for rule in rules)
-    return Verdict(all(result.passed or result.skipped for result in results), results)
+    return PromotionDecision(all(result.passed or result.skipped for result in results), results)
 
 
 def describe(rule: PromotionRule) -> str:

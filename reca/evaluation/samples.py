@@ -75,21 +75,21 @@ def save_png(pixels: Pixels, path: Path) -> None:
     os.replace(temporary, path)
 
 
-def read_image(folder: Path, row: Row, which: str = "file") -> Pixels:
+def read_image(folder: Path, row: Row, key: str = "file") -> Pixels:
     """An image of a benchmark, perhaps made elsewhere: PNG, JPEG or WebP; perhaps a part of a larger one.
 
     Args:
         folder: Where the samples lie.
         row: The sample; its ``box``, if there is one, is the part that counts: left, top, right, bottom.
-        which: The row's entry that names the file.
+        key: The row's entry that names the file.
 
     Raises:
         UserError: The file is missing though the manifest names it.
         UnreadableSample: The file is no image, or was missing when images from elsewhere were listed.
     """
-    path = folder / row[which]
+    path = folder / row[key]
     if row.get("missing"):
-        raise UnreadableSample(f"{row[which]} is not there")
+        raise UnreadableSample(f"{row[key]} is not there")
     if not path.is_file():
         raise UserError(f"{path} is named by {MANIFEST} but missing; delete {folder} and run `reca generate` again")
     try:

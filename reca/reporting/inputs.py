@@ -86,7 +86,7 @@ def read_result_pair(outputs: Path, benchmark: str) -> ResultPair:
     """
     pair = ResultPair(*(read_benchmark_result(outputs, variant, benchmark) for variant in ("base", "aligned")))
     base, aligned = pair.results
-    if field := base.scores.unlike(aligned.scores, MUST_MATCH):
+    if field := base.scores.first_difference(aligned.scores, MUST_MATCH):
         values = [getattr(result.scores, field) for result in pair.results]
         raise _not_comparable(benchmark, f"{field} is {values[0]!r} in the first and {values[1]!r} in the second")
     if unpaired := sorted(base.items_by_key.keys() ^ aligned.items_by_key.keys()):

@@ -140,7 +140,7 @@ def _images(
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder")
     bench: Any = load_benchmark(name, config, root)
-    rows = bench.found(folder)
+    rows = bench.existing_samples(folder)
     missing = sum(bool(row.get("missing")) for row in rows)
     print(f"evaluate: {len(rows) - missing} of {len(rows)} images of {name} are in {folder}")
     categories = dict.fromkeys(row["category"] for row in rows)

@@ -44,7 +44,7 @@ class Side:
 
     config: Config
     root: Path
-    which: str
+    variant: str
     folder: Path
     """Of its weights."""
     bench: Benchmark
@@ -57,8 +57,8 @@ class Side:
 
     def __post_init__(self) -> None:
         shared = {**self.config.generate.model_dump(mode="json"), "checkpoint": weights_digest(self.folder)}
-        self._state = state_folder(self.config, self.root, self.which, self.bench.name, self.plan, shared)
-        made = self.root / "outputs/samples" / self.which / self.bench.name
+        self._state = state_folder(self.config, self.root, self.variant, self.bench.name, self.plan, shared)
+        made = self.root / "outputs/samples" / self.variant / self.bench.name
         wanted = {row_key(row): {**row, **shared} for row in self.plan}
         for row in read_manifest(made) if (made / "manifest.jsonl").is_file() else []:
             if wanted.get(row_key(row), {"": None}).items() <= row.items():
@@ -110,7 +110,9 @@ def gate(options: argparse.Namespace, root: Path) -> None:
     aligned = aligned or checkpoint_folder(config, root, "aligned")
     if not aligned.is_dir():
         raise UserError(f"{aligned} is no folder: --aligned names the folder of the aligned weights")
-    sides = [Side(config, root, which, folder, bench, plan) for which, folder in (("base", base), ("aligned", aligned))]
+    sides = [
+        Side(config, root, variant, folder, bench, plan) for variant, folder in (("base", base), ("aligned", aligned))
+    ]
     categories: dict[str, dict[str, None]] = {}
     for row in plan:
         categories.setdefault(row["category"], {})[row["prompt_id"]] = None
@@ -143,7 +145,7 @@ def _tell(outcome: Outcome, sides: Sequence[Side], name: str, options: argparse.
     counts = {"images": images, "images_drawn": drawn, "images_found": used - drawn, "images_saved": images - used}
     certainty = {"error_rate": options.error_rate if outcome.early else 0.0, "method": METHOD}
     facts = {**asdict(outcome), **counts, "minimum": options.minimum, "seed": options.seed, **certainty}
-    facts |= {side.which: weights_digest(side.folder) for side in sides}
+    facts |= {side.variant: weights_digest(side.folder) for side in sides}
     write_json(root / RESULTS / f"gate-{name}.json", {"benchmark": name, **facts})
     is_so = "is at least" if outcome.decision == "reached" else "is less than"
     sure = f"all prompts would say otherwise with at most {options.error_rate:.1%}" if outcome.early else "exactly"

@@ -30,25 +30,25 @@ if TYPE_CHECKING:
 MODEL = Path("outputs/model")
 
 
-def generate(config: Config, root: Path, which: str, benchmark: str, *, output: Path | None = None) -> None:
-    """Write ``outputs/samples/<which>/<benchmark>``: PNG files, ``manifest.jsonl`` and ``result.json``.
+def generate(config: Config, root: Path, variant: str, benchmark: str, *, output: Path | None = None) -> None:
+    """Write ``outputs/samples/<variant>/<benchmark>``: PNG files, ``manifest.jsonl`` and ``result.json``.
 
     Args:
         config: The composed configuration.
         root: The project folder.
-        which: The ``base`` or the ``aligned`` model.
+        variant: The ``base`` or the ``aligned`` model.
         benchmark: Its name.
-        output: Write here instead of ``outputs/samples/<which>``.
+        output: Write here instead of ``outputs/samples/<variant>``.
 
     Raises:
         UserError: The model or the data set that is needed is not there; nothing is known by that name.
     """
     end_with_parent()
     bench = load_benchmark(benchmark, config, root)
-    folder = checkpoint_folder(config, root, which)
+    folder = checkpoint_folder(config, root, variant)
     checkpoint = weights_digest(folder)
     shared = {**config.generate.model_dump(mode="json"), "checkpoint": checkpoint}
-    place = which if output is None else "evaluated"
+    place = variant if output is None else "evaluated"
     device = choose_device(config.hardware.device)
     with init_distributed(device) as distributed:
         plan = _planned(bench, distributed)
@@ -59,29 +59,31 @@ def generate(config: Config, root: Path, which: str, benchmark: str, *, output: 
     if not distributed.is_main_process:
         return
     rows = [{**finished[row_key(row)], **shared} for row in plan]
-    with atomic_folder((output or root / "outputs/samples" / which) / benchmark) as made_here:
+    with atomic_folder((output or root / "outputs/samples" / variant) / benchmark) as made_here:
         for name in (name for row in rows for name in _files(row)):
             (made_here / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(state / name, made_here / name)
         write_manifest(made_here, rows)
         sections = ("data", "model", "generate", "evaluate")
-        write_result(made_here, "generate", config, sections, which=which, checkpoint=checkpoint, expected=len(rows))
+        write_result(
+            made_here, "generate", config, sections, variant=variant, checkpoint=checkpoint, expected=len(rows)
+        )
     shutil.rmtree(state)
 
 
-def checkpoint_folder(config: Config, root: Path, which: str) -> Path:
+def checkpoint_folder(config: Config, root: Path, variant: str) -> Path:
     """Where the weights of ``base`` or ``aligned`` lie.
 
     Raises:
         UserError: There is no such model, or its folder is missing.
     """
-    if which not in ("base", "aligned"):
-        raise UserError(f"unknown model {which!r}; known: base, aligned")
-    folder = root / (config.model.checkpoint if which == "base" else MODEL)
+    if variant not in ("base", "aligned"):
+        raise UserError(f"unknown model {variant!r}; known: base, aligned")
+    folder = root / (config.model.checkpoint if variant == "base" else MODEL)
     if not folder.is_dir():
         restore = "restore it (`git checkout`, `dvc pull`) or set model.checkpoint"
-        way_out = restore if which == "base" else "make it with `reca train`"
-        raise UserError(f"{folder} is missing: there is no {which} model; {way_out}")
+        way_out = restore if variant == "base" else "make it with `reca train`"
+        raise UserError(f"{folder} is missing: there is no {variant} model; {way_out}")
     return folder
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from reca.config import Config
 from reca.evaluation.benchmark import read_items, read_scores, values_of
-from reca.evaluation.promotion import Champion, Verdict, judge
+from reca.evaluation.promotion import Champion, PromotionDecision, evaluate_rules
 from reca.evaluation.statistics import OVERALL, Values, paired_delta, scored_pairs
 from reca.runtime import system_metrics
 from reca.runtime.errors import UserError
@@ -53,7 +53,7 @@ def register(config: Config, root: Path) -> None:
         for run_id in tracking.reconcile(client, experiment):
             print(f"run {run_id} was left running by a process that is gone; marked as killed")
         rival = _champion(client, config, root, name, report["benchmark_set"], lineage)
-        verdict = judge(config.register_.promotion_rules, deltas, rival, NO_CHAMPION)
+        verdict = evaluate_rules(config.register_.promotion_rules, deltas, rival, NO_CHAMPION)
         version = registry.find(client, name, lineage.digest)
         known = version is not None
         if version is None:
@@ -77,7 +77,7 @@ def _create(
     lineage: Lineage,
     report: Mapping[str, Any],
     deltas: Mapping[str, Any],
-    verdict: Verdict,
+    verdict: PromotionDecision,
 ) -> Version:
     """A version of the lineage's finished run; a new run, unless a killed registration left a finished one."""
     name = registry.model_name(config.model.name)
@@ -212,7 +212,7 @@ def _numbers(deltas: Mapping[str, Any]) -> dict[str, float]:
     return numbers
 
 
-def _verdict_tags(verdict: Verdict) -> dict[str, str]:
+def _verdict_tags(verdict: PromotionDecision) -> dict[str, str]:
     rules = json.dumps(verdict.to_dict()["rules"])
     return {
         "verdict": "passed" if verdict.passed else "refused",
@@ -221,7 +221,7 @@ def _verdict_tags(verdict: Verdict) -> dict[str, str]:
     }
 
 
-def _description(verdict: Verdict, deltas: Mapping[str, Any]) -> str:
+def _description(verdict: PromotionDecision, deltas: Mapping[str, Any]) -> str:
     lines = ["**Passed.**" if verdict.passed else "**Refused**: it may not become champion.", ""]
     for rule in verdict.rules:
         sign = "skipped" if rule.skipped else "passed" if rule.passed else "failed"

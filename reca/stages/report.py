@@ -14,7 +14,7 @@ from typing import Any
 
 from reca.config import Config
 from reca.evaluation.benchmark import Scores
-from reca.evaluation.promotion import Verdict, judge
+from reca.evaluation.promotion import PromotionDecision, evaluate_rules
 from reca.evaluation.statistics import OVERALL, BenchmarkDelta, paired_delta
 from reca.reporting.card import read_licence, render_card
 from reca.reporting.charts import draw_overview
@@ -43,7 +43,7 @@ def report(config: Config, root: Path) -> None:
     pairs: dict[str, ResultPair] = {name: read_result_pair(outputs, name) for name in config.evaluate.benchmarks}
     _check_same_weights(pairs)
     deltas: dict[str, BenchmarkDelta] = {name: compare(pair, config) for name, pair in pairs.items()}
-    verdict = judge(
+    verdict = evaluate_rules(
         config.register_.promotion_rules, {name: asdict(delta) for name, delta in deltas.items()}, None, AT_REGISTRATION
     )
     first = next(iter(pairs.values()))
@@ -92,7 +92,7 @@ def compare(pair: ResultPair, config: Config) -> BenchmarkDelta:
     return BenchmarkDelta(deltas[OVERALL], {name: deltas[name] for name in pair.categories})
 
 
-def verdict_record(config: Config, pairs: Mapping[str, ResultPair], verdict: Verdict) -> dict[str, Any]:
+def verdict_record(config: Config, pairs: Mapping[str, ResultPair], verdict: PromotionDecision) -> dict[str, Any]:
     """Return ``verdict.json``: the outcome of the rules, and the facts needed to compare this model with others."""
     sides = {variant: [getattr(pair, variant).scores for pair in pairs.values()] for variant in ("base", "aligned")}
     return {
@@ -154,7 +154,7 @@ def lineage_rows(config: Config, root: Path, scores: Scores, base_scores: Scores
     return [(name, value) for name, value in rows if value]
 
 
-def print_summary(deltas: Mapping[str, BenchmarkDelta], verdict: Verdict, page: Path) -> None:
+def print_summary(deltas: Mapping[str, BenchmarkDelta], verdict: PromotionDecision, page: Path) -> None:
     """Print the overall scores, the verdict, and the path of the page."""
     for name, benchmark in deltas.items():
         delta = benchmark.overall

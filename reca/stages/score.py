@@ -35,14 +35,14 @@ INCOMPLETE = "variant: official but for the values that failed"
 
 
 def score(
-    config: Config, root: Path, which: str, benchmark: str, *, from_replies: bool = False, dry_run: bool = False
+    config: Config, root: Path, variant: str, benchmark: str, *, from_replies: bool = False, dry_run: bool = False
 ) -> None:
-    """Write ``outputs/scores/<which>/<benchmark>.items.jsonl``, then ``<benchmark>.json``.
+    """Write ``outputs/scores/<variant>/<benchmark>.items.jsonl``, then ``<benchmark>.json``.
 
     Args:
         config: The composed configuration.
         root: The project folder.
-        which: Whose samples: ``base`` or ``aligned``.
+        variant: Whose samples: ``base`` or ``aligned``.
         benchmark: Its name.
         from_replies: Ask no judge: only replies that are stored count.
         dry_run: Say what asking the judge would cost, and write nothing.
@@ -51,15 +51,15 @@ def score(
         UserError: The samples are missing, incomplete, or were made for other prompts.
     """
     bench = load_benchmark(benchmark, config, root)
-    folder = root / "outputs/samples" / which / benchmark
+    folder = root / "outputs/samples" / variant / benchmark
     rows = read_manifest(folder)
     made = _check(folder, rows, config, benchmark)
-    aim(bench, root / config.paths.state / "replies" / which, from_replies=from_replies, dry_run=dry_run)
+    aim(bench, root / config.paths.state / "replies" / variant, from_replies=from_replies, dry_run=dry_run)
     if dry_run:
-        print(f"score {which} {benchmark}: {bench.estimate(rows, folder)}")  # type: ignore[attr-defined]  # see aim
+        print(f"score {variant} {benchmark}: {bench.estimate(rows, folder)}")  # type: ignore[attr-defined]  # see aim
         return
     with init_distributed(config.hardware.device) as distributed:
-        measure(bench, config, which, folder, rows, made, root / "outputs/scores" / which, distributed)
+        measure(bench, config, variant, folder, rows, made, root / "outputs/scores" / variant, distributed)
 
 
 def aim(bench: Benchmark, replies: Path, *, from_replies: bool = False, dry_run: bool = False) -> None:
@@ -78,7 +78,7 @@ def aim(bench: Benchmark, replies: Path, *, from_replies: bool = False, dry_run:
 def measure(
     bench: Benchmark,
     config: Config,
-    which: str,
+    variant: str,
     folder: Path,
     rows: Sequence[dict[str, Any]],
     made: dict[str, Any],
@@ -90,7 +90,7 @@ def measure(
     Args:
         bench: The benchmark.
         config: The composed configuration.
-        which: Whose samples.
+        variant: Whose samples.
         folder: Where they lie.
         rows: What they are.
         made: How they were made: the facts of ``generate``.
@@ -106,14 +106,14 @@ def measure(
         items = bench.score(rows, folder) if distributed.is_main_process else []
     if not distributed.is_main_process:
         return
-    scores = _scores(bench, items, config, which, made)
+    scores = _scores(bench, items, config, variant, made)
     write_items(output / f"{bench.name}.items.jsonl", items)
     write_json(output / f"{bench.name}.json", scores.model_dump(mode="json"))
     interval = f"{scores.overall.value:.3f} [{scores.overall.low:.3f}, {scores.overall.high:.3f}]"
     failed = f", {scores.failed} of {scores.expected} failed" if scores.failed else ""
     accuracy = scores.judge.accuracy.get("exact_scene")
     judge = f"; the judge itself sees {accuracy:.1%} of held-out scenes right" if accuracy is not None else ""
-    print(f"score {which} {bench.name}: {interval}{failed}{judge}")
+    print(f"score {variant} {bench.name}: {interval}{failed}{judge}")
 
 
 def _judged(bench: Benchmark, rows: Sequence[Row], folder: Path, distributed: DistributedContext) -> list[ItemScore]:
@@ -163,7 +163,7 @@ def _check(folder: Path, rows: Sequence[dict[str, Any]], config: Config, benchma
     return made
 
 
-def _scores(bench: Benchmark, items: Sequence[ItemScore], config: Config, which: str, made: dict[str, Any]) -> Scores:
+def _scores(bench: Benchmark, items: Sequence[ItemScore], config: Config, variant: str, made: dict[str, Any]) -> Scores:
     evaluate = config.evaluate
     values = values_of(items)
     all_values = [value for item in items for value in item.values]
@@ -176,7 +176,7 @@ def _scores(bench: Benchmark, items: Sequence[ItemScore], config: Config, which:
     overall = found.pop(statistics.OVERALL)
     return Scores(
         benchmark=bench.name,
-        which=which,  # type: ignore[arg-type]  # the schema checks it
+        variant=variant,  # type: ignore[arg-type]  # the schema checks it
         protocol=INCOMPLETE if failed and bench.protocol == "official" else bench.protocol,
         overall=_estimate(overall),
         categories={

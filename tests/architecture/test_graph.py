@@ -120,10 +120,10 @@ def is_infrastructure(module: str) -> bool:
 def test_each_stage_is_one_function_of_one_module(stage: Stage) -> None:
     tree = ast.parse((ROOT / f"reca/stages/{stage.name}.py").read_text())
     function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == stage.name)
-    wanted = ["config", "root"] + (["which", "benchmark"] if stage.over_benchmarks else [])
+    wanted = ["config", "root"] + (["variant", "benchmark"] if stage.over_benchmarks else [])
     assert [argument.arg for argument in function.args.args] == wanted
-    which = ["${item.variant}", "${item.benchmark}"] if stage.over_benchmarks else []
-    assert stage.definition["cmd"] == " ".join(["python -m reca", stage.name, *which])
+    variant = ["${item.variant}", "${item.benchmark}"] if stage.over_benchmarks else []
+    assert stage.definition["cmd"] == " ".join(["python -m reca", stage.name, *variant])
 
 
 @each_stage

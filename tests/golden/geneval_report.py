@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from reca.evaluation.benchmarks.geneval.prompts import PROMPTS
-from reca.evaluation.geneval_rules import Summary, summarise
+from reca.evaluation.geneval_rules import GenevalSummary, summarise
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
@@ -33,7 +33,7 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def summarise_results(rows: Iterable[Mapping[str, Any]]) -> Summary:
+def summarise_results(rows: Iterable[Mapping[str, Any]]) -> GenevalSummary:
     """Scores of judged images; a prompt is told by its metadata.
 
     Raises:
@@ -51,7 +51,7 @@ def summary_text(rows: list[dict[str, Any]]) -> str:
     summary = summarise_results(rows)
     tasks = [f"{tag:<16} = {good / n:.2%} ({good} / {n})" for tag, (good, n) in summary.tasks.items()]
     lines = [
-        "Summary",
+        "GenevalSummary",
         "=======",
         f"Total images: {len(rows)}",
         f"Total prompts: {len({row['metadata'] for row in rows})}",

@@ -57,7 +57,7 @@ def test_clause_logic_and_reasons() -> None:
             name: [Row(name, row["box"][:4], row["box"][4], row["color"]) for row in rows]
             for name, rows in case["objects"].items()
         }
-        verdict = geneval.judge(objects, case["metadata"], colors_of)
+        verdict = geneval.evaluate_image(objects, case["metadata"], colors_of)
         assert verdict.correct == case["correct"], case
         assert [words(reason) for reason in verdict.reasons] == [words(line) for line in case["reason_lines"]], case
 
@@ -71,7 +71,7 @@ def test_selection_and_verdict_of_the_whole_pipeline() -> None:
         boxes = {name: [[*row.box, row.score] for row in found] for name, found in selected.items()}
         assert boxes == case["expect"]["details"], case["image"]
         if not any("color" in clause for clause in case["metadata"]["include"]):
-            assert geneval.judge(selected, case["metadata"], colors_of).correct == case["expect"]["correct"]
+            assert geneval.evaluate_image(selected, case["metadata"], colors_of).correct == case["expect"]["correct"]
 
 
 @pytest.mark.parametrize("name", ["small", "uneven"])

@@ -43,7 +43,7 @@ DEPENDS_ON = {  # an override -> the stages that must run again, no more and no 
     "model.prompt_dropout=0.2": {"train"} | ALIGNED,
     "generate.guidance_scale=5": each("generate@base", "score@base") | ALIGNED,
     "evaluate.scenes.images_per_prompt=3": {
-        f"{stage}@{which}-scenes" for stage in ("generate", "score") for which in ("base", "aligned")
+        f"{stage}@{variant}-scenes" for stage in ("generate", "score") for variant in ("base", "aligned")
     } | {"report"},
     "evaluate.confidence=0.9": each("score@base", "score@aligned") | {"report"},
     "register.promotion_rules.0.minimum=0.1": {"report"},
@@ -64,7 +64,7 @@ EDITED = {  # a file of code -> the stages that must run again on the default co
     "reca/training/losses.py": {"train"} | ALIGNED,
     "reca/stages/score.py": each("score@base", "score@aligned") | {"report"},
     "reca/evaluation/judges/scene_detector.py": {
-        f"score@{which}-{name}" for which in ("base", "aligned") for name in ("scenes", "fidelity")
+        f"score@{variant}-{name}" for variant in ("base", "aligned") for name in ("scenes", "fidelity")
     } | {"report"},
     "reca/reporting/page.py": {"report"},
 }  # fmt: skip
@@ -170,12 +170,12 @@ def write_stand_ins(root: Path) -> None:
     write_table(root / "outputs/curves/train.csv", TRAIN_COLUMNS)
     write_table(root / "outputs/curves/held_out.csv", HELD_OUT_COLUMNS)
     Image.new("RGB", (8, 8), "green").save(root / "outputs/report/figures/overview.png")
-    for which in ("base", "aligned"):
+    for variant in ("base", "aligned"):
         for benchmark in BENCHMARKS:
-            samples = root / "outputs/samples" / which / benchmark
+            samples = root / "outputs/samples" / variant / benchmark
             samples.mkdir(parents=True)
-            (samples / "manifest.jsonl").write_text(json.dumps({"which": which, "benchmark": benchmark}))
-            write_score(root, which, benchmark, 0.5)
+            (samples / "manifest.jsonl").write_text(json.dumps({"variant": variant, "benchmark": benchmark}))
+            write_score(root, variant, benchmark, 0.5)
 
 
 def write_table(path: Path, columns: tuple[str, ...]) -> None:
@@ -183,13 +183,16 @@ def write_table(path: Path, columns: tuple[str, ...]) -> None:
     path.write_text("".join(",".join(map(str, row)) + "\n" for row in [["step", *columns], *rows]))
 
 
-def write_score(root: Path, which: str, benchmark: str, value: float) -> None:
-    folder = root / "outputs/scores" / which
+def write_score(root: Path, variant: str, benchmark: str, value: float) -> None:
+    folder = root / "outputs/scores" / variant
     folder.mkdir(parents=True, exist_ok=True)
     # DVC may have linked the old file to its cache: take its place, never write into it.
     for path, text in (
         (folder / f"{benchmark}.json", json.dumps({"overall": {"value": value}, "judge": {"name": "none"}})),
-        (folder / f"{benchmark}.items.jsonl", json.dumps({"which": which, "benchmark": benchmark, "values": [value]})),
+        (
+            folder / f"{benchmark}.items.jsonl",
+            json.dumps({"variant": variant, "benchmark": benchmark, "values": [value]}),
+        ),
     ):
         path.unlink(missing_ok=True)
         path.write_text(text)
@@ -240,10 +243,10 @@ def test_a_benchmark_taken_off_leaves_nothing_behind(project: Project) -> None:
     recorded = {path: md5 for path, md5 in recorded_hashes(read_lock(project.root)).items() if path.count("/") == 1}
     only_scenes = project.root / "only"
     for kind in ("samples", "scores"):
-        for which in ("base", "aligned"):
-            (only_scenes / which).mkdir(parents=True)
-            for made in (project.root / "outputs" / kind / which).glob("scenes*"):
-                (shutil.copytree if made.is_dir() else shutil.copy)(made, only_scenes / which / made.name)
+        for variant in ("base", "aligned"):
+            (only_scenes / variant).mkdir(parents=True)
+            for made in (project.root / "outputs" / kind / variant).glob("scenes*"):
+                (shutil.copytree if made.is_dir() else shutil.copy)(made, only_scenes / variant / made.name)
         assert recorded[f"outputs/{kind}"] == dvc_md5(only_scenes)
         shutil.rmtree(only_scenes)
     # Listed again, they come back from DVC's cache: nothing is made a second time.

@@ -74,12 +74,12 @@ def test_the_whole_job(preset: str, scenes: Path, tmp_path: Path) -> None:
     extract(config, root)
     train(config, root)
     assert (root / "outputs/curves/train.csv").read_text().count("\n") == 3
-    for which in ("base", "aligned"):
+    for variant in ("base", "aligned"):
         for benchmark in config.evaluate.benchmarks:
-            generate(config, root, which, benchmark)
-            score(config, root, which, benchmark)
-            scores = json.loads((root / f"outputs/scores/{which}/{benchmark}.json").read_text())
-            assert not scores["failed"], (which, benchmark)
+            generate(config, root, variant, benchmark)
+            score(config, root, variant, benchmark)
+            scores = json.loads((root / f"outputs/scores/{variant}/{benchmark}.json").read_text())
+            assert not scores["failed"], (variant, benchmark)
     base = {path.name for path in (root / "base").rglob("*") if path.is_file()}
     aligned = {path.name for path in (root / "outputs/model").rglob("*") if path.is_file()}
     assert aligned == base | {"result.json"}  # the official layout, as it came

@@ -56,7 +56,7 @@ def segmenter(tmp_path_factory: pytest.TempPathFactory) -> InstanceSegmenter:
 
 
 def look(segmenter: InstanceSegmenter, image: NDArray[Any]) -> InstanceLogits:
-    return segmenter.look([image])[0]
+    return segmenter.predict([image])[0]
 
 
 @pytest.mark.parametrize("number", IMAGES)

@@ -68,7 +68,7 @@ class Encoders:
         pairs: dict[int, tuple[Image.Image, Image.Image]] = {}
         for number, row in enumerate(rows):
             try:
-                drawn, original = (Image.fromarray(read_image(folder, row, which)) for which in ("file", "original"))
+                drawn, original = (Image.fromarray(read_image(folder, row, key)) for key in ("file", "original"))
             except UnreadableSample:
                 continue
             pairs[number] = drawn, original

@@ -72,7 +72,7 @@ class InstanceSegmenter:
         return cls(network.to(device))
 
     @torch.inference_mode()
-    def look(self, images: Sequence[NDArray[np.uint8]]) -> list[InstanceLogits]:
+    def predict(self, images: Sequence[NDArray[np.uint8]]) -> list[InstanceLogits]:
         """Logits of RGB images (height, width, 3) that all have the same size.
 
         Raises:

@@ -49,7 +49,7 @@ class SceneJudge:
         except (FileNotFoundError, ValueError) as error:
             raise UserError(str(error)) from None
 
-    def look(self, folder: Path, files: Sequence[str]) -> list[list[Detection] | None]:
+    def detect(self, folder: Path, files: Sequence[str]) -> list[list[Detection] | None]:
         """What stands in each file of a sample folder; ``None`` for a file that is no image."""
         pixels: list[Pixels | None] = []
         for name in files:

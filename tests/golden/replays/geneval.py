@@ -106,7 +106,7 @@ def _logic(tally: Tally, path: Path) -> None:
         }
         threshold = float(case.get("options", {}).get("position_threshold", 0.1))
         expected = [case["correct"], _words(case["reason_lines"])]
-        ours = partial(geneval.judge, objects, case["metadata"], _told, threshold)
+        ours = partial(geneval.evaluate_image, objects, case["metadata"], _told, threshold)
         tally.case(number, expected, lambda: [(v := ours()).correct, _words(v.reasons)])
 
     tally.each(numbered(read_json(path)), compare)
@@ -225,7 +225,9 @@ def _whole(stub: Stub, case: dict[str, Any], wanted: list[str]) -> dict[str, Any
         *box, score = (np.float32(value) for value in found["row"])
         rows.append(Row(found["cls"], box, score, mask=found.get("mask")))
     selected = geneval.select(rows, metadata["tag"], options)
-    verdict = geneval.judge(selected, metadata, partial(stub.colors_of, case["image"], raw), options.position_threshold)
+    verdict = geneval.evaluate_image(
+        selected, metadata, partial(stub.colors_of, case["image"], raw), options.position_threshold
+    )
     facts = {
         "correct": verdict.correct,
         "reason_lines": _words(verdict.reasons),

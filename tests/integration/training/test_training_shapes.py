@@ -99,10 +99,10 @@ def test_it_is_trained_and_draws_each_image_in_its_own_shape(project: tuple[Path
     root, config = project
     train(config, root)
     assert read_result(root / "outputs/model")["steps"] == 1
-    for which in ("base", "aligned"):
-        generate(config, root, which, "fidelity")
-        score(config, root, which, "fidelity")
-        assert not json.loads((root / f"outputs/scores/{which}/fidelity.json").read_text())["failed"]
+    for variant in ("base", "aligned"):
+        generate(config, root, variant, "fidelity")
+        score(config, root, variant, "fidelity")
+        assert not json.loads((root / f"outputs/scores/{variant}/fidelity.json").read_text())["failed"]
     folder = root / "outputs/samples/aligned/fidelity"
     originals = {path.name: Image.open(path).size for path in folder.glob("*_original.png")}
     drawn = {

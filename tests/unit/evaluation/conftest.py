@@ -36,7 +36,7 @@ class Perfect(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
-        self.eyes = SceneDetector.load(DETECTOR)
+        self.detector = SceneDetector.load(DETECTOR)
 
     @classmethod
     def load(cls, checkpoint: Path, options: Mapping[str, Any], device: torch.device) -> Self:
@@ -55,7 +55,7 @@ class Perfect(nn.Module):
         return semantic.embeds.reshape(-1, 3, 24, 24)
 
     def answer(self, images: Tensor, questions: Sequence[str]) -> list[str]:
-        seen = [[d for d in found if d.score > 0.3] for found in self.eyes.detect(images)]
+        seen = [[d for d in found if d.score > 0.3] for found in self.detector.detect(images)]
         scenes = [
             Scene(tuple(Shape(d.name, d.color, d.box[0] + d.box[2], d.box[1] + d.box[3], 1) for d in found), "", 0)
             for found in seen

@@ -94,10 +94,12 @@ def test_samples_of_other_weights_are_not_taken(here, use_model, perfect, noise)
 def test_where_both_are_alike_all_prompts_decide_and_the_decision_is_exact(here, use_model, perfect):
     use_model(perfect)
     config = compose(SMALL)
-    for which in ("base", "aligned"):
-        generate(config, here, which, "scenes")
-        score(config, here, which, "scenes")
-    base, aligned = (read_items(here / f"outputs/scores/{which}/scenes.items.jsonl") for which in ("base", "aligned"))
+    for variant in ("base", "aligned"):
+        generate(config, here, variant, "scenes")
+        score(config, here, variant, "scenes")
+    base, aligned = (
+        read_items(here / f"outputs/scores/{variant}/scenes.items.jsonl") for variant in ("base", "aligned")
+    )
     assert [item.values for item in base] == [item.values for item in aligned]
     found = gate("--error-rate", "1e-12")
     assert (found["decision"], found["early"]) == ("reached", False), "a difference of exactly 0 reaches 0"

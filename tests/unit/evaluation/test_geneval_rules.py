@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reca.evaluation.geneval_rules import Options, box_iou, judge, relative_position, select
+from reca.evaluation.geneval_rules import Options, box_iou, evaluate_image, relative_position, select
 
 # Whole numbers below 2^12: float32 holds them and their halves exactly, so moving a box changes nothing.
 corner, side = st.integers(0, 1000), st.integers(1, 300)
@@ -73,7 +73,7 @@ def test_overlap_limit_keeps_the_best_of_each_cluster(found):
 @given(detections, st.integers(1, 4))
 def test_an_exclude_clause_forbids_its_count_and_more(found, count):
     objects = select(found, "colors")
-    verdict = judge(objects, {"include": [], "exclude": [{"class": "a", "count": count}]}, lambda *_: [])
+    verdict = evaluate_image(objects, {"include": [], "exclude": [{"class": "a", "count": count}]}, lambda *_: [])
     assert verdict.correct == (len(objects.get("a", [])) < count)
 
 
@@ -82,11 +82,11 @@ def test_colours_are_asked_only_where_a_clause_names_one():
         raise AssertionError("asked for a colour")
 
     metadata = {"include": [{"class": "a", "count": 1}, {"class": "b", "count": 1, "color": "red"}]}
-    assert not judge({"a": [Found("a", (0, 0, 1, 1), 1)]}, metadata, nobody_asks).correct
+    assert not evaluate_image({"a": [Found("a", (0, 0, 1, 1), 1)]}, metadata, nobody_asks).correct
 
 
 def test_every_found_object_must_stand_right():
     target, right, wrong = (Found("x", box, 0.9) for box in ((50, 50, 60, 60), (0, 50, 10, 60), (90, 50, 99, 60)))
     metadata = {"include": [{"class": "t", "count": 1}, {"class": "m", "count": 2, "position": ["left of", 0]}]}
-    assert judge({"t": [target], "m": [right, right]}, metadata, lambda *_: []).correct
-    assert not judge({"t": [target], "m": [right, wrong]}, metadata, lambda *_: []).correct
+    assert evaluate_image({"t": [target], "m": [right, right]}, metadata, lambda *_: []).correct
+    assert not evaluate_image({"t": [target], "m": [right, wrong]}, metadata, lambda *_: []).correct

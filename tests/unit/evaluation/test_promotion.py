@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reca.config import Config, PromotionRule
-from reca.evaluation.promotion import Champion, judge
+from reca.evaluation.promotion import Champion, evaluate_rules
 
 BENCHMARKS = ("scenes", "understanding", "fidelity")
 CATEGORIES = ("overall", "position", "counting")
@@ -59,7 +59,7 @@ champions = st.one_of(
 @settings(max_examples=40, deadline=None)
 @given(rules, all_deltas(), champions)
 def test_a_verdict_passes_exactly_when_no_rule_failed(gate: list[PromotionRule], deltas: Any, champion: Any) -> None:
-    verdict = judge(gate, deltas, champion)
+    verdict = evaluate_rules(gate, deltas, champion)
     assert len(verdict.rules) == len(gate)
     assert verdict.passed == all(one.passed or one.skipped for one in verdict.rules)
     assert verdict.passed == (not verdict.reasons)
@@ -72,7 +72,7 @@ def test_a_verdict_passes_exactly_when_no_rule_failed(gate: list[PromotionRule],
 def test_only_champion_rules_without_champion_are_skipped(
     gate: list[PromotionRule], deltas: Any, champion: Any
 ) -> None:
-    for one, result in zip(gate, judge(gate, deltas, champion).rules, strict=True):
+    for one, result in zip(gate, evaluate_rules(gate, deltas, champion).rules, strict=True):
         assert result.skipped == (one.versus == "champion" and champion is None)
 
 
@@ -81,7 +81,7 @@ def test_only_champion_rules_without_champion_are_skipped(
 def test_a_passed_rule_has_a_measured_value_above_its_minimum(
     gate: list[PromotionRule], deltas: Any, champion: Any
 ) -> None:
-    for one, result in zip(gate, judge(gate, deltas, champion).rules, strict=True):
+    for one, result in zip(gate, evaluate_rules(gate, deltas, champion).rules, strict=True):
         measured = deltas if one.versus == "base" else (champion.deltas if champion else None)
         scores = (measured or {}).get(one.benchmark, {})
         delta = {"overall": scores.get("overall"), **scores.get("categories", {})}.get(one.category)
@@ -96,8 +96,8 @@ def test_a_passed_rule_has_a_measured_value_above_its_minimum(
 def test_measuring_less_never_helps(gate: list[PromotionRule], deltas: Any, dropped: str) -> None:
     fewer = {name: scores for name, scores in deltas.items() if name != dropped}
     base_rules = [one for one in gate if one.versus == "base"]
-    if judge(base_rules, fewer).passed:
-        assert judge(base_rules, deltas).passed
+    if evaluate_rules(base_rules, fewer).passed:
+        assert evaluate_rules(base_rules, deltas).passed
 
 
 @settings(max_examples=40, deadline=None)
@@ -106,7 +106,7 @@ def test_a_stricter_gate_never_lets_more_through(
     gate: list[PromotionRule], deltas: Any, champion: Any, by: float
 ) -> None:
     stricter = [one.model_copy(update={"minimum": one.minimum + by}) for one in gate]
-    assert judge(gate, deltas, champion).passed or not judge(stricter, deltas, champion).passed
+    assert evaluate_rules(gate, deltas, champion).passed or not evaluate_rules(stricter, deltas, champion).passed
 
 
 @pytest.mark.parametrize(
@@ -126,28 +126,28 @@ def test_a_failed_rule_says_why(changes: dict[str, Any], words: str) -> None:
             "categories": {"position": {"delta": math.nan, "low": math.nan, "high": math.nan}},
         }
     }
-    verdict = judge([rule(**changes)], deltas, Champion("3", None, "other prompts"))
+    verdict = evaluate_rules([rule(**changes)], deltas, Champion("3", None, "other prompts"))
     assert not verdict.passed
     assert re.search(words, verdict.reasons[0])
 
 
 def test_a_near_miss_is_told_apart_from_its_bound() -> None:
     deltas = {"scenes": {"overall": {"delta": 0.01, "low": -0.00001, "high": 0.02}, "categories": {}}}
-    (reason,) = judge([rule()], deltas).reasons
+    (reason,) = evaluate_rules([rule()], deltas).reasons
     assert "-0.001 is not above +0.00" in reason
 
 
 def test_a_model_that_is_its_base_has_shown_nothing() -> None:
     same = {"base": 0.5, "aligned": 0.5, "delta": 0.0, "low": 0.0, "high": 0.0}
     deltas = {"scenes": {"overall": same, "categories": {}}}
-    assert not judge([rule()], deltas).passed
-    assert judge([rule(bound="estimate")], deltas).passed  # not worse, if that is what was asked
+    assert not evaluate_rules([rule()], deltas).passed
+    assert evaluate_rules([rule(bound="estimate")], deltas).passed  # not worse, if that is what was asked
 
 
 def test_the_first_model_is_judged_against_its_base_alone() -> None:
     gate = Config.load().register_.promotion_rules
     good = {"base": 0.5, "aligned": 0.6, "delta": 0.1, "low": 0.05, "high": 0.15}
     deltas = {name: {"overall": good, "categories": {}} for name in BENCHMARKS}
-    verdict = judge(gate, deltas, None, "there is no champion yet")
+    verdict = evaluate_rules(gate, deltas, None, "there is no champion yet")
     assert verdict.passed
     assert [one.reason for one in verdict.rules if one.skipped] == ["there is no champion yet"]

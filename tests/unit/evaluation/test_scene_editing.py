@@ -10,7 +10,7 @@ from reca.config import ROOT, compose
 from reca.data.synthetic.scenes import MIN_GAP, Scene, Shape, relation, render, sample_scene
 from reca.evaluation.benchmark import load_benchmark, read_scores
 from reca.evaluation.benchmarks.scene_editing.prompts import CATEGORIES, make_edit, sample_edits
-from reca.evaluation.benchmarks.scene_editing.rules import Verdict, judge
+from reca.evaluation.benchmarks.scene_editing.rules import EditResult, evaluate_edit
 from reca.evaluation.samples import to_tensor
 from reca.runtime.errors import UserError
 from reca.stages.generate import generate
@@ -34,7 +34,7 @@ def seen(*shapes, side=96):
 
 
 def verdict(edit, *shapes):
-    return judge(edit.metadata(), seen(*shapes), 96, 96)
+    return evaluate_edit(edit.metadata(), seen(*shapes), 96, 96)
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
@@ -42,7 +42,7 @@ def test_every_edit_can_be_made_and_names_one_shape(category):
     for number, edit in sample_edits(7, category, 60):
         scene = sample_scene(7, number)
         target = edit.target(scene)
-        assert verdict(edit, *target.shapes) == Verdict(done=True, kept=True)
+        assert verdict(edit, *target.shapes) == EditResult(done=True, kept=True)
         assert not verdict(edit, *scene.shapes).done
         assert verdict(edit, *scene.shapes).kept
         for shape in filter(None, (edit.before, edit.after)):
@@ -73,7 +73,7 @@ def test_a_change_beside_the_edit_is_seen(category):
     edit = edit_of(category)
     right = [edit.after] if edit.after else []
     stranger = Shape("cross", "pink", 0.85, 0.85, 0.12)
-    assert verdict(edit, BAR, RING, *([] if edit.before else [CIRCLE]), *right) == Verdict(done=True, kept=True)
+    assert verdict(edit, BAR, RING, *([] if edit.before else [CIRCLE]), *right) == EditResult(done=True, kept=True)
     rest = [*edit.rest]
     last = rest[-1]
     elsewhere = replace(last, x=1 - last.x, y=1 - last.y)
@@ -93,8 +93,8 @@ def test_a_moved_shape_stands_where_it_should():
     where, number = edit.relation
     assert relation(edit.after, edit.rest[number]) == where != relation(edit.before, edit.rest[number])
     assert edit.instruction.startswith(f"move the red circle {where} the ")
-    assert verdict(edit, *edit.rest) == Verdict(done=False, kept=True), "a lost shape is not moved"
-    assert verdict(edit, *edit.rest, edit.before, edit.after) == Verdict(done=False, kept=True), "nor a copied one"
+    assert verdict(edit, *edit.rest) == EditResult(done=False, kept=True), "a lost shape is not moved"
+    assert verdict(edit, *edit.rest, edit.before, edit.after) == EditResult(done=False, kept=True), "nor a copied one"
 
 
 def run(config, project):

@@ -10,7 +10,7 @@ from reca.runtime.errors import UserError
 
 VALID = {
     "benchmark": "scenes",
-    "which": "base",
+    "variant": "base",
     "protocol": "variant: test",
     "overall": {"value": 0.5, "low": 0.4, "high": 0.6},
     "categories": {
@@ -43,7 +43,7 @@ def test_a_valid_file_is_read_back(tmp_path):
         ({"overall": {"value": 50, "low": 40, "high": 60}}, "less than or equal to 1"),
         ({"overall": {"value": float("nan"), "low": 0, "high": 1}}, "finite"),
         ({"scored": 10}, "10 scored . 1 failed are not 10 expected"),
-        ({"which": "champion"}, "'base', 'aligned' or 'evaluated'"),
+        ({"variant": "champion"}, "'base', 'aligned' or 'evaluated'"),
         ({"categories": {}}, "at least 1"),
         ({"official": True}, "Extra inputs"),
     ],

@@ -16,10 +16,10 @@ from reca.stages.score import score
 SCENES = "outputs/samples/base/scenes"
 
 
-def run(config, project, benchmark, which="base"):
-    generate(config, project, which, benchmark)
-    score(config, project, which, benchmark)
-    return read_scores(project / f"outputs/scores/{which}/{benchmark}.json")
+def run(config, project, benchmark, variant="base"):
+    generate(config, project, variant, benchmark)
+    score(config, project, variant, benchmark)
+    return read_scores(project / f"outputs/scores/{variant}/{benchmark}.json")
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -40,7 +40,7 @@ def test_a_model_that_draws_noise_scores_zero(config, project, use_model, noise,
     use_model(noise)
     scores = run(config, project, benchmark, "aligned")
     assert scores.overall.value <= 0.02
-    assert scores.which == "aligned"
+    assert scores.variant == "aligned"
 
 
 def test_scenes_follow_the_protocol(config, project, use_model):

@@ -52,22 +52,22 @@ def write_outputs(
     skill = dict(zip(SKILL, reversed(SKILL.values()), strict=True)) if swap else SKILL
     config = compose([*SMALL, *overrides])
     config.save(root / "params.yaml")
-    for which in ("base", "aligned"):
+    for variant in ("base", "aligned"):
         if "scenes" in config.evaluate.benchmarks:
-            _scenes(root, which, config, prompt_of or (lambda prompt: prompt), skill[which])
+            _scenes(root, variant, config, prompt_of or (lambda prompt: prompt), skill[variant])
         if "understanding" in config.evaluate.benchmarks:
-            _understanding(root, which, config)
+            _understanding(root, variant, config)
         if "fidelity" in config.evaluate.benchmarks:
-            (_photographs if photographs else _fidelity)(root, which, config)
+            (_photographs if photographs else _fidelity)(root, variant, config)
     _training(root, config)
     return config
 
 
-def _scenes(root: Path, which: str, config: Config, prompt_of: Any, skill: float) -> None:
+def _scenes(root: Path, variant: str, config: Config, prompt_of: Any, skill: float) -> None:
     settings = config.evaluate.scenes
-    folder, rows, items = root / f"outputs/samples/{which}/scenes", [], []
+    folder, rows, items = root / f"outputs/samples/{variant}/scenes", [], []
     for number, entry in enumerate(scenes.benchmark_prompts(settings.seed, settings.prompts_per_category)):
-        rng, prompt_id = random.Random(f"{which}-{number}"), f"{number:05d}"
+        rng, prompt_id = random.Random(f"{variant}-{number}"), f"{number:05d}"
         values, files, details = [], [], []
         for index in range(settings.images_per_prompt):
             right = rng.random() < skill
@@ -84,7 +84,7 @@ def _scenes(root: Path, which: str, config: Config, prompt_of: Any, skill: float
                     "file": file,
                     "guidance_scale": 2.0,
                     "num_steps": None,
-                    "checkpoint": CHECKPOINTS[which],
+                    "checkpoint": CHECKPOINTS[variant],
                     "metadata": entry,
                 }
             )
@@ -92,13 +92,13 @@ def _scenes(root: Path, which: str, config: Config, prompt_of: Any, skill: float
             files.append(file)
             details.append({"seen": _seen(scene), "reasons": [] if right else ["expected circle>=1, found 0"]})
         items.append(ItemScore(prompt_id, entry["tag"], tuple(values), tuple(files), tuple(details)))
-    _write(root, which, "scenes", rows, items, settings.images_per_prompt, settings.seed)
+    _write(root, variant, "scenes", rows, items, settings.images_per_prompt, settings.seed)
 
 
-def _understanding(root: Path, which: str, config: Config) -> None:
+def _understanding(root: Path, variant: str, config: Config) -> None:
     rows, items = [], []
     for number in range(config.evaluate.understanding.num_images):
-        rng = random.Random(f"{which}-question-{number}")
+        rng = random.Random(f"{variant}-question-{number}")
         for question in scenes.questions(scenes.sample_scene(11, number), random.Random(number)):
             prompt_id, right = f"{number:04d}-{question.kind}", rng.random() < 0.95
             answer = question.answer if right else "a <b>guess</b>"
@@ -109,20 +109,20 @@ def _understanding(root: Path, which: str, config: Config) -> None:
                     "question": question.text,
                     "expected": question.answer,
                     "answer": answer,
-                    "checkpoint": CHECKPOINTS[which],
+                    "checkpoint": CHECKPOINTS[variant],
                 }
             )
             detail = {"question": question.text, "expected": question.answer, "answer": answer, "parsable": right}
             items.append(ItemScore(prompt_id, question.kind, (float(right),), details=(detail,)))
-    _write(root, which, "understanding", rows, items, 1, config.evaluate.understanding.seed)
+    _write(root, variant, "understanding", rows, items, 1, config.evaluate.understanding.seed)
 
 
-def _fidelity(root: Path, which: str, config: Config) -> None:
-    folder, rows, items = root / f"outputs/samples/{which}/fidelity", [], []
+def _fidelity(root: Path, variant: str, config: Config) -> None:
+    folder, rows, items = root / f"outputs/samples/{variant}/fidelity", [], []
     for number in range(config.evaluate.fidelity.num_images):
-        rng, prompt_id = random.Random(f"{which}-rebuilt-{number}"), f"{number:016x}"
+        rng, prompt_id = random.Random(f"{variant}-rebuilt-{number}"), f"{number:016x}"
         scene = scenes.sample_scene(13, number)
-        kept = [shape for shape in scene.shapes if rng.random() < 0.2 + 0.8 * SKILL[which]]
+        kept = [shape for shape in scene.shapes if rng.random() < 0.2 + 0.8 * SKILL[variant]]
         _save(folder / f"original_{prompt_id}.png", scene)
         rebuilt = scenes.Scene(tuple(kept), scene.background, scene.shade)
         _save(folder / f"{prompt_id}.png", rebuilt)
@@ -134,18 +134,18 @@ def _fidelity(root: Path, which: str, config: Config) -> None:
                 "file": names[0],
                 "original": names[1],
                 "metadata": scenes.metadata(scene),
-                "checkpoint": CHECKPOINTS[which],
+                "checkpoint": CHECKPOINTS[variant],
             }
         )
         share, detail = len(kept) / len(scene.shapes), {"psnr": 20.0, "seen": _seen(rebuilt)}
         items.append(ItemScore(prompt_id, "similarity", (0.5 + share / 2 - 0.01,), names, (detail,)))
         items.append(ItemScore(prompt_id, "objects", (share,), names, ({},)))
         items.append(ItemScore(prompt_id, "exact_scene", (float(share == 1),), names, ({},)))
-    _write(root, which, "fidelity", rows, items, 1, config.evaluate.fidelity.seed)
+    _write(root, variant, "fidelity", rows, items, 1, config.evaluate.fidelity.seed)
 
 
-def _photographs(root: Path, which: str, config: Config) -> None:
-    folder, rows, items = root / f"outputs/samples/{which}/fidelity", [], []
+def _photographs(root: Path, variant: str, config: Config) -> None:
+    folder, rows, items = root / f"outputs/samples/{variant}/fidelity", [], []
     folder.mkdir(parents=True)
     for number in range(config.evaluate.fidelity.num_images):
         prompt_id = f"{number:016x}"
@@ -154,8 +154,8 @@ def _photographs(root: Path, which: str, config: Config) -> None:
             Image.radial_gradient("L").resize((300, 300)).convert("RGB").save(folder / name)
         row = {"prompt_id": prompt_id, "category": "photograph", "metadata": None, "index": 0, "seed": number}
         rows.append({**row, "file": names[0], "original": names[1]})
-        items.append(ItemScore(prompt_id, "similarity", (0.5 + 0.3 * SKILL[which],), names, ({"psnr": 20.0},)))
-    _write(root, which, "fidelity", rows, items, 1, config.evaluate.fidelity.seed)
+        items.append(ItemScore(prompt_id, "similarity", (0.5 + 0.3 * SKILL[variant],), names, ({"psnr": 20.0},)))
+    _write(root, variant, "fidelity", rows, items, 1, config.evaluate.fidelity.seed)
 
 
 def _training(root: Path, config: Config) -> None:
@@ -179,16 +179,16 @@ def _training(root: Path, config: Config) -> None:
 
 
 def _write(
-    root: Path, which: str, name: str, rows: list[dict[str, Any]], items: list[ItemScore], images: int, seed: int
+    root: Path, variant: str, name: str, rows: list[dict[str, Any]], items: list[ItemScore], images: int, seed: int
 ) -> None:
-    samples, scores = root / f"outputs/samples/{which}/{name}", root / f"outputs/scores/{which}"
+    samples, scores = root / f"outputs/samples/{variant}/{name}", root / f"outputs/scores/{variant}"
     write_manifest(samples, rows)
     write_items(scores / f"{name}.items.jsonl", items)
     found = intervals(values_of(items), draws=50)
     overall = found.pop("overall")
     score = Scores(
         benchmark=name,
-        which=which,
+        variant=variant,
         protocol=f"variant: {name} on rendered scenes",
         overall=asdict(overall),
         categories={key: {**asdict(one), "n": len(values_of(items)[key])} for key, one in found.items()},
@@ -198,7 +198,7 @@ def _write(
         images_per_prompt=images,
         seed=seed,
         settings={"generate": {"guidance_scale": 2.0}},
-        checkpoint=CHECKPOINTS[which],
+        checkpoint=CHECKPOINTS[variant],
         judge=Judge(name="scene_detector", version="c1724431", accuracy={"exact_scene": 0.9998, "color": 1.0}),
     )
     write_json(scores / f"{name}.json", score.model_dump(mode="json"))

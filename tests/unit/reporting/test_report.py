@@ -134,14 +134,15 @@ def test_deltas_are_the_statistics_of_the_items(project) -> None:
     assert list(deltas) == ["scenes", "understanding", "fidelity"]
     for name, found in deltas.items():
         values = [
-            values_of(read_items(root / f"outputs/scores/{which}/{name}.items.jsonl")) for which in ("base", "aligned")
+            values_of(read_items(root / f"outputs/scores/{variant}/{name}.items.jsonl"))
+            for variant in ("base", "aligned")
         ]
         wanted = paired_delta(*values, 0.95, config.evaluate.bootstrap_resamples, config.seed)
         assert found["overall"] == vars(wanted["overall"])
         assert found["categories"] == {key: vars(one) for key, one in wanted.items() if key != "overall"}
-        for which in ("base", "aligned"):
-            score = json.loads((root / f"outputs/scores/{which}/{name}.json").read_text())
-            assert found["overall"][which] == pytest.approx(score["overall"]["value"])
+        for variant in ("base", "aligned"):
+            score = json.loads((root / f"outputs/scores/{variant}/{name}.json").read_text())
+            assert found["overall"][variant] == pytest.approx(score["overall"]["value"])
     position = deltas["scenes"]["categories"]["position"]
     assert f"{100 * position['base']:.1f} → {100 * position['aligned']:.1f}" in page_of(root).text
 

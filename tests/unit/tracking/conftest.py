@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from reca.config import Config
 from reca.evaluation.benchmark import ItemScore, Scores, values_of, write_items
-from reca.evaluation.promotion import judge
+from reca.evaluation.promotion import evaluate_rules
 from reca.evaluation.statistics import Values, paired_delta
 from reca.runtime.hashing import weights_digest
 from reca.tracking import runs as tracking
@@ -26,13 +26,13 @@ NAME = "reca-janus_tiny"
 PROMPTS = 48
 
 
-def write_scores(path: Path, benchmark: str, which: str, values: Values) -> None:
+def write_scores(path: Path, benchmark: str, variant: str, values: Values) -> None:
     """A score file that says what its items say."""
     shares = {name: float(np.mean([v for one in prompts.values() for v in one])) for name, prompts in values.items()}
     spread = {"low": 0.0, "high": 1.0}
     record = {
         "benchmark": benchmark,
-        "which": which,
+        "variant": variant,
         "protocol": "variant: made up",
         "overall": {"value": float(np.mean(list(shares.values()))), **spread},
         "categories": {name: {"value": share, "n": PROMPTS // 2, **spread} for name, share in shares.items()},
@@ -115,15 +115,15 @@ class Project:
         deltas = {}
         for benchmark in self.config.evaluate.benchmarks:
             sides = {}
-            for which, share in (("base", 0.5), ("aligned", skill)):
+            for variant, share in (("base", 0.5), ("aligned", skill)):
                 items = [
                     ItemScore(f"p{n}", f"c{n % 2}", (float(n // 2 < share * PROMPTS / 2),)) for n in range(PROMPTS)
                 ]
-                folder = self.root / "outputs/scores" / which
+                folder = self.root / "outputs/scores" / variant
                 folder.mkdir(parents=True, exist_ok=True)
                 write_items(folder / f"{benchmark}.items.jsonl", items)
-                sides[which] = values_of(items)
-                write_scores(folder / f"{benchmark}.json", benchmark, which, sides[which])
+                sides[variant] = values_of(items)
+                write_scores(folder / f"{benchmark}.json", benchmark, variant, sides[variant])
             found = {name: vars(one) for name, one in paired_delta(sides["base"], sides["aligned"], draws=200).items()}
             deltas[benchmark] = {"overall": found.pop("overall"), "categories": found}
         return deltas
@@ -132,7 +132,7 @@ class Project:
         report = self.root / "outputs/report"
         report.mkdir(parents=True, exist_ok=True)
         record = {
-            **judge(self.config.register_.promotion_rules, deltas).to_dict(),
+            **evaluate_rules(self.config.register_.promotion_rules, deltas).to_dict(),
             "benchmark_set": benchmark_set,
             "checkpoint": {"aligned": weights_digest(self.root / "outputs/model")},
         }

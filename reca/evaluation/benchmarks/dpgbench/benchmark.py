@@ -76,7 +76,7 @@ class Dpgbench(Asked[DpgbenchSettings]):
             for index in range(self.images_per_prompt)
         ]
 
-    def found(self, folder: Path) -> list[Row]:
+    def existing_samples(self, folder: Path) -> list[Row]:
         """The plan's rows for images made elsewhere: a 2 x 2 grid a prompt (official), or a file an image (RecA).
 
         Raises:

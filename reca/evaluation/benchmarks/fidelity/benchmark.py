@@ -166,7 +166,7 @@ class Fidelity:
         found = dict(
             zip(
                 (row["prompt_id"] for row in known),
-                self._judge.look(folder, [row["file"] for row in known]) if known else [],
+                self._judge.detect(folder, [row["file"] for row in known]) if known else [],
                 strict=True,
             )
         )

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from reca.config import Config
 from reca.config.evaluate import GenevalSettings
 from reca.evaluation.benchmark import ItemScore, Judge
-from reca.evaluation.benchmarks.geneval.prompts import COLORS, IMAGES_PER_PROMPT, PROMPTS, Entry, generate
+from reca.evaluation.benchmarks.geneval.prompts import IMAGES_PER_PROMPT, PROMPTS, Entry, generate
 from reca.evaluation.drawing import by_prompt, draw, first_of_each, label, limited, numbered
+from reca.evaluation.geneval_rules import COLORS
 from reca.evaluation.samples import Pixels, Row, UnreadableSample, read_image, same_size
 from reca.runtime.distributed import choose_device
 from reca.runtime.errors import UserError
@@ -82,8 +83,8 @@ class Geneval:
         return folders.identity(self._root, self._settings.detector, self._settings.clip)
 
     @cached_property
-    def _eyes(self) -> "Eyes":
-        return Eyes(self._root, self._settings, self._device, self._short_side)
+    def _detector(self) -> "GenevalDetector":
+        return GenevalDetector(self._root, self._settings, self._device, self._short_side)
 
     def _entries(self) -> list[Row]:
         entries = generate()
@@ -109,7 +110,7 @@ class Geneval:
             for index in range(self.images_per_prompt)
         ]
 
-    def found(self, folder: Path) -> list[Row]:
+    def existing_samples(self, folder: Path) -> list[Row]:
         """The plan's rows for images made elsewhere, in the original's layout; what is not there is marked.
 
         Raises:
@@ -138,10 +139,10 @@ class Geneval:
 
     def score(self, rows: Sequence[Row], folder: Path) -> list[ItemScore]:
         """1 where every clause of the prompt holds, else 0."""
-        eyes = self._eyes
+        detector = self._detector
         judged: list[tuple[float | None, dict[str, Any]]] = []
         for start in range(0, len(rows), BATCH):
-            judged += _judge_batch(eyes, rows[start : start + BATCH], folder)
+            judged += _judge_batch(detector, rows[start : start + BATCH], folder)
         return by_prompt(rows, [value for value, _ in judged], [detail for _, detail in judged])
 
     def details(self, items: Sequence[ItemScore]) -> dict[str, Any]:
@@ -153,7 +154,7 @@ class Geneval:
         return {"correct_images": summary.images, "correct_prompts": summary.prompts}
 
 
-class Eyes:
+class GenevalDetector:
     """Detector and colour head, loaded once."""
 
     def __init__(self, root: Path, settings: GenevalSettings, device: str, short_side: int) -> None:
@@ -174,7 +175,7 @@ class Eyes:
         """Everything found in images of one size."""
         from reca.evaluation.benchmarks.geneval.detections import detections_of
 
-        seen = self._detector.look(images)
+        seen = self._detector.predict(images)
         return [detections_of(one.classes, one.masks, one.padded, one.resized, one.original) for one in seen]
 
     def colors(self, pixels: Pixels, objects: "Sequence[MaskedDetection]", name: str) -> list[str]:
@@ -194,37 +195,39 @@ class Eyes:
         return name_colors(self._clip.images(crops), self._vectors[name])
 
 
-def _judge_batch(eyes: Eyes, rows: Sequence[Row], folder: Path) -> list[tuple[float | None, dict[str, Any]]]:
+def _judge_batch(
+    detector: GenevalDetector, rows: Sequence[Row], folder: Path
+) -> list[tuple[float | None, dict[str, Any]]]:
     """Value and detail of a few images; those of one size are looked at together."""
-    found: list[tuple[float | None, dict[str, Any]]] = [(None, {})] * len(rows)
+    results: list[tuple[float | None, dict[str, Any]]] = [(None, {})] * len(rows)
     images: list[Pixels | None] = [None] * len(rows)
     for number, row in enumerate(rows):
         try:
             images[number] = read_image(folder, row)
         except UnreadableSample as error:
-            found[number] = None, {"seen": [], "reasons": [str(error)]}
+            results[number] = None, {"seen": [], "reasons": [str(error)]}
     for numbers in same_size(images):
         group = [image for number in numbers if (image := images[number]) is not None]
-        for number, pixels, detections in zip(numbers, group, eyes.detect(group), strict=True):
-            found[number] = judge_image(eyes, pixels, detections, rows[number]["metadata"])
-    return found
+        for number, pixels, detections in zip(numbers, group, detector.detect(group), strict=True):
+            results[number] = judge_image(detector, pixels, detections, rows[number]["metadata"])
+    return results
 
 
 def judge_image(
-    eyes: Eyes, pixels: Pixels, detections: "Sequence[MaskedDetection]", metadata: Entry
+    detector: GenevalDetector, pixels: Pixels, detections: "Sequence[MaskedDetection]", metadata: Entry
 ) -> tuple[float, dict[str, Any]]:
     """1 or 0 by GenEval's rules and default options, with what was seen and what is wrong."""
     from reca.evaluation import geneval_rules as rules
 
-    found: Any = detections  # their numbers are NumPy's, which the rules take as they are
-    objects = rules.select(found, metadata["tag"])
-    verdict = rules.judge(objects, metadata, lambda some, name: eyes.colors(pixels, some, name))
+    untyped: Any = detections  # their numbers are NumPy's, which the rules take as they are
+    objects = rules.select(untyped, metadata["tag"])
+    result = rules.evaluate_image(objects, metadata, lambda some, name: detector.colors(pixels, some, name))
     seen = [
         {"name": one.name, "box": [float(edge) for edge in one.box], "score": round(float(one.score), 4)}
         for group in objects.values()
         for one in group
     ]
-    return float(verdict.correct), {"seen": seen, "reasons": list(verdict.reasons)}
+    return float(result.correct), {"seen": seen, "reasons": list(result.reasons)}
 
 
 def _check_metadata(path: Path, expected: Entry) -> None:

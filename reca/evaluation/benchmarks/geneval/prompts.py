@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from reca.evaluation.geneval_rules import COLORS
+
 SEED, PER_TASK = 43, 100
 PROMPTS = 553
 IMAGES_PER_PROMPT = 4
 """Officially; BAGEL and RecA draw 12."""
-COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 RELATIONS = ("left of", "right of", "above", "below")
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 OBJECTS = (

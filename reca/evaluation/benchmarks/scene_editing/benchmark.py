@@ -88,7 +88,7 @@ class SceneEditing:
 
     def score(self, rows: Sequence[Row], folder: Path) -> list[ItemScore]:
         """1 where the edit was made and nothing else, else 0."""
-        found = self._judge.look(folder, [row["file"] for row in rows])
+        found = self._judge.detect(folder, [row["file"] for row in rows])
         judged = [_judge_image(row, folder, seen) for row, seen in zip(rows, found, strict=True)]
         return by_prompt(rows, [value for value, _ in judged], [detail for _, detail in judged])
 
@@ -110,7 +110,7 @@ def _judge_image(
         return None, {"seen": [], "reasons": ["the file is no image"]}
     kept = [detection for found in geneval.select(detections, "scene").values() for detection in found]
     height, width = read_image(folder, row).shape[:2]
-    verdict = rules.judge(row["metadata"], kept, width, height)
+    verdict = rules.evaluate_edit(row["metadata"], kept, width, height)
     reasons = [] if verdict.done else ["the edit was not made"]
     reasons += [] if verdict.kept else ["other shapes changed"]
     detail = {"done": verdict.done, "kept": verdict.kept, "seen": [describe(one) for one in kept], "reasons": reasons}

@@ -31,7 +31,7 @@ TRIES = 200
 
 
 @dataclass(frozen=True)
-class Edit:
+class SceneEdit:
     """What an instruction asks for."""
 
     instruction: str
@@ -51,7 +51,7 @@ class Edit:
         return replace(scene, shapes=(*self.rest, *([self.after] if self.after else [])))
 
     def metadata(self) -> dict[str, Any]:
-        """What :func:`reca.evaluation.benchmarks.scene_editing.rules.judge` asks for."""
+        """What :func:`reca.evaluation.benchmarks.scene_editing.rules.evaluate_edit` asks for."""
         return {
             "rest": [[shape.kind, shape.color, shape.x, shape.y] for shape in self.rest],
             "before": None if self.before is None else [self.before.kind, self.before.color],
@@ -61,9 +61,9 @@ class Edit:
         }
 
 
-def sample_edits(base: int, category: Category, number: int) -> list[tuple[int, Edit]]:
+def sample_edits(base: int, category: Category, number: int) -> list[tuple[int, SceneEdit]]:
     """The first edits of a category that the scenes of seed ``base`` allow, with the number of each one's scene."""
-    found: list[tuple[int, Edit]] = []
+    found: list[tuple[int, SceneEdit]] = []
     index = 0
     while len(found) < number:
         edit = make_edit(category, sample_scene(base, index), random.Random(f"edit-{category}-{base}-{index}"))
@@ -73,7 +73,7 @@ def sample_edits(base: int, category: Category, number: int) -> list[tuple[int, 
     return found
 
 
-def make_edit(category: Category, scene: Scene, rng: random.Random) -> Edit | None:
+def make_edit(category: Category, scene: Scene, rng: random.Random) -> SceneEdit | None:
     """An edit of this scene; ``None`` where it allows none."""
     if category == "add":
         return _add(scene, rng)
@@ -85,23 +85,23 @@ def make_edit(category: Category, scene: Scene, rng: random.Random) -> Edit | No
     rest = tuple(other for other in scene.shapes if other is not shape)
     name = f"the {shape.color} {shape.kind}"
     if category == "remove":
-        return Edit(f"remove {name}", rest, shape, None)
+        return SceneEdit(f"remove {name}", rest, shape, None)
     if category == "recolor":
         color = rng.choice([color for color in COLORS if (shape.kind, color) not in identities])
-        return Edit(f"make {name} {color}", rest, shape, replace(shape, color=color), stays=True)
+        return SceneEdit(f"make {name} {color}", rest, shape, replace(shape, color=color), stays=True)
     return _move(shape, others[0], rest, name, rng)
 
 
-def _add(scene: Scene, rng: random.Random) -> Edit | None:
+def _add(scene: Scene, rng: random.Random) -> SceneEdit | None:
     kinds = [kind for kind in SHAPES if kind not in scene.groups()]
     place = _free(scene.shapes, rng)
     if len(scene.shapes) == MAX_OBJECTS or place is None:
         return None
     shape = Shape(rng.choice(kinds), rng.choice(list(COLORS)), *place, rng.uniform(MIN_RADIUS, MAX_RADIUS))
-    return Edit(f"add {phrase(shape.kind, 1, shape.color)}", scene.shapes, None, shape)
+    return SceneEdit(f"add {phrase(shape.kind, 1, shape.color)}", scene.shapes, None, shape)
 
 
-def _move(shape: Shape, other: Shape, rest: tuple[Shape, ...], name: str, rng: random.Random) -> Edit | None:
+def _move(shape: Shape, other: Shape, rest: tuple[Shape, ...], name: str, rng: random.Random) -> SceneEdit | None:
     x, y = shape.x - other.x, shape.y - other.y
     # Not where it is already, nor nearly so: GenEval's rule lets a diagonal be both beside and above.
     wanted = [where for where, (dx, dy) in DIRECTIONS.items() if x * dx + y * dy <= abs(x * dy + y * dx) / 2]
@@ -110,7 +110,7 @@ def _move(shape: Shape, other: Shape, rest: tuple[Shape, ...], name: str, rng: r
         if place is not None:
             moved = replace(shape, x=place[0], y=place[1])
             instruction = f"move {name} {where} the {other.color} {other.kind}"
-            return Edit(instruction, rest, shape, moved, relation=(where, rest.index(other)))
+            return SceneEdit(instruction, rest, shape, moved, relation=(where, rest.index(other)))
     return None
 
 

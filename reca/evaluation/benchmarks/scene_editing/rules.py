@@ -11,7 +11,7 @@ NEAR = 3.9 / 24
 the least distance of two shapes, so that it is nowhere near another's place."""
 
 
-class Detected(Protocol):
+class DetectedShape(Protocol):
     """What the rules need to know of a detection."""
 
     @property
@@ -28,7 +28,7 @@ class Detected(Protocol):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class EditResult:
     """About one edited image."""
 
     done: bool
@@ -37,7 +37,7 @@ class Verdict:
     """All other shapes are where they were, and nothing has come besides."""
 
 
-def judge(truth: Mapping[str, Any], detections: Sequence[Detected], width: int, height: int) -> Verdict:
+def evaluate_edit(truth: Mapping[str, Any], detections: Sequence[DetectedShape], width: int, height: int) -> EditResult:
     """Compare what is seen with what should be.
 
     Args:
@@ -49,11 +49,11 @@ def judge(truth: Mapping[str, Any], detections: Sequence[Detected], width: int, 
         height: Of the image, in pixels.
     """
 
-    def at(detection: Detected, x: float, y: float) -> bool:
+    def at(detection: DetectedShape, x: float, y: float) -> bool:
         left, top, right, bottom = detection.box
         return max(abs((left + right) / 2 / width - x), abs((top + bottom) / 2 / height - y)) < NEAR
 
-    left_over, rest = list(detections), list[Detected | None]()
+    left_over, rest = list(detections), list[DetectedShape | None]()
     for kind, color, x, y in truth["rest"]:
         found = next((one for one in left_over if (one.name, one.color) == (kind, color) and at(one, x, y)), None)
         rest.append(found)
@@ -61,13 +61,13 @@ def judge(truth: Mapping[str, Any], detections: Sequence[Detected], width: int, 
     edited = [one for one in left_over if [one.name, one.color] in (truth["before"], truth["after"])]
     kept = None not in rest and len(edited) == len(left_over)
     if truth["after"] is None:
-        return Verdict(not edited, kept)
+        return EditResult(not edited, kept)
     if [[one.name, one.color] for one in edited] != [truth["after"]]:
-        return Verdict(done=False, kept=kept)
+        return EditResult(done=False, kept=kept)
     place, wanted = truth["place"], truth["relation"]
     if place is not None and not at(edited[0], *place):
-        return Verdict(done=False, kept=kept)
+        return EditResult(done=False, kept=kept)
     if wanted is not None:
         other = rest[wanted[1]]
-        return Verdict(other is not None and wanted[0] in relative_position(edited[0].box, other.box), kept)
-    return Verdict(done=True, kept=kept)
+        return EditResult(other is not None and wanted[0] in relative_position(edited[0].box, other.box), kept)
+    return EditResult(done=True, kept=kept)

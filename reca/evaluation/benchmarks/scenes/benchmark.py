@@ -74,7 +74,7 @@ class Scenes:
 
     def score(self, rows: Sequence[Row], folder: Path) -> list[ItemScore]:
         """Judge every image by GenEval's rules: 1 where all clauses of its prompt hold, else 0."""
-        found = self._judge.look(folder, [row["file"] for row in rows])
+        found = self._judge.detect(folder, [row["file"] for row in rows])
         judged = [judge_image(seen, row["metadata"]) for row, seen in zip(rows, found, strict=True)]
         return by_prompt(rows, [value for value, _ in judged], [detail for _, detail in judged])
 
@@ -90,6 +90,6 @@ def judge_image(detections: "Sequence[Detection] | None", metadata: Row) -> tupl
     if detections is None:
         return None, {"seen": [], "reasons": ["the file is no image"]}
     objects = geneval.select(detections, metadata["tag"])
-    verdict = geneval.judge(objects, metadata, lambda found, _: [detection.color for detection in found])
+    verdict = geneval.evaluate_image(objects, metadata, lambda found, _: [detection.color for detection in found])
     seen = [describe(detection) for group in objects.values() for detection in group]
     return float(verdict.correct), {"seen": seen, "reasons": list(verdict.reasons)}

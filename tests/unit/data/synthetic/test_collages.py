@@ -166,8 +166,8 @@ def test_what_is_said_is_to_be_seen(cutouts: Cutouts, seed: int, index: int, siz
     collage = sample_collage(cutouts, seed, index)
     scene, truths = collage.scene, objects(collage, compose(collage, size)[1])
     said, rng = metadata(scene), random.Random(index)
-    assert rules.judge(rules.select(map(Seen, truths), "scene"), said, lambda *_: []).correct
-    assert not rules.judge(rules.select(map(Seen, truths[1:]), "scene"), said, lambda *_: []).correct
+    assert rules.evaluate_image(rules.select(map(Seen, truths), "scene"), said, lambda *_: []).correct
+    assert not rules.evaluate_image(rules.select(map(Seen, truths[1:]), "scene"), said, lambda *_: []).correct
     there = [truth["class"] for truth in truths]
     for question in questions(scene, rng, list(cutouts)):
         nouns = [noun for noun in NOUNS if noun in question.text or plural(noun) in question.text]
@@ -256,4 +256,6 @@ def test_the_real_package() -> None:
     for item in CollagesSource(data, 0, PACKAGE_FOLDER):
         truth = item.description.ground_truth
         assert truth is not None
-        assert rules.judge(rules.select(map(Seen, truth["objects"]), "scene"), truth["metadata"], lambda *_: []).correct
+        assert rules.evaluate_image(
+            rules.select(map(Seen, truth["objects"]), "scene"), truth["metadata"], lambda *_: []
+        ).correct

@@ -56,7 +56,7 @@ def test_a_checkpoint_is_measured_without_a_run(here, use_model, artist, judges,
     shutil.copytree(judges, here / "data/judges")
     assert main(["evaluate", *GENEVAL, "--output", "first"]) == 0
     scores = read_scores(here / "first/scores/geneval.json")
-    assert scores.which == "evaluated"
+    assert scores.variant == "evaluated"
     assert scores.expected == 6
     assert not (here / "params.yaml").exists()
     assert not (here / "outputs/samples").exists()
@@ -105,7 +105,7 @@ def score_file(folder, name, value, failed=0, protocol="variant: x", **changes):
     folder.mkdir(parents=True, exist_ok=True)
     estimate = {"value": value, "low": value, "high": value}
     scores = {
-        "benchmark": name, "which": "evaluated", "protocol": protocol, "overall": estimate,
+        "benchmark": name, "variant": "evaluated", "protocol": protocol, "overall": estimate,
         "categories": {"a": {**estimate, "n": 2}}, "expected": 2, "scored": 2 - failed, "failed": failed,
         "images_per_prompt": 1, "seed": 0, "settings": {"generate": {}}, "checkpoint": "c",
         "judge": {"name": "j", "version": "1"}, **changes,
@@ -147,7 +147,7 @@ def test_published_benchmarks_have_settings_where_they_run_only():
 
 def test_scoring_the_default_loads_no_judge():
     code = (
-        "import sys, reca.stages.score\nfrom reca.benchmarks import scenes\n"
+        "import sys, reca.stages.score\nfrom reca.evaluation.benchmarks.scenes import benchmark\n"
         "print([n for n in ('httpx', 'transformers', 'reca.evaluation.judges.client') if n in sys.modules])"
     )
     assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True) == "[]\n"

@@ -39,7 +39,7 @@ def config():
 
 
 @pytest.fixture
-def small_eyes(monkeypatch):
+def small_detector(monkeypatch):
     """Judges that look at images of 64 pixels."""
     whole = geneval.Geneval.__init__
     monkeypatch.setattr(geneval.Geneval, "__init__", lambda self, s, r, d: whole(self, s, r, d, short_side=64))
@@ -55,7 +55,7 @@ def test_it_plans_the_553_prompts(project):
     assert rows[13]["file"] == "00001/samples/0001.png"
 
 
-def test_end_to_end_with_tiny_judges(config, project, use_model, artist, judges, small_eyes):
+def test_end_to_end_with_tiny_judges(config, project, use_model, artist, judges, small_detector):
     use_model(artist)
     shutil.copytree(judges, project / "data/judges")
     generate(config, project, "base", "geneval")
@@ -92,7 +92,7 @@ def test_images_made_elsewhere(config, project, use_model, artist, tmp_path):
     (elsewhere / "00000/samples/grid.png").write_bytes(b"not a sample by its name")
     shutil.rmtree(elsewhere / "00080")
     bench = load_benchmark("geneval", config, project)
-    rows = bench.found(elsewhere)
+    rows = bench.existing_samples(elsewhere)
     assert len(rows) == 12
     assert [row["file"] for row in rows if row.get("missing")] == [
         "00000/samples/0001.png", "00080/samples/0000.png", "00080/samples/0001.png"
@@ -101,9 +101,9 @@ def test_images_made_elsewhere(config, project, use_model, artist, tmp_path):
     assert all(made[row["file"]]["metadata"] == row["metadata"] for row in rows)
     (elsewhere / "00179/metadata.jsonl").write_text('{"prompt": "a photo of two suns"}\n')
     with pytest.raises(UserError, match="is about 'a photo of two suns' and not about"):
-        bench.found(elsewhere)
+        bench.existing_samples(elsewhere)
     with pytest.raises(UserError, match="holds no image of GenEval's layout"):
-        bench.found(tmp_path / "nothing")
+        bench.existing_samples(tmp_path / "nothing")
 
 
 def test_the_originals_detector_is_known(project):
@@ -127,7 +127,7 @@ def test_missing_judges_are_named(config, project, use_model, artist):
         score(config, project, "base", "geneval")
 
 
-class RecordedEyes:
+class RecordedDetector:
     """Answers with what a golden case recorded: detections with masks, and the mean colour of a crop for CLIP."""
 
     def __init__(self, case, palette):
@@ -142,9 +142,9 @@ class RecordedEyes:
         return [found] * len(images)
 
     def colors(self, pixels, objects, name):
-        eyes = geneval.Eyes.__new__(geneval.Eyes)
-        eyes._vectors, eyes._clip = {}, self
-        return geneval.Eyes.colors(eyes, pixels, objects, name)
+        detector = geneval.GenevalDetector.__new__(geneval.GenevalDetector)
+        detector._vectors, detector._clip = {}, self
+        return geneval.GenevalDetector.colors(detector, pixels, objects, name)
 
     def texts(self, texts):
         word = {text: next(c for c in self.palette if f" {c} " in text or f" {c}-" in text) for text in texts}
@@ -164,8 +164,8 @@ def test_the_recorded_scenes_get_the_originals_verdicts(tmp_path):
     for case in cases:
         shutil.copyfile(PIPELINE / case["image"], tmp_path / "0.png")
         rows = [{"file": "0.png", "metadata": case["metadata"]}]
-        eyes = RecordedEyes(case, recorded["color_rgb"])
-        [(value, detail)] = geneval._judge_batch(eyes, rows, tmp_path)
+        detector = RecordedDetector(case, recorded["color_rgb"])
+        [(value, detail)] = geneval._judge_batch(detector, rows, tmp_path)
         kept = Counter((one["name"], tuple(one["box"])) for one in detail["seen"])
         expected = Counter((n, tuple(row[:4])) for n, rows in case["expect"]["details"].items() for row in rows)
         if (value == 1) != case["expect"]["correct"] or kept != expected:

@@ -55,7 +55,7 @@ def test_the_folder_is_genevals(cutouts, tmp_path, config, project):
     for truth in truths:
         assert (tmp_path / "images" / truth["file"]).read_bytes() == (tmp_path / "again" / truth["file"]).read_bytes()
     bench = geneval.Geneval(geneval.GenevalSettings(images_per_prompt=2), project)
-    rows = bench.found(tmp_path / "images")
+    rows = bench.existing_samples(tmp_path / "images")
     assert len(rows) == 2 * PROMPTS
     there = {row["file"]: row["metadata"] for row in rows if not row.get("missing")}
     assert there == {truth["file"]: truth["metadata"] for truth in truths}

@@ -176,11 +176,11 @@ def test_dpg_reads_both_layouts(dpg, tmp_path, image, judge_server):
     folder = tmp_path / "made"
     folder.mkdir()
     with pytest.raises(UserError, match="holds no image of DPG-Bench's layout"):
-        bench.found(folder)
+        bench.existing_samples(folder)
     write_grid([Image.fromarray(image(i)) for i in range(4)], folder / "item0.png")
     for index in range(3):
         Image.fromarray(image(index)).save(folder / f"item1_{index}.jpg")
-    rows = bench.found(folder)
+    rows = bench.existing_samples(folder)
     assert [row["file"] for row in rows] == ["item0.png"] * 4 + [f"item1_{i}.jpg" for i in range(3)] + ["item1_3.png"]
     assert rows[7]["missing"]
     assert rows[3]["box"] == [64, 64, 128, 128]

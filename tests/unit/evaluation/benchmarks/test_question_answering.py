@@ -269,7 +269,7 @@ def test_a_real_model_answers_from_the_command_line(project, brought, monkeypatc
     words = ["benchmarks=[pope]", "pope.max_prompts=2", "evaluate.bootstrap_resamples=50", "hardware.threads=1"]
     assert main(["evaluate", *words, "--output", "out"]) == 0
     scores = read_scores(project / "out/scores/pope.json")
-    assert (scores.which, scores.expected, scores.failed) == ("evaluated", 36, 0)
+    assert (scores.variant, scores.expected, scores.failed) == ("evaluated", 36, 0)
     items = read_items(project / "out/scores/pope.items.jsonl")
     assert all(isinstance(detail["answer"], str) for item in items for detail in item.details)
 

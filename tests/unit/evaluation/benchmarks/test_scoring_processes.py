@@ -34,9 +34,9 @@ def _score(root: Path, name: str) -> None:
     geneval.Geneval.__init__ = lambda self, s, r, d: whole(self, s, r, d, short_side=64)
     judge_batch = geneval._judge_batch
 
-    def judging(eyes, rows, folder):
+    def judging(detector, rows, folder):
         note([row["file"] for row in rows])
-        return judge_batch(eyes, rows, folder)
+        return judge_batch(detector, rows, folder)
 
     def asking(self, text, images, *more):
         note([f"{path.name} {text}" for path in images])

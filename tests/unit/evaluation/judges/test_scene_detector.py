@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from reca.config import ROOT
 from reca.data.synthetic.scenes import metadata, relation, render, sample_scene
-from reca.evaluation.geneval_rules import judge, relative_position, select
+from reca.evaluation.geneval_rules import evaluate_image, relative_position, select
 from reca.evaluation.judges.scene_detector import WEIGHTS, Detection, SceneDetector
 from reca.runtime.hashing import file_digest
 from tools.tiny_bases import detector as recipe
@@ -155,5 +155,5 @@ def test_ground_truth_satisfies_its_own_metadata():
     for index in range(300):
         scene = sample_scene(FRESH_SEED, index)
         truth = [Detection(s.kind, s.color, tuple(24 * v for v in shape_box(s)), 0.99) for s in scene.shapes]
-        verdict = judge(select(truth, "scene"), metadata(scene), lambda found, _: [d.color for d in found])
+        verdict = evaluate_image(select(truth, "scene"), metadata(scene), lambda found, _: [d.color for d in found])
         assert verdict.correct, (index, verdict.reasons)
