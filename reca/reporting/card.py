@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from reca.config import Config
-from reca.evaluation.promotion import Verdict
+from reca.evaluation.promotion import PromotionDecision
 from reca.evaluation.statistics import BenchmarkDelta, Delta
 from reca.reporting.inputs import ResultPair
 from reca.reporting.text import benchmark_text, category_label, format_percent, format_points
@@ -20,7 +20,7 @@ def render_card(
     config: Config,
     pairs: Mapping[str, ResultPair],
     deltas: Mapping[str, BenchmarkDelta],
-    verdict: Verdict,
+    verdict: PromotionDecision,
     lineage: list[tuple[str, str]],
     licence: str,
 ) -> str:
@@ -101,7 +101,7 @@ def _score_row(label: str, n: int, delta: Delta) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _verdict(verdict: Verdict) -> Iterator[str]:
+def _verdict(verdict: PromotionDecision) -> Iterator[str]:
     yield "**Passed.**\n" if verdict.passed else "**Refused**: it may not become champion.\n"
     for rule in verdict.rules:
         state = "left to registration" if rule.skipped else "met" if rule.passed else "not met"

@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from reca.config import Config, flatten
-from reca.evaluation.promotion import Verdict
+from reca.evaluation.promotion import PromotionDecision
 from reca.evaluation.statistics import BenchmarkDelta, Delta
 from reca.reporting import charts, gallery
 from reca.reporting.inputs import ResultPair
@@ -48,7 +48,7 @@ class ReportData:
     config: Config
     pairs: Mapping[str, ResultPair]
     deltas: Mapping[str, BenchmarkDelta]
-    verdict: Verdict
+    verdict: PromotionDecision
     train_curve: Mapping[str, list[float]]
     held_out_curve: Mapping[str, list[float]]
     training: Mapping[str, Any]
@@ -112,7 +112,7 @@ def _template() -> Any:
     return environment.get_template("report.html")
 
 
-def _verdict_sentence(verdict: Verdict) -> str:
+def _verdict_sentence(verdict: PromotionDecision) -> str:
     skipped = sum(rule.skipped for rule in verdict.rules)
     failed = sum(not rule.passed and not rule.skipped for rule in verdict.rules)
     if not verdict.passed:
