@@ -42,28 +42,27 @@ from reca.runtime.distributed import SINGLE_PROCESS, StopRequest, prepare
 from reca.runtime.files import write_json
 from reca.stages.extract import DATASET, EMBEDDINGS, extract
 from reca.stages.ingest import ingest
-from reca.training.batches import MicroBatch, MicroBatchLoader
-from reca.training.loader import Samples
-from reca.training.loop import Run, take_step
-from reca.training.losses import Sources
+from reca.training.loader import MicroBatch, MicroBatchLoader, TrainingData
+from reca.training.loop import Run, train_step
+from reca.training.losses import Mixture, TrainingBatch, build_mixture
 from reca.training.metrics import SpikeGuard
-from reca.training.mixture import Mixture, mix
 from reca.training.optimizer import build_optimizer, freeze, set_training_mode
 
 RESULT = Path(__file__).parent / "results/loop.json"
 CPU = torch.device("cpu")
 
 
-class TimedPasses(MicroBatchLoader):
-    """Notes how long each pass waited for its samples."""
+class TimedLoader(MicroBatchLoader):
+    """Adds up the seconds in which the loop waited for batches."""
 
     waited = 0.0
 
-    def _sources(self, one: MicroBatch) -> Sources:
+    def load(self, micro_batch: MicroBatch) -> TrainingBatch:
+        """Load a batch and add its seconds."""
         began = time.perf_counter()
-        sources = super()._sources(one)
+        batch = super().load(micro_batch)
         self.waited += time.perf_counter() - began
-        return sources
+        return batch
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -128,7 +127,7 @@ def steps(config: Config, root: Path, number: int) -> dict[str, Any]:
         loop, bare = _Loop(config, root, number, ahead), Trainer(_loaded(config, root), lower=False)
         once = partial(bare.step, _batch(bare.model, config, root))
         seconds = [(seconds_of(loop.step, CPU), seconds_of(once, CPU)) for _ in range(number)]
-        loop.passes.close()
+        loop.loader.close()
         usual = seconds[1:]  # the first ones allocate
         waited = sum(loop.waits[1:]) / sum(one for one, _ in usual)
         found[f"data_wait_read_ahead_{ahead}"] = round(waited, 4)
@@ -143,25 +142,27 @@ class _Loop:
     def __init__(self, config: Config, root: Path, last: int, ahead: int) -> None:
         model, settings = _loaded(config, root), config.train
         embeddings = Embeddings.open(root / EMBEDDINGS)
-        samples = Samples(model, root / DATASET, embeddings, settings, _mixture(config), config.seed, CPU)
-        self._run = Run(model, samples, settings, config.seed, config.hardware.micro_batch_size, SINGLE_PROCESS, ahead)
+        data = TrainingData(model, root / DATASET, embeddings, settings, _mixture(config), config.seed, CPU)
+        self._run = Run(model, data, settings, config.seed, config.hardware.micro_batch_size, SINGLE_PROCESS, ahead)
         self._parameters = freeze(model, set(model.trainable()))
         set_training_mode(model)
         self._optimizer = build_optimizer(self._parameters, settings.betas, settings.weight_decay)
         self._guard, self._stop, self._next = SpikeGuard(), StopRequest(), 0
-        self.passes = TimedPasses(samples, config.hardware.micro_batch_size, SINGLE_PROCESS, range(1, last + 1), ahead)
+        self.loader = TimedLoader(data, config.hardware.micro_batch_size, SINGLE_PROCESS, range(1, last + 1), ahead)
         self.waits: list[float] = []
 
     def step(self) -> None:
         """The next one."""
         self._next += 1
-        before = self.passes.waited
-        take_step(self._run, self.passes, self._parameters, self._optimizer, self._next, self._guard, self._stop)
-        self.waits.append(self.passes.waited - before)
+        before = self.loader.waited
+        train_step(self._run, self.loader, self._parameters, self._optimizer, self._next, self._guard, self._stop)
+        self.waits.append(self.loader.waited - before)
 
 
 def _mixture(config: Config) -> Mixture:
-    return mix({"reconstruction": 1.0, "text_to_image": 0.0, "understanding": 0.0}, config.train.global_batch_size)
+    return build_mixture(
+        {"reconstruction": 1.0, "text_to_image": 0.0, "understanding": 0.0}, config.train.global_batch_size
+    )
 
 
 def _loaded(config: Config, root: Path) -> UnifiedModel:

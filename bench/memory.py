@@ -29,7 +29,7 @@ from bench.models import build
 from bench.sizes import FAMILIES
 from bench.steps import surroundings
 from reca.runtime.files import write_json
-from reca.training.mixture import mix
+from reca.training.losses import build_mixture
 from tools.memory.step import Plan, estimate_step, measure_step
 
 ROOT = Path(__file__).parents[1]
@@ -90,7 +90,7 @@ def row_of(family: str, size: str, again: int) -> dict[str, Any]:
 
 def plan(size: str, again: bool) -> Plan:
     """L_RecA alone, in two micro-batches."""
-    mixture = mix({"reconstruction": 1.0, "text_to_image": 0.0, "understanding": 0.0}, 2 * BATCH[size])
+    mixture = build_mixture({"reconstruction": 1.0, "text_to_image": 0.0, "understanding": 0.0}, 2 * BATCH[size])
     return Plan(mixture, BATCH[size], processes=1, lower=False, gradient_checkpointing=again, fused=False)
 
 

@@ -22,9 +22,9 @@ from reca.training.activation_checkpointing import checkpoint_blocks
 from reca.training.checkpoint import CheckpointStore, fingerprint
 from reca.training.compile import attend_by_blocks, compile_blocks
 from reca.training.fsdp import gather, shard
-from reca.training.loader import Samples
+from reca.training.loader import TrainingData
 from reca.training.loop import Run, TrainState, train_model
-from reca.training.mixture import Mixture, mix
+from reca.training.losses import KINDS, Mixture, build_mixture
 from reca.training.precision import bf16_safe_parameters, move_to
 
 DATASET = Path("outputs/dataset")
@@ -60,21 +60,20 @@ def train(config: Config, root: Path) -> None:
         with store.lock() if distributed.is_main_process else nullcontext():
             embeddings = Embeddings.open(root / EMBEDDINGS)
             model = _prepared(config, base, root, device, distributed)
-            data = root / DATASET
-            samples = Samples(model, data, embeddings, config.train, mixture, config.seed, device, dialogues)
-            hardware = config.hardware
-            run = Run(
-                model, samples, config.train, config.seed, hardware.micro_batch_size, distributed, hardware.prefetch
+            data = TrainingData(
+                model, root / DATASET, embeddings, config.train, mixture, config.seed, device, dialogues
             )
+            hardware = config.hardware
+            run = Run(model, data, config.train, config.seed, hardware.micro_batch_size, distributed, hardware.prefetch)
             values = config.to_dict()
-            record = train_model(run, store, {section: values[section] for section in SECTIONS}, stop)
+            state = train_model(run, store, {section: values[section] for section in SECTIONS}, stop)
             gather(model, keep=distributed.is_main_process)
             if not distributed.is_main_process:
                 return
             with friendly_io_errors(root / CURVES, "the training curves"), atomic_folder(root / CURVES) as folder:
                 for curve in sorted((store.folder / "curves").glob("*.csv")):
                     shutil.copyfile(curve, folder / curve.name)
-                write_result(folder, "train", config, SECTIONS, **_how_it_went(record))
+                write_result(folder, "train", config, SECTIONS, **_history(state))
         with friendly_io_errors(root / MODEL, "the aligned model"), atomic_folder(root / MODEL) as folder:
             move_to(model.eval(), torch.device("cpu"))  # in float32 again, however it was kept in training
             if config.train.adapter is not None:
@@ -112,21 +111,14 @@ def _prepared(
 def _mixture(config: Config) -> Mixture:
     weights = config.train.mixture
     try:
-        return mix(
-            {
-                "reconstruction": weights.reconstruction,
-                "text_to_image": weights.text_to_image,
-                "understanding": weights.understanding,
-            },
-            config.train.global_batch_size,
-        )
+        return build_mixture({kind: getattr(weights, kind) for kind in KINDS}, config.train.global_batch_size)
     except ValueError as error:
         raise UserError(str(error)) from None
 
 
-def _how_it_went(record: TrainState) -> dict[str, object]:
+def _history(state: TrainState) -> dict[str, object]:
     return {
-        "wall_seconds": round(record.seconds, 1),
-        "resumed_after": record.resumed_after,
-        "code": [{"from_step": step, "digest": digest} for step, digest in record.code],
+        "wall_seconds": round(state.seconds, 1),
+        "resumed_after": state.resumed_after,
+        "code": [{"from_step": step, "digest": digest} for step, digest in state.code],
     }

@@ -1,7 +1,8 @@
-"""From ids to what losses are computed from: which images stand in a step, and what is read of each."""
+"""Batches of training: which samples form a step, and reading them while earlier ones are computed."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,40 +14,75 @@ from reca.data.dialogues import Dialogues
 from reca.data.embeddings import Embeddings
 from reca.data.images import resize_images
 from reca.data.manifest import ImageReader, read_manifest
-from reca.data.packed import pin_memory
 from reca.data.resize import Resize
 from reca.data.sampler import EpochSampler
-from reca.models.base import Cacheable, Dialogue, Images, Loss, Semantic, Target, UnifiedModel
+from reca.models.base import Cacheable, Dialogue, Images, Semantic, Target, UnifiedModel
+from reca.models.prompts import choose_templates
+from reca.runtime.distributed import SINGLE_PROCESS, DistributedContext
 from reca.runtime.errors import UserError
+from reca.runtime.prefetch import Prefetcher
 from reca.runtime.seeding import derive_seed
-from reca.training.losses import Losses, Sources
-from reca.training.mixture import Kind, Mixture
+from reca.training.losses import Kind, Mixture, TrainingBatch
 
+HELD_OUT = "held_out"
 HELD_OUT_IMAGES = 128
-"""Enough for a loss whose noise is far below its change; more would only cost time."""
+"""Enough for a loss whose noise is far below its change during a run; more images only cost time."""
 CAPTION_COLUMNS = {"sparse": "caption", "full": "full_caption"}
 Stored = TypeVar("Stored", Semantic, Target)
 
 
-class Samples:
-    """The training samples of a run, and the held-out ones.
+@dataclass(frozen=True)
+class MicroBatch:
+    """Samples of one loss that go through the model together."""
 
-    What the model declares cacheable is read from the extract cache, everything else is computed from the images.
-    All noise of a sample is a function of (seed, step, kind, id).
+    kind: Kind
+    noise_key: tuple[object, ...]
+    """Input of the noise seeds besides the run's seed, the loss and the sample: ``("train", step)``."""
+    ids: Sequence[str]
+    is_padding: bool = False
+    """See :attr:`TrainingBatch.is_padding`."""
+
+
+def split_micro_batches(
+    kind: Kind,
+    noise_key: tuple[object, ...],
+    ids: Sequence[str],
+    size: int,
+    distributed: DistributedContext = SINGLE_PROCESS,
+) -> list[MicroBatch]:
+    """Return this rank's micro-batches of at most ``size`` samples.
+
+    Sharded parameters are gathered by collectives in every forward pass, so all ranks then need equally many
+    micro-batches: a rank with fewer samples pads with a sample of another rank, whose loss does not count.
+    """
+    shard = distributed.shard(ids)
+    micro_batches = [MicroBatch(kind, noise_key, shard[start : start + size]) for start in range(0, len(shard), size)]
+    if not distributed.sharded:
+        return micro_batches
+    largest_shard = -(-len(ids) // distributed.world_size)
+    padding = -(-largest_shard // size) - len(micro_batches)
+    return micro_batches + [MicroBatch(kind, noise_key, ids[:1], is_padding=True)] * padding
+
+
+class TrainingData:
+    """Training and held-out samples of a run.
+
+    Fields that the model declares cacheable are read from the embeddings, others are computed from the images.
+    All noise of a sample is a function of (seed, step, loss, id).
 
     Args:
-        model: Whose losses are asked for.
+        model: Its ``spec`` and ``cacheable`` decide what is read.
         dataset: The folder that ``ingest`` wrote.
-        embeddings: The extract cache.
+        embeddings: The output of ``extract``.
         settings: The ``train`` section.
-        mixture: Samples of each kind in a step.
+        mixture: Samples of each loss in a step.
         seed: The run's seed.
-        device: Where the model is.
-        dialogues: What is asked in place of the data's own questions.
+        device: Of the model.
+        dialogues: Questions that replace those of the data set.
 
     Raises:
-        UserError: The data has no training images, or not the captions or questions that the mixture needs, or
-            the cache does not hold what the model needs.
+        UserError: The data has no training images, or lacks captions or questions that the mixture needs, or the
+            embeddings lack images.
     """
 
     def __init__(
@@ -60,11 +96,10 @@ class Samples:
         device: torch.device,
         dialogues: Dialogues | None = None,
     ) -> None:
-        self._model, self._embeddings, self._device, self._seed = model, embeddings, device, seed
-        self._own = dialogues
-        self._losses = Losses(model, device, settings.prompt_templates, settings.precision == "bfloat16")
+        self.mixture, self.device = mixture, device
+        self._spec, self._cacheable, self._embeddings = model.spec, model.cacheable, embeddings
+        self._seed, self._templates, self._custom_dialogues = seed, settings.prompt_templates, dialogues
         self._reader = ImageReader(dataset)
-        self.mixture = mixture
         column = CAPTION_COLUMNS[settings.captions]
         table = read_manifest(dataset, ["id", "split", column, "ground_truth"])
         train = table.filter(pc.equal(table["split"], "train"))
@@ -78,10 +113,10 @@ class Samples:
         self._check_cache([*ids, *self.held_out])
         if mixture.counts["text_to_image"]:
             self._check_captions(ids, column)
-        self._images = EpochSampler(ids, seed, "images") if mixture.images else None
-        self._dialogues: EpochSampler | None = None
+        self._image_sampler = EpochSampler(ids, seed, "images") if mixture.images else None
+        self._dialogue_sampler: EpochSampler | None = None
         if mixture.counts["understanding"] and dialogues is not None:
-            self._dialogues = EpochSampler(dialogues.conversations, seed, "dialogues")
+            self._dialogue_sampler = EpochSampler(dialogues.conversations, seed, "dialogues")
         elif mixture.counts["understanding"]:
             self._questions = _questions(train)
             if not self._questions:
@@ -89,17 +124,17 @@ class Samples:
                     "train.mixture.understanding is positive, but no training image has questions; "
                     "set train.mixture.understanding=0, or train.dialogues to a JSON file in LLaVA's format"
                 )
-            self._dialogues = EpochSampler(self._questions, seed, "dialogues")
+            self._dialogue_sampler = EpochSampler(self._questions, seed, "dialogues")
 
     def _check_cache(self, ids: Sequence[str]) -> None:
-        known = set(self._embeddings.ids)
-        missing = [name for name in ids if name not in known] if self._model.cacheable else []
-        if missing:
+        stored = set(self._embeddings.ids)
+        absent = [name for name in ids if name not in stored] if self._cacheable else []
+        if absent:
             raise UserError(
-                f"{len(missing)} of {len(ids)} images are not in {self._embeddings.folder} (the first is "
-                f"{missing[0]}); run `reca extract` again"
+                f"{len(absent)} of {len(ids)} images are not in {self._embeddings.folder} (the first is "
+                f"{absent[0]}); run `reca extract` again"
             )
-        for name in sorted(self._model.cacheable):
+        for name in sorted(self._cacheable):
             self._embeddings.rows(name, ids[:1])
 
     def _check_captions(self, ids: Sequence[str], column: str) -> None:
@@ -112,71 +147,127 @@ class Samples:
             )
 
     @property
-    def per_step(self) -> int:
-        """Samples of a step, of all kinds."""
+    def samples_per_step(self) -> int:
+        """Samples of a step, of all losses."""
         return sum(self.mixture.counts.values())
 
     @property
     def held_out_kinds(self) -> tuple[Kind, ...]:
-        """The losses that can be measured on the held-out images."""
+        """Losses that can be measured on the held-out images."""
         if not self.held_out:
             return ()
         captioned = all(name in self._captions for name in self.held_out)
         return ("reconstruction", "text_to_image") if captioned else ("reconstruction",)
 
     def step(self, step: int) -> dict[Kind, list[str]]:
-        """The ids of a step by kind; the image losses share one stream, so RecA and control see the same images."""
+        """Return a step's ids by loss; both image losses share one stream, so RecA and control see the same images."""
         counts = self.mixture.counts
-        found: dict[Kind, list[str]] = {}
-        if self._images is not None:
-            images = self._images.step(step, self.mixture.images)
-            found["reconstruction"] = images[: counts["reconstruction"]]
-            found["text_to_image"] = images[counts["reconstruction"] :]
-        if self._dialogues is not None:
-            found["understanding"] = self._dialogues.step(step, counts["understanding"])
-        return {kind: ids for kind, ids in found.items() if ids}
+        ids: dict[Kind, list[str]] = {}
+        if self._image_sampler is not None:
+            images = self._image_sampler.step(step, self.mixture.images)
+            ids["reconstruction"] = images[: counts["reconstruction"]]
+            ids["text_to_image"] = images[counts["reconstruction"] :]
+        if self._dialogue_sampler is not None:
+            ids["understanding"] = self._dialogue_sampler.step(step, counts["understanding"])
+        return {kind: names for kind, names in ids.items() if names}
 
-    def read(self, kind: Kind, ids: Sequence[str], moment: tuple[object, ...]) -> Sources:
-        """What a loss over some samples is computed from, still on the CPU; the only method that reads files.
-
-        Args:
-            kind: Which loss.
-            ids: Its images.
-            moment: What the noise depends on besides (seed, kind, id): ``("train", step)``.
-        """
-        seeds = [derive_seed(self._seed, *moment, kind, name) for name in ids]
+    def read(self, kind: Kind, ids: Sequence[str], noise_key: tuple[object, ...]) -> TrainingBatch:
+        """Return the batch of some samples on the CPU; the only method that reads files."""
+        seeds = [derive_seed(self._seed, *noise_key, kind, name) for name in ids]
         if kind == "understanding":
-            images, dialogues = self._asked(ids, seeds)
-            return Sources(seeds, pin_memory(images, self._device), dialogues=dialogues)
-        drawn = self._stored("target", ids, Target) or self._pixels(ids, self._model.spec.generation)
+            images, dialogues = self._read_dialogues(ids, seeds)
+            return TrainingBatch(kind, seeds, images, dialogues=dialogues)
+        target = self._read_cached("target", ids, Target) or self._read_pixels(ids, self._spec.generation)
         if kind == "text_to_image":
-            return Sources(seeds, None, pin_memory(drawn, self._device), [self._captions[name] for name in ids])
-        seen = self._stored("semantic", ids, Semantic) or self._pixels(ids, self._model.spec.understanding)
-        return Sources(seeds, pin_memory(seen, self._device), pin_memory(drawn, self._device))
+            return TrainingBatch(kind, seeds, None, target, [self._captions[name] for name in ids])
+        condition = self._read_cached("semantic", ids, Semantic) or self._read_pixels(ids, self._spec.understanding)
+        return TrainingBatch(kind, seeds, condition, target, choose_templates(seeds, self._templates))
 
-    def loss(self, kind: Kind, sources: Sources) -> Loss:
-        """The mean loss of some samples, from what :meth:`read` has read of them."""
-        return self._losses.of(kind, sources)
+    def _read_cached(self, field: Cacheable, ids: Sequence[str], kind: type[Stored]) -> Stored | None:
+        return kind.from_rows(self._embeddings.rows(field, ids)) if field in self._cacheable else None
 
-    def _stored(self, field: Cacheable, ids: Sequence[str], kind: type[Stored]) -> Stored | None:
-        return kind.from_rows(self._embeddings.rows(field, ids)) if field in self._model.cacheable else None
-
-    def _pixels(self, ids: Sequence[str], resize: Resize) -> Images:
+    def _read_pixels(self, ids: Sequence[str], resize: Resize) -> Images:
         return resize_images([self._reader.load(name) for name in ids], resize)
 
-    def _asked(self, ids: Sequence[str], seeds: Sequence[int]) -> tuple[Images, list[Dialogue]]:
-        """Images as they are understood, and one question about each."""
-        resize = self._model.spec.understanding
-        if self._own is None:
-            return self._pixels(ids, resize), [self._dialogue(*each) for each in zip(ids, seeds, strict=True)]
-        taken = [self._own.take(name, seed) for name, seed in zip(ids, seeds, strict=True)]
-        dialogues = [Dialogue(question, answer) for _, (question, answer) in taken]
-        return resize_images([image for image, _ in taken], resize), dialogues
+    def _read_dialogues(self, ids: Sequence[str], seeds: Sequence[int]) -> tuple[Images, list[Dialogue]]:
+        """Return images for the understanding encoder, and one question about each."""
+        resize = self._spec.understanding
+        if self._custom_dialogues is None:
+            dialogues = [self._choose_question(name, seed) for name, seed in zip(ids, seeds, strict=True)]
+            return self._read_pixels(ids, resize), dialogues
+        pairs = [self._custom_dialogues.take(name, seed) for name, seed in zip(ids, seeds, strict=True)]
+        dialogues = [Dialogue(question, answer) for _, (question, answer) in pairs]
+        return resize_images([image for image, _ in pairs], resize), dialogues
 
-    def _dialogue(self, name: str, seed: int) -> Dialogue:
+    def _choose_question(self, name: str, seed: int) -> Dialogue:
         questions = self._questions[name]
-        chosen = questions[derive_seed("question", seed) % len(questions)]
-        return Dialogue(chosen["text"], chosen["answer"])
+        question = questions[derive_seed("question", seed) % len(questions)]
+        return Dialogue(question["text"], question["answer"])
+
+
+class MicroBatchLoader:
+    """A run's batches on its device, in the order of the steps.
+
+    Args:
+        data: The run's samples.
+        micro_batch_size: Samples in a batch, at most.
+        distributed: The ranks of the run.
+        steps: The training steps to come; nothing beyond them is read.
+        prefetch: Batches that are read ahead; see :class:`Prefetcher`.
+    """
+
+    def __init__(
+        self, data: TrainingData, micro_batch_size: int, distributed: DistributedContext, steps: range, prefetch: int
+    ) -> None:
+        self._data, self._size, self._distributed = data, micro_batch_size, distributed
+        upcoming = (micro_batch for step in steps for plan in self._plan(step).values() for micro_batch in plan)
+        self._prefetcher = Prefetcher(self._read, upcoming, prefetch)
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._prefetcher.close()
+
+    def step(self, step: int) -> dict[Kind, "LossBatches"]:
+        """Return a training step's batches by loss."""
+        return {kind: LossBatches(plan, self.load) for kind, plan in self._plan(step).items()}
+
+    def held_out(self) -> dict[Kind, "LossBatches"]:
+        """Return the batches of the held-out images by loss; their noise is the same every time."""
+        ids = dict.fromkeys(self._data.held_out_kinds, self._data.held_out)
+        return {kind: LossBatches(plan, self.load) for kind, plan in self._split(ids, (HELD_OUT,)).items()}
+
+    def load(self, micro_batch: MicroBatch) -> TrainingBatch:
+        """Return a batch on the device; training batches must be loaded in their order."""
+        if micro_batch.noise_key == (HELD_OUT,):
+            return self._prefetcher.load_now(micro_batch).to(self._data.device)
+        expected, batch = next(self._prefetcher)
+        assert expected == micro_batch, "training batches are loaded in their order"
+        return batch.to(self._data.device)
+
+    def _plan(self, step: int) -> dict[Kind, list[MicroBatch]]:
+        return self._split(self._data.step(step), ("train", step))
+
+    def _split(self, ids: Mapping[Kind, Sequence[str]], noise_key: tuple[object, ...]) -> dict[Kind, list[MicroBatch]]:
+        size, distributed = self._size, self._distributed
+        return {kind: split_micro_batches(kind, noise_key, names, size, distributed) for kind, names in ids.items()}
+
+    def _read(self, micro_batch: MicroBatch) -> TrainingBatch:
+        batch = self._data.read(micro_batch.kind, micro_batch.ids, micro_batch.noise_key)
+        return replace(batch.pin_memory(self._data.device), is_padding=micro_batch.is_padding)
+
+
+@dataclass(frozen=True)
+class LossBatches:
+    """This rank's batches of one loss in one step, loaded while they are iterated over."""
+
+    micro_batches: Sequence[MicroBatch]
+    load: Callable[[MicroBatch], TrainingBatch]
+
+    def __len__(self) -> int:
+        return len(self.micro_batches)
+
+    def __iter__(self) -> Iterator[TrainingBatch]:
+        return map(self.load, self.micro_batches)
 
 
 def _captions(table: Any, column: str) -> dict[str, str]:
@@ -185,9 +276,9 @@ def _captions(table: Any, column: str) -> dict[str, str]:
 
 
 def _questions(table: Any) -> dict[str, list[dict[str, str]]]:
-    found: dict[str, list[dict[str, str]]] = {}
+    questions: dict[str, list[dict[str, str]]] = {}
     for name, text in zip(table["id"].to_pylist(), table["ground_truth"].to_pylist(), strict=True):
         truth: Mapping[str, Any] = json.loads(text) if text else {}
         if truth.get("questions"):
-            found[name] = truth["questions"]
-    return found
+            questions[name] = truth["questions"]
+    return questions

@@ -20,7 +20,7 @@ from reca.stages.generate import generate
 from reca.stages.ingest import ingest
 from reca.stages.score import score
 from reca.stages.train import train
-from reca.training import metrics as monitor
+from reca.training.metrics import CurveFile
 from tests.unit.data.pictures import photographs
 
 PRESETS = ("openuni_tiny", "showo_tiny", "bagel_tiny", "harmon_tiny")  # janus_tiny: tests/integration/training
@@ -109,15 +109,15 @@ def test_ended_after_every_step_the_weights_are_the_same(
             json.loads(GOLDEN.read_text())[preset], rel=1e-2
         )  # another CPU, another rounded code
 
-    original, waiting = monitor.Curve.add, [1, 2, 3]
+    original, waiting = CurveFile.add, [1, 2, 3]
 
-    def add(self: monitor.Curve, row: dict[str, float]) -> None:
+    def add(self: CurveFile, row: dict[str, float]) -> None:
         original(self, row)
         if waiting and "loss" in row and row["step"] == waiting[0]:
             waiting.pop(0)
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(monitor.Curve, "add", add)
+    monkeypatch.setattr(CurveFile, "add", add)
     ahead = config.model_copy(update={"hardware": config.hardware.model_copy(update={"prefetch": 2})})
     for _ in range(3):
         with pytest.raises(Interrupted):

@@ -18,7 +18,7 @@ from reca.config import Config
 from reca.models.base import UnifiedModel
 from reca.models.loading import load_base
 from reca.runtime.errors import UserError
-from reca.training.mixture import KINDS, mix
+from reca.training.losses import KINDS, build_mixture
 from reca.training.precision import bf16_safe_parameters, bfloat16_holds
 from tools.memory.accelerators import Accelerator, accelerator_of
 from tools.memory.build import build
@@ -154,7 +154,7 @@ def plan_of(config: Config, rounded: frozenset[str] = frozenset()) -> Plan:
     """
     train, hardware = config.train, config.hardware
     try:
-        mixture = mix({kind: getattr(train.mixture, kind) for kind in KINDS}, train.global_batch_size)
+        mixture = build_mixture({kind: getattr(train.mixture, kind) for kind in KINDS}, train.global_batch_size)
     except ValueError as error:
         raise UserError(str(error)) from None
     return Plan(

@@ -24,13 +24,13 @@ import torch
 from torch import Tensor, nn
 
 from reca.models.base import Dialogue, Loss, Semantic, Target, UnifiedModel
+from reca.models.prompts import choose_templates
 from reca.runtime.distributed import DistributedContext
 from reca.runtime.seeding import SampleRng
 from reca.training.activation_checkpointing import blocks, checkpoint_blocks
 from reca.training.loop import accumulate
-from reca.training.losses import Losses, Sources
+from reca.training.losses import Kind, Mixture, TrainingBatch, compute_loss
 from reca.training.low_bit_adamw import Moments, state_bytes
-from reca.training.mixture import Kind, Mixture
 from reca.training.optimizer import build_optimizer, freeze, set_training_mode
 from tools.memory.flops import flops_of
 from tools.memory.simulation import FakeTensorHelpers, LiveBytes, to_fake
@@ -210,7 +210,12 @@ def _take(
     gc.collect()
     live.restart()
     work = partial(
-        accumulate, list(parameters.values()), parts, plan.mixture.shares[kind], partial(inputs.loss, kind), distributed
+        accumulate,
+        list(parameters.values()),
+        parts,
+        plan.mixture.loss_weights[kind],
+        partial(inputs.loss, kind),
+        distributed,
     )
     flops = flops_of(work)
     peaks[kind] = live.peak
@@ -227,7 +232,7 @@ def _tokens(model: UnifiedModel, kind: Kind) -> int:
 
 
 class _Inputs:
-    """What :class:`reca.training.loader.Samples` reads, of the right shapes.
+    """What :class:`reca.training.loader.TrainingData` reads, of the right shapes.
 
     Args:
         model: FakeTensorHelpers.
@@ -236,7 +241,8 @@ class _Inputs:
 
     def __init__(self, model: UnifiedModel, plan: Plan) -> None:
         self._model = model
-        self._losses = Losses(model, torch.device("cpu"), plan.templates, plan.lower)
+        self._templates = plan.templates
+        self._autocast = torch.autocast("cpu", torch.bfloat16, enabled=plan.lower, cache_enabled=False)
         with torch.no_grad():
             self._target = model.encode_target(self._pixels(1, model.spec.generation_size), SampleRng([0])).values
             self._semantic = model.encode_semantic(self._pixels(1, model.spec.understanding_size)).embeds
@@ -253,19 +259,19 @@ class _Inputs:
 
     def loss(self, kind: Kind, ids: Sequence[int]) -> Loss:
         """One micro-batch forward."""
-        return self._losses.of(kind, self._sources(kind, list(ids)))
+        return compute_loss(self._model, self._batch(kind, list(ids)), self._autocast)
 
-    def _sources(self, kind: Kind, seeds: list[int]) -> Sources:
+    def _batch(self, kind: Kind, seeds: list[int]) -> TrainingBatch:
         count, spec = len(seeds), self._model.spec
         if kind == "understanding":
             images = self._pixels(count, spec.understanding_size)
-            return Sources(seeds, images, dialogues=[Dialogue(QUESTION, ANSWER)] * count)
+            return TrainingBatch(kind, seeds, images, dialogues=[Dialogue(QUESTION, ANSWER)] * count)
         drawn = Target(_like(self._target, count))
         if kind == "text_to_image":
-            return Sources(seeds, None, drawn, [CAPTION] * count)
+            return TrainingBatch(kind, seeds, None, drawn, [CAPTION] * count)
         stored = "semantic" in self._model.cacheable
         seen = Semantic(_like(self._semantic, count)) if stored else self._pixels(count, spec.understanding_size)
-        return Sources(seeds, seen, drawn)
+        return TrainingBatch(kind, seeds, seen, drawn, choose_templates(seeds, self._templates))
 
 
 def _like(example: Tensor, count: int) -> Tensor:

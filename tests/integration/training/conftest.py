@@ -1,14 +1,15 @@
 """A small real project: ingested scenes, a randomly initialised Janus as base, and a child process that trains it."""
 
 import csv
+import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,11 @@ import torch
 from safetensors.torch import load_file
 
 from reca.config import Config, compose
+from reca.models.base import Semantic
 from reca.stages.extract import extract
 from reca.stages.ingest import ingest
+from reca.training.loader import TrainingData
+from reca.training.losses import Kind, TrainingBatch
 from tools.tiny_bases.janus_tiny import build
 
 SMALL = (
@@ -38,7 +42,7 @@ CHILD_SECONDS = 240
 SLOWLY = """
 import sys, time
 import reca.runtime.files
-from reca.training import metrics as monitor
+from reca.training.metrics import CurveFile
 
 def slowed(function):
     def slow(*arguments):
@@ -47,7 +51,7 @@ def slowed(function):
     return slow
 
 reca.runtime.files.sync = slowed(reca.runtime.files.sync)
-monitor.Curve.add = slowed(monitor.Curve.add)
+CurveFile.add = slowed(CurveFile.add)
 from reca.cli import main
 sys.exit(main())
 """
@@ -123,6 +127,18 @@ class Project:
             assert child.poll() is None, f"ended too early: {child.communicate()[0]}"
             assert time.monotonic() < until, "waited too long"
             time.sleep(0.005)
+
+
+def poisoned(read: Callable[..., TrainingBatch], step: int) -> Callable[..., TrainingBatch]:
+    """Replace ``TrainingData.read`` by one whose embeddings of a step are NaN."""
+
+    def read_nan(self: TrainingData, kind: Kind, ids: Sequence[str], noise_key: tuple[object, ...]) -> TrainingBatch:
+        batch = read(self, kind, ids, noise_key)
+        if kind != "reconstruction" or noise_key != ("train", step):
+            return batch
+        return replace(batch, condition=Semantic(batch.condition.values * math.nan))
+
+    return read_nan
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from reca.config import Config, compose
 from reca.runtime.distributed import Interrupted
 from reca.stages import train as stage
 from reca.stages.extract import extract
-from reca.training.loader import Samples
+from reca.training.loader import TrainingData
 from tests.integration.training.conftest import SMALL
 from tests.integration.training.test_training_processes import ranks
 
@@ -57,13 +57,13 @@ def copied(project: Path, root: Path, **hardware: object) -> Path:
 def train(root: Path, narrow: bool, last: int = 0) -> None:
     """The stage, told to end in the middle of step ``last``, with frozen matrices in bfloat16 or not."""
     types = set()
-    begin, step_of = stage.train_model, Samples.step
+    begin, step_of = stage.train_model, TrainingData.step
 
     def train_model(run: stage.Run, *arguments: object) -> stage.TrainState:
         types.update(parameter.dtype for parameter in run.model.parameters())
         return begin(run, *arguments)
 
-    def step(self: Samples, number: int) -> object:
+    def step(self: TrainingData, number: int) -> object:
         if number == last:
             os.kill(os.getpid(), signal.SIGTERM)
         return step_of(self, number)
@@ -72,7 +72,7 @@ def train(root: Path, narrow: bool, last: int = 0) -> None:
     with (
         mock.patch.object(stage, "bf16_safe_parameters", found),
         mock.patch.object(stage, "train_model", train_model),
-        mock.patch.object(Samples, "step", step),
+        mock.patch.object(TrainingData, "step", step),
     ):
         stage.train(Config.load(root / "params.yaml"), root)
     assert types == ({torch.float32, torch.bfloat16} if narrow else {torch.float32})

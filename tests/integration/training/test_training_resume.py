@@ -14,7 +14,7 @@ from reca.runtime.errors import UserError
 from reca.stages.result import read_result
 from reca.stages.train import train
 from reca.training import loop
-from reca.training import metrics as monitor
+from reca.training.metrics import CurveFile
 
 CHILD_SECONDS = 240
 
@@ -42,15 +42,15 @@ def same_as(straight: Path, project) -> None:
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
     """Deliver a real SIGTERM to this process while a step's row is written."""
-    original, waiting = monitor.Curve.add, list(steps)
+    original, waiting = CurveFile.add, list(steps)
 
-    def add(self: monitor.Curve, row) -> None:
+    def add(self: CurveFile, row) -> None:
         original(self, row)
         if waiting and row["step"] == waiting[0] and "loss" in row:
             waiting.pop(0)
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(monitor.Curve, "add", add)
+    monkeypatch.setattr(CurveFile, "add", add)
 
 
 def test_ended_at_four_points(project, straight: Path) -> None:
@@ -69,7 +69,7 @@ def test_ended_at_four_points(project, straight: Path) -> None:
     assert "resuming after step 3 from" in output
     last = project.steps()[-1]
     assert last in ("000007", "000008")  # the step is finished and saved, whichever the signal met
-    assert f"told to end (signal 15); saved as {project.checkpoints / last}" in output
+    assert f"stopped by signal 15; saved as {project.checkpoints / last}" in output
 
     project.kill_when("train", lambda: (project.checkpoints / "000008").exists())
     assert not (project.root / "outputs/model").exists()
@@ -160,7 +160,7 @@ def test_edited_code(project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert [entry["from_step"] for entry in code] == [1, 5]
     monkeypatch.setattr(loop, "code_digest", lambda stage, family: "e" * 16)
     train(project.config, project.root)
-    assert "by other code: training anew" in capsys.readouterr().out
+    assert "by other code: training again" in capsys.readouterr().out
     assert read_result(project.root / "outputs/curves")["code"] == [{"from_step": 1, "digest": "e" * 16}]
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from reca.config import Config, compose
 from reca.stages.extract import extract
 from reca.stages.train import train
-from reca.training.loader import Samples
+from reca.training.loader import TrainingData
 from tests.integration.training.conftest import SMALL, Project
 from tests.integration.training.test_training_processes import ranks
 
@@ -26,18 +26,18 @@ SHARDED = "hardware.shard=true"
 
 def _train(root: Path, last: int = 0) -> None:
     """The stage; told to end in the middle of step ``last``."""
-    original = Samples.step
+    original = TrainingData.step
 
-    def step(self: Samples, number: int):
+    def step(self: TrainingData, number: int):
         if number == last:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(self, number)
 
-    Samples.step = step
+    TrainingData.step = step
     try:
         train(Config.load(root / "params.yaml"), root)
     finally:
-        Samples.step = original
+        TrainingData.step = original
 
 
 def drop_activations(base: Path) -> None:

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -12,13 +11,15 @@ from reca.config import Config
 from reca.data.embeddings import Embeddings
 from reca.data.images import square_tensor
 from reca.data.manifest import load_images, read_manifest
-from reca.models.base import Loss, load_model
+from reca.models.base import load_model
 from reca.runtime.errors import UserError
 from reca.runtime.seeding import SampleRng
 from reca.stages.extract import extract
 from reca.stages.result import read_result
 from reca.stages.train import train
-from reca.training.batches import MicroBatch, MicroBatchLoader
+from reca.training.loader import MicroBatch, MicroBatchLoader, TrainingData
+from reca.training.losses import TrainingBatch
+from tests.integration.training.conftest import poisoned
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -111,13 +112,13 @@ def test_two_runs_are_equal_to_the_last_byte(project) -> None:
 
 def test_held_out_images_are_never_trained_on(project, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, set[str]] = {"train": set(), "held_out": set()}
-    original = MicroBatchLoader.loss
+    load = MicroBatchLoader.load
 
-    def watched(self: MicroBatchLoader, one: MicroBatch) -> Loss:
-        seen[str(one.moment[0])].update(one.ids)
-        return original(self, one)
+    def record(self: MicroBatchLoader, micro_batch: MicroBatch) -> TrainingBatch:
+        seen[str(micro_batch.noise_key[0])].update(micro_batch.ids)
+        return load(self, micro_batch)
 
-    monkeypatch.setattr(MicroBatchLoader, "loss", watched)
+    monkeypatch.setattr(MicroBatchLoader, "load", record)
     train(project.config, project.root)
     table = read_manifest(project.root / "outputs/dataset")
     splits = dict(zip(table["id"].to_pylist(), table["split"].to_pylist(), strict=True))
@@ -204,20 +205,14 @@ def test_cache_of_other_images_is_refused(project) -> None:
 
 def test_divergence_stops_at_the_last_good_checkpoint(project, monkeypatch: pytest.MonkeyPatch) -> None:
     """One sample of step 5 makes the loss NaN; nothing of that step reaches the weights or the disk."""
-    original = MicroBatchLoader.loss
-
-    def poisoned(self: MicroBatchLoader, one: MicroBatch) -> Loss:
-        loss = original(self, one)
-        return Loss(loss.value * (math.nan if one.moment == ("train", 5) else 1), loss.n_targets)
-
-    monkeypatch.setattr(MicroBatchLoader, "loss", poisoned)
+    monkeypatch.setattr(TrainingData, "read", poisoned(TrainingData.read, step=5))
     with pytest.raises(UserError, match=r"training stopped at step 5: the loss is nan.*train\.learning_rate") as caught:
         train(project.config, project.root)
     assert f"the last good checkpoint is {project.checkpoints / '000003'}" in str(caught.value)
     assert project.recorded() == 4
     assert not (project.root / "outputs/model").exists()
     monkeypatch.undo()
-    train(project.config, project.root)  # the cause is mended: it goes on from there
+    train(project.config, project.root)  # with the cause fixed, the run resumes
     assert [row["step"] for row in project.curve("train.csv")] == [str(step) for step in range(1, 9)]
 
 

@@ -12,8 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from reca.models.base import Loss
 from reca.runtime.distributed import SINGLE_PROCESS, DistributedContext
 from reca.runtime.errors import UserError
-from reca.training.batches import MicroBatchLoader, split_micro_batches
+from reca.training.loader import MicroBatchLoader, split_micro_batches
 from reca.training.loop import accumulate
+from reca.training.losses import Kind, TrainingBatch
 from reca.training.optimizer import clip_gradients
 
 
@@ -32,7 +33,7 @@ def test_any_size_gives_the_gradient_of_the_whole(samples, others, size: int, sh
     def gradient(size: int) -> tuple[torch.Tensor, float]:
         weight = nn.Parameter(torch.tensor([0.5, -1.5], dtype=torch.float64))
         accumulate([weight], [others], 0.3, lambda part: mean_loss(weight, part))
-        parts = [one.ids for one in split_micro_batches("reconstruction", (), samples, size)]
+        parts = [micro_batch.ids for micro_batch in split_micro_batches("reconstruction", (), samples, size)]
         value = accumulate([weight], parts, share, lambda part: mean_loss(weight, part))
         assert weight.grad is not None
         return weight.grad, float(value)
@@ -78,76 +79,70 @@ def test_nobody_waits_for_a_loss_or_a_norm(parts: list[list[tuple[float, int]]])
     assert waits.count == 2
 
 
-@given(count=st.integers(1, 20), size=st.integers(1, 6), processes=st.integers(1, 5))
-def test_sharded_processes_make_equally_many_passes_over_all_samples(count: int, size: int, processes: int) -> None:
+@given(count=st.integers(1, 20), size=st.integers(1, 6), world_size=st.integers(1, 5))
+def test_sharded_ranks_have_equally_many_micro_batches(count: int, size: int, world_size: int) -> None:
     ids = [str(number) for number in range(count)]
-    kind, moment = "reconstruction", ("train", 1)
-    made = [
-        split_micro_batches(kind, moment, ids, size, DistributedContext(rank, processes, sharded=True))
-        for rank in range(processes)
+    kind, noise_key = "reconstruction", ("train", 1)
+    plans = [
+        split_micro_batches(kind, noise_key, ids, size, DistributedContext(rank, world_size, sharded=True))
+        for rank in range(world_size)
     ]
-    assert len({len(own) for own in made}) == 1
-    assert all(1 <= len(one.ids) <= size for own in made for one in own)
-    assert sorted(name for own in made for one in own if one.counts for name in one.ids) == sorted(ids)
-    for rank, own in enumerate(made):
-        assert [one for one in own if one.counts] == split_micro_batches(
-            kind, moment, ids, size, DistributedContext(rank, processes)
-        )
+    assert len({len(plan) for plan in plans}) == 1
+    assert all(1 <= len(micro_batch.ids) <= size for plan in plans for micro_batch in plan)
+    real = [[micro_batch for micro_batch in plan if not micro_batch.is_padding] for plan in plans]
+    assert sorted(name for plan in real for micro_batch in plan for name in micro_batch.ids) == sorted(ids)
+    for rank, plan in enumerate(real):
+        assert plan == split_micro_batches(kind, noise_key, ids, size, DistributedContext(rank, world_size))
 
 
-class Told:
-    """Samples that are numbers, and a note of who read them when."""
+class NamedData:
+    """Batches that carry their ids in place of images, and a record of the threads that read them."""
 
-    held_out_kinds, held_out = ("reconstruction",), ["h1", "h2", "h3"]
+    held_out_kinds, held_out, device = ("reconstruction",), ["h1", "h2", "h3"], torch.device("cpu")
 
     def __init__(self) -> None:
-        self.read_by: list[tuple[tuple[object, ...], int]] = []
+        self.read_by: list[tuple[tuple[str, ...], int]] = []
 
     def step(self, step: int) -> dict[str, list[str]]:
         return {"reconstruction": [f"{step}a", f"{step}b", f"{step}c"], "understanding": [f"{step}q"]}
 
-    def read(self, kind: str, ids: list[str], moment: tuple[object, ...]) -> tuple[object, ...]:
+    def read(self, kind: Kind, ids: list[str], noise_key: tuple[object, ...]) -> TrainingBatch:
         self.read_by.append(((kind, *ids), threading.get_ident()))
-        return kind, *ids, moment
-
-    def loss(self, kind: str, sources: tuple[object, ...]) -> Loss:
-        return Loss(sources, 1)  # type: ignore[arg-type]
+        return TrainingBatch(kind, [], prompts=[*ids, str(noise_key)])
 
 
-def walk(ahead: int, last: int = 4) -> tuple[list[object], Told]:
-    samples = Told()
-    made = MicroBatchLoader(samples, 2, SINGLE_PROCESS, range(1, last + 1), ahead)  # type: ignore[arg-type]
-    found: list[object] = []
-    for step in range(1, last + 1):
-        found += [made.loss(one).value for parts in made.step(step).values() for one in parts]
+def load_all(prefetch: int, last_step: int = 4) -> tuple[list[TrainingBatch], NamedData]:
+    data = NamedData()
+    loader = MicroBatchLoader(data, 2, SINGLE_PROCESS, range(1, last_step + 1), prefetch)  # type: ignore[arg-type]
+    loaded: list[TrainingBatch] = []
+    for step in range(1, last_step + 1):
+        loaded += [batch for batches in loader.step(step).values() for batch in batches]
         if step % 2 == 0:
-            found += [made.loss(one).value for parts in made.held_out().values() for one in parts]
-    made.close()
-    return found, samples
+            loaded += [batch for batches in loader.held_out().values() for batch in batches]
+    loader.close()
+    return loaded, data
 
 
-@pytest.mark.parametrize("ahead", [1, 2, 50])
-def test_what_is_read_ahead_is_what_would_have_been_read(ahead: int) -> None:
-    expected, here = walk(0)
-    found, samples = walk(ahead)
-    assert found == expected
-    assert sorted(map(repr, (what for what, _ in samples.read_by))) == sorted(
-        map(repr, (what for what, _ in here.read_by))
-    )  # all of it, and nothing beyond the last step
-    assert {thread for _, thread in here.read_by} == {threading.get_ident()}
-    assert threading.get_ident() not in {thread for _, thread in samples.read_by}
+@pytest.mark.parametrize("prefetch", [1, 2, 50])
+def test_prefetched_batches_are_those_read_on_demand(prefetch: int) -> None:
+    expected, on_demand = load_all(0)
+    loaded, prefetched = load_all(prefetch)
+    assert loaded == expected
+    # All of them, and nothing beyond the last step.
+    assert sorted(ids for ids, _ in prefetched.read_by) == sorted(ids for ids, _ in on_demand.read_by)
+    assert {thread for _, thread in on_demand.read_by} == {threading.get_ident()}
+    assert threading.get_ident() not in {thread for _, thread in prefetched.read_by}
 
 
-def test_what_goes_wrong_in_reading_ahead_is_told_where_it_is_due() -> None:
-    class Broken(Told):
-        def read(self, kind: str, ids: list[str], moment: tuple[object, ...]) -> tuple[object, ...]:
+def test_prefetching_error_is_raised_when_the_batch_is_loaded() -> None:
+    class DamagedData(NamedData):
+        def read(self, kind: Kind, ids: list[str], noise_key: tuple[object, ...]) -> TrainingBatch:
             if "2a" in ids:
                 raise UserError("shard 7 is damaged")
-            return super().read(kind, ids, moment)
+            return super().read(kind, ids, noise_key)
 
-    made = MicroBatchLoader(Broken(), 2, SINGLE_PROCESS, range(1, 4), 3)  # type: ignore[arg-type]
-    for one in (one for parts in made.step(1).values() for one in parts):
-        made.loss(one)
+    loader = MicroBatchLoader(DamagedData(), 2, SINGLE_PROCESS, range(1, 4), 3)  # type: ignore[arg-type]
+    assert [len(list(batches)) for batches in loader.step(1).values()] == [2, 1]
     with pytest.raises(UserError, match="shard 7"):
-        made.loss(made.step(2)["reconstruction"][0])
-    made.close()
+        next(iter(loader.step(2)["reconstruction"]))
+    loader.close()

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from reca.training.metrics import Curve, Diverged, SpikeGuard, copy_alarm, read_curve
+from reca.training.metrics import CurveFile, Diverged, SpikeGuard, copy_alarm, read_curve
 
 COLUMNS = ("step", "loss", "rate")
 
 
 def curve_with(path: Path, steps: range) -> None:
-    curve = Curve(path, COLUMNS, done=0)
+    curve = CurveFile(path, COLUMNS, last_step=0)
     for step in steps:
         curve.add({"step": step, "loss": 1 / step, "rate": None})
     curve.close()
@@ -28,7 +28,7 @@ def test_resume_leaves_neither_gap_nor_duplicate(tmp_path: Path, torn: str, done
     path = tmp_path / "a.csv"
     curve_with(path, range(1, 4))
     path.write_text(path.read_text() + torn)
-    curve = Curve(path, COLUMNS, done)
+    curve = CurveFile(path, COLUMNS, done)
     for step in range(done + 1, 8):
         curve.add({"step": step, "loss": 0.0})
     curve.close()

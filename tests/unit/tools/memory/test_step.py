@@ -9,7 +9,7 @@ import torch
 from reca.config import ROOT, compose
 from reca.models.base import FAMILIES, UnifiedModel, load_model
 from reca.models.harmon.diffusion_head import DiffusionHead
-from reca.training.mixture import mix
+from reca.training.losses import build_mixture
 from reca.training.precision import bf16_safe_parameters
 from tools.memory.build import build
 from tools.memory.sizes import PUBLISHED
@@ -25,7 +25,7 @@ def tiny(family: str) -> UnifiedModel:
 
 def plan(family: str, **changes: object) -> Plan:
     asked = 0.0 if family in ("openuni", "bagel") else 0.5
-    mixture = mix({"reconstruction": 1.0, "text_to_image": 0.0, "understanding": asked}, 4)
+    mixture = build_mixture({"reconstruction": 1.0, "text_to_image": 0.0, "understanding": asked}, 4)
     settings = {"micro_batch_size": 2, "processes": 1, "lower": False, "gradient_checkpointing": False, "fused": False}
     return Plan(mixture, **{**settings, **changes})  # type: ignore[arg-type]
 
