@@ -139,11 +139,11 @@ def _compose(options: argparse.Namespace) -> None:
 def _track_prompts(config: Config, root: Path) -> None:
     """Put the published texts and images that are measured with under DVC, so that a run's prompts have a version."""
     from reca.data.track import track
-    from reca.evaluation.prompt_sources import folder_of
+    from reca.evaluation.prompt_sources import benchmark_folder
 
     for name in config.evaluate.benchmarks:
-        if folder_of(root, name).is_dir():
-            track(folder_of(root, name), root)
+        if benchmark_folder(root, name).is_dir():
+            track(benchmark_folder(root, name), root)
 
 
 def _fingerprint(options: argparse.Namespace) -> None:

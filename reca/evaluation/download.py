@@ -1,4 +1,4 @@
-"""Brings what the configured benchmarks need and this project does not ship: prompts and judges, once."""
+"""Download of the prompts and judges that the configured benchmarks need and this project does not ship."""
 
 import os
 import subprocess
@@ -11,17 +11,17 @@ import httpx
 from reca.config import Config
 from reca.data.download import download_repository
 from reca.evaluation import prompt_sources as sources
-from reca.evaluation.judges import local_models as folders
+from reca.evaluation.judges import local_models
 from reca.runtime.errors import UserError
 from reca.runtime.files import atomic_file, write_json
 from reca.runtime.hashing import file_digest
 
 
 def fetch(config: Config, root: Path) -> None:
-    """Fetch what is missing for ``evaluate.benchmarks``; what is there is left alone.
+    """Fetch the missing files of ``evaluate.benchmarks``; existing files stay as they are.
 
     Raises:
-        UserError: Something cannot be fetched; the message says from where, and where to put it by hand.
+        UserError: A download failed; the message names the source, and the place for a copy made by hand.
     """
     state = root / config.paths.state
     for name in config.evaluate.benchmarks:
@@ -35,12 +35,12 @@ def fetch(config: Config, root: Path) -> None:
 
 
 def fetch_judge(root: Path, source: str, state: Path) -> None:
-    """Bring a judge here from the hub, unless it is here.
+    """Fetch a judge from the hub unless its folder exists.
 
     Raises:
-        UserError: It cannot be fetched; or it is one that must be converted by hand.
+        UserError: The download failed, or the judge must be converted by hand.
     """
-    folder = folders.folder_of(root, source)
+    folder = local_models.judge_folder(root, source)
     if folder.exists():
         return
     if source.startswith("mmdet/"):
@@ -57,7 +57,7 @@ def fetch_prompts(root: Path, name: str, state: Path) -> None:
     Raises:
         UserError: There is no network, or no such file.
     """
-    folder, published = sources.folder_of(root, name), sources.SOURCES[name]
+    folder, published = sources.benchmark_folder(root, name), sources.SOURCES[name]
     record = sources.read_record(folder)
     for source in published.files:
         path = folder / source.file
@@ -66,11 +66,11 @@ def fetch_prompts(root: Path, name: str, state: Path) -> None:
         print(f"{name}: fetching {source.address} ({published.licence})", flush=True)
         with atomic_file(path) as temporary:
             try:
-                (_from_git if source.commit else _download)(source, temporary)
+                (_fetch_from_git if source.commit else _fetch_url)(source, temporary)
             except (httpx.HTTPError, OSError, subprocess.SubprocessError) as error:
                 raise UserError(
-                    f"{source.address} cannot be fetched ({_reason(error)}); mend that and run again, or put the file "
-                    f"there yourself: {path}"
+                    f"{source.address} cannot be fetched ({_reason(error)}); fix that and run again, or save the file "
+                    f"yourself as {path}"
                 ) from None
             digest = file_digest(temporary)
         print(f"{name}: {source.file} has SHA-256 {digest}, recorded in {folder / sources.RECORD}", flush=True)
@@ -81,7 +81,6 @@ def fetch_prompts(root: Path, name: str, state: Path) -> None:
 
 
 def _fetch_dataset(dataset: str, folder: Path, state: Path) -> None:
-    """Fetch the data files of a data set of the hub, and record them as files that were fetched one by one are."""
     commit = download_repository(
         folder, f"{dataset}#*.parquet,*.arrow,README.md", state, "a benchmark's data set", kind="dataset"
     )
@@ -90,14 +89,14 @@ def _fetch_dataset(dataset: str, folder: Path, state: Path) -> None:
     write_json(folder / sources.RECORD, {n: {"url": url, "sha256": file_digest(p)} for n, p in files.items()})
 
 
-def _download(source: sources.Source, path: Path) -> None:
+def _fetch_url(source: sources.SourceFile, path: Path) -> None:
     with httpx.stream("GET", source.url, follow_redirects=True, timeout=60) as response, path.open("wb") as file:
         response.raise_for_status()
         for chunk in response.iter_bytes():
             file.write(chunk)
 
 
-def _from_git(source: sources.Source, path: Path) -> None:
+def _fetch_from_git(source: sources.SourceFile, path: Path) -> None:
     """Fetch one file of one commit; Git checks commit, trees and file against the commit's name."""
     with tempfile.TemporaryDirectory() as repository, path.open("wb") as file:
 
@@ -113,5 +112,5 @@ def _from_git(source: sources.Source, path: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    said = getattr(error, "stderr", None)  # of git: why, not only that it failed
-    return " ".join(said.decode(errors="replace").split()) if said else str(error)
+    stderr = getattr(error, "stderr", None)  # git's own words, not only its exit status
+    return " ".join(stderr.decode(errors="replace").split()) if stderr else str(error)

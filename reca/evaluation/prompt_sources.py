@@ -1,8 +1,8 @@
-"""Where the prompts of the published benchmarks come from, and whether what lies here is what was published.
+"""Sources of the published benchmarks' prompts, and the check that local files are the published ones.
 
-None of them is shipped. :mod:`reca.evaluation.download` brings them into ``data/benchmarks/<name>/``. A file of a Git
-repository is pinned by its commit, which is a digest of all that the repository held. From the first fetch on, files
-are held to the SHA-256 that ``sources.json`` records.
+No prompt is shipped. :mod:`reca.evaluation.download` puts the files into ``data/benchmarks/<name>/``. A file of a Git
+repository is pinned by its commit, which is a digest of everything in the repository. After the first download every
+use compares the files with the SHA-256 in ``sources.json``.
 """
 
 import json
@@ -14,44 +14,44 @@ from reca.runtime.hashing import file_digest
 
 FOLDER = Path("data/benchmarks")
 RECORD = "sources.json"
-"""What was fetched: file -> URL and SHA-256."""
+"""Record of a download: file -> URL and SHA-256."""
 _WISE = "https://github.com/PKU-YuanGroup/WISE", "9391e95552db88efe5bd6fd2582fcec580adbbfd"
 _IMGEDIT = "https://github.com/PKU-YuanGroup/ImgEdit", "c14480ac5e7b622e08cd8c46f96624a48eb9ab46"
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceFile:
     """One file of a benchmark."""
 
     file: str
-    """Its name here."""
+    """Local name."""
     url: str
-    """Of the file, or of the Git repository that it lies in."""
+    """URL of the file, or of its Git repository."""
     commit: str = ""
-    """Of that repository."""
+    """Commit of the repository."""
     path: str = ""
-    """In that repository."""
+    """Path in the repository."""
 
     @property
     def address(self) -> str:
-        """What a person follows to bring the file by hand."""
+        """A link that a person can open to download the file by hand."""
         return f"{self.url}/blob/{self.commit}/{self.path}" if self.commit else self.url
 
 
 @dataclass(frozen=True)
-class Published:
-    """Everything a benchmark needs that is not shipped."""
+class PublishedFiles:
+    """Everything that a benchmark needs and this project does not ship."""
 
-    files: tuple[Source, ...] = ()
+    files: tuple[SourceFile, ...] = ()
     dataset: str = ""
-    """A data set of the hub, ``REPOSITORY@REVISION``, whose Parquet or Arrow files are wanted."""
+    """Data set of the hub, ``REPOSITORY@REVISION``, with Parquet or Arrow files."""
     licence: str = ""
 
 
 SOURCES = {
-    "dpgbench": Published(
+    "dpgbench": PublishedFiles(
         files=(
-            Source(
+            SourceFile(
                 "dpg_bench.csv",
                 "https://github.com/TencentQQGYLab/ELLA",
                 "025f650e9b36b9603d606042635d98da09e870de",
@@ -60,42 +60,42 @@ SOURCES = {
         ),
         licence="Apache-2.0, TencentQQGYLab/ELLA (questions after DSG, j-min/DSG)",
     ),
-    "wise": Published(
+    "wise": PublishedFiles(
         files=(
-            Source("cultural_common_sense.json", *_WISE, "data/cultural_common_sense.json"),
-            Source("spatio-temporal_reasoning.json", *_WISE, "data/spatio-temporal_reasoning.json"),
-            Source("natural_science.json", *_WISE, "data/natural_science.json"),
+            SourceFile("cultural_common_sense.json", *_WISE, "data/cultural_common_sense.json"),
+            SourceFile("spatio-temporal_reasoning.json", *_WISE, "data/spatio-temporal_reasoning.json"),
+            SourceFile("natural_science.json", *_WISE, "data/natural_science.json"),
         ),
         licence="none stated by PKU-YuanGroup/WISE: for your own use only, do not pass on",
     ),
-    "imgedit": Published(
+    "imgedit": PublishedFiles(
         files=(
-            Source("basic_edit.json", *_IMGEDIT, "Benchmark/Basic/basic_edit.json"),
-            Source("Benchmark.tar", "https://huggingface.co/datasets/sysuyy/ImgEdit/resolve/main/Benchmark.tar"),
+            SourceFile("basic_edit.json", *_IMGEDIT, "Benchmark/Basic/basic_edit.json"),
+            SourceFile("Benchmark.tar", "https://huggingface.co/datasets/sysuyy/ImgEdit/resolve/main/Benchmark.tar"),
         ),
         licence="none stated by PKU-YuanGroup/ImgEdit; the photographs keep their own rights: do not pass on",
     ),
-    "gedit": Published(
+    "gedit": PublishedFiles(
         dataset="stepfun-ai/GEdit-Bench@50766778e2a737474c7e9bdf84cdce82c3ea3f4f",
         licence="MIT by its card, stepfun-ai/GEdit-Bench",
     ),
 }
-"""The whole table. WISE's *verified* version has no address here: put its three files where a message asks for them."""
+"""Files by benchmark. WISE's *verified* version has no address here: its three files are copied in by hand."""
 
 
-def folder_of(root: Path, name: str) -> Path:
-    """Where a benchmark's files lie."""
+def benchmark_folder(root: Path, name: str) -> Path:
+    """Return the folder of a benchmark's files."""
     return root / FOLDER / name
 
 
-def checked(root: Path, name: str) -> Path:
-    """The folder of a benchmark whose files are there and are the published ones.
+def verified_folder(root: Path, name: str) -> Path:
+    """Return a benchmark's folder after checking that it holds the published files.
 
     Raises:
-        UserError: A file is missing or another one; the message says where it comes from.
+        UserError: A file is missing or differs from the recorded digest; the message names its source.
     """
-    folder, published = folder_of(root, name), SOURCES[name]
-    recorded = read_record(folder)
+    folder, published = benchmark_folder(root, name), SOURCES[name]
+    record = read_record(folder)
     for source in published.files:
         path = folder / source.file
         if not path.is_file():
@@ -103,27 +103,27 @@ def checked(root: Path, name: str) -> Path:
     if published.dataset and not data_files(folder):
         repository = published.dataset.partition("@")[0]
         raise UserError(_missing(folder, f"https://huggingface.co/datasets/{repository}"))
-    for file, facts in recorded.items():
+    for file, entry in record.items():
         path = folder / file
-        if not path.is_file() or file_digest(path) != facts["sha256"]:
-            raise UserError(f"{path} is not what was fetched from {facts['url']}; delete it and fetch it anew")
+        if not path.is_file() or file_digest(path) != entry["sha256"]:
+            raise UserError(f"{path} is not what was fetched from {entry['url']}; delete it and fetch it again")
     return folder
 
 
 def _missing(path: Path, url: str) -> str:
     return (
-        f"{path} is missing. `reca compose` and `reca evaluate` fetch it when there is a network; without one, bring "
-        f"it from {url}"
+        f"{path} is missing. `reca compose` and `reca evaluate` fetch it when there is a network; without one, "
+        f"download it elsewhere from {url}"
     )
 
 
 def data_files(folder: Path) -> list[Path]:
-    """Parquet and Arrow files of a data set, in order."""
+    """Return the Parquet and Arrow files of a data set, in order."""
     return sorted([*folder.rglob("*.parquet"), *folder.rglob("*.arrow")]) if folder.is_dir() else []
 
 
 def read_record(folder: Path) -> dict[str, dict[str, str]]:
-    """What was fetched into a folder; nothing where its files were put there by hand.
+    """Return the record of a download; empty if the files were copied in by hand.
 
     Raises:
         UserError: The record is damaged.
@@ -132,6 +132,6 @@ def read_record(folder: Path) -> dict[str, dict[str, str]]:
     if not path.is_file():
         return {}
     try:
-        return {str(file): dict(facts) for file, facts in json.loads(path.read_text()).items()}
+        return {str(file): dict(entry) for file, entry in json.loads(path.read_text()).items()}
     except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete {folder} and fetch it anew") from None
+        raise UserError(f"{path} is damaged ({error}); delete {folder} and fetch it again") from None

@@ -19,7 +19,7 @@ from reca.runtime.distributed import DistributedContext, init_distributed
 from reca.runtime.errors import UserError
 from reca.runtime.hashing import file_digest
 from reca.runtime.launch import launch_all, launched
-from reca.stages.score import aim, measure
+from reca.stages.score import configure_judge, measure
 
 EVALUATIONS = Path("outputs/evaluations")
 
@@ -172,8 +172,8 @@ def _score(
     distributed: DistributedContext,
 ) -> None:
     bench: Any = load_benchmark(name, config, root)
-    asks = getattr(bench, "judging", None) is not None
-    aim(bench, output / "replies", from_replies=options.from_replies and asks)
+    asks = getattr(bench, "judge_client", None) is not None
+    configure_judge(bench, output / "replies", from_replies=options.from_replies and asks)
     if options.dry_run and asks:
         print(f"evaluate {name}: {bench.estimate(rows, folder)}")
     elif options.dry_run:

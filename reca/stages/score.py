@@ -54,23 +54,23 @@ def score(
     folder = root / "outputs/samples" / variant / benchmark
     rows = read_manifest(folder)
     made = _check(folder, rows, config, benchmark)
-    aim(bench, root / config.paths.state / "replies" / variant, from_replies=from_replies, dry_run=dry_run)
+    configure_judge(bench, root / config.paths.state / "replies" / variant, from_replies=from_replies, dry_run=dry_run)
     if dry_run:
-        print(f"score {variant} {benchmark}: {bench.estimate(rows, folder)}")  # type: ignore[attr-defined]  # see aim
+        print(f"score {variant} {benchmark}: {bench.estimate(rows, folder)}")  # type: ignore[attr-defined]  # see configure_judge
         return
     with init_distributed(config.hardware.device) as distributed:
         measure(bench, config, variant, folder, rows, made, root / "outputs/scores" / variant, distributed)
 
 
-def aim(bench: Benchmark, replies: Path, *, from_replies: bool = False, dry_run: bool = False) -> None:
+def configure_judge(bench: Benchmark, replies: Path, *, from_replies: bool = False, dry_run: bool = False) -> None:
     """Tell a benchmark that asks a judge where its replies are kept, and whether to ask at all.
 
     Raises:
         UserError: Something is wanted of replies, and this benchmark has none.
     """
-    judging = getattr(bench, "judging", None)
-    if judging is not None:
-        judging.file, judging.only_stored = replies / f"{bench.name}.jsonl", from_replies
+    judge_client = getattr(bench, "judge_client", None)
+    if judge_client is not None:
+        judge_client.file, judge_client.only_stored = replies / f"{bench.name}.jsonl", from_replies
     elif from_replies or dry_run:
         raise UserError(f"{bench.name} asks no judge, so there are no replies and no costs: score it as it is")
 

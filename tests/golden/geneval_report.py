@@ -51,7 +51,7 @@ def summary_text(rows: list[dict[str, Any]]) -> str:
     summary = summarise_results(rows)
     tasks = [f"{tag:<16} = {good / n:.2%} ({good} / {n})" for tag, (good, n) in summary.tasks.items()]
     lines = [
-        "GenevalSummary",
+        "Summary",
         "=======",
         f"Total images: {len(rows)}",
         f"Total prompts: {len({row['metadata'] for row in rows})}",

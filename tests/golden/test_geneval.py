@@ -19,7 +19,7 @@ def load(name: str) -> Any:
 
 
 @dataclass
-class Row:
+class RecordedDetection:
     name: str
     box: list[float]
     score: float
@@ -54,7 +54,7 @@ def test_clause_logic_and_reasons() -> None:
     assert {case["correct"] for case in cases} == {True, False}
     for case in cases:
         objects = {
-            name: [Row(name, row["box"][:4], row["box"][4], row["color"]) for row in rows]
+            name: [RecordedDetection(name, row["box"][:4], row["box"][4], row["color"]) for row in rows]
             for name, rows in case["objects"].items()
         }
         verdict = geneval.evaluate_image(objects, case["metadata"], colors_of)
@@ -66,7 +66,7 @@ def test_selection_and_verdict_of_the_whole_pipeline() -> None:
     cases = load("pipeline/cases.json")["cases"]
     for case in cases:
         options = geneval.Options(**{key: float(value) for key, value in case["options"].items()})
-        rows = [Row(d["cls"], d["row"][:4], d["row"][4]) for d in case["detections"]]
+        rows = [RecordedDetection(d["cls"], d["row"][:4], d["row"][4]) for d in case["detections"]]
         selected = geneval.select(rows, case["metadata"]["tag"], options)
         boxes = {name: [[*row.box, row.score] for row in found] for name, found in selected.items()}
         assert boxes == case["expect"]["details"], case["image"]
@@ -113,6 +113,6 @@ def test_our_prompts_have_the_originals_form() -> None:
 
 
 def test_equal_scores_come_in_the_originals_order() -> None:
-    rows = [Row("a", [float(i)] * 4, 0.5) for i in range(40)]
+    rows = [RecordedDetection("a", [float(i)] * 4, 0.5) for i in range(40)]
     order = np.argsort([row.score for row in rows])[::-1][:16]
     assert [row.box[0] for row in geneval.select(rows, "colors")["a"]] == [float(i) for i in order]

@@ -1,4 +1,4 @@
-"""CLIP's two encoders: texts and images in, features out.
+"""CLIP's text and image encoders.
 
 Images are prepared as OpenAI's and open_clip's CLIP prepares them: the shorter side resized to the network's size
 (bicubic, by Pillow), the middle cut out, normalised.
@@ -15,10 +15,10 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel
 
-from reca.evaluation.judges.pretrained import load_whole, told
+from reca.evaluation.judges.local_models import explain_load_errors, load_complete
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
-DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+STD = (0.26862954, 0.26130258, 0.27577711)
 BATCH = 64
 Features = NDArray[np.float32]
 
@@ -27,7 +27,7 @@ class Clip:
     """A CLIP model with its tokenizer.
 
     Args:
-        network: transformers' class, in evaluation mode.
+        network: The model of transformers.
         tokenizer: Its tokenizer.
     """
 
@@ -40,10 +40,10 @@ class Clip:
 
         Raises:
             FileNotFoundError: ``config.json`` is missing.
-            ValueError: It is another model, or lacks weights or tokenizer.
+            ValueError: The folder holds another model, or lacks weights or the tokenizer.
         """
-        network = load_whole(CLIPModel, folder, "CLIP")
-        with told(folder, "CLIP"):
+        network = load_complete(CLIPModel, folder, "CLIP")
+        with explain_load_errors(folder, "CLIP"):
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         return cls(network.to(device), tokenizer)
 
@@ -53,31 +53,31 @@ class Clip:
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Features:
-        """Features (number of texts, D), not normalised."""
+        """Encode texts as features (number of texts, D), not normalised."""
         length = self._network.config.text_config.max_position_embeddings
-        found = []
+        features = []
         for start in range(0, len(texts), BATCH):
             batch = list(texts[start : start + BATCH])
             tokens = self._tokenizer(batch, padding=True, truncation=True, max_length=length, return_tensors="pt")
             ids, mask = tokens["input_ids"].to(self._device), tokens["attention_mask"].to(self._device)
             hidden = self._network.text_model(input_ids=ids, attention_mask=mask).pooler_output
-            found.append(self._network.text_projection(hidden).float().cpu().numpy())
-        return np.concatenate(found)
+            features.append(self._network.text_projection(hidden).float().cpu().numpy())
+        return np.concatenate(features)
 
     @torch.inference_mode()
     def images(self, images: Sequence[Image.Image]) -> Features:
-        """Features (number of images, D), not normalised."""
+        """Encode images as features (number of images, D), not normalised."""
         side = self._network.config.vision_config.image_size
-        found = []
+        features = []
         for start in range(0, len(images), BATCH):
             pixels = torch.stack([prepare(image, side) for image in images[start : start + BATCH]]).to(self._device)
             hidden = self._network.vision_model(pixel_values=pixels).pooler_output
-            found.append(self._network.visual_projection(hidden).float().cpu().numpy())
-        return np.concatenate(found)
+            features.append(self._network.visual_projection(hidden).float().cpu().numpy())
+        return np.concatenate(features)
 
 
 def prepare(image: Image.Image, side: int) -> Tensor:
-    """The network's input (3, side, side) of an image of any size; one without pixels becomes a black one."""
+    """Convert an image of any size to the network's input (3, side, side); an image without pixels becomes black."""
     width, height = image.size
     if not width or not height:
         image, width, height = Image.new("RGB", (side, side)), side, side
@@ -88,5 +88,5 @@ def prepare(image: Image.Image, side: int) -> Tensor:
     resized = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
     left, top = round((size[0] - side) / 2), round((size[1] - side) / 2)
     pixels = np.asarray(resized.crop((left, top, left + side, top + side)), np.float32) / 255
-    normalised = (pixels - np.array(MEAN, np.float32)) / np.array(DEVIATION, np.float32)
+    normalised = (pixels - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
     return torch.from_numpy(normalised).permute(2, 0, 1)

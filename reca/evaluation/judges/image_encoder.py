@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
-from reca.evaluation.judges.pretrained import load_whole, told
+from reca.evaluation.judges.local_models import explain_load_errors, load_complete
 
 BATCH = 32
 WHAT = "image encoder"
@@ -36,8 +36,8 @@ class ImageEncoder:
             FileNotFoundError: ``config.json`` is missing.
             ValueError: It holds no such model, or not all of its weights.
         """
-        network = load_whole(AutoModel, folder, WHAT)
-        with told(folder, WHAT):
+        network = load_complete(AutoModel, folder, WHAT)
+        with explain_load_errors(folder, WHAT):
             processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
         return cls(network.to(device), processor)
 

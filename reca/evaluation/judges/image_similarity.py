@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from reca.evaluation.benchmark import Judge
-from reca.evaluation.judges import local_models as folders
+from reca.evaluation.judges import local_models
 from reca.evaluation.samples import Row, UnreadableSample, read_image
 from reca.runtime.distributed import choose_device
 from reca.runtime.errors import UserError
@@ -29,7 +29,7 @@ class Encoders:
 
     def __init__(self, root: Path, sources: Sequence[str], device: str) -> None:
         self._root, self._sources, self._device = root, tuple(sources), device
-        self.names = [folders.folder_of(root, source).name for source in sources]
+        self.names = [local_models.judge_folder(root, source).name for source in sources]
 
     def beside(self, judge: Judge) -> Judge:
         """The identity of a judge and these.
@@ -39,7 +39,7 @@ class Encoders:
         """
         if not self._sources:
             return judge
-        mine = folders.identity(self._root, *self._sources)
+        mine = local_models.judge_identity(self._root, *self._sources)
         return Judge(
             name=f"{judge.name}+{mine.name}", version=f"{judge.version}+{mine.version}", accuracy=judge.accuracy
         )
@@ -50,7 +50,7 @@ class Encoders:
 
         try:
             loaded = [
-                ImageEncoder.load(folders.present(self._root, source), choose_device(self._device))
+                ImageEncoder.load(local_models.existing_judge_folder(self._root, source), choose_device(self._device))
                 for source in self._sources
             ]
         except (FileNotFoundError, ValueError) as error:

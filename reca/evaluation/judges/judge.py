@@ -1,4 +1,4 @@
-"""One judge for a benchmark: a model at an endpoint, one in a local folder, or nothing but its stored replies."""
+"""The judge of a benchmark: a model at an endpoint, a model in a local folder, or only its stored replies."""
 
 import ipaddress
 from collections import Counter
@@ -9,10 +9,9 @@ from urllib.parse import urlsplit
 
 from reca.config.evaluate import JudgeLimits, JudgeSettings
 from reca.evaluation.benchmark import Judge
-from reca.evaluation.judges.client import Endpoint, ask, estimate
-from reca.evaluation.judges.rate_limit import Backoff
+from reca.evaluation.judges.client import Backoff, Endpoint, ask, estimate
 from reca.evaluation.judges.reply_cache import Reply, ReplyFile
-from reca.evaluation.judges.requests import FREE, Estimate, Prices, Request, Sampling, check_keys, fingerprint
+from reca.evaluation.judges.requests import FREE, CostEstimate, JudgeSampling, Prices, Request, check_keys, fingerprint
 from reca.runtime.distributed import choose_device
 from reca.runtime.errors import UserError
 from reca.runtime.progress import Progress
@@ -21,46 +20,46 @@ if TYPE_CHECKING:
     from reca.evaluation.judges.vision_language import VisionLanguageModel
 
 
-class Judging:
-    """The judge of one benchmark.
+class JudgeClient:
+    """Access to the judge of one benchmark.
 
     Args:
-        settings: Who is asked, and how.
-        limits: How fast and for how much.
-        root: The project folder, from which a local model's folder is found.
-        replies: The file of stored replies; the score stage names it before it asks.
-        device: Of a local model, as in ``hardware.device``.
+        settings: The judge's model and sampling settings.
+        limits: Rate, concurrency, prices and ceiling.
+        root: The project folder; a local model's folder is relative to it.
+        replies: The file of stored replies; ``reca score`` sets it before asking.
+        device: Device of a local model, as in ``hardware.device``.
     """
 
     def __init__(self, settings: JudgeSettings, limits: JudgeLimits, root: Path, replies: Path, device: str) -> None:
         self.settings, self.limits = settings, limits
         self.file = replies
         self.only_stored = False
-        """Ask nobody: what has no stored reply is failed."""
+        """Send no request: a question without a stored reply counts as failed."""
         self._root, self._device = root, device
-        self._answered_by: set[str] = set()
+        self._model_versions: set[str] = set()
         self._model: VisionLanguageModel | None = None
 
     @property
-    def sampling(self) -> Sampling:
-        """How the judge answers."""
-        return Sampling(self.settings.model, self.settings.max_tokens, self.settings.temperature)
+    def sampling(self) -> JudgeSampling:
+        """The judge's sampling settings."""
+        return JudgeSampling(self.settings.model, self.settings.max_tokens, self.settings.temperature)
 
     @property
     def identity(self) -> Judge:
-        """The judge by its configured name; its version is what the endpoint called itself, once it was asked."""
-        return Judge(name=self.settings.model, version=", ".join(sorted(self._answered_by)) or "no reply")
+        """The judge by its configured name; the version is the endpoint's own name of it, once it has answered."""
+        return Judge(name=self.settings.model, version=", ".join(sorted(self._model_versions)) or "no reply")
 
-    def estimate(self, requests: Sequence[Request]) -> Estimate:
-        """What asking would cost; nothing is sent.
+    def estimate(self, requests: Sequence[Request]) -> CostEstimate:
+        """Return the cost of :meth:`replies`; no request is sent.
 
         Raises:
-            UserError: An image cannot be shown, or it is not known what the endpoint charges.
+            UserError: An image cannot be sent, or the endpoint's prices are unknown.
         """
         return estimate(self._endpoint(), requests, ReplyFile(self.file))
 
     def replies(self, requests: Sequence[Request]) -> dict[str, Reply]:
-        """A reply to every request, by key: from the file, else by asking.
+        """Return a reply to every request, by key: a stored one, else by asking.
 
         Raises:
             UserError: See :func:`reca.evaluation.judges.client.ask`.
@@ -68,32 +67,33 @@ class Judging:
         check_keys(requests)
         stored = ReplyFile(self.file)
         if self.only_stored:
-            found = [self._stored(request, stored) for request in requests]
+            replies = [self._find(request, stored) for request in requests]
         elif self.settings.folder is not None:
-            found = self._ask_here(requests, stored)
+            replies = self._ask_local(requests, stored)
         else:
             endpoint = self._endpoint()
             print(f"judge {self.settings.model}: {estimate(endpoint, requests, stored)}", flush=True)
             progress = Progress(len(requests), "replies")
-            found = ask(endpoint, requests, stored, self.limits.cost_ceiling, progress.update)
-        self._answered_by = {reply.model for reply in found if reply.model}
-        return {reply.key: reply for reply in found}
+            replies = ask(endpoint, requests, stored, self.limits.cost_ceiling, progress.update)
+        self._model_versions = {reply.model for reply in replies if reply.model}
+        return {reply.key: reply for reply in replies}
 
-    def _stored(self, request: Request, stored: ReplyFile) -> Reply:
-        mark = fingerprint(request, self.sampling)
-        reply = stored.find(request.key, mark)
-        return reply or Reply(request.key, mark, "failed", reason="there is no stored reply to this question")
+    def _find(self, request: Request, stored: ReplyFile) -> Reply:
+        digest = fingerprint(request, self.sampling)
+        reply = stored.find(request.key, digest)
+        return reply or Reply(request.key, digest, "failed", reason="there is no stored reply to this question")
 
     def _endpoint(self) -> Endpoint:
         limits = self.limits
         if limits.input_price is not None and limits.output_price is not None:
             prices = Prices(limits.input_price, limits.output_price)
-        elif self.settings.folder is not None or _is_here(self.settings.url):
+        elif self.settings.folder is not None or _is_private(self.settings.url):
             prices = FREE
         else:
             raise UserError(
-                f"what {self.settings.url} charges for {self.settings.model} is not known, so no ceiling can hold: set "
-                "hardware.judge.input_price and hardware.judge.output_price (US dollars per million tokens; 0 if free)"
+                f"the prices of {self.settings.model} at {self.settings.url} are not known, so no ceiling can hold: "
+                "set hardware.judge.input_price and hardware.judge.output_price (US dollars per million tokens; 0 if "
+                "free)"
             )
         return Endpoint(
             self.settings.url,
@@ -106,25 +106,25 @@ class Judging:
             prices,
         )
 
-    def _ask_here(self, requests: Sequence[Request], stored: ReplyFile) -> list[Reply]:
-        found = []
+    def _ask_local(self, requests: Sequence[Request], stored: ReplyFile) -> list[Reply]:
+        replies = []
         progress = Progress(len(requests), "replies")
         for number, request in enumerate(requests, start=1):
-            mark = fingerprint(request, self.sampling)
-            reply = stored.find(request.key, mark)
+            digest = fingerprint(request, self.sampling)
+            reply = stored.find(request.key, digest)
             if reply is None:
                 if self.settings.temperature:
                     raise UserError("a judge in a local folder answers greedily: set its temperature to 0")
-                text = self._local().reply(request.text, request.images, self.settings.max_tokens, request.system)
+                text = self._local_model().reply(request.text, request.images, self.settings.max_tokens, request.system)
                 status: Any = "answered" if text.strip() else "refused"
                 reason = "" if text.strip() else "an empty reply"
-                reply = Reply(request.key, mark, status, text, reason, model=self.settings.model)
+                reply = Reply(request.key, digest, status, text, reason, model=self.settings.model)
                 stored.add(reply)
-            found.append(reply)
+            replies.append(reply)
             progress.update(number)
-        return found
+        return replies
 
-    def _local(self) -> "VisionLanguageModel":
+    def _local_model(self) -> "VisionLanguageModel":
         from reca.evaluation.judges.vision_language import VisionLanguageModel
 
         if self._model is None:
@@ -136,8 +136,8 @@ class Judging:
         return self._model
 
 
-def _is_here(url: str) -> bool:
-    """Whether an address is this machine's or a private network's."""
+def _is_private(url: str) -> bool:
+    """Return whether an address belongs to this machine or a private network."""
     host = urlsplit(url).hostname or ""
     if host == "localhost":
         return True
@@ -147,27 +147,32 @@ def _is_here(url: str) -> bool:
         return False
 
 
-def told(reply: Reply | None, readable: bool) -> dict[str, Any]:
-    """What a score file keeps of a reply: the text as it came, and what became of it."""
+def answer_text(reply: Reply | None) -> str | None:
+    """Return the text of an answer; ``None`` for a refusal, a failure, or a question that was not asked."""
+    return reply.text if reply is not None and reply.status == "answered" else None
+
+
+def reply_record(reply: Reply | None, readable: bool) -> dict[str, Any]:
+    """Return a reply's entry in a score file: its unchanged text, and whether it was read."""
     if reply is None:
         return {"status": "not asked", "reply": ""}
     status = reply.status if reply.status != "answered" else "read" if readable else "unparsable"
     return {"status": status, "reply": reply.text, **({"reason": reply.reason} if reply.reason else {})}
 
 
-def tally(details: Iterable[dict[str, Any]]) -> dict[str, int]:
-    """How many replies were read, unparsable, refused or failed, in any depth of the items' details."""
+def count_replies(details: Iterable[dict[str, Any]]) -> dict[str, int]:
+    """Count the entries of :func:`reply_record` by status, at any depth of the items' details."""
     counts: Counter[str] = Counter()
 
-    def look(value: Any) -> None:
+    def visit(value: Any) -> None:
         if isinstance(value, dict):
             if "status" in value and "reply" in value:
                 counts[value["status"]] += 1
-            for part in value.values():
-                look(part)
+            for child in value.values():
+                visit(child)
         elif isinstance(value, list | tuple):
-            for part in value:
-                look(part)
+            for child in value:
+                visit(child)
 
-    look(list(details))
+    visit(list(details))
     return {status: counts[status] for status in ("read", "unparsable", "refused", "failed", "not asked")}

@@ -1,7 +1,10 @@
-"""Judges that are models in local folders: where they lie and who they are."""
+"""Judges that are models in local folders: their paths, identities, and loading with a strict check of the weights."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from reca.evaluation.benchmark import Judge
 from reca.runtime.errors import UserError
@@ -13,18 +16,18 @@ CONVERTED = "converted_from.json"
 """Written by ``reca.evaluation.judges.convert_mmdet``."""
 
 
-def folder_of(root: Path, source: str) -> Path:
-    """Where the judge ``REPOSITORY@REVISION`` lies."""
+def judge_folder(root: Path, source: str) -> Path:
+    """Return the folder of the judge ``REPOSITORY@REVISION``."""
     return root / JUDGES / source.partition("@")[0].rpartition("/")[2]
 
 
-def present(root: Path, source: str) -> Path:
-    """The folder of a judge.
+def existing_judge_folder(root: Path, source: str) -> Path:
+    """Return the folder of a judge that has been fetched.
 
     Raises:
-        UserError: It is not there.
+        UserError: The folder is missing.
     """
-    folder = folder_of(root, source)
+    folder = judge_folder(root, source)
     if not folder.is_dir():
         raise UserError(
             f"the judge {source} is missing: {folder} does not exist. `reca compose` and `reca evaluate` fetch it from "
@@ -33,19 +36,19 @@ def present(root: Path, source: str) -> Path:
     return folder
 
 
-def identity(root: Path, *sources: str) -> Judge:
-    """One identity for all the models that judge together: their names, and a digest of their weights.
+def judge_identity(root: Path, *sources: str) -> Judge:
+    """Return one identity for models that judge together: their names, and digests of their weights.
 
     Raises:
-        UserError: One is not there.
+        UserError: A model is missing.
     """
-    folders = [present(root, source) for source in sources]
+    folders = [existing_judge_folder(root, source) for source in sources]
     names = "+".join(folder.name for folder in folders)
     return Judge(name=names, version="+".join(weights_digest(folder)[:16] for folder in folders))
 
 
-def origin(folder: Path) -> str:
-    """Which published weights a folder holds, as far as the files beside it tell: a repository, or an mmdet file."""
+def weights_origin(folder: Path) -> str:
+    """Return the repository or mmdet file that a folder's weights came from; empty if unknown."""
     for name, key in ((CONVERTED, "official"), (HUB_SOURCE, "repository")):
         if (folder / name).is_file():
             try:
@@ -53,3 +56,43 @@ def origin(folder: Path) -> str:
             except (ValueError, KeyError):
                 return ""
     return ""
+
+
+@contextmanager
+def explain_load_errors(folder: Path, kind: str) -> Iterator[None]:
+    """Raise transformers' loading errors as a ``ValueError`` that names the folder.
+
+    Args:
+        folder: The folder to load.
+        kind: The expected kind of model, such as ``CLIP``, for the messages.
+
+    Raises:
+        FileNotFoundError: ``config.json`` is missing.
+        ValueError: transformers cannot load the folder.
+    """
+    from safetensors import SafetensorError
+
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder / 'config.json'} is missing: there is no {kind}")
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        raise ValueError(f"{folder} is no {kind} that transformers can load: {error}") from None
+
+
+def load_complete(model_class: Any, folder: Path, kind: str) -> Any:
+    """Load a model of transformers in float32 on the CPU, with all its weights.
+
+    Raises:
+        FileNotFoundError: ``config.json`` is missing.
+        ValueError: The folder holds another model, or lacks weights.
+    """
+    import torch
+
+    with explain_load_errors(folder, kind):
+        network, report = model_class.from_pretrained(
+            folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+        )
+    if absent := sorted(report["missing_keys"]):
+        raise ValueError(f"{folder} lacks {len(absent)} weights of its {kind}, such as {absent[0]}")
+    return network

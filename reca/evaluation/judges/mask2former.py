@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import Mask2FormerForUniversalSegmentation
 
-from reca.evaluation.judges.pretrained import load_whole
+from reca.evaluation.judges.local_models import load_complete
 
 LONG_SIDE, SHORT_SIDE, MULTIPLE = 1333, 800, 32
 MEAN = (123.675, 116.28, 103.53)
@@ -64,7 +64,7 @@ class InstanceSegmenter:
             FileNotFoundError: ``config.json`` is missing.
             ValueError: It is another model, lacks weights, or does not tell COCO's 80 classes apart.
         """
-        network = load_whole(Mask2FormerForUniversalSegmentation, folder, "Mask2Former")
+        network = load_complete(Mask2FormerForUniversalSegmentation, folder, "Mask2Former")
         if network.config.num_labels != CLASSES:
             raise ValueError(
                 f"the Mask2Former in {folder} has {network.config.num_labels} classes, not COCO's {CLASSES}"

@@ -1,4 +1,4 @@
-"""What a judge answered, kept raw in a file that only grows, so that scores can be made of it again for nothing."""
+"""Cache of raw judge replies in an append-only file, so that scores can be recomputed without asking again."""
 
 import fcntl
 import json
@@ -15,22 +15,22 @@ Status = Literal["answered", "refused", "failed"]
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer, or why there is none."""
+    """A judge's answer, or the reason why there is none."""
 
     key: str
     fingerprint: str
-    """Of the question (:func:`reca.evaluation.judges.requests.fingerprint`)."""
+    """Digest of the question (:func:`reca.evaluation.judges.requests.fingerprint`)."""
     status: Status
-    """``refused``: the judge or its filter declined, or wrote nothing. ``failed``: no usable response in all attempts;
-    asked again when the run is repeated. Neither is ever scored."""
+    """``refused``: the judge or its filter declined, or wrote an empty text. ``failed``: no usable response in all
+    attempts; requested again when the run is repeated. Neither is ever scored."""
     text: str = ""
-    """What the judge wrote, as it came."""
+    """The judge's text, unchanged."""
     reason: str = ""
-    """Of a refusal or failure."""
+    """Reason of a refusal or failure."""
     finish_reason: str = ""
-    """``length``: the text was cut off; whether it can be read is for the reader to say."""
+    """``length``: the text was cut off; the benchmark's parser decides whether it is readable."""
     model: str = ""
-    """Which model answered, by the endpoint's own word."""
+    """Model that answered, as named by the endpoint."""
     input_tokens: int = 0
     output_tokens: int = 0
     dollars: float = 0.0
@@ -40,15 +40,15 @@ class Reply:
 
 
 class ReplyFile:
-    """Replies in a file of one JSON object a line, locked while it is read or added to.
+    """Replies in a file of one JSON object a line, locked while it is read or appended to.
 
-    A process that shares the asking does not see what the others add, until it reads the file again.
+    A process does not see replies that other processes append, until it reads the file again.
 
     Args:
-        path: The file; it is made with the first reply.
+        path: The file; created with the first reply.
 
     Raises:
-        UserError: The file holds something else.
+        UserError: The file contains something else.
     """
 
     def __init__(self, path: Path) -> None:
@@ -59,38 +59,38 @@ class ReplyFile:
         with self.path.open("r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             content = file.read()
-            whole = content[: content.rfind(b"\n") + 1]  # a killed process may have left half a line
-            if len(whole) < len(content):
-                file.truncate(len(whole))
-        found = {}
-        for number, line in enumerate(whole.splitlines(), start=1):
+            complete = content[: content.rfind(b"\n") + 1]  # a killed process may have left half a line
+            if len(complete) < len(content):
+                file.truncate(len(complete))
+        replies = {}
+        for number, line in enumerate(complete.splitlines(), start=1):
             try:
                 reply = Reply(**json.loads(line))
             except (ValueError, TypeError) as error:
                 raise UserError(
-                    f"{self.path}, line {number}, is no stored reply ({error}); mend or move the file"
+                    f"{self.path}, line {number}, is not a stored reply ({error}); fix or move the file"
                 ) from None
-            found[reply.key] = reply  # the last one counts
-        return found
+            replies[reply.key] = reply  # the last line of a key counts
+        return replies
 
     def __len__(self) -> int:
         return len(self._replies)
 
     def find(self, key: str, fingerprint: str) -> Reply | None:
-        """The stored reply to this very question; a failure is none."""
+        """Return the stored reply to exactly this question; a failure does not count."""
         reply = self._replies.get(key)
-        fits = reply is not None and reply.fingerprint == fingerprint and reply.status != "failed"
-        return reply if fits else None
+        usable = reply is not None and reply.fingerprint == fingerprint and reply.status != "failed"
+        return reply if usable else None
 
     def all(self) -> list[Reply]:
-        """The last reply of every key."""
+        """Return the last reply of every key."""
         return list(self._replies.values())
 
     def add(self, reply: Reply) -> None:
         """Store a reply; it is on disk when this returns.
 
         Raises:
-            UserError: It cannot be written.
+            UserError: The file cannot be written.
         """
         line = json.dumps(asdict(reply), ensure_ascii=False) + "\n"
         try:

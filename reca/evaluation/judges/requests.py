@@ -1,4 +1,4 @@
-"""What a judge is asked: text and images, in the form of OpenAI's chat completions."""
+"""Requests to a judge: text and images in the form of OpenAI's chat completions."""
 
 import base64
 import hashlib
@@ -11,7 +11,7 @@ from typing import Any
 
 from reca.runtime.errors import UserError
 
-_KINDS = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"RIFF": "webp", b"GIF8": "gif"}
+_IMAGE_TYPES = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"RIFF": "webp", b"GIF8": "gif"}
 
 
 @dataclass(frozen=True)
@@ -19,68 +19,68 @@ class Request:
     """One question to a judge."""
 
     key: str
-    """Tells the questions of a run apart, for instance "<prompt id>/<image>/<what is asked>"."""
+    """Name of the question, unique within a run, for instance "<prompt id>/<image>/<question number>"."""
     text: str
     images: tuple[Path, ...] = ()
-    """Shown after the text, in order."""
+    """Sent after the text, in order."""
     system: str = ""
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How the judge answers; part of what identifies a reply."""
+class JudgeSampling:
+    """Sampling settings of a judge; part of a reply's fingerprint."""
 
     model: str
     max_tokens: int = 1024
     temperature: float | None = 0.0
-    """``None`` leaves it to the endpoint, as some protocols do."""
+    """``None``: the endpoint's default, as some protocols have it."""
     extra: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     """Further members of the request's body, for instance ``chat_template_kwargs`` of vLLM."""
 
 
 @dataclass(frozen=True)
 class Prices:
-    """What an endpoint charges, in US dollars per million tokens, and how many tokens an image is taken for."""
+    """Prices of an endpoint in US dollars per million tokens, and the assumed number of tokens of an image."""
 
     input: float
     output: float
     tokens_per_image: int = 1100
-    """An upper guess: OpenAI's models take 765-1105 for an image of 1024 x 1024."""
+    """Upper estimate: OpenAI's models take 765-1105 for an image of 1024 x 1024."""
 
     def of(self, input_tokens: float, output_tokens: float) -> float:
-        """The price of some tokens in US dollars."""
+        """Return the price of some tokens in US dollars."""
         return (input_tokens * self.input + output_tokens * self.output) / 1e6
 
-    def at_most(self, request: Request, sampling: Sampling) -> float:
-        """The most that one request should cost: three characters a token, and an answer of full length."""
+    def at_most(self, request: Request, sampling: JudgeSampling) -> float:
+        """Return an upper bound of a request's price: three characters a token, and an answer of full length."""
         text = len(request.text) + len(request.system)
         return self.of(text / 3 + 20 + self.tokens_per_image * len(request.images), sampling.max_tokens)
 
 
 FREE = Prices(0.0, 0.0)
-"""An endpoint of one's own."""
+"""Prices of a private endpoint."""
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """What a run would ask and cost."""
+class CostEstimate:
+    """Number of requests of a run, and the cost of those without a stored reply."""
 
     requests: int
     stored: int
-    """Of these have a reply already."""
+    """Requests that have a reply already."""
     at_most: float
-    """US dollars for the others, retries aside."""
+    """US dollars for the others, without retries."""
 
     def __str__(self) -> str:
-        asked = f"{self.requests} requests, {self.stored} of them answered before"
-        return f"{asked}; the rest costs at most ${self.at_most:.2f}"
+        counts = f"{self.requests} requests, {self.stored} of them answered before"
+        return f"{counts}; the rest costs at most ${self.at_most:.2f}"
 
 
-def body_of(request: Request, sampling: Sampling) -> dict[str, Any]:
-    """The JSON body of a request.
+def body_of(request: Request, sampling: JudgeSampling) -> dict[str, Any]:
+    """Return the JSON body of a request.
 
     Raises:
-        UserError: An image is missing or of a kind that endpoints do not take.
+        UserError: An image is missing or of a type that endpoints do not accept.
     """
     content: list[dict[str, Any]] = [{"type": "text", "text": request.text}]
     content += [{"type": "image_url", "image_url": {"url": data_url(path)}} for path in request.images]
@@ -95,23 +95,23 @@ def body_of(request: Request, sampling: Sampling) -> dict[str, Any]:
 
 
 def data_url(path: Path) -> str:
-    """An image file as a URL that holds it, named by what it is and not by its suffix.
+    """Encode an image file as a data URL; its content decides the type, not its suffix.
 
     Raises:
-        UserError: The file is missing or no PNG, JPEG, WebP or GIF.
+        UserError: The file is missing or not a PNG, JPEG, WebP or GIF.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"a judge cannot be shown {path}: {error.strerror}; make the samples first") from None
-    for magic, kind in _KINDS.items():
+        raise UserError(f"{path} cannot be sent to a judge: {error.strerror}; make the samples first") from None
+    for magic, image_type in _IMAGE_TYPES.items():
         if content.startswith(magic):
-            return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-    raise UserError(f"{path} is no PNG, JPEG, WebP or GIF; a judge can be shown nothing else")
+            return f"data:image/{image_type};base64,{base64.b64encode(content).decode()}"
+    raise UserError(f"{path} is not a PNG, JPEG, WebP or GIF, the only images that can be sent to a judge")
 
 
-def fingerprint(request: Request, sampling: Sampling) -> str:
-    """Digest of all that a reply depends on: a stored reply counts only for the very same question.
+def fingerprint(request: Request, sampling: JudgeSampling) -> str:
+    """Return the digest of a request's body: a stored reply counts only for exactly the same question.
 
     Raises:
         UserError: See :func:`body_of`.
@@ -120,13 +120,13 @@ def fingerprint(request: Request, sampling: Sampling) -> str:
 
 
 def check_keys(requests: Iterable[Request]) -> None:
-    """Refuse two questions of one key.
+    """Check that all requests have different keys.
 
     Raises:
-        ValueError: There are two.
+        ValueError: Two requests have the same key.
     """
-    seen: set[str] = set()
+    keys: set[str] = set()
     for request in requests:
-        if request.key in seen:
+        if request.key in keys:
             raise ValueError(f"two requests have the key {request.key!r}")
-        seen.add(request.key)
+        keys.add(request.key)

@@ -1,4 +1,4 @@
-"""A vision-language model of transformers, asked about images one question at a time, greedily."""
+"""Vision-language model of transformers that answers one question about images at a time, greedily."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from reca.evaluation.judges.pretrained import told
+from reca.evaluation.judges.local_models import explain_load_errors
 
 
 class VisionLanguageModel:
-    """A chat model that sees images.
+    """A chat model with image input.
 
     Args:
         network: Any image-text-to-text model of transformers.
@@ -28,27 +28,28 @@ class VisionLanguageModel:
 
         Raises:
             FileNotFoundError: ``config.json`` is missing.
-            ValueError: It is no such model.
+            ValueError: The folder holds another kind of model.
         """
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        with told(folder, "vision-language model"):
+        with explain_load_errors(folder, "vision-language model"):
             network = AutoModelForImageTextToText.from_pretrained(folder, local_files_only=True, dtype=dtype)
             processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
         return cls(network.to(device), processor)
 
     @torch.inference_mode()
     def reply(self, text: str, images: Sequence[Path], max_tokens: int, system: str = "") -> str:
-        """The greedy answer to one question about some images, which stand before the text."""
-        pictures = []
+        """Return the greedy answer to one question; the images come before its text."""
+        loaded_images = []
         for path in images:
             with Image.open(path) as image:
-                pictures.append(image.convert("RGB"))
-        content: list[dict[str, Any]] = [{"type": "image"} for _ in pictures]
+                loaded_images.append(image.convert("RGB"))
+        content: list[dict[str, Any]] = [{"type": "image"} for _ in loaded_images]
         messages: list[dict[str, Any]] = [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
         if system:
             messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
         prompt = self._processor.apply_chat_template(messages, add_generation_prompt=True)
-        inputs = self._processor(text=[prompt], images=pictures or None, return_tensors="pt").to(self._network.device)
-        answer = self._network.generate(**inputs, max_new_tokens=max_tokens, do_sample=False)
-        new = answer[:, inputs["input_ids"].shape[1] :]
-        return str(self._processor.batch_decode(new, skip_special_tokens=True)[0])
+        inputs = self._processor(text=[prompt], images=loaded_images or None, return_tensors="pt")
+        inputs = inputs.to(self._network.device)
+        output = self._network.generate(**inputs, max_new_tokens=max_tokens, do_sample=False)
+        new_tokens = output[:, inputs["input_ids"].shape[1] :]
+        return str(self._processor.batch_decode(new_tokens, skip_special_tokens=True)[0])

@@ -1,4 +1,4 @@
-"""DPG-Bench: from a table of answers to all numbers that the original prints."""
+"""DPG-Bench: a table of answers, and all numbers that the original prints for it."""
 
 import math
 import re
@@ -8,17 +8,15 @@ from typing import Any
 
 from reca.evaluation.benchmarks.dpgbench.rules import (
     Compatibility,
+    DpgSummary,
     ItemAnswers,
-    Summary,
-    item_of,
-    read_exactly,
     read_questions,
     summarise,
 )
 from tests.golden.replays.comparison import MEANS, Folder, Tally, Unusable, read_json
 
 FIRST_ROW_BUG, RECA = "with_first_row_bug", "reca"
-"""What the names of such runs hold, or start with."""
+"""Parts of the names of such runs."""
 NO_RUNS = {"resolution", "pic_num", "answers", "notes", "note", "source"}
 
 
@@ -43,11 +41,12 @@ def _cases(tally: Tally, path: Path) -> None:
         questions = read_questions(path.parent / "questions.csv", compatibility)
         files = [*run["per_image"], *map(_failed_file, run.get("failed", []))]
         images = _images(name, recorded, run)
-        # One whose answers are not recorded has none: it fails, and so does the case.
+        # A file without recorded answers fails, and so does the case.
         entries = [_entry(file, answers, images) for file in files]
+        file_questions = {file: questions.get(_item_of(file, images), []) for file in files}
         try:
-            ours = summarise(questions, entries, compatibility)
-        except ValueError:  # not one could be scored: the original's mean is NaN then
+            ours = summarise(file_questions, entries, compatibility)
+        except ValueError:  # no item could be scored: the original's mean is NaN then
             tally.case(f"{name}, per_image", run["per_image"], dict)
             tally.case(f"{name}, score", run.get("score", math.nan), lambda: math.nan)
             return
@@ -57,7 +56,7 @@ def _cases(tally: Tally, path: Path) -> None:
 
 
 def _images(name: str, recorded: dict[str, Any], run: dict[str, Any]) -> int | None:
-    """How many quadrants a run looked at; ``None`` in RecA's layout, where every file is one image."""
+    """Return the number of quadrants that a run scored; ``None`` in RecA's layout, where every file is one image."""
     if name.startswith(RECA):
         return None
     if match := re.search(r"pic_num_(\d+)", name):
@@ -69,19 +68,28 @@ def _failed_file(line: str) -> str:
     return re.search(r"(\S+\.\w+)", line)[1]
 
 
+def _item_of(file: str, images: int | None) -> str:
+    """Return the item of a file: ``<item>.png`` for a grid, ``<item>_<number>.png`` in RecA's layout."""
+    return file.split("_" if images is None else ".")[0]
+
+
+def read_exactly(reply: str) -> float:
+    """Read a VQA model's answer as the original does: 1 for exactly "yes", 0 for everything else."""
+    return float(reply == "yes")
+
+
 def _entry(file: str, answers: dict[str, Any], images: int | None) -> ItemAnswers:
-    item = item_of(file, one_file_per_sample=images is None)
-    given = answers.get(item, [])
+    replies = answers.get(_item_of(file, images), [])
     if images is None:  # the number in the name is the image; the original reads each file four times
         number = int(file.split("_")[1].split(".")[0])
-        given = given[number : number + 1] * 4
+        replies = replies[number : number + 1] * 4
     else:
-        given = [*given[:images], *[{}] * (images - len(given))]
-    scores = [{int(number): read_exactly(reply) for number, reply in replies.items()} for replies in given]
-    return ItemAnswers(item, tuple(scores), name=file)
+        replies = [*replies[:images], *[{}] * (images - len(replies))]
+    scores = [{int(number): read_exactly(reply) for number, reply in image.items()} for image in replies]
+    return ItemAnswers(file, tuple(scores))
 
 
-def _compare(tally: Tally, name: str, run: dict[str, Any], ours: Summary) -> None:
+def _compare(tally: Tally, name: str, run: dict[str, Any], ours: DpgSummary) -> None:
     for file, expected in run["per_image"].items():
         tally.case(f"{name}, {file}", expected["scores"], partial(lambda f: list(ours.images[f]), file), MEANS)
         tally.case(f"{name}, {file}, average", expected["average"], partial(ours.items.__getitem__, file), MEANS)

@@ -1,14 +1,19 @@
-"""DSG: recorded answers of real VQA models, by DSG's rule and by DPG-Bench's."""
+"""DSG: recorded answers of real VQA models, scored by DSG's rule and by DPG-Bench's."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from reca.evaluation.benchmarks.dpgbench.rules import Dependencies, read_exactly, score_image
-from tests.golden.rank_correlation import kendall, spearman
+from scipy.stats import kendalltau, spearmanr
+
+from reca.evaluation.benchmarks.dpgbench.rules import apply_dependencies
 from tests.golden.replays.comparison import CORRELATIONS, MEANS, Folder, Tally, read_json
+from tests.golden.replays.dpg import read_exactly
+
+Dependencies = Literal["cascade", "raw", "none"]
+"""DPG-Bench's rule, DSG's rule, and no rule."""
 
 RULES: dict[str, Dependencies] = {
     "dsg_with_dependency": "raw",
@@ -25,7 +30,7 @@ TABLE_ROWS = {
     "defying": ("whoops",),
     "text": ("drawtext",),
 }
-"""Rows of DSG's published table, by the data sets that their prompts come from."""
+"""Rows of DSG's published table -> the data sets of their prompts."""
 ONE_DECIMAL = 5.001e-2
 
 
@@ -33,6 +38,25 @@ def replay(folder: Folder) -> None:
     folder.replay("recorded_answers*.json*", _recorded)
     folder.supports("tifa160_answers_likert*.json*")
     folder.replay("published*.json", partial(_published, folder))
+
+
+def score_image(scores: Mapping[int, float], parents: Mapping[int, Sequence[int]], rule: Dependencies) -> float:
+    """Return the share of an image's questions that hold.
+
+    Args:
+        scores: Question number -> 1 or 0.
+        parents: Question number -> the questions that it depends on; 0 means none.
+        rule: ``cascade`` lets a question that was set to 0 take its children with it (DPG-Bench); ``raw`` uses the
+            answers as they were given (DSG); ``none`` changes nothing.
+    """
+    if rule == "cascade":
+        results = apply_dependencies(scores, parents)
+    else:
+        results = dict(scores)
+        for number, required in parents.items():
+            if rule == "raw" and any(parent and scores[parent] == 0 for parent in required):
+                results[number] = 0.0
+    return sum(results.values()) / len(results)
 
 
 def _score(answers: dict[str, str], dependency: dict[str, list[int]], rule: Dependencies) -> float:
@@ -83,7 +107,7 @@ def _means(tally: Tally, recorded: dict[str, Any], items: dict[str, Any]) -> Non
 
 
 def _tables(tally: Tally, published: dict[str, Any], items: dict[str, Any]) -> None:
-    """DSG's table of one decimal: the mean of each data set's items, by its own rule, times 100."""
+    """Compare DSG's table of one decimal: the mean of each data set's items by DSG's rule, times 100."""
     judges = {_plain(judge): judge for case in items.values() for judge in case["answers"]}
     first = published.get("readme_table_pali17b_sd2dot1", {})
     tables = {"pali17b": first, **published.get("rerun_here", {})}
@@ -94,15 +118,15 @@ def _tables(tally: Tally, published: dict[str, Any], items: dict[str, Any]) -> N
         if not isinstance(table, dict) or judge is None:
             continue
         for row in table.keys() & (TABLE_ROWS.keys() | {"all"}):
-            chosen = [
+            scores = [
                 _score(case["answers"][judge], case["dependency"], "raw")
                 for item, case in items.items()
                 if row == "all" or re.sub(r"_?\d+$", "", item) in TABLE_ROWS[row]
             ]
-            if len(chosen) != sizes.get(row, len(chosen)):
-                left_out.add(f"{row} (answers for {len(chosen)} of {sizes[row]} items)")
+            if len(scores) != sizes.get(row, len(scores)):
+                left_out.add(f"{row} (answers for {len(scores)} of {sizes[row]} items)")
             else:
-                tally.case(f"table of {name}, {row}", table[row], lambda s=chosen: 100 * sum(s) / len(s), ONE_DECIMAL)
+                tally.case(f"table of {name}, {row}", table[row], lambda s=scores: 100 * sum(s) / len(s), ONE_DECIMAL)
     if left_out:
         tally.notes.append(f"rows of the published tables: {', '.join(sorted(left_out))}")
 
@@ -112,7 +136,7 @@ def _plain(name: str) -> str:
 
 
 def _correlations(tally: Tally, expected: dict[str, Any], likert: dict[str, Any]) -> None:
-    measures: dict[str, Callable[[list[float], list[float]], float]] = {"spearman": spearman, "kendall": kendall}
+    measures = {"spearman": spearmanr, "kendall": kendalltau}
     for name, by_rule in expected.items():
         rows = [row for row in likert["rows"] if _plain(name).startswith(_plain(row["vqa"]))]
         if not isinstance(by_rule, dict) or not rows:
@@ -124,11 +148,11 @@ def _correlations(tally: Tally, expected: dict[str, Any], likert: dict[str, Any]
             continue
         people = [row["likert"] for row in rows]
         for rule, values in by_rule.items():
-            way: Dependencies = "raw" if rule == "dsg" else "none"
-            scores = [  # DSG's own script gives an item without an answer 0; we would give it none
-                _score(row["answers"], likert["dependency"][row["item"]], way) if row["answers"] else 0.0
-                for row in rows
-            ]
+            dependencies: Dependencies = "raw" if rule == "dsg" else "none"
+            scores = []
+            for row in rows:  # DSG's own script scores an item without answers 0
+                parents = likert["dependency"][row["item"]]
+                scores.append(_score(row["answers"], parents, dependencies) if row["answers"] else 0.0)
             for measure, value in values.items():
                 ours = partial(measures[measure], scores, people)
-                tally.case(f"{name}, {rule}, {measure}", value, ours, CORRELATIONS)
+                tally.case(f"{name}, {rule}, {measure}", value, lambda o=ours: float(o().statistic), CORRELATIONS)

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from reca.evaluation.benchmarks.gedit.rules import Edit, Means, item_score, parse_official, summarise
+from reca.evaluation.benchmarks.gedit.rules import JudgedEdit, Means, item_score, parse_official, summarise
 from tests.golden.replays.comparison import MEANS, Folder, Tally, Unusable, numbered, read_json
 
 MEASURES = ("semantics", "quality", "overall")
@@ -64,13 +64,13 @@ def _single(tally: Tally, path: Path) -> None:
     tally.each(numbered(read_json(path)), compare)
 
 
-def _edits(path: Path) -> list[Edit]:
+def _edits(path: Path) -> list[JudgedEdit]:
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     if not rows:
         raise Unusable(f"{path.name} has no rows")
     return [
-        Edit(
+        JudgedEdit(
             row["task_type"],
             row["instruction_language"],
             _number(row["sementics_score"]),  # spelt so in the original
@@ -86,7 +86,7 @@ def _number(text: str) -> float:
     return float(text) if text.strip() else math.nan
 
 
-def _means(edits: list[Edit], language: str, intersection: bool, groups: list[str]) -> Means | None:
+def _means(edits: list[JudgedEdit], language: str, intersection: bool, groups: list[str]) -> Means | None:
     """``None`` where a group is empty, of which the original makes NaN."""
     try:
         means = summarise([edit for edit in edits if edit.group in groups], language, intersection)
@@ -107,7 +107,9 @@ def _statistics(tally: Tally, path: Path) -> None:
                 tally.case(f"{language}, {table}, {name}", value, ours, MEANS)
 
 
-def _one(edits: list[Edit], language: str, intersection: bool, measure: str, name: str, means: Means | None) -> float:
+def _one(
+    edits: list[JudgedEdit], language: str, intersection: bool, measure: str, name: str, means: Means | None
+) -> float:
     if name.startswith("avg_"):
         return math.nan if means is None else means.macro[MEASURES.index(measure)]
     if means is None:
@@ -133,7 +135,7 @@ def _printed(tally: Tally, path: Path) -> None:
         raise Unusable("it has no line of the form 'group: semantics, quality, overall'")
 
 
-def _row(edits: list[Edit], language: str, intersection: bool, name: str, groups: list[str]) -> list[float]:
+def _row(edits: list[JudgedEdit], language: str, intersection: bool, name: str, groups: list[str]) -> list[float]:
     means = _means(edits, language, intersection, groups if name.startswith("Average") else [name])
     if means is None:
         return [math.nan] * 3

@@ -25,7 +25,7 @@ OVERALL_DIGITS, PERCENT_DIGITS, ROUNDED_TABLE = 5.1e-6, 5.1e-3, 1.01e-2
 
 
 @dataclass
-class Row:
+class RecordedDetection:
     """One recorded detection, in float32 as the detector gave it: thresholds are compared in float32."""
 
     name: str
@@ -89,7 +89,7 @@ def _iou(tally: Tally, path: Path) -> None:
     tally.each(numbered(read_json(path)), compare)
 
 
-def _told(objects: Sequence[Row], name: str) -> list[str]:
+def _told(objects: Sequence[RecordedDetection], name: str) -> list[str]:
     return [str(row.color) for row in objects]
 
 
@@ -101,7 +101,7 @@ def _words(reasons: Sequence[str]) -> list[list[str]]:
 def _logic(tally: Tally, path: Path) -> None:
     def compare(number: str, case: dict[str, Any]) -> None:
         objects = {
-            name: [Row(name, row["box"][:4], row["box"][4], row.get("color")) for row in rows]
+            name: [RecordedDetection(name, row["box"][:4], row["box"][4], row.get("color")) for row in rows]
             for name, rows in case["objects"].items()
         }
         threshold = float(case.get("options", {}).get("position_threshold", 0.1))
@@ -200,7 +200,9 @@ class Stub:
     side: int
     grey: float
 
-    def colors_of(self, image: str, options: dict[str, str], objects: Sequence[Row], name: str) -> list[str]:
+    def colors_of(
+        self, image: str, options: dict[str, str], objects: Sequence[RecordedDetection], name: str
+    ) -> list[str]:
         texts = {
             text: rgb / np.float32(255) - np.float32(self.grey)
             for color, rgb in self.palette.items()
@@ -223,7 +225,7 @@ def _whole(stub: Stub, case: dict[str, Any], wanted: list[str]) -> dict[str, Any
     rows = []
     for found in case["detections"]:
         *box, score = (np.float32(value) for value in found["row"])
-        rows.append(Row(found["cls"], box, score, mask=found.get("mask")))
+        rows.append(RecordedDetection(found["cls"], box, score, mask=found.get("mask")))
     selected = geneval.select(rows, metadata["tag"], options)
     verdict = geneval.evaluate_image(
         selected, metadata, partial(stub.colors_of, case["image"], raw), options.position_threshold

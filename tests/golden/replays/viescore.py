@@ -1,4 +1,4 @@
-"""VIEScore: recorded scores of real judges beside those of people."""
+"""VIEScore: recorded scores of real judges, and of people."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -6,8 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from scipy.stats import spearmanr
+
 from reca.evaluation.benchmarks.gedit.rules import item_score
-from tests.golden.rank_correlation import spearman
 from tests.golden.replays.comparison import CORRELATIONS, PUBLISHED, Folder, Tally, read_json
 
 JUDGEMENTS = "text_guided_ie_judgements*.json*"
@@ -64,7 +65,7 @@ def _compare(tally: Tally, name: str, expected: dict[str, Any], rows: list[dict[
 
 
 def _human(raters: Sequence[Sequence[float]]) -> tuple[float, float, float]:
-    """Means over the raters of both scores and of the root of their product."""
+    """Return means over the raters of both scores and of the root of their product."""
     overall = [math.sqrt(semantics * quality) for semantics, quality in raters]
     columns = [[rater[0] for rater in raters], [rater[1] for rater in raters], overall]
     semantics, quality, both = (sum(column) / len(column) for column in columns)
@@ -72,4 +73,4 @@ def _human(raters: Sequence[Sequence[float]]) -> tuple[float, float, float]:
 
 
 def _correlations(judge: Sequence[Sequence[float]], people: Sequence[Sequence[float]]) -> list[float]:
-    return [spearman(*pair) for pair in zip(judge, people, strict=True)]
+    return [float(spearmanr(*pair).statistic) for pair in zip(judge, people, strict=True)]

@@ -1,24 +1,29 @@
-"""WISE: replies of both versions, score files of all prompts, the published table."""
+"""WISE: replies of both versions, score files of all prompts, the published table.
+
+RecA's copy of the script, which only these cases replay, is reimplemented here.
+"""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from reca.evaluation.benchmarks.wise.rules import (
     CATEGORIES,
+    LEGACY,
     VERIFIED,
     VERSIONS,
-    Summary,
+    WiseSummary,
     parse_legacy,
     parse_verified,
-    reca_scores,
     summarise,
 )
 from tests.golden.replays.comparison import MEANS, PUBLISHED, Folder, Tally, numbered, read_json, read_lines
 
 TWO_DIGITS = 5.001e-3
+MISSING_IN_RECA = 9.9
+"""Written by RecA's copy for a score that it could not read."""
 
 
 def replay(folder: Folder) -> None:
@@ -33,12 +38,12 @@ def _parser(tally: Tally, path: Path) -> None:
             continue
         readers: dict[str, Any] = {
             "legacy": partial(parse_legacy, rule="official"),
-            "reca": partial(parse_legacy, rule="reca"),
+            "reca": reca_parse,
             "verified": partial(parse_verified, rule="official"),
         }
         reader = next((readers[name] for name in readers if version.startswith(name)), None)
         if reader is None:
-            tally.notes.append(f"{version}, which is no version of WISE that we know")
+            tally.notes.append(f"{version}, an unknown version of WISE")
             continue
 
         def compare(name: str, case: dict[str, Any], version: str = version, reader: Any = reader) -> None:
@@ -85,7 +90,7 @@ def _refuses(rows: list[dict[str, Any]], version: Any) -> bool:
     return False
 
 
-def _printed(tally: Tally, name: str, tail: list[str] | None, ours: Callable[[], Summary]) -> None:
+def _printed(tally: Tally, name: str, tail: list[str] | None, ours: Callable[[], WiseSummary]) -> None:
     def shown() -> list[str]:
         return [f"{score:.2f}" for score in (*ours().categories.values(), ours().overall)]
 
@@ -93,6 +98,43 @@ def _printed(tally: Tally, name: str, tail: list[str] | None, ours: Callable[[],
         tally.case(f"{name}, printed row", re.findall(r"\d+\.\d\d", tail[-1]), shown)
         if overall := re.search(r"Overall WiScore: ([\d.]+)", tail[0]):
             tally.case(f"{name}, printed overall", overall[1], lambda: shown()[-1])
+
+
+def reca_parse(reply: str) -> dict[str, float]:
+    """Parse a reply as RecA's copy does: it also accepts full-width colons, and fills in 9.9."""
+    pattern = r"(Consistency|Realism|Aesthetic Quality)\*{0,2}\s*[:\uff1a]?\s*(\d)"
+    digits = {name.lower().replace(" ", "_"): float(d) for name, d in re.findall(pattern, reply, re.IGNORECASE)}
+    return {name: digits.get(name, MISSING_IN_RECA) for name in LEGACY.components}
+
+
+def reca_scores(rows: Iterable[Mapping[str, Any]]) -> dict[str, float] | None:
+    """Return RecA's (and early BAGEL's) legacy scores: the six categories and their plain mean, "Overall".
+
+    Time and space are distinguished by the ``Subcategory``, not by the id. A score of 9.9 (unreadable) voids the
+    culture or the space-time file, though not the science file, whose mean it spoils.
+
+    Returns:
+        Scores in the order in which that script prints them, or ``None`` if it prints none.
+    """
+    totals: dict[str, list[float]] = {"Cultural": []}
+    void = False
+    for row in sorted(rows, key=lambda row: _file_of(row["prompt_id"])):  # one file after another, rows in their order
+        prompt_id, values = row["prompt_id"], [row[name] for name in LEGACY.components]
+        category = LEGACY.category_of(prompt_id).capitalize()
+        if category in ("Time", "Space"):
+            category = "Time" if row["Subcategory"] in ("Longitudinal time", "Horizontal time") else "Space"
+        void |= prompt_id <= 700 and MISSING_IN_RECA in values
+        totals.setdefault("Cultural" if category == "Culture" else category, []).append(LEGACY.score(row))
+    counts = {name: len(values) for name, values in totals.items()}
+    science = sum(counts.get(name, 0) for name in ("Biology", "Physics", "Chemistry"))
+    if void or counts["Cultural"] < 400 or counts.get("Time", 0) + counts.get("Space", 0) < 300 or science < 300:
+        return None
+    means = {name: sum(values) / len(values) for name, values in totals.items()}
+    return {**means, "Overall": sum(means.values()) / len(means)}
+
+
+def _file_of(prompt_id: int) -> int:
+    return 0 if prompt_id <= 400 else 1 if prompt_id <= 700 else 2
 
 
 def _reca(tally: Tally, expected: dict[str, Any], rows: list[dict[str, Any]]) -> None:
@@ -104,7 +146,7 @@ def _reca(tally: Tally, expected: dict[str, Any], rows: list[dict[str, Any]]) ->
 
 
 def _leaderboard(tally: Tally, lines: list[str]) -> None:
-    """Overall follows from the categories, to the digits that each row gives (one published row has two)."""
+    """Compare each overall with its categories, to the digits of the row (one published row has two)."""
     for line in lines:
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
         scores = [float(cell) for cell in cells if re.fullmatch(r"\d?\.\d+", cell)]

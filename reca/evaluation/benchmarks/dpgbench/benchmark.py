@@ -1,9 +1,9 @@
-"""DPG-Bench: does an image show what a long prompt says? A judge answers a yes/no question for every fact of it.
+"""DPG-Bench: does an image match a long prompt? A judge answers a yes/no question for every fact of the prompt.
 
 Hu et al., "ELLA" (arXiv 2403.05135), TencentQQGYLab/ELLA@3c228f1, Apache-2.0. The original's judge (mPLUG-large, in an
-environment of 2022) is in no library that is maintained, so every score made here is a variant, named by its judge.
+environment of 2022) is in no maintained library, so every score made here is a variant, named by its judge.
 
-There is one category, since overall is the mean over prompts; the scores by kind of question stand in the details.
+There is one category, since overall is the mean over prompts; the details contain the scores by kind of question.
 """
 
 import csv
@@ -14,19 +14,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from reca.config import Config
 from reca.config.evaluate import DpgbenchSettings
-from reca.evaluation import prompt_sources as sources
+from reca.evaluation import prompt_sources
 from reca.evaluation.benchmark import ItemScore
-from reca.evaluation.drawing import by_prompt, draw, first_of_each, label, limited, numbered
-from reca.evaluation.judged import Asked, asked_otherwise
+from reca.evaluation.drawing import by_prompt, numbered
+from reca.evaluation.judged import JudgedBenchmark
 from reca.evaluation.samples import Row
 from reca.runtime.errors import UserError
-from reca.runtime.seeding import derive_seed
 
 if TYPE_CHECKING:
-    from reca.evaluation.benchmarks.dpgbench.rules import Question, Summary
+    from reca.evaluation.benchmarks.dpgbench.rules import DpgQuestion, DpgSummary
     from reca.evaluation.judges.reply_cache import Reply
     from reca.evaluation.judges.requests import Request
-    from reca.models.base import Sampling, UnifiedModel
 
 PROMPTS = 1065
 CATEGORY = "all_prompts"
@@ -34,7 +32,7 @@ QUESTION = "{question}\nLook at the image and answer with a single word: yes or 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
-class Dpgbench(Asked[DpgbenchSettings]):
+class Dpgbench(JudgedBenchmark[DpgbenchSettings]):
     """DPG-Bench."""
 
     name: ClassVar[str] = "dpgbench"
@@ -43,88 +41,75 @@ class Dpgbench(Asked[DpgbenchSettings]):
         super().__init__(settings, config, root)
         self.images_per_prompt = settings.images_per_prompt
 
-    @property
-    def protocol(self) -> str:
-        """Never ``official``: the judge is another one."""
-        settings = self._settings
-        return label(
-            [
-                f"judged by {settings.judge.model} instead of mPLUG-large",
-                asked_otherwise(settings.judge, DpgbenchSettings.model_fields["judge"].default),
-                limited(settings.max_prompts),
-                numbered(settings.images_per_prompt, 4),
-                "" if settings.official_quirks else "all questions count (the official script skips the first)",
-            ]
+    def judge_changes(self) -> Sequence[str]:
+        """Return the name of the judge, which is never the original's."""
+        return (f"judged by {self._settings.judge.model} instead of mPLUG-large",)
+
+    def scoring_changes(self) -> Sequence[str]:
+        """Return the differences in number of images and questions."""
+        quirks = self._settings.official_quirks
+        return (
+            numbered(self.images_per_prompt, 4),
+            "" if quirks else "all questions count (the official script skips the first)",
         )
 
     @property
     def _table(self) -> Path:
-        return sources.checked(self.root, self.name) / "dpg_bench.csv"
+        return prompt_sources.verified_folder(self.root, self.name) / "dpg_bench.csv"
 
-    def plan(self) -> list[Row]:
-        """One row per prompt and image, a file each, in RecA's layout: ``<item>_<number>.png``."""
-        return [
-            {
-                "prompt_id": entry["prompt_id"],
-                "category": CATEGORY,
-                "prompt": entry["prompt"],
-                "index": index,
-                "seed": derive_seed(self.name, self.seed, entry["prompt_id"], index),
-                "file": f"{entry['prompt_id']}_{index}.png",
-            }
-            for entry in first_of_each(read_prompts(self._table), self._settings.max_prompts)
-            for index in range(self.images_per_prompt)
-        ]
+    def prompts(self) -> list[Row]:
+        """Return the 1,065 prompts."""
+        return read_prompts(self._table)
+
+    def files(self, prompt: Row, index: int) -> dict[str, str]:
+        """Return RecA's layout, one file an image: ``<item>_<number>.png``."""
+        return {"file": f"{prompt['prompt_id']}_{index}.png"}
 
     def existing_samples(self, folder: Path) -> list[Row]:
-        """The plan's rows for images made elsewhere: a 2 x 2 grid a prompt (official), or a file an image (RecA).
+        """Return the plan's rows for images made elsewhere: a 2 x 2 grid a prompt (official) or a file an image (RecA).
 
         Raises:
-            UserError: The folder holds neither.
+            UserError: The folder has neither layout.
         """
         rows = []
         for row in self.plan():
             row = {key: value for key, value in row.items() if key != "seed"}
-            rows.append({**row, **_find(folder, row["prompt_id"], row["index"])})
+            rows.append({**row, **_find_image(folder, row["prompt_id"], row["index"])})
         if all(row.get("missing") for row in rows):
             raise UserError(f"{folder} holds no image of DPG-Bench's layout: <item>.png (2 x 2) or <item>_<number>.png")
         return rows
 
-    def make(self, model: "UnifiedModel", rows: Sequence[Row], sampling: "Sampling", folder: Path) -> list[Row]:
-        """Draw one image per row."""
-        return draw(model, rows, sampling, folder)
-
     @cached_property
-    def _questions(self) -> "dict[str, list[Question]]":
+    def _questions(self) -> "dict[str, list[DpgQuestion]]":
         from reca.evaluation.benchmarks.dpgbench.rules import CORRECT, OFFICIAL, read_questions
 
         return read_questions(self._table, OFFICIAL if self._settings.official_quirks else CORRECT)
 
     def requests(self, rows: Sequence[Row], folder: Path) -> "list[Request]":
-        """One request per image and question."""
+        """Return one request per image and question."""
         from reca.evaluation.judges.requests import Request
 
         questions = self._questions
-        found = []
+        requests = []
         for row in rows:
-            if (path := self.shown(row, folder)) is not None:
+            if (path := self.image_for_judge(row, folder)) is not None:
                 for question in questions.get(row["prompt_id"], ()):
                     key = f"{row['prompt_id']}/{row['index']}/{question.number}"
-                    found.append(Request(key, QUESTION.format(question=question.text), (path,)))
-        return found
+                    requests.append(Request(key, QUESTION.format(question=question.text), (path,)))
+        return requests
 
     def read(self, rows: Sequence[Row], replies: "Mapping[str, Reply]") -> list[ItemScore]:
-        """An image's value is the share of its questions that hold; a prompt lacking an answer fails as a whole."""
+        """Score each image by the share of its questions that hold; a prompt with an unusable answer fails."""
         from reca.evaluation.benchmarks.dpgbench.rules import read_reply
-        from reca.evaluation.judges.judge import told
+        from reca.evaluation.judges.judge import answer_text, reply_record
 
         questions, details = self._questions, []
         for row in rows:
             answers = {}
             for question in questions.get(row["prompt_id"], ()):
                 reply = replies.get(f"{row['prompt_id']}/{row['index']}/{question.number}")
-                value = read_reply(reply.text) if reply is not None and reply.status == "answered" else None
-                answers[str(question.number)] = {"answer": value, **told(reply, value is not None)}
+                value = read_reply(answer_text(reply))
+                answers[str(question.number)] = {"answer": value, **reply_record(reply, value is not None)}
             details.append({"answers": answers})
         items = by_prompt(rows, [None] * len(rows), details)
         try:
@@ -135,20 +120,19 @@ class Dpgbench(Asked[DpgbenchSettings]):
             ItemScore(i.prompt_id, i.category, scored.get(i.prompt_id, i.values), i.files, i.details) for i in items
         ]
 
-    def _summary(self, items: Sequence[ItemScore]) -> "Summary":
+    def _summary(self, items: Sequence[ItemScore]) -> "DpgSummary":
         from reca.evaluation.benchmarks.dpgbench.rules import CORRECT, OFFICIAL, ItemAnswers, summarise
 
-        answers = [
-            ItemAnswers(
-                item.prompt_id,
-                tuple({int(n): one["answer"] for n, one in detail["answers"].items()} for detail in item.details),
-            )
-            for item in items
-        ]
+        answers = []
+        for item in items:
+            images = [
+                {int(number): entry["answer"] for number, entry in detail["answers"].items()} for detail in item.details
+            ]
+            answers.append(ItemAnswers(item.prompt_id, tuple(images)))
         return summarise(self._questions, answers, OFFICIAL if self._settings.official_quirks else CORRECT)
 
     def details(self, items: Sequence[ItemScore]) -> dict[str, Any]:
-        """Scores by kind of question (ELLA's L1 and L2), why prompts failed, what became of the replies."""
+        """Return scores by kind of question (ELLA's L1 and L2), reasons of failed prompts, and counts of replies."""
         summary = self._summary(items)
         return {
             **super().details(items),
@@ -160,10 +144,10 @@ class Dpgbench(Asked[DpgbenchSettings]):
 
 
 def read_prompts(table: Path) -> list[Row]:
-    """DPG-Bench's prompts: item and text, in the table's order.
+    """Return DPG-Bench's prompts, in the table's order.
 
     Raises:
-        UserError: It is another table.
+        UserError: The file is another table.
     """
     try:
         with table.open(newline="", encoding="utf-8") as file:
@@ -175,8 +159,8 @@ def read_prompts(table: Path) -> list[Row]:
     return [{"prompt_id": item, "category": CATEGORY, "prompt": text} for item, text in texts.items()]
 
 
-def _find(folder: Path, item: str, index: int) -> Row:
-    """What to add to a row for the file that holds this image."""
+def _find_image(folder: Path, item: str, index: int) -> Row:
+    """Return the members of a row that describe the image's file."""
     from PIL import Image
 
     from reca.evaluation.benchmarks.dpgbench.rules import quadrants
@@ -189,7 +173,7 @@ def _find(folder: Path, item: str, index: int) -> Row:
                 with Image.open(grid) as image:
                     return {"file": grid.name, "box": list(quadrants(image.size)[index])}
             except (OSError, ValueError):
-                return {"file": grid.name}  # found unreadable when it is scored
+                return {"file": grid.name}  # counted as unreadable when it is scored
     return {"file": f"{item}_{index}.png", "missing": True}
 
 
@@ -197,7 +181,7 @@ def write_grid(images: Sequence[Any], path: Path) -> None:
     """Write four images of a prompt (PIL, one size) as the 2 x 2 grid of the official layout.
 
     Raises:
-        ValueError: They are not four of one size.
+        ValueError: There are not four images of one size.
     """
     from PIL import Image
 

@@ -1,7 +1,7 @@
 """GEdit-Bench: 606 edits that users asked for, judged as VIEScore does: was it done, and does it look right?
 
 Liu et al., "Step1X-Edit" (arXiv 2504.17761), stepfun-ai/Step1X-Edit@570eba6, Apache-2.0; Ku et al., "VIEScore" (arXiv
-2312.14867). The judge's instructions are written anew after theirs, so every score made here is a variant.
+2312.14867). The judge's instructions are our own after theirs, so every score made here is a variant.
 
 Categories are the eleven groups; a value is a tenth of the original's O, the root of SC times PQ. Overall is the plain
 mean of the groups (G_O).
@@ -17,23 +17,21 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from PIL import Image
 
 from reca.config.evaluate import GeditSettings
-from reca.evaluation import prompt_sources as sources
+from reca.evaluation import prompt_sources
 from reca.evaluation.benchmark import ItemScore
 from reca.evaluation.benchmarks.gedit import rules
-from reca.evaluation.drawing import by_prompt, edit, first_of_each, label, limited
-from reca.evaluation.judged import Asked, asked_otherwise
+from reca.evaluation.drawing import by_prompt
+from reca.evaluation.judged import JudgedEditing
 from reca.evaluation.samples import Row, UnreadableSample, read_image
 from reca.runtime.errors import UserError
 from reca.runtime.files import atomic_folder
-from reca.runtime.seeding import derive_seed
 
 if TYPE_CHECKING:
     from reca.evaluation.judges.reply_cache import Reply
     from reca.evaluation.judges.requests import Request
-    from reca.models.base import Sampling, UnifiedModel
 
 SCALE = 10
-COLUMNS = ["task_type", "key", "instruction", "instruction_language", "input_image_raw", "Intersection_exist"]
+COLUMNS = ("task_type", "key", "instruction", "instruction_language", "Intersection_exist")
 SEMANTICS = """Two images follow: first an original, then an edited version of it. The editor was asked to do this:
 {prompt}
 
@@ -53,115 +51,106 @@ not fit together, 10 if there is none.
 Answer with JSON and nothing else: {{"score": [first, second], "reasoning": "one short sentence"}}"""
 
 
-class Gedit(Asked[GeditSettings]):
+class Gedit(JudgedEditing[GeditSettings]):
     """GEdit-Bench in one language."""
 
     name: ClassVar[str] = "gedit"
 
-    @property
-    def protocol(self) -> str:
-        """Never ``official``: the judge's instructions are our own."""
+    def judge_changes(self) -> Sequence[str]:
+        """Return the judge; its instructions are always our own."""
         settings = self._settings
-        judged = f"GEdit-Bench ({settings.language}) judged by {settings.judge.model} with instructions written anew"
-        return label(
-            [
-                judged,
-                asked_otherwise(settings.judge, GeditSettings.model_fields["judge"].default),
-                limited(settings.max_prompts),
-            ]
-        )
+        return (f"GEdit-Bench ({settings.language}) judged by {settings.judge.model} with instructions written anew",)
 
     @cached_property
     def _folder(self) -> Path:
-        return sources.checked(self.root, self.name)
+        return prompt_sources.verified_folder(self.root, self.name)
 
-    def plan(self) -> list[Row]:
-        """One row per edit, in the original's layout: ``fullset/<group>/<language>/<key>.png`` and its source."""
-        chosen = [row for row in read_prompts(self._folder) if row["language"] == self._settings.language]
-        if Counter(row["category"] for row in chosen) != Counter(rules.ITEMS):
-            counts = dict(Counter(row["category"] for row in chosen))
-            raise UserError(f"{self._folder} holds {counts} in {self._settings.language}, not {dict(rules.ITEMS)}")
-        rows = []
-        for entry in first_of_each(chosen, self._settings.max_prompts):
-            stem = f"fullset/{entry['category']}/{entry['language']}/{entry['prompt_id']}"
-            seed = derive_seed(self.name, self.seed, entry["prompt_id"], 0)
-            rows.append({**entry, "index": 0, "seed": seed, "file": f"{stem}.png", "original": f"{stem}_SRCIMG.png"})
-        unpacked(self._folder, self._settings.language)  # now: while samples are made, several processes may be at it
-        return rows
+    def prompts(self) -> list[Row]:
+        """Return the 606 edits of the configured language.
 
-    def make(self, model: "UnifiedModel", rows: Sequence[Row], sampling: "Sampling", folder: Path) -> list[Row]:
-        """Edit the source of every row."""
+        Raises:
+            UserError: A group has another number of edits.
+        """
         language = self._settings.language
-        sources_folder = unpacked(self._folder, language)
-        try:
-            originals = [read_image(sources_folder, {"file": f"{row['prompt_id']}.png"}) for row in rows]
-        except UnreadableSample as error:
-            raise UserError(f"a source image of GEdit-Bench cannot be read: {error}") from None
-        return edit(model, rows, originals, sampling, folder)
+        prompts = [row for row in read_prompts(self._folder) if row["language"] == language]
+        counts = Counter(row["category"] for row in prompts)
+        if counts != Counter(rules.ITEMS):
+            raise UserError(f"{self._folder} holds {dict(counts)} in {language}, not {dict(rules.ITEMS)}")
+        unpack_sources(self._folder, language)  # now, because several processes may make the samples later
+        return prompts
+
+    def files(self, prompt: Row, index: int) -> dict[str, str]:
+        """Return the original's layout, ``fullset/<group>/<language>/<key>.png``, and the source next to it."""
+        stem = f"fullset/{prompt['category']}/{prompt['language']}/{prompt['prompt_id']}"
+        return {"file": f"{stem}.png", "original": f"{stem}_SRCIMG.png"}
+
+    def source(self, row: Row) -> tuple[Path, str]:
+        """Return the image that a row edits."""
+        return unpack_sources(self._folder, self._settings.language), f"{row['prompt_id']}.png"
 
     def requests(self, rows: Sequence[Row], folder: Path) -> "list[Request]":
-        """Two requests per edit: source and edit for SC, the edit alone for PQ; the edit in its source's size."""
+        """Return two requests per edit: source and edit for SC, the edit alone, in its source's size, for PQ."""
         from reca.evaluation.judges.requests import Request
 
-        found = []
+        requests = []
         for row in rows:
             try:
                 source = read_image(folder, row, "original")
             except UnreadableSample as error:
                 raise UserError(f"{folder}: {error}; delete it and run `reca generate` again") from None
-            if (path := self.shown(row, folder, like=source)) is not None:
+            if (path := self.image_for_judge(row, folder, like=source)) is not None:
                 both = (folder / row["original"], path)
-                found.append(Request(f"{row['prompt_id']}/SC", SEMANTICS.format(prompt=row["prompt"]), both))
-                found.append(Request(f"{row['prompt_id']}/PQ", QUALITY.format(), (path,)))
-        return found
+                requests.append(Request(f"{row['prompt_id']}/SC", SEMANTICS.format(prompt=row["prompt"]), both))
+                requests.append(Request(f"{row['prompt_id']}/PQ", QUALITY.format(), (path,)))
+        return requests
 
     def read(self, rows: Sequence[Row], replies: "Mapping[str, Reply]") -> list[ItemScore]:
-        """A tenth of O of every edit; both replies must be readable."""
-        from reca.evaluation.judges.judge import told
+        """Score every edit by a tenth of its O; both replies must be readable."""
+        from reca.evaluation.judges.judge import answer_text, reply_record
 
         values: list[float | None] = []
         details = []
         for row in rows:
             detail: dict[str, Any] = {"intersection": row["intersection"]}
-            for what in ("SC", "PQ"):
-                reply = replies.get(f"{row['prompt_id']}/{what}")
-                scores = rules.parse_strict(reply.text) if reply and reply.status == "answered" else None
-                detail[what] = {"score": None if scores is None else min(scores), **told(reply, scores is not None)}
-            smallest = detail["SC"]["score"], detail["PQ"]["score"]
-            scored = None not in smallest
-            values.append(rules.item_score([smallest[0]], [smallest[1]])[2] / SCALE if scored else None)
+            for aspect in ("SC", "PQ"):
+                reply = replies.get(f"{row['prompt_id']}/{aspect}")
+                text = answer_text(reply)
+                scores = None if text is None else rules.parse_strict(text)
+                score = None if scores is None else min(scores)
+                detail[aspect] = {"score": score, **reply_record(reply, score is not None)}
+            semantics, quality = detail["SC"]["score"], detail["PQ"]["score"]
+            readable = semantics is not None and quality is not None
+            values.append(rules.item_score([semantics], [quality])[2] / SCALE if readable else None)
             details.append(detail)
         return by_prompt(rows, values, details)
 
     def details(self, items: Sequence[ItemScore]) -> dict[str, Any]:
-        """In the original's unit, 0-10: G_SC, G_PQ and G_O of all edits and of the intersection subset."""
-        language, found = self._settings.language, super().details(items)
-        edits = [
-            rules.Edit(
-                item.category, language, one["SC"]["score"], one["PQ"]["score"], intersection=one["intersection"]
-            )
-            for item in items
-            for one in item.details
-        ]
+        """Return, in the original's unit 0-10, G_SC, G_PQ and G_O of all edits and of the intersection subset."""
+        language, details = self._settings.language, super().details(items)
+        edits = []
+        for item in items:
+            for detail in item.details:
+                scores = detail["SC"]["score"], detail["PQ"]["score"]
+                edits.append(rules.JudgedEdit(item.category, language, *scores, intersection=detail["intersection"]))
         for name, subset in (("full_set", False), ("intersection", True)):
             try:
                 semantics, quality, overall = rules.summarise(edits, language, subset).macro
-                found[name] = {"G_SC": semantics, "G_PQ": quality, "G_O": overall}
+                details[name] = {"G_SC": semantics, "G_PQ": quality, "G_O": overall}
             except ValueError as error:
-                found[name] = {"no_score_because": str(error)}
-        return found
+                details[name] = {"no_score_because": str(error)}
+        return details
 
 
-def _rows_of(folder: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Rows of a data set's files.
+def _read_rows(folder: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of the data set's Parquet and Arrow files.
 
     Raises:
-        UserError: A file or a column is not as expected.
+        UserError: A file is damaged or lacks a column.
     """
     import pyarrow as pa
     from pyarrow import ipc, parquet
 
-    for path in sources.data_files(folder):
+    for path in prompt_sources.data_files(folder):
         try:
             if path.suffix == ".parquet":
                 for batch in parquet.ParquetFile(path).iter_batches(batch_size=16, columns=list(columns)):
@@ -171,14 +160,14 @@ def _rows_of(folder: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
                     for batch in stream:
                         yield from batch.select(list(columns)).to_pylist()
         except (pa.ArrowInvalid, pa.ArrowKeyError, KeyError, OSError) as error:
-            raise UserError(f"{path} is not GEdit-Bench's data ({error}); delete {folder} and fetch it anew") from None
+            raise UserError(f"{path} is not GEdit-Bench's data ({error}); delete {folder} and fetch it again") from None
 
 
 def read_prompts(folder: Path) -> list[Row]:
-    """All edits in both languages; images are left where they are.
+    """Return all edits in both languages, without their images.
 
     Raises:
-        UserError: See :func:`_rows_of`.
+        UserError: A file is damaged or lacks a column.
     """
     return [
         {
@@ -188,12 +177,12 @@ def read_prompts(folder: Path) -> list[Row]:
             "language": str(row["instruction_language"]),
             "intersection": bool(row["Intersection_exist"]),
         }
-        for row in _rows_of(folder, [name for name in COLUMNS if name != "input_image_raw"])
+        for row in _read_rows(folder, COLUMNS)
     ]
 
 
-def unpacked(folder: Path, language: str) -> Path:
-    """The folder with the source images of one language, ``<key>.png``, which are taken out of the data once.
+def unpack_sources(folder: Path, language: str) -> Path:
+    """Return the folder with the source images of one language, ``<key>.png``, extracted from the data on first use.
 
     Raises:
         UserError: An image cannot be read.
@@ -202,7 +191,7 @@ def unpacked(folder: Path, language: str) -> Path:
     if target.is_dir():
         return target
     with atomic_folder(target) as temporary:
-        for row in _rows_of(folder, ["key", "instruction_language", "input_image_raw"]):
+        for row in _read_rows(folder, ["key", "instruction_language", "input_image_raw"]):
             if row["instruction_language"] == language:
                 stored = row["input_image_raw"]
                 try:

@@ -1,12 +1,12 @@
-"""GEdit-Bench's and VIEScore's scoring rules, pure: from a judge's replies to scores of 0-10.
+"""GEdit-Bench's and VIEScore's scoring rules, pure functions from a judge's replies to scores of 0-10.
 
 After Liu et al., "Step1X-Edit" (arXiv 2504.17761; stepfun-ai/Step1X-Edit@570eba6, Apache-2.0) and Ku et al., "VIEScore"
-(arXiv 2312.14867; TIGER-AI-Lab/VIEScore@2cbea4e, MIT), written anew from the rules and proven on what the originals
-answer (``tests/golden/gedit``, ``tests/golden/viescore``).
+(arXiv 2312.14867; TIGER-AI-Lab/VIEScore@2cbea4e, MIT), written independently from the rules and proven on the
+originals' answers (``tests/golden/gedit``, ``tests/golden/viescore``).
 
 A judge is asked twice about an edit: for semantic consistency (SC: edit success, over-editing) and perceptual quality
 (PQ: naturalness, artefacts). Each is the smaller of its two scores, and the edit's score is the root of their product.
-Where a reply cannot be read the original draws a random number. Nothing here ever does.
+The original draws a random number for an unreadable reply; this code never does.
 """
 
 import json
@@ -32,7 +32,7 @@ ITEMS: Mapping[str, int] = MappingProxyType(
         "tone_transfer": 40,
     }
 )
-"""Edits of each group in one language: 606."""
+"""Number of edits of each group in one language, 606 in all."""
 LANGUAGES = ("en", "cn")
 DELIMITER = "||V^=^V||"
 RATE_LIMITED = "rate_limit_exceeded"
@@ -41,16 +41,16 @@ NUMBER_REASONING = "System: output is simply a number"
 
 
 @dataclass(frozen=True)
-class Edit:
+class JudgedEdit:
     """One judged edit."""
 
     group: str
     language: str
     semantics: float | None
-    """0..10; ``None`` where the judge gave no usable reply."""
+    """0..10; ``None`` without a usable reply."""
     quality: float | None
     intersection: bool = False
-    """The data's flag ``Intersection_exist``: whether the edit belongs to the subset that papers also report."""
+    """The data's flag ``Intersection_exist``: the edit belongs to the subset that papers also report."""
 
 
 @dataclass(frozen=True)
@@ -62,30 +62,22 @@ class Means:
     quality: Mapping[str, float]
     overall: Mapping[str, float]
     """Per group: mean of the edits' scores, not the root of the means."""
-    expected: int
-    scored: int
-
-    @property
-    def failed(self) -> int:
-        """Edits without a usable reply; they are in no mean."""
-        return self.expected - self.scored
 
     @property
     def macro(self) -> tuple[float, float, float]:
-        """Plain means over the groups of semantics, quality and overall; the last is "G_O", what tables show."""
+        """Plain means over the groups of semantics, quality and overall; the last is "G_O", the published score."""
         return _mean(self.semantics), _mean(self.quality), _mean(self.overall)
 
 
 def parse_official(reply: str) -> Any:
-    """What the original reads in a reply, before it asks again or guesses.
+    """Parse a reply as the original does, before it asks again or guesses.
 
-    Between two delimiters or from the first "{" to the last "}" stands JSON with a list ``score``; a single score
-    becomes a list. A lone list of two whole numbers and a lone whole number from 0 to 10 count too. What is no JSON is
-    mended once (names in quotes, numbers in lists, all else in quotes) and taken as it comes, with or without a
-    ``score``.
+    It expects JSON with a list ``score`` between two delimiters or from the first "{" to the last "}"; a single score
+    becomes a list. A bare list of two whole numbers and a bare whole number from 0 to 10 count too. Invalid JSON is
+    repaired once (names in quotes, numbers in lists, all else in quotes) and returned with or without a ``score``.
 
     Returns:
-        A dictionary (or what else the JSON is), :data:`RATE_LIMITED`, or ``False`` where nothing could be read.
+        A dictionary (or another JSON value), :data:`RATE_LIMITED`, or ``False`` for an unreadable reply.
 
     Raises:
         json.JSONDecodeError: A list of two numbers that JSON does not allow, such as [07, 8].
@@ -102,19 +94,19 @@ def parse_official(reply: str) -> Any:
         return False
     text = reply[start:end].strip().replace("\n", "")
     try:
-        read = json.loads(text)
-        if not isinstance(read["score"], list):
-            read["score"] = [read["score"]]
+        parsed = json.loads(text)
+        if not isinstance(parsed["score"], list):
+            parsed["score"] = [parsed["score"]]
     except (ValueError, TypeError, KeyError, IndexError, RecursionError):
         try:
-            return json.loads(_mend(text))
+            return json.loads(_repair(text))
         except (ValueError, RecursionError):
             return False
-    return read
+    return parsed
 
 
 def _parse_bare(reply: str) -> Any:
-    """A reply without JSON: a list of two numbers, or one number."""
+    """Parse a reply without JSON: a list of two numbers, or one number."""
     listed = reply[reply.find("[") : reply.rfind("]") + 1]
     if re.match(r"^\[\d+, ?\d+\]$", listed):
         return {"score": json.loads(listed), "reasoning": LIST_REASONING}
@@ -125,8 +117,8 @@ def _parse_bare(reply: str) -> Any:
     return {"score": [number], "reasoning": NUMBER_REASONING} if 0 <= number <= 10 else False
 
 
-def _mend(text: str) -> str:
-    """Quote names and values of something that is nearly JSON, the original's way."""
+def _repair(text: str) -> str:
+    """Quote names and values of nearly valid JSON, as the original does."""
 
     def quoted(match: re.Match[str]) -> str:
         name, value, end = match[1], match[2].strip(), match[3]
@@ -140,15 +132,15 @@ def _mend(text: str) -> str:
 
 
 def parse_strict(reply: str) -> tuple[float, float] | None:
-    """The two scores of a reply, or ``None`` unless there are exactly two, numbers from 0 to 10.
+    """Parse the two scores of a reply; ``None`` unless there are exactly two, from 0 to 10.
 
-    Where the original looks, and by its mending, but "7" in quotes is a number and a single score is no answer.
+    The JSON is found and repaired as in the original, but "7" in quotes is a number and a single score is unreadable.
     """
     try:
-        read = parse_official(reply)
+        parsed = parse_official(reply)
     except ValueError:
         return None
-    scores = read.get("score") if isinstance(read, dict) else None
+    scores = parsed.get("score") if isinstance(parsed, dict) else None
     if not isinstance(scores, list) or len(scores) != 2:
         return None
     first, second = map(_number, scores)
@@ -166,9 +158,9 @@ def _number(value: Any) -> float | None:
 
 
 def item_score(semantics: Sequence[float], quality: Sequence[float]) -> tuple[float, float, float]:
-    """SC, PQ and overall of one edit: min, min, and the root of their product.
+    """Return SC, PQ and overall of one edit: min, min, and the root of their product.
 
-    Nothing is said about the scale, as in the original: readers see to that.
+    The scale is not checked, as in the original: the parsers do that.
 
     Raises:
         ValueError: A list is empty, or one of the two is negative.
@@ -177,33 +169,33 @@ def item_score(semantics: Sequence[float], quality: Sequence[float]) -> tuple[fl
     return *smallest, math.sqrt(smallest[0] * smallest[1])
 
 
-def summarise(edits: Iterable[Edit], language: str, intersection: bool = False) -> Means:
-    """Mean scores of one language.
+def summarise(edits: Iterable[JudgedEdit], language: str, intersection: bool = False) -> Means:
+    """Return the mean scores of one language.
 
     Args:
-        edits: All edits; those of other languages are passed over.
-        language: ``en`` or ``cn`` (the original's ``zh`` matches nothing and gives NaN).
-        intersection: Only the subset that is flagged so.
+        edits: All edits; those of other languages are ignored.
+        language: ``en`` or ``cn`` (the original's ``zh`` matches no edit and gives NaN).
+        intersection: Use only the flagged subset.
 
     Raises:
-        ValueError: No edit of this language (and subset) could be scored, or none of one of its groups: a mean over the
-            groups would leave that group out unseen.
+        ValueError: A group, or the whole language (and subset), has no scored edit: a mean over the groups would
+            silently omit that group.
     """
-    chosen = [edit for edit in edits if edit.language == language and (edit.intersection or not intersection)]
-    groups: dict[str, list[tuple[float, float, float]]] = {edit.group: [] for edit in chosen}
-    for edit in chosen:
+    selected = [edit for edit in edits if edit.language == language and (edit.intersection or not intersection)]
+    groups: dict[str, list[tuple[float, float, float]]] = {edit.group: [] for edit in selected}
+    for edit in selected:
         if edit.semantics is not None and edit.quality is not None:
             groups[edit.group].append(item_score([edit.semantics], [edit.quality]))
     subset = " of the intersection" if intersection else ""
     if empty := [group for group, scores in groups.items() if not scores]:
-        raise ValueError(f"not one edit{subset} in {language!r} was scored of {', '.join(empty)}")
+        raise ValueError(f"no edit{subset} in {language!r} was scored in {', '.join(empty)}")
     if not groups:
         raise ValueError(f"there is no edit{subset} in {language!r}; the data has {' and '.join(LANGUAGES)}")
     semantics, quality, overall = (
-        {group: sum(score[which] for score in scores) / len(scores) for group, scores in groups.items()}
-        for which in range(3)
+        {group: sum(score[column] for score in scores) / len(scores) for group, scores in groups.items()}
+        for column in range(3)
     )
-    return Means(semantics, quality, overall, expected=len(chosen), scored=sum(map(len, groups.values())))
+    return Means(semantics, quality, overall)
 
 
 def _mean(values: Mapping[str, float]) -> float:

@@ -60,11 +60,11 @@ class Geneval:
     @property
     def protocol(self) -> str:
         """What is not the original's; never ``official``, for colours are told in float32 and not under autocast."""
-        from reca.evaluation.judges import local_models as folders
+        from reca.evaluation.judges import local_models
 
         settings, clip = self._settings, self._settings.clip.partition("@")[0]
-        detector = folders.folder_of(self._root, settings.detector)
-        official = folders.origin(detector).startswith("mask2former_swin-s")
+        detector = local_models.judge_folder(self._root, settings.detector)
+        official = local_models.weights_origin(detector).startswith("mask2former_swin-s")
         return label(
             [
                 limited(settings.max_prompts),
@@ -78,9 +78,9 @@ class Geneval:
     @cached_property
     def judge(self) -> Judge:
         """Detector and colour head."""
-        from reca.evaluation.judges import local_models as folders
+        from reca.evaluation.judges import local_models
 
-        return folders.identity(self._root, self._settings.detector, self._settings.clip)
+        return local_models.judge_identity(self._root, self._settings.detector, self._settings.clip)
 
     @cached_property
     def _detector(self) -> "GenevalDetector":
@@ -158,14 +158,16 @@ class GenevalDetector:
     """Detector and colour head, loaded once."""
 
     def __init__(self, root: Path, settings: GenevalSettings, device: str, short_side: int) -> None:
-        from reca.evaluation.judges import local_models as folders
+        from reca.evaluation.judges import local_models
         from reca.evaluation.judges.clip import Clip
         from reca.evaluation.judges.mask2former import InstanceSegmenter
 
         where = choose_device(device)
         try:
-            self._detector: InstanceSegmenter = InstanceSegmenter.load(folders.present(root, settings.detector), where)
-            self._clip: Clip = Clip.load(folders.present(root, settings.clip), where)
+            self._detector: InstanceSegmenter = InstanceSegmenter.load(
+                local_models.existing_judge_folder(root, settings.detector), where
+            )
+            self._clip: Clip = Clip.load(local_models.existing_judge_folder(root, settings.clip), where)
         except (FileNotFoundError, ValueError) as error:
             raise UserError(f"{error}; delete the folder and let `reca compose` fetch it again") from None
         self._detector.short_side = short_side

@@ -1,10 +1,10 @@
 """MME: 2,374 yes/no questions in 14 subtasks, two about each of 1,187 images.
 
-Fu et al., "MME" (arXiv 2306.13394). The images are for academic research: brought by the user, never passed on. Asked
-as in the script that InternVL, BAGEL and RecA share: the question as it is, then the wish for a single word.
+Fu et al., "MME" (arXiv 2306.13394). The images are for academic research: provided by the user, never passed on. The
+prompt is that of the script that InternVL, BAGEL and RecA share: the question, then the request for a single word.
 
-Categories are the subtasks; values are such that their mean is MME's points of the subtask, over 200: the mean of
-accuracy over questions and accuracy over images. So overall, the plain mean, is the sum of all points over 2,800.
+Categories are the subtasks; the mean of a subtask's values is its MME points divided by 200: the mean of accuracy over
+questions and accuracy over images. So overall, the plain mean, is the sum of all points divided by 2,800.
 """
 
 from collections import Counter
@@ -15,8 +15,7 @@ from typing import Any, ClassVar
 
 from reca.evaluation.benchmark import ItemScore
 from reca.evaluation.benchmarks.mme import rules
-from reca.evaluation.question_answering import QuestionSet, yes_or_no
-from reca.evaluation.questions import SHORT_ANSWER
+from reca.evaluation.question_answering import SHORT_ANSWER, QuestionSet, yes_or_no
 from reca.evaluation.samples import Row
 from reca.runtime.errors import UserError
 
@@ -28,14 +27,15 @@ class Mme(QuestionSet):
     counts = rules.QUESTIONS
 
     def plan(self) -> list[Row]:
-        """As of all question sets; two questions about every image."""
+        """Return one row per question, after checking that there are two about every image."""
         rows = super().plan()
-        if odd := [name for name, asked in Counter(row["prompt_id"] for row in rows).items() if asked != 2]:
+        counts = Counter(row["prompt_id"] for row in rows)
+        if odd := [prompt_id for prompt_id, count in counts.items() if count != 2]:
             raise UserError(f"MME asks two questions about an image, but not about {len(odd)} here, such as {odd[0]}")
         return rows
 
-    def entry(self, question: Row) -> Row:
-        """The questions of one image make a prompt: one ``question_id`` as on the hub, or one file."""
+    def plan_row(self, question: Row) -> Row:
+        """Return a question's row; a prompt is an image: one ``question_id`` as on the hub, or one file."""
         category = str(question.get("category"))
         return {
             "prompt_id": f"{category}/{question.get('question_id') or question['image']}",
@@ -45,22 +45,22 @@ class Mme(QuestionSet):
             "image": question["image"],
         }
 
-    def verdict(self, row: Row) -> bool | None:
-        """By the reply's first four characters."""
-        said = rules.parse(row["answer"], self._settings.scoring)
-        return None if said == "other" else said == row["expected"]
+    def is_right(self, row: Row) -> bool | None:
+        """Compare the answer in the reply's first four characters."""
+        answer = rules.parse(row["answer"], self._settings.scoring)
+        return None if answer == "other" else answer == row["expected"]
 
     def score(self, rows: Sequence[Row], folder: Path) -> list[ItemScore]:
-        """A right answer counts half, and another half where all answers about the image are right."""
+        """Score a right answer with 0.5, and with 1 if all answers about the image are right."""
         return [
             replace(item, values=tuple(((value or 0.0) + all(item.values)) / 2 for value in item.values))
             for item in super().score(rows, folder)
         ]
 
     def details(self, items: Sequence[ItemScore]) -> dict[str, Any]:
-        """MME's points as well: 0-200 a subtask, perception of 2,000, cognition of 800."""
+        """Return MME's points as well: 0-200 a subtask, perception up to 2,000, cognition up to 800."""
         rows = [
-            rules.Row(item.category, item.prompt_id, detail["expected"], detail["answer"])
+            rules.MmeAnswer(item.category, item.prompt_id, detail["expected"], detail["answer"])
             for item in items
             for detail in item.details
         ]

@@ -1,14 +1,13 @@
-"""MMMU's scoring rules, pure: letters of multiple choice and short answers.
+"""MMMU's scoring rules, pure functions: letters of multiple choice, and short answers.
 
 After Yue et al., "MMMU" (arXiv 2311.16502; MMMU-Benchmark/MMMU@51ce7f3, Apache-2.0), in the form that InternVL, BAGEL
-and RecA share, and of lmms-eval (MIT), written anew from the rules and proven on what they answer
-(``tests/golden/understanding``). Where the original draws a letter at random, nothing here does: such a reply is
+and RecA share, and of lmms-eval (MIT), written independently from the rules and proven on their answers
+(``tests/golden/understanding``). The original draws a letter at random for an unreadable reply; here such a reply is
 unparsable, counted and wrong.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 SUBJECTS = (
@@ -19,7 +18,7 @@ SUBJECTS = (
     "Physics", "Psychology", "Public_Health", "Sociology",
 )  # fmt: skip
 QUESTIONS = dict.fromkeys(SUBJECTS, 30)
-"""Of the validation split by subject, 900 in all: 847 of multiple choice and 53 with a short answer."""
+"""Questions of the validation split by subject, 900 in all: 847 of multiple choice, 53 with a short answer."""
 
 Rule = Literal["official", "lmms-eval"]
 
@@ -31,52 +30,44 @@ _NUMBERS = (
 _BEFORE_ANSWERS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
 
 
-@dataclass(frozen=True)
-class Summary:
-    """Accuracy over questions."""
-
-    accuracy: float
-    right: int
-    total: int
-    unparsable: int
-
-
 def parse_choice(reply: str, letters: Sequence[str], options: Mapping[str, str], rule: Rule = "official") -> str | None:
-    """The letter that a reply chooses, or ``None`` where the original would draw one at random.
+    """Return the letter that a reply chooses, or ``None`` if the original would draw one at random.
 
-    In this order: letters in brackets; letters between blanks; and where the reply has more than five words, the
-    options' text. Of several the last counts. lmms-eval takes a letter before a blank or, failing that, before a full
+    In this order: letters in brackets; letters between blanks; and, if the reply has more than five words, the text of
+    the options. Of several the last counts. lmms-eval accepts a letter before a blank or, failing that, before a full
     stop.
 
     Args:
-        reply: What the model wrote.
+        reply: The model's text.
         letters: The question's letters, for instance A to D.
         options: Letter -> the option's text.
-        rule: Whose reading.
+        rule: The parsing rule.
     """
     for mark in ",.!?;:'":
         reply = reply.strip(mark)
     text = f" {reply} "
     forms = ["({})", " {} "] if rule == "official" else ["({})", "{} ", "{}."]
     for form in forms:
-        if found := [letter for letter in letters if form.format(letter) in text]:
-            last_form = "({})" if form == "({})" else " {} "  # the original looks for the last one so
-            return max(found, key=lambda letter: text.rfind(last_form.format(letter)))
+        if matches := [letter for letter in letters if form.format(letter) in text]:
+            last_form = "({})" if form == "({})" else " {} "  # the original searches the last one in this form
+            return max(matches, key=lambda letter: text.rfind(last_form.format(letter)))
     if len(text.split()) > 5:
         lower = text.lower()
-        if found := [letter for letter, option in options.items() if option.lower() in lower]:
-            return max(found, key=lambda letter: lower.rfind(options[letter].lower()))
+        if matches := [letter for letter, option in options.items() if option.lower() in lower]:
+            return max(matches, key=lambda letter: lower.rfind(options[letter].lower()))
     return None
 
 
 def parse_open(reply: str) -> list[str | float]:
-    """What a reply to a short-answer question may mean: phrases that follow "is", "answer" and the like, and numbers.
+    """Return the possible answers in a reply to a short-answer question: phrases after "is" etc., and numbers.
 
-    Each sentence gives what stands behind the last such word, the shortest of these; without any the whole reply
-    counts. Numbers are rounded to two digits.
+    Each sentence gives the shortest of the phrases that follow the last "is", the last "answer" etc.; without any, the
+    whole reply counts. Numbers are rounded to two digits.
     """
     text = reply.strip().strip(".").lower()
-    sentences = re.split(r"\.\s(?=[A-Z])|\n", text)  # in lower case only line breaks part sentences, as in the original
+    sentences = re.split(
+        r"\.\s(?=[A-Z])|\n", text
+    )  # in lower case only line breaks separate sentences, as in the original
     phrases = []
     for number, sentence in enumerate(sentences):
         words = _BEFORE_ANSWERS + (("=",) if number == len(sentences) - 1 else ())
@@ -93,7 +84,7 @@ def parse_open(reply: str) -> list[str | float]:
 
 
 def _normalise(text: str) -> list[str | float]:
-    """A number rounded to two digits, or text in lower case; a single letter only with a blank beside it."""
+    """Return a number rounded to two digits, or text in lower case; a single letter only with an adjacent blank."""
     text = text.strip()
     try:
         return [round(float(text.replace(",", "")), 2)]
@@ -103,25 +94,12 @@ def _normalise(text: str) -> list[str | float]:
 
 
 def open_is_right(gold: str | Sequence[str], reply: str) -> bool:
-    """Whether a reply holds one of the right short answers: an equal number, or text within text."""
+    """Return whether a reply contains one of the right short answers: an equal number, or text within text."""
     answers = [value for answer in ([gold] if isinstance(gold, str) else gold) for value in _normalise(answer)]
-    for said in parse_open(reply):
-        if isinstance(said, str):
-            if any(isinstance(answer, str) and answer in said for answer in answers):
+    for candidate in parse_open(reply):
+        if isinstance(candidate, str):
+            if any(isinstance(answer, str) and answer in candidate for answer in answers):
                 return True
-        elif said in answers:
+        elif candidate in answers:
             return True
     return False
-
-
-def summarise(results: Iterable[bool | None]) -> Summary:
-    """Accuracy over all questions, whatever their kind; ``None`` is unparsable, hence wrong.
-
-    Raises:
-        ValueError: There are no results.
-    """
-    values = list(results)
-    if not values:
-        raise ValueError("there are no answers to score")
-    right = sum(value is True for value in values)
-    return Summary(right / len(values), right, len(values), unparsable=values.count(None))

@@ -1,7 +1,8 @@
-"""POPE's scoring rules, pure: does an object appear in the image?
+"""POPE's scoring rules, pure functions: does an object appear in the image?
 
 After Li et al., "POPE" (arXiv 2305.10355), in the form of the script that InternVL, BAGEL and RecA share, and of
-lmms-eval@75571cf (MIT), written anew from the rules and proven on what they answer (``tests/golden/understanding``).
+lmms-eval@75571cf (MIT), written independently from the rules and proven on their answers
+(``tests/golden/understanding``).
 """
 
 from collections.abc import Iterable
@@ -9,25 +10,25 @@ from dataclasses import dataclass
 from typing import Literal
 
 QUESTIONS = {"random": 3000, "popular": 3000, "adversarial": 3000}
-"""By split."""
+"""Number of questions by split."""
 
 Rule = Literal["official", "lmms-eval"]
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Answers by what was said and what is true; "positive" is yes."""
+    """Counts of replies by answer and truth; "positive" is yes."""
 
     true_positive: int
     false_positive: int
     true_negative: int
     false_negative: int
     unread: int = 0
-    """Neither yes nor no, by lmms-eval's rule only: wrong, but in no other count."""
+    """Replies that are neither yes nor no, by lmms-eval's rule only: wrong, but in no other count."""
 
     @property
     def total(self) -> int:
-        """All answers."""
+        """Number of replies."""
         return self.true_positive + self.false_positive + self.true_negative + self.false_negative + self.unread
 
     @property
@@ -37,12 +38,12 @@ class Counts:
 
     @property
     def precision(self) -> float:
-        """Share of right answers among the yeses; 0 where there is none."""
+        """Share of right answers among the yeses; 0 without any."""
         return _ratio(self.true_positive, self.true_positive + self.false_positive)
 
     @property
     def recall(self) -> float:
-        """Share of the true yeses that were said (lmms-eval: among those answered yes or no)."""
+        """Share of the true yeses that were answered yes (lmms-eval: among those answered yes or no)."""
         return _ratio(self.true_positive, self.true_positive + self.false_negative)
 
     @property
@@ -57,10 +58,10 @@ class Counts:
 
 
 def parse(reply: str, rule: Rule = "official") -> str:
-    """What a reply says.
+    """Parse a reply as yes or no.
 
-    Officially the first sentence counts, commas dropped: "no" if and only if No, not or no is one of its words, else
-    "yes", whatever it says. For lmms-eval the whole reply in lower case is the answer, so "Yes." is neither.
+    Officially the first sentence counts, without commas: "no" if and only if No, not or no is one of its words, else
+    always "yes". For lmms-eval the whole reply in lower case is the answer, so "Yes." is neither.
     """
     if rule == "lmms-eval":
         return reply.lower().strip()
@@ -69,21 +70,21 @@ def parse(reply: str, rule: Rule = "official") -> str:
 
 
 def count(rows: Iterable[tuple[str, str]], rule: Rule = "official") -> Counts:
-    """Count answers of one split.
+    """Count the replies of one split.
 
     Args:
-        rows: Truth (yes or no) and reply.
-        rule: Whose reading.
+        rows: Pairs of truth (yes or no) and reply.
+        rule: The parsing rule.
 
     Raises:
         ValueError: There are no answers, or a truth is neither yes nor no.
     """
-    numbers = {(said, truth): 0 for said in ("yes", "no", "other") for truth in ("yes", "no")}
+    numbers = {(answer, truth): 0 for answer in ("yes", "no", "other") for truth in ("yes", "no")}
     for label, reply in rows:
-        truth, said = label.strip().lower(), parse(reply, rule)
+        truth, answer = label.strip().lower(), parse(reply, rule)
         if truth not in ("yes", "no"):
             raise ValueError(f"POPE's answers are yes or no, not {label!r}")
-        numbers[said if said in ("yes", "no") else "other", truth] += 1
+        numbers[answer if answer in ("yes", "no") else "other", truth] += 1
     if not any(numbers.values()):
         raise ValueError("there are no answers to score")
     return Counts(
@@ -92,23 +93,6 @@ def count(rows: Iterable[tuple[str, str]], rule: Rule = "official") -> Counts:
         true_negative=numbers["no", "no"],
         false_negative=numbers["no", "yes"],
         unread=numbers["other", "yes"] + numbers["other", "no"],
-    )
-
-
-def label_yes_ratio(labels: Iterable[str]) -> float:
-    """What lmms-eval calls the yes ratio: the share of yeses among the truths, which says nothing about the model."""
-    truths = [label.strip().lower() == "yes" for label in labels]
-    return sum(truths) / len(truths)
-
-
-def report(counts: Counts) -> str:
-    """The text that the official script prints."""
-    five = (counts.f1, counts.accuracy, counts.precision, counts.recall, counts.yes_ratio)
-    return (
-        "TP\tFP\tTN\tFN\t\n"
-        f"{counts.true_positive}\t{counts.false_positive}\t{counts.true_negative}\t{counts.false_negative}\n"
-        f"Accuracy: {counts.accuracy}\nPrecision: {counts.precision}\nRecall: {counts.recall}\nF1 score: {counts.f1}\n"
-        f"Yes ratio: {counts.yes_ratio}\n{', '.join(f'{value:.3f}' for value in five)}\n"
     )
 
 

@@ -53,7 +53,7 @@ class Artist(nn.Module):
         return nn.functional.interpolate(coarse, SMALL, mode="nearest") * 2 - 1
 
 
-class Editor(Artist):
+class DarkeningEditor(Artist):
     def edit(
         self, images: Sequence[Tensor], instructions: Sequence[str], sampling: Sampling, rng: SampleRng
     ) -> list[Tensor]:
@@ -67,8 +67,8 @@ def artist() -> type[Artist]:
 
 
 @pytest.fixture
-def editor() -> type[Editor]:
-    return Editor
+def editor() -> type[DarkeningEditor]:
+    return DarkeningEditor
 
 
 def tiny_mask2former() -> Mask2FormerForUniversalSegmentation:

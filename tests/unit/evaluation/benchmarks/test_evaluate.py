@@ -93,12 +93,12 @@ def test_images_and_benchmark_belong_together(here, capsys):
 
 
 def test_without_a_network_it_says_where_the_prompts_come_from(here, monkeypatch, capsys):
-    there = sources.Source("dpg_bench.csv", "http://127.0.0.1:9/dpg_bench.csv")
-    monkeypatch.setitem(sources.SOURCES, "dpgbench", sources.Published(files=(there,)))
+    there = sources.SourceFile("dpg_bench.csv", "http://127.0.0.1:9/dpg_bench.csv")
+    monkeypatch.setitem(sources.SOURCES, "dpgbench", sources.PublishedFiles(files=(there,)))
     assert main(["evaluate", *SMALL, "benchmarks=[dpgbench]"]) == 2
     said = capsys.readouterr().err
     assert "http://127.0.0.1:9/dpg_bench.csv cannot be fetched" in said
-    assert "put the file there yourself" in said
+    assert "save the file yourself" in said
 
 
 def score_file(folder, name, value, failed=0, protocol="variant: x", **changes):
@@ -160,7 +160,7 @@ def test_a_file_of_another_digest_than_recorded_is_refused(here):
     record = {"dpg_bench.csv": {"url": "http://there", "sha256": "0" * 64}}
     (folder / "sources.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match="is not what was fetched from http://there"):
-        sources.checked(here, "dpgbench")
+        sources.verified_folder(here, "dpgbench")
 
 
 def test_grids_are_written_and_read_back(here, use_model, artist, judge_server):
@@ -198,16 +198,16 @@ def test_what_is_fetched_is_recorded_and_held_to(here, monkeypatch, capsys):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_address[1]}/dpg_bench.csv"
     try:
-        there = sources.Source("dpg_bench.csv", url)
-        monkeypatch.setitem(sources.SOURCES, "dpgbench", sources.Published(files=(there,)))
+        there = sources.SourceFile("dpg_bench.csv", url)
+        monkeypatch.setitem(sources.SOURCES, "dpgbench", sources.PublishedFiles(files=(there,)))
         fetching.fetch_prompts(here, "dpgbench", here / ".reca")
         digest = hashlib.sha256(content).hexdigest()
         assert f"has SHA-256 {digest}, recorded in" in capsys.readouterr().out
-        folder = sources.checked(here, "dpgbench")
+        folder = sources.verified_folder(here, "dpgbench")
         assert sources.read_record(folder) == {"dpg_bench.csv": {"url": url, "sha256": digest}}
         (folder / "dpg_bench.csv").write_bytes(b"touched")
         with pytest.raises(UserError, match="is not what was fetched from http"):
-            sources.checked(here, "dpgbench")
+            sources.verified_folder(here, "dpgbench")
     finally:
         server.shutdown()
         server.server_close()
@@ -237,17 +237,17 @@ def published(tmp_path):
 
 def test_a_file_of_a_repository_is_that_of_the_pinned_commit(here, published, monkeypatch):
     folder, commit = published
-    there = sources.Source("table.csv", folder.as_uri(), commit, "data/table.csv")
-    monkeypatch.setitem(sources.SOURCES, "dpgbench", sources.Published(files=(there,)))
+    there = sources.SourceFile("table.csv", folder.as_uri(), commit, "data/table.csv")
+    monkeypatch.setitem(sources.SOURCES, "dpgbench", sources.PublishedFiles(files=(there,)))
     fetching.fetch_prompts(here, "dpgbench", here / ".reca")
-    assert (sources.checked(here, "dpgbench") / "table.csv").read_text() == "first"
+    assert (sources.verified_folder(here, "dpgbench") / "table.csv").read_text() == "first"
 
 
 @pytest.mark.parametrize(("commit", "path"), [("1" * 40, "data/table.csv"), (None, "data/no.csv")])
 def test_what_the_repository_lacks_is_named_with_gits_words(here, published, monkeypatch, commit, path):
     folder, first = published
-    there = sources.Source("table.csv", folder.as_uri(), commit or first, path)
-    monkeypatch.setitem(sources.SOURCES, "dpgbench", sources.Published(files=(there,)))
+    there = sources.SourceFile("table.csv", folder.as_uri(), commit or first, path)
+    monkeypatch.setitem(sources.SOURCES, "dpgbench", sources.PublishedFiles(files=(there,)))
     with pytest.raises(UserError, match=rf"blob/{there.commit}/{path} cannot be fetched \(fatal: "):
         fetching.fetch_prompts(here, "dpgbench", here / ".reca")
     assert not (here / "data/benchmarks/dpgbench/table.csv").exists()

@@ -184,7 +184,7 @@ def test_dpg_reads_both_layouts(dpg, tmp_path, image, judge_server):
     assert [row["file"] for row in rows] == ["item0.png"] * 4 + [f"item1_{i}.jpg" for i in range(3)] + ["item1_3.png"]
     assert rows[7]["missing"]
     assert rows[3]["box"] == [64, 64, 128, 128]
-    bench.judging.file = tmp_path / "replies/dpgbench.jsonl"
+    bench.judge_client.file = tmp_path / "replies/dpgbench.jsonl"
     requests = bench.requests(rows, folder)
     assert len(requests) == 7 * 3
     assert (Image.open(requests[9].images[0]).convert("RGB").tobytes()) == image(3).tobytes()
@@ -203,7 +203,7 @@ def test_prices_and_a_ceiling_are_kept(dpg, use_model, artist, judge_server):
         score(config, dpg, "base", "dpgbench")
     assert 1 <= len(server.asked) <= 12
     away = configured("dpgbench", None)
-    with pytest.raises(UserError, match=r"what https://api\.openai\.com/v1 charges for gpt-4o\S+ is not known"):
+    with pytest.raises(UserError, match=r"prices of gpt-4o\S+ at https://api\.openai\.com/v1 are not known"):
         score(away.model_copy(update={"generate": config.generate}), dpg, "base", "dpgbench", dry_run=True)
 
 

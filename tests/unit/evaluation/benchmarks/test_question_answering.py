@@ -11,12 +11,12 @@ from pyarrow import parquet
 
 from reca.cli import main
 from reca.config import ROOT, compose
-from reca.evaluation import questions
+from reca.evaluation import question_answering as questions
 from reca.evaluation.benchmark import load_benchmark, read_items, read_scores
 from reca.evaluation.benchmarks.mme import rules as mme
 from reca.evaluation.benchmarks.mmmu import rules as mmmu
 from reca.evaluation.benchmarks.pope import rules as pope
-from reca.evaluation.question_answering import on_square
+from reca.evaluation.question_answering import pad_to_square
 from reca.evaluation.samples import read_manifest
 from reca.runtime.errors import UserError
 from reca.stages.generate import generate
@@ -182,7 +182,7 @@ def test_all_questions_are_asked_and_labelled_with_what_differs(project, brought
             "two questions about an image, but not about 2",
         ),
         (lambda rows: [{**rows[0], "answer": "maybe"}, *rows[1:]], "mme asks for yes or no, but .* is 'maybe'"),
-        (lambda rows: [{"image": "images/0.png"}, *rows[1:]], r"questions\.jsonl, line 1 is no question"),
+        (lambda rows: [{"image": "images/0.png"}, *rows[1:]], r"questions\.jsonl, line 1 is not a question"),
     ],
 )
 def test_what_is_not_the_published_set_is_refused(project, brought, change, message):
@@ -247,17 +247,17 @@ def test_a_parquet_file_of_something_else_is_refused(project):
     ],
 )
 def test_lists_of_texts(value, meant):
-    assert questions.as_list(value) == meant
+    assert questions.parse_list(value) == meant
 
 
 def test_the_whole_image_is_shown():
     wide = Image.new("RGB", (40, 20), "red")
-    shown = on_square(wide)
+    shown = pad_to_square(wide)
     assert shown.size == (40, 40)
     assert [shown.getpixel((0, y)) for y in (0, 9, 10, 29, 30)] == [
         (127, 127, 127), (127, 127, 127), (255, 0, 0), (255, 0, 0), (127, 127, 127)
     ]  # fmt: skip
-    assert on_square(shown).tobytes() == shown.tobytes()
+    assert pad_to_square(shown).tobytes() == shown.tobytes()
 
 
 def test_a_real_model_answers_from_the_command_line(project, brought, monkeypatch):

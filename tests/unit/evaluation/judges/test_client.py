@@ -16,10 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reca.evaluation.judges.client import CeilingReached, Endpoint, ask, estimate
-from reca.evaluation.judges.rate_limit import Backoff
+from reca.evaluation.judges.client import Backoff, CeilingReached, Endpoint, ask, estimate
 from reca.evaluation.judges.reply_cache import Reply, ReplyFile
-from reca.evaluation.judges.requests import Prices, Request, Sampling, body_of
+from reca.evaluation.judges.requests import JudgeSampling, Prices, Request, body_of
 from reca.runtime.errors import UserError
 
 QUICK = Backoff(attempts=4, first_seconds=0.01, longest_seconds=0.05)
@@ -32,7 +31,7 @@ class FakeJudge(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(("127.0.0.1", 0), FakeJudgeHandler)
         self.hits: Counter[str] = Counter()
         self.bodies: list[dict[str, Any]] = []
         self.keys: set[str] = set()
@@ -48,7 +47,7 @@ class FakeJudge(ThreadingHTTPServer):
         """A client that gave up is no error of the test's."""
 
 
-class Handler(BaseHTTPRequestHandler):
+class FakeJudgeHandler(BaseHTTPRequestHandler):
     server: FakeJudge
     protocol_version = "HTTP/1.1"
 
@@ -199,7 +198,7 @@ def judge(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeJudge]:
 
 def endpoint_of(judge: FakeJudge, **changes: Any) -> Endpoint:
     defaults = {
-        "sampling": Sampling("judge"),
+        "sampling": JudgeSampling("judge"),
         "api_key_variable": "JUDGE_KEY",
         "requests_per_minute": 60000.0,
         "timeout_seconds": 30.0,
@@ -240,7 +239,7 @@ def test_what_the_judge_is_shown(judge: FakeJudge, tmp_path: Path) -> None:
     image.save(tmp_path / "really_png.jpg", "PNG")
     image.save(tmp_path / "photo.jpeg", "JPEG")
     request = Request("a", "compare", (tmp_path / "really_png.jpg", tmp_path / "photo.jpeg"), system="be strict")
-    sampling = Sampling("judge", 400, None, {"chat_template_kwargs": {"enable_thinking": False}})
+    sampling = JudgeSampling("judge", 400, None, {"chat_template_kwargs": {"enable_thinking": False}})
     ask(endpoint_of(judge, sampling=sampling), [request], ReplyFile(tmp_path / "replies.jsonl"))
     body = judge.bodies[0]
     assert body.keys() == {"model", "messages", "max_tokens", "chat_template_kwargs"}, "temperature is the endpoint's"
@@ -334,7 +333,7 @@ PRICES = Prices(input=1.0, output=10.0, tokens_per_image=1000)
 
 def test_a_dry_run_says_what_it_costs_and_does_nothing(judge: FakeJudge, tmp_path: Path) -> None:
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "a.png")
-    endpoint = endpoint_of(judge, prices=PRICES, sampling=Sampling("judge", max_tokens=100))
+    endpoint = endpoint_of(judge, prices=PRICES, sampling=JudgeSampling("judge", max_tokens=100))
     requests = [Request("a", "x" * 300, (tmp_path / "a.png",)), Request("b", "x" * 300)]
     found = estimate(endpoint, requests, ReplyFile(tmp_path / "r.jsonl"))
     assert found.at_most == pytest.approx((2 * (100 + 20) + 1000) * 1e-6 + 2 * 100 * 10e-6)
@@ -345,7 +344,7 @@ def test_a_dry_run_says_what_it_costs_and_does_nothing(judge: FakeJudge, tmp_pat
 
 
 def test_the_ceiling_holds_and_a_higher_one_goes_on(judge: FakeJudge, tmp_path: Path) -> None:
-    endpoint = endpoint_of(judge, prices=PRICES, sampling=Sampling("judge", max_tokens=100))
+    endpoint = endpoint_of(judge, prices=PRICES, sampling=JudgeSampling("judge", max_tokens=100))
     requests = asked(*(f"question {n}" for n in "abcdefghij"))
     each, at_most = 100e-6 + 10 * 10e-6, PRICES.at_most(requests[0], endpoint.sampling)
     store = tmp_path / "r.jsonl"
@@ -360,7 +359,7 @@ def test_the_ceiling_holds_and_a_higher_one_goes_on(judge: FakeJudge, tmp_path: 
 
 
 def test_attempts_of_unknown_cost_count_in_full(judge: FakeJudge, tmp_path: Path) -> None:
-    endpoint = endpoint_of(judge, prices=PRICES, sampling=Sampling("judge", max_tokens=100))
+    endpoint = endpoint_of(judge, prices=PRICES, sampling=JudgeSampling("judge", max_tokens=100))
     hung, unpaid = ask(endpoint, asked("hangup 1", "unpaid"), ReplyFile(tmp_path / "r.jsonl"))
     at_most = [PRICES.at_most(request, endpoint.sampling) for request in asked("hangup 1", "unpaid")]
     assert hung.dollars == pytest.approx(at_most[0] + 200e-6)
@@ -383,7 +382,7 @@ def test_another_question_is_another_reply(judge: FakeJudge, tmp_path: Path) -> 
     ask(endpoint_of(judge), [Request("a", "question a")], ReplyFile(store))
     [reply] = ask(endpoint_of(judge), [Request("a", "question b")], ReplyFile(store))
     assert reply.text == "Score: 4 (question b)"
-    ask(endpoint_of(judge, sampling=Sampling("other")), [Request("a", "question b")], ReplyFile(store))
+    ask(endpoint_of(judge, sampling=JudgeSampling("other")), [Request("a", "question b")], ReplyFile(store))
     assert sum(judge.hits.values()) == 3
 
 
@@ -400,12 +399,12 @@ def test_mistakes_are_said(tmp_path: Path, judge: FakeJudge) -> None:
     with pytest.raises(UserError, match="nowhere.png: No such file"):
         ask(endpoint_of(judge), [Request("a", "x", (tmp_path / "nowhere.png",))], ReplyFile(tmp_path / "r.jsonl"))
     (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(UserError, match="text.png is no PNG"):
-        body_of(Request("a", "x", (tmp_path / "text.png",)), Sampling("judge"))
+    with pytest.raises(UserError, match="text.png is not a PNG"):
+        body_of(Request("a", "x", (tmp_path / "text.png",)), JudgeSampling("judge"))
     with pytest.raises(UserError, match="http"):
-        Endpoint("api.example.com", Sampling("judge"))
+        Endpoint("api.example.com", JudgeSampling("judge"))
     (tmp_path / "other.jsonl").write_text('{"key": "a"}\n')
-    with pytest.raises(UserError, match="line 1, is no stored reply"):
+    with pytest.raises(UserError, match="line 1, is not a stored reply"):
         ReplyFile(tmp_path / "other.jsonl")
     assert judge.bodies == []
 
@@ -414,7 +413,7 @@ def test_a_server_that_is_not_there_is_failed_not_scored(tmp_path: Path) -> None
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    endpoint = Endpoint(f"http://127.0.0.1:{port}/v1", Sampling("judge"), backoff=QUICK, requests_per_minute=60000)
+    endpoint = Endpoint(f"http://127.0.0.1:{port}/v1", JudgeSampling("judge"), backoff=QUICK, requests_per_minute=60000)
     [reply] = ask(endpoint, asked("question"), ReplyFile(tmp_path / "r.jsonl"))
     assert (reply.status, reply.attempts, reply.dollars) == ("failed", 4, 0.0)
     assert "cannot be reached" in reply.reason
