@@ -97,7 +97,7 @@ def _fetch_url(source: sources.SourceFile, path: Path) -> None:
 
 
 def _fetch_from_git(source: sources.SourceFile, path: Path) -> None:
-    """Fetch one file of one commit; Git checks commit, trees and file against the commit's name."""
+    """Fetch a file of a commit; Git checks commit, trees and file against the commit's name."""
     with tempfile.TemporaryDirectory() as repository, path.open("wb") as file:
 
         def git(*words: str, output: BinaryIO | None = None) -> None:

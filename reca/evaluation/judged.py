@@ -26,7 +26,7 @@ class JudgedBenchmark(ABC, Generic[S]):
 
     Args:
         settings: The benchmark's settings.
-        config: The whole configuration, for the judge's limits and the state folder.
+        config: The whole configuration; gives the judge's limits and the state folder.
         root: The project folder.
     """
 
@@ -130,7 +130,7 @@ class JudgedBenchmark(ABC, Generic[S]):
     def image_for_judge(self, row: Row, folder: Path, like: Pixels | None = None) -> Path | None:
         """Return the file of a sample to send to the judge; ``None`` for a missing or unreadable image.
 
-        This is the sample's own file, unless only a part of it counts or it must first be resized.
+        This is the sample's own file, unless only a part counts or it must first be resized.
 
         Args:
             row: The sample.

@@ -1,6 +1,6 @@
-"""GenEval's own form of results: its ``results.jsonl`` read, its summary written.
+"""GenEval's own form of results: reads ``results.jsonl`` and prints the original's summary.
 
-After djghosh13/geneval@af4902f ``summary_scores.py`` (MIT), proven on what it prints
+After djghosh13/geneval@af4902f ``summary_scores.py`` (MIT), proven on its output
 (``tests/golden/geneval/summary``).
 """
 
@@ -9,32 +9,31 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from reca.evaluation.benchmarks.geneval.prompts import PROMPTS
 from reca.evaluation.geneval_rules import GenevalSummary, summarise
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """Read ``results.jsonl``: one judged image a line.
+    """Read ``results.jsonl`` with one judged image a line.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: A line is no result.
+        FileNotFoundError: The file is missing.
+        ValueError: A line is not a result.
     """
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             row = json.loads(line)
-            missing = {"tag", "metadata", "correct"} - row.keys()
+            absent = {"tag", "metadata", "correct"} - row.keys()
         except (ValueError, AttributeError) as error:
-            raise ValueError(f"{path}, line {number}, is no GenEval result ({error})") from None
-        if missing:
-            raise ValueError(f"{path}, line {number}, lacks {', '.join(sorted(missing))}")
+            raise ValueError(f"{path}, line {number}, is not a GenEval result ({error})") from None
+        if absent:
+            raise ValueError(f"{path}, line {number}, lacks {', '.join(sorted(absent))}")
         rows.append(row)
     return rows
 
 
 def summarise_results(rows: Iterable[Mapping[str, Any]]) -> GenevalSummary:
-    """Scores of judged images; a prompt is told by its metadata.
+    """Summarise judged images; the metadata identifies a prompt.
 
     Raises:
         ValueError: There are no rows.
@@ -43,7 +42,7 @@ def summarise_results(rows: Iterable[Mapping[str, Any]]) -> GenevalSummary:
 
 
 def summary_text(rows: list[dict[str, Any]]) -> str:
-    """What the original prints for these results.
+    """Return the original's printed summary of these results.
 
     Raises:
         ValueError: There are no rows.
@@ -65,8 +64,3 @@ def summary_text(rows: list[dict[str, Any]]) -> str:
         f"Overall score (avg. over tasks): {summary.overall:.5f}",
     ]
     return "\n".join(lines) + "\n"
-
-
-def missing_prompts(rows: Iterable[Mapping[str, Any]]) -> int:
-    """How many of the 553 prompts have no image: the original leaves them out of its means without a word."""
-    return PROMPTS - len({row["metadata"] for row in rows})

@@ -1,11 +1,11 @@
 """Replay recorded answers of the official scoring code: ``python -m tests.golden.replay BENCHMARK FOLDER``.
 
-Prints per file of the folder: cases, how many of them our code answers alike, the first disagreement, and what was
-not compared and why. Any folder laid out like ``tests/golden/<benchmark>`` will do; files may be missing or hold other
-cases.
+For every file of the folder, prints the number of cases, the number on which our code agrees, the first disagreement,
+and the parts that were not compared, with reasons. Any folder of the layout of ``tests/golden/<benchmark>`` works;
+files may be missing or contain other cases.
 
-Exit status: 0 if everything that was compared agrees; 1 if anything does not; 2 if the folder or a file in it is
-unusable, or there is nothing to compare.
+Exit status: 0 if all comparisons agree; 1 if any does not; 2 if the folder or a file in it is unusable, or there is
+no case to compare.
 """
 
 import argparse
@@ -20,13 +20,13 @@ BENCHMARKS = ("dpg", "dsg", "gedit", "geneval", "imgedit", "understanding", "vie
 
 
 def replay(benchmark: str, path: Path) -> Folder:
-    """Compare all files of a folder that the benchmark knows.
+    """Compare all known files of a folder.
 
     Raises:
-        NotADirectoryError: There is no such folder.
+        NotADirectoryError: The folder does not exist.
     """
     if not path.is_dir():
-        raise NotADirectoryError(f"{path} is no folder")
+        raise NotADirectoryError(f"{path} is not a folder")
     folder = Folder(path)
     import_module(f"tests.golden.replays.{benchmark}").replay(folder)
     return folder

@@ -58,23 +58,23 @@ def items(count: int) -> dict[str, list[DpgQuestion]]:
 
 
 @given(st.lists(st.lists(st.sampled_from([0.0, 1.0]), min_size=12, max_size=12), min_size=1, max_size=5), st.randoms())
-def test_dpg_does_not_care_for_the_order_of_items(rows: list[list[float]], rng: random.Random) -> None:
-    asked = items(len(rows))
+def test_dpg_is_independent_of_the_order_of_items(rows: list[list[float]], rng: random.Random) -> None:
+    questions = items(len(rows))
     answers = [
         ItemAnswers(f"item{n}", tuple({q: row[3 * image + q - 1] for q in (1, 2, 3)} for image in range(4)))
         for n, row in enumerate(rows)
     ]
-    first = summarise(asked, answers)
+    first = summarise(questions, answers)
     rng.shuffle(answers)
-    second = summarise(asked, answers)
+    second = summarise(questions, answers)
     assert first.overall == pytest.approx(second.overall)
     assert first.categories == pytest.approx(second.categories)
     assert 0 <= first.overall <= 1
-    official = summarise(asked, answers, OFFICIAL)
+    official = summarise(questions, answers, OFFICIAL)
     assert official.overall == pytest.approx(first.overall), "its category quirk is in the categories alone"
 
 
-def test_an_item_without_a_usable_answer_is_counted_and_in_no_mean() -> None:
+def test_dpg_items_without_a_usable_answer_fail_and_are_in_no_mean() -> None:
     good = {1: 1.0, 2: 1.0, 3: 1.0}
     summary = summarise(
         items(2), [ItemAnswers("item0", (good,)), ItemAnswers("item1", (good, {1: 1.0, 2: None, 3: 0.0}))]
@@ -87,7 +87,7 @@ def test_an_item_without_a_usable_answer_is_counted_and_in_no_mean() -> None:
 
 @pytest.mark.parametrize(("reply", "score"), [("Yes.", 1), (" no!", 0), ("**yes**", 1), ("maybe", None), ("", None),
                                               ("yes and no", None), (None, None), ("yesterday", None)])  # fmt: skip
-def test_a_reply_that_says_neither_is_no_answer(reply: str | None, score: float | None) -> None:
+def test_dpg_replies_other_than_yes_or_no_are_unreadable(reply: str | None, score: float | None) -> None:
     assert read_reply(reply) == score
 
 
@@ -108,8 +108,8 @@ def test_quadrants_cover_the_grid(width: int, height: int) -> None:
 
 
 @given(NOISE)
-def test_no_reader_ever_invents_a_score(reply: str) -> None:
-    """Whatever a judge writes: a score within its range, or none; never an exception."""
+def test_parsers_never_invent_a_score(reply: str) -> None:
+    """Any text of a judge gives a score within its range, or none; never an exception."""
     for edit_type in imgedit.DIMENSIONS:
         scores = imgedit.read_strict(reply, edit_type)
         assert scores is None or all(1 <= score <= 5 for score in scores)
@@ -128,7 +128,7 @@ def test_no_reader_ever_invents_a_score(reply: str) -> None:
 
 
 @given(NOISE)
-def test_gedits_original_reader_never_fails_but_for_one_known_reason(reply: str) -> None:
+def test_gedit_official_parser_fails_only_on_leading_zeros(reply: str) -> None:
     try:
         parsed = gedit.parse_official(reply)
     except json.JSONDecodeError:
@@ -140,7 +140,7 @@ def test_gedits_original_reader_never_fails_but_for_one_known_reason(reply: str)
 @pytest.mark.parametrize("reply", ["I'm sorry, I can't assist with that.", "", "score: 5", "rate_limit_exceeded", "11",
                                    '{"score": [5]}', '{"score": [5, 11]}', '{"score": [true, 2]}', '{"score": null}',
                                    '{"score": []}', '{"score": [1, 2, 3]}', "[07, 8]"])  # fmt: skip
-def test_refusals_and_half_answers_are_no_scores_of_an_edit(reply: str) -> None:
+def test_gedit_strict_parser_rejects_refusals_and_partial_answers(reply: str) -> None:
     assert gedit.parse_strict(reply) is None
 
 
@@ -148,7 +148,7 @@ SCORES = st.lists(st.integers(0, 10), min_size=1, max_size=3)
 
 
 @given(SCORES, SCORES)
-def test_an_edit_is_as_good_as_its_worst_sides(semantics: list[int], quality: list[int]) -> None:
+def test_gedit_overall_is_the_root_of_the_smallest_scores(semantics: list[int], quality: list[int]) -> None:
     sc, pq, overall = gedit.item_score(semantics, quality)
     assert min(sc, pq) - 1e-9 <= overall <= max(sc, pq) + 1e-9
     assert gedit.item_score(semantics[::-1], quality[::-1]) == (sc, pq, overall)
@@ -167,13 +167,15 @@ EDITS = st.builds(
 
 
 @given(st.lists(EDITS, max_size=30), st.booleans(), st.randoms(use_true_random=False))
-def test_edits_are_all_counted(edits: list[gedit.JudgedEdit], intersection: bool, rng: random.Random) -> None:
+def test_gedit_means_use_exactly_the_readable_edits(
+    edits: list[gedit.JudgedEdit], intersection: bool, rng: random.Random
+) -> None:
     try:
         means = gedit.summarise(edits, "en", intersection)
     except ValueError:
         return
-    chosen = [edit for edit in edits if edit.language == "en" and (edit.intersection or not intersection)]
-    scored = [e for e in chosen if e.semantics is not None and e.quality is not None]
+    selected = [edit for edit in edits if edit.language == "en" and (edit.intersection or not intersection)]
+    scored = [e for e in selected if e.semantics is not None and e.quality is not None]
     for group, semantics in means.semantics.items():
         values = [edit.semantics for edit in scored if edit.group == group]
         assert semantics == pytest.approx(sum(values) / len(values)), "an unreadable edit is in no mean"
@@ -187,9 +189,7 @@ def test_edits_are_all_counted(edits: list[gedit.JudgedEdit], intersection: bool
     st.lists(st.tuples(st.sampled_from(list(imgedit.ITEMS)), st.none() | st.floats(1, 5)), min_size=1, max_size=40),
     st.randoms(use_true_random=False),
 )
-def test_imgedit_counts_failures_and_does_not_care_for_order(
-    scored: list[tuple[str, float | None]], rng: random.Random
-) -> None:
+def test_imgedit_ignores_failures_and_order(scored: list[tuple[str, float | None]], rng: random.Random) -> None:
     values = [score for _, score in scored if score is not None]
     if not values:
         with pytest.raises(ValueError, match="replies could be read"):
@@ -205,7 +205,7 @@ def test_imgedit_counts_failures_and_does_not_care_for_order(
 
 
 @pytest.mark.parametrize("number", ["4", "4/5", "**4**", " 4 (good)"])
-def test_imgedit_is_read_in_any_dress(number: str) -> None:
+def test_imgedit_accepts_any_markup(number: str) -> None:
     first, *rest = imgedit.DIMENSIONS["style"]
     reply = "\n".join(["Brief reasoning: 3", f"**{first}:** {number}", *(f"- {name}: 5" for name in rest)])
     assert imgedit.read_strict(reply, "style") == (4, 5, 5)
@@ -213,7 +213,7 @@ def test_imgedit_is_read_in_any_dress(number: str) -> None:
 
 
 @pytest.mark.parametrize("number", ["0", "6", "10", "4.5", "-3", "4/10", "four", ""])
-def test_imgedit_refuses_what_is_not_on_its_scale(number: str) -> None:
+def test_imgedit_rejects_scores_off_its_scale(number: str) -> None:
     first, *rest = imgedit.DIMENSIONS["style"]
     reply = "\n".join([f"{first}: {number}", *(f"{name}: 5" for name in rest)])
     assert imgedit.read_strict(reply, "style") is None
@@ -228,12 +228,10 @@ def wise_rows(version: wise.WiseVersion, seed: int) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize("version", wise.VERSIONS.values(), ids=list(wise.VERSIONS))
-def test_wise_is_refused_unless_all_prompts_are_judged_once(version: wise.WiseVersion) -> None:
+def test_wise_needs_every_prompt_exactly_once(version: wise.WiseVersion) -> None:
     rows = wise_rows(version, 0)
     summary = wise.summarise(reversed(rows), version)
-    assert summary == wise.summarise(rows, version) or summary.overall == pytest.approx(
-        wise.summarise(rows, version).overall
-    )
+    assert summary.overall == pytest.approx(wise.summarise(rows, version).overall)
     assert 0 <= min(summary.categories.values()) <= summary.overall <= max(summary.categories.values()) <= 1
     for broken, message in [
         (rows[:-2], "2 are missing: 999, 1000"),
@@ -246,7 +244,7 @@ def test_wise_is_refused_unless_all_prompts_are_judged_once(version: wise.WiseVe
             wise.summarise(broken, version)
 
 
-def test_recas_reading_of_wise_voids_files_with_an_unreadable_score_but_not_science() -> None:
+def test_reca_wise_voids_files_with_an_unreadable_score_except_science() -> None:
     rows = [
         {**row, "Subcategory": "Horizontal time" if row["prompt_id"] < 568 else "x"}
         for row in wise_rows(wise.LEGACY, 1)
@@ -258,7 +256,7 @@ def test_recas_reading_of_wise_voids_files_with_an_unreadable_score_but_not_scie
 
 
 @pytest.mark.parametrize("version", wise.VERSIONS.values(), ids=list(wise.VERSIONS))
-def test_wises_weights_are_whole(version: wise.WiseVersion) -> None:
+def test_wise_weights_add_up_to_1(version: wise.WiseVersion) -> None:
     assert sum(version.weights) == pytest.approx(1)
     assert sum(version.components.values()) == pytest.approx(1)
     assert version.score(dict.fromkeys(version.components, version.highest)) == pytest.approx(1)
@@ -267,7 +265,7 @@ def test_wises_weights_are_whole(version: wise.WiseVersion) -> None:
 @pytest.mark.parametrize("reply", ["Consistency: 12\nRealism: 1\nAesthetic Quality: 1", "Consistency: 2",
                                    "Consistency: 2\nConsistency: 1\nRealism: 1\nAesthetic Quality: 1", "2\n1\n0\n1",
                                    "I cannot"])  # fmt: skip
-def test_wises_strict_reading_takes_all_or_nothing(reply: str) -> None:
+def test_wise_strict_parser_needs_all_three_scores(reply: str) -> None:
     assert wise.parse_legacy(reply) == {}
 
 
@@ -277,7 +275,7 @@ ROWS = st.lists(
 
 
 @given(ROWS, st.sampled_from(["official", "lmms-eval"]))
-def test_pope_adds_up(rows: list[tuple[str, str]], rule: pope.Rule) -> None:
+def test_pope_counts_add_up(rows: list[tuple[str, str]], rule: pope.Rule) -> None:
     counts = pope.count(rows, rule)
     assert counts.total == len(rows)
     assert all(0 <= value <= 1 for value in (counts.accuracy, counts.precision, counts.recall, counts.f1))
@@ -287,7 +285,7 @@ def test_pope_adds_up(rows: list[tuple[str, str]], rule: pope.Rule) -> None:
 @given(
     st.lists(st.tuples(st.sampled_from(["Yes", "no", "other", "y"]), st.sampled_from(["Yes", "no", "?"])), min_size=1)
 )
-def test_mme_is_bounded(replies: list[tuple[str, str]]) -> None:
+def test_mme_points_are_bounded(replies: list[tuple[str, str]]) -> None:
     rows = [
         mme.MmeAnswer("count", str(image), truth, reply)
         for image, pair in enumerate(replies)

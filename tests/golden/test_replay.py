@@ -1,4 +1,4 @@
-"""Our scoring code gives the recorded answers of the official code, on every golden folder."""
+"""Replays of the official code's recorded answers in every golden folder, and of damaged and partial folders."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ MANY = {"dpg": 350, "dsg": 9000, "gedit": 240, "geneval": 600, "imgedit": 750, "
 
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS)
-def test_every_recorded_answer_is_ours(benchmark: str) -> None:
+def test_replay_agrees_with_every_recorded_answer(benchmark: str) -> None:
     folder = replay(benchmark, GOLDEN / benchmark)
     assert [str(tally) for tally in folder.tallies if tally.agreed < tally.cases or tally.unusable] == []
     assert sum(tally.cases for tally in folder.tallies) >= MANY[benchmark]
@@ -25,7 +25,7 @@ def copy_of(benchmark: str, tmp_path: Path) -> Path:
     return Path(shutil.copytree(GOLDEN / benchmark, tmp_path / benchmark))
 
 
-def test_a_wrong_number_is_a_disagreement(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_number_is_reported_as_a_disagreement(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = copy_of("imgedit", tmp_path)
     cases = json.loads((folder / "edge_replies.json").read_text())
     cases[3]["item_score"] += 0.01
@@ -39,13 +39,13 @@ def test_a_wrong_number_is_a_disagreement(tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("benchmark", "file"), [("dpg", "cases.json"), ("gedit", "scores.csv"), ("wise", "expected.json")]
 )
-def test_files_may_be_missing(benchmark: str, file: str, tmp_path: Path) -> None:
+def test_replay_accepts_missing_files(benchmark: str, file: str, tmp_path: Path) -> None:
     folder = copy_of(benchmark, tmp_path)
     (folder / file).unlink()
     assert main([benchmark, str(folder)]) == 0
 
 
-def test_what_a_missing_file_prevents_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cases_without_their_supporting_file_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = copy_of("dpg", tmp_path)
     (folder / "questions.csv").unlink()
     main(["dpg", str(folder)])
@@ -53,7 +53,7 @@ def test_what_a_missing_file_prevents_is_said(tmp_path: Path, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize("content", [b"", b"[1, 2]", b"{}", b'{"replies": ', b"\x1f\x8b damaged", b'"text"'])
-def test_damaged_files_are_named_and_not_scored(
+def test_damaged_files_are_reported_and_not_scored(
     content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = copy_of("imgedit", tmp_path)
@@ -64,7 +64,7 @@ def test_damaged_files_are_named_and_not_scored(
     assert "Traceback" not in printed.out + printed.err
 
 
-def test_one_odd_case_hinders_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_malformed_cases_do_not_stop_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = copy_of("gedit", tmp_path)
     recorded = json.loads((folder / "reply_parser.json").read_text())
     odd = [{"reply": "7"}, None, {"parsed": False}]  # the first has no expectation
@@ -86,7 +86,7 @@ def test_one_odd_case_hinders_no_other(tmp_path: Path, capsys: pytest.CaptureFix
         ("dsg", "published.json"),
     ],
 )
-def test_what_a_folder_lacks_is_told(
+def test_absent_files_are_reported(
     benchmark: str, file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = copy_of(benchmark, tmp_path)
@@ -96,7 +96,7 @@ def test_what_a_folder_lacks_is_told(
     assert f"{name}*.{ending}: not in this folder" in capsys.readouterr().out
 
 
-def test_scenes_without_their_pictures_are_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scenes_without_their_images_are_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = copy_of("geneval", tmp_path)
     cases = json.loads((folder / "pipeline/cases.json").read_text())["cases"]
     colored = next(case for case in cases if "color" in case["metadata"]["include"][0] and case["detections"])
@@ -105,7 +105,7 @@ def test_scenes_without_their_pictures_are_not_compared(tmp_path: Path, capsys: 
     assert "scenes of images or masks that this folder lacks" in capsys.readouterr().out
 
 
-def test_a_score_that_is_no_number_makes_the_originals_means_none(tmp_path: Path) -> None:
+def test_nan_scores_make_the_means_nan(tmp_path: Path) -> None:
     folder = copy_of("gedit", tmp_path)
     lines = (folder / "scores.csv").read_text().splitlines()
     row = next(number for number, line in enumerate(lines) if line.startswith("color_alter") and line.endswith(",en"))
@@ -124,7 +124,7 @@ def test_a_score_that_is_no_number_makes_the_originals_means_none(tmp_path: Path
     assert main(["gedit", str(folder)]) == 0
 
 
-def test_an_exception_that_was_recorded_is_expected(tmp_path: Path) -> None:
+def test_recorded_exceptions_are_expected(tmp_path: Path) -> None:
     read = {"SC": [4], "PQ": [9, 12], "semantics": 4, "quality": 9, "overall": 6}
     cases = [{"SC": [], "PQ": [1, 2], "exception": "ValueError"}, read]
     (tmp_path / "viescore_min_sqrt.json").write_text(json.dumps(cases))
@@ -134,22 +134,22 @@ def test_an_exception_that_was_recorded_is_expected(tmp_path: Path) -> None:
     assert main(["gedit", str(tmp_path)]) == 1
 
 
-def test_a_folder_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unusable_folders_exit_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["wise", str(tmp_path / "nowhere")]) == 2
     assert main(["wise", str(tmp_path)]) == 2
     errors = capsys.readouterr().err
-    assert "nowhere is no folder" in errors
+    assert "nowhere is not a folder" in errors
     assert "nothing to replay" in errors
 
 
-def test_other_cases_in_another_order(tmp_path: Path) -> None:
+def test_replay_accepts_other_cases_in_another_order(tmp_path: Path) -> None:
     folder = copy_of("dpg", tmp_path)
     lines = (folder / "questions.csv").read_text().splitlines(keepends=True)
     recorded = json.loads((folder / "cases.json").read_text())
     run = recorded["first_row_bug_removed"]
-    kept = dict(reversed(list(run["per_image"].items())[:7]))
-    score = 100 * sum(image["average"] for image in kept.values()) / len(kept)
-    only = {"answers": recorded["answers"], "first_row_bug_removed": {"per_image": kept, "score": score}}
+    images = dict(reversed(list(run["per_image"].items())[:7]))
+    score = 100 * sum(image["average"] for image in images.values()) / len(images)
+    only = {"answers": recorded["answers"], "first_row_bug_removed": {"per_image": images, "score": score}}
     (folder / "cases.json").write_text(json.dumps(only))
     (folder / "questions.csv").write_text("".join([lines[0], *lines[5:], *lines[1:5]]))
     assert main(["dpg", str(folder)]) == 0

@@ -60,14 +60,14 @@ class Endpoint:
     """Address, sampling settings and limits of a judge."""
 
     url: str
-    """Base address, for instance https://api.openai.com/v1."""
+    """Base address, such as https://api.openai.com/v1."""
     sampling: JudgeSampling
     api_key_variable: str = "OPENAI_API_KEY"
     """Environment variable with the key, which a private endpoint may not need; the key is never stored."""
     concurrency: int = 8
     requests_per_minute: float = 300.0
     timeout_seconds: float = 180.0
-    """Limit of one attempt from its start to the last byte of the answer."""
+    """Time limit of an attempt from its start to the last byte of the answer."""
     backoff: Backoff = field(default_factory=Backoff)
     prices: Prices = FREE
 
@@ -84,7 +84,7 @@ class Endpoint:
 
 
 class RateLimiter:
-    """Spaces requests evenly, and pauses all of them when the endpoint says so.
+    """Spaces requests evenly, and pauses all when the endpoint asks for it.
 
     Args:
         requests_per_minute: Requests a minute.
@@ -150,7 +150,7 @@ class _Retry(Exception):
 
 
 def estimate(endpoint: Endpoint, requests: Sequence[Request], replies: ReplyFile) -> CostEstimate:
-    """Return the number of requests and the cost of :func:`ask`; nothing is sent or written.
+    """Return the number of requests and the cost of :func:`ask`; no request is sent.
 
     Raises:
         UserError: An image cannot be sent.
@@ -190,7 +190,7 @@ def ask(
 
 
 class _Run:
-    """State of one call of :func:`ask`."""
+    """State of a call of :func:`ask`."""
 
     def __init__(
         self, endpoint: Endpoint, replies: ReplyFile, ceiling: float | None, progress: Callable[[int], None]

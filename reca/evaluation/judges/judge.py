@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class JudgeClient:
-    """Access to the judge of one benchmark.
+    """Access to a benchmark's judge.
 
     Args:
         settings: The judge's model and sampling settings.
@@ -47,7 +47,7 @@ class JudgeClient:
 
     @property
     def identity(self) -> Judge:
-        """The judge by its configured name; the version is the endpoint's own name of it, once it has answered."""
+        """The judge by its configured name; the version is the name in its last answers."""
         return Judge(name=self.settings.model, version=", ".join(sorted(self._model_versions)) or "no reply")
 
     def estimate(self, requests: Sequence[Request]) -> CostEstimate:

@@ -64,7 +64,7 @@ def explain_load_errors(folder: Path, kind: str) -> Iterator[None]:
 
     Args:
         folder: The folder to load.
-        kind: The expected kind of model, such as ``CLIP``, for the messages.
+        kind: The expected kind of model in the messages, such as ``CLIP``.
 
     Raises:
         FileNotFoundError: ``config.json`` is missing.

@@ -40,7 +40,7 @@ class Reply:
 
 
 class ReplyFile:
-    """Replies in a file of one JSON object a line, locked while it is read or appended to.
+    """Replies in a JSON Lines file, locked while it is read or appended to.
 
     A process does not see replies that other processes append, until it reads the file again.
 

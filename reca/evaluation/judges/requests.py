@@ -19,7 +19,7 @@ class Request:
     """One question to a judge."""
 
     key: str
-    """Name of the question, unique within a run, for instance "<prompt id>/<image>/<question number>"."""
+    """Name of the question, unique within a run, such as "<prompt id>/<image>/<question number>"."""
     text: str
     images: tuple[Path, ...] = ()
     """Sent after the text, in order."""
@@ -35,7 +35,7 @@ class JudgeSampling:
     temperature: float | None = 0.0
     """``None``: the endpoint's default, as some protocols have it."""
     extra: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
-    """Further members of the request's body, for instance ``chat_template_kwargs`` of vLLM."""
+    """Further members of the request's body, such as ``chat_template_kwargs`` of vLLM."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Counts agreements of our scoring code with recorded answers, file by file."""
+"""Counts of agreement between our scoring code and recorded answers, file by file."""
 
 import gzip
 import json
@@ -18,7 +18,7 @@ class Unusable(ValueError):
 
 @dataclass
 class Tally:
-    """How one file compares."""
+    """Result of comparing a file."""
 
     file: str
     cases: int = 0
@@ -26,14 +26,14 @@ class Tally:
     first: str = ""
     """The first disagreement."""
     unusable: str = ""
-    """Why the file, or what is left of it, could not be replayed."""
+    """Reason why the file, or the rest of the file, could not be replayed."""
     notes: list[str] = field(default_factory=list)
-    """What was not compared, and why."""
+    """Parts that were not compared, with reasons."""
     odd: list[str] = field(default_factory=list)
-    """Cases that are not of the expected form."""
+    """Cases that do not have the expected form."""
 
     def case(self, name: str, expected: Any, ours: Callable[[], Any], tolerance: float = EXACT) -> None:
-        """Compare one case. An exception of our code is a disagreement, unless ``expected`` is ``ERR:<its name>``."""
+        """Compare a case; an exception of our code is a disagreement, unless ``expected`` is ``ERR:<its name>``."""
         self.cases += 1
         try:
             value = ours()
@@ -47,7 +47,7 @@ class Tally:
             self.first = f"{name}: expected {_short(expected)}, got {_short(value)}"
 
     def each(self, cases: Iterable[tuple[str, Any]], work: Callable[[str, Any], None]) -> None:
-        """Do ``work`` for every named case; one that is of another form is told and keeps no other from its turn."""
+        """Call ``work`` for every named case; a case of another form is recorded and the rest go on."""
         for name, case in cases:
             try:
                 work(name, case)
@@ -64,7 +64,7 @@ class Tally:
 
 
 def same(expected: Any, value: Any, tolerance: float = EXACT) -> bool:
-    """Equality of JSON values, numbers within an absolute tolerance; NaN equals NaN, and true is no number."""
+    """Compare JSON values, numbers within an absolute tolerance; NaN equals NaN, and true is not a number."""
     if isinstance(expected, bool) or isinstance(value, bool):
         return expected is value
     if isinstance(expected, int | float) and isinstance(value, int | float):
@@ -91,7 +91,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file, compressed or not.
 
     Raises:
-        Unusable: It is damaged.
+        Unusable: The file is damaged.
     """
     try:
         return json.loads(_plain(path.read_bytes()))
@@ -100,10 +100,10 @@ def read_json(path: Path) -> Any:
 
 
 def numbered(cases: Any) -> Iterator[tuple[str, Any]]:
-    """The cases of a list with names to tell them by.
+    """Return the cases of a list with distinct names.
 
     Raises:
-        Unusable: It is no list.
+        Unusable: The value is not a list.
     """
     if not isinstance(cases, list):
         raise Unusable(f"it should hold a list of cases, not {_short(cases)}")
@@ -111,10 +111,10 @@ def numbered(cases: Any) -> Iterator[tuple[str, Any]]:
 
 
 def read_lines(path: Path) -> list[Any]:
-    """Read a file of one JSON value a line, compressed or not.
+    """Read a JSON Lines file, compressed or not.
 
     Raises:
-        Unusable: It is damaged.
+        Unusable: The file is damaged.
     """
     try:
         text = _plain(path.read_bytes()).decode()
@@ -130,15 +130,15 @@ class Folder:
         self.path = path
         self.tallies: list[Tally] = []
         self.absent: list[str] = []
-        """Patterns of files that it could have and has not."""
+        """Patterns without a file in this folder."""
         self.known: set[str] = set()
 
     def has(self, *names: str) -> bool:
-        """Whether all these files exist."""
+        """Return whether all these files exist."""
         return all((self.path / name).is_file() for name in names)
 
     def replay(self, pattern: str, work: Callable[[Tally, Path], None], needs: tuple[str, ...] = ()) -> None:
-        """Replay every file of a pattern that has the files it needs beside it."""
+        """Replay every file of a pattern whose required files exist."""
         paths = sorted(path for path in self.path.glob(pattern) if path.is_file())
         if not paths:
             self.absent.append(pattern)
@@ -147,8 +147,8 @@ class Folder:
             self.known |= {name, *needs}
             tally = Tally(name)
             self.tallies.append(tally)
-            if missing := [need for need in needs if not self.has(need)]:
-                tally.notes.append(f"it needs {', '.join(missing)}, which this folder lacks")
+            if absent := [need for need in needs if not self.has(need)]:
+                tally.notes.append(f"it needs {', '.join(absent)}, which this folder lacks")
                 continue
             try:
                 work(tally, path)
@@ -161,10 +161,10 @@ class Folder:
                 tally.notes.append("it holds no case")
 
     def supports(self, *patterns: str) -> None:
-        """Files that belong to others and are not replayed by themselves."""
+        """Register patterns of files that other files use and that are not replayed themselves."""
         self.known |= {path.relative_to(self.path).as_posix() for glob in patterns for path in self.path.glob(glob)}
 
     def unknown(self) -> list[str]:
-        """Files that nothing reads."""
+        """Return the files that no replay reads."""
         files = (path.relative_to(self.path).as_posix() for path in self.path.rglob("*") if path.is_file())
         return sorted(name for name in files if name not in self.known and not name.endswith(".md"))

@@ -47,7 +47,7 @@ def score_image(scores: Mapping[int, float], parents: Mapping[int, Sequence[int]
         scores: Question number -> 1 or 0.
         parents: Question number -> the questions that it depends on; 0 means none.
         rule: ``cascade`` lets a question that was set to 0 take its children with it (DPG-Bench); ``raw`` uses the
-            answers as they were given (DSG); ``none`` changes nothing.
+            answers as they were given (DSG); ``none`` ignores the dependencies.
     """
     if rule == "cascade":
         results = apply_dependencies(scores, parents)
@@ -107,7 +107,7 @@ def _means(tally: Tally, recorded: dict[str, Any], items: dict[str, Any]) -> Non
 
 
 def _tables(tally: Tally, published: dict[str, Any], items: dict[str, Any]) -> None:
-    """Compare DSG's table of one decimal: the mean of each data set's items by DSG's rule, times 100."""
+    """Compare DSG's table (one decimal): means over a data set's items by DSG's rule, times 100."""
     judges = {_plain(judge): judge for case in items.values() for judge in case["answers"]}
     first = published.get("readme_table_pali17b_sd2dot1", {})
     tables = {"pali17b": first, **published.get("rerun_here", {})}

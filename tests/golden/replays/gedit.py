@@ -12,7 +12,7 @@ from tests.golden.replays.comparison import MEANS, Folder, Tally, Unusable, numb
 
 MEASURES = ("semantics", "quality", "overall")
 LAST_DIGIT = 5.001e-4
-"""Of numbers that are printed with three digits."""
+"""Tolerance of numbers printed with three digits."""
 
 
 def replay(folder: Folder) -> None:
@@ -45,7 +45,7 @@ def _exception_of(reply: Any) -> str:
 
 
 def _parsed(reply: str) -> dict[str, Any]:
-    """What the original reads, and the smallest score that it makes of it, if there is anything to make it of."""
+    """Return the original's parsed reply and its smallest score, if there is one."""
     parsed = parse_official(reply)
     smallest = None
     if isinstance(parsed, dict | list):
@@ -82,12 +82,12 @@ def _edits(path: Path) -> list[JudgedEdit]:
 
 
 def _number(text: str) -> float:
-    """NaN where there is no number: the original has no failed edits, and means of NaN are NaN."""
+    """Return NaN for an empty cell: the original has no failed edits, and means of NaN are NaN."""
     return float(text) if text.strip() else math.nan
 
 
 def _means(edits: list[JudgedEdit], language: str, intersection: bool, groups: list[str]) -> Means | None:
-    """``None`` where a group is empty, of which the original makes NaN."""
+    """Return the means, or ``None`` if a group is empty (NaN in the original)."""
     try:
         means = summarise([edit for edit in edits if edit.group in groups], language, intersection)
     except ValueError:
@@ -103,11 +103,11 @@ def _statistics(tally: Tally, path: Path) -> None:
             groups = [name for name in expected if not name.startswith("avg_")]
             means = _means(edits, language, subset == "intersection", groups)
             for name, value in expected.items():
-                ours = partial(_one, edits, language, subset == "intersection", measure, name, means)
+                ours = partial(_measure_of, edits, language, subset == "intersection", measure, name, means)
                 tally.case(f"{language}, {table}, {name}", value, ours, MEANS)
 
 
-def _one(
+def _measure_of(
     edits: list[JudgedEdit], language: str, intersection: bool, measure: str, name: str, means: Means | None
 ) -> float:
     if name.startswith("avg_"):
@@ -118,7 +118,7 @@ def _one(
 
 
 def _printed(tally: Tally, path: Path) -> None:
-    """The printed table: lines "group: semantics, quality, overall", first of all edits, then of the intersection."""
+    """Compare the printed table: lines "group: semantics, quality, overall" of all edits, then of the intersection."""
     language = re.fullmatch(r"scores_(\w+)\.expected\.txt", path.name)[1]
     edits, intersection = _edits(path.parent / "scores.csv"), False
     pattern = r"^(?:(?P<head>Intersection:)|(?P<name>[^:\n]+): (?P<values>(?:(?:[-\d.]+|nan)(?:, |$)){3}))\s*$"

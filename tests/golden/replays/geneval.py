@@ -20,7 +20,7 @@ from tests.golden.replays.comparison import MEANS, Folder, Tally, Unusable, numb
 OPTIONS = {"threshold": float, "counting_threshold": float, "max_objects": int, "max_overlap": float,
            "position_threshold": float}  # fmt: skip
 LOGITS, VECTORS, SCORES = 1e-3, 1e-5, 2e-6
-"""Of CLIP's logits (times 100, in float32), its normalised vectors, and of detector scores written with six digits."""
+"""Tolerances of CLIP's logits (times 100, float32), of its normalised vectors, and of detector scores of six digits."""
 OVERALL_DIGITS, PERCENT_DIGITS, ROUNDED_TABLE = 5.1e-6, 5.1e-3, 1.01e-2
 
 
@@ -51,8 +51,8 @@ def replay(folder: Folder) -> None:
 
 def _prompts(tally: Tally, path: Path) -> None:
     recorded = read_json(path)
-    told = str(recorded.get("regenerated_with", ""))
-    seed, per_task = (re.search(pattern, told) for pattern in (r"default_rng\((\d+)\)", r"\bn=(\d+)"))
+    arguments = str(recorded.get("regenerated_with", ""))
+    seed, per_task = (re.search(pattern, arguments) for pattern in (r"default_rng\((\d+)\)", r"\bn=(\d+)"))
     entries = geneval_prompts.generate(
         int(seed[1]) if seed else geneval_prompts.SEED, int(per_task[1]) if per_task else geneval_prompts.PER_TASK
     )
@@ -89,12 +89,12 @@ def _iou(tally: Tally, path: Path) -> None:
     tally.each(numbered(read_json(path)), compare)
 
 
-def _told(objects: Sequence[RecordedDetection], name: str) -> list[str]:
+def _recorded_colors(objects: Sequence[RecordedDetection], name: str) -> list[str]:
     return [str(row.color) for row in objects]
 
 
 def _words(reasons: Sequence[str]) -> list[list[str]]:
-    """Two relations come in the order of a set in the original, so reasons are compared as bags of words."""
+    """Return reasons as bags of words, because the original names two relations in the order of a set."""
     return [sorted(re.sub(r"\band\b", " ", reason).split()) for reason in reasons]
 
 
@@ -106,7 +106,7 @@ def _logic(tally: Tally, path: Path) -> None:
         }
         threshold = float(case.get("options", {}).get("position_threshold", 0.1))
         expected = [case["correct"], _words(case["reason_lines"])]
-        ours = partial(geneval.evaluate_image, objects, case["metadata"], _told, threshold)
+        ours = partial(geneval.evaluate_image, objects, case["metadata"], _recorded_colors, threshold)
         tally.case(number, expected, lambda: [(v := ours()).correct, _words(v.reasons)])
 
     tally.each(numbered(read_json(path)), compare)
@@ -137,12 +137,12 @@ def _float32(features: dict[str, list[float]]) -> dict[str, Any]:
 
 def _crops(tally: Tally, path: Path) -> None:
     pipeline = path.parent / "pipeline"
-    missing = []
+    absent = []
 
     def compare(number: str, case: dict[str, Any]) -> None:
         files = [pipeline / case["image"], *([pipeline / case["mask"]] if case.get("mask") else [])]
         if not all(file.is_file() for file in files):
-            missing.append(number)
+            absent.append(number)
             return
         expected = [case[name] for name in ("size", "sha256") if name in case]
         ours = partial(
@@ -151,8 +151,8 @@ def _crops(tally: Tally, path: Path) -> None:
         tally.case(f"{number}, {case['image']}, {case.get('mask')}", expected, ours)
 
     tally.each(numbered(read_json(path)), compare)
-    if missing:
-        tally.notes.append(f"{len(missing)} crops of images or masks that this folder lacks")
+    if absent:
+        tally.notes.append(f"{len(absent)} crops of images or masks that this folder lacks")
 
 
 def _crop_facts(files: list[Path], box: list[float], options: dict[str, str], wanted: list[str]) -> list[Any]:
@@ -170,30 +170,30 @@ def _crop(image: Path, mask: Path | None, box: Sequence[float], options: dict[st
 def _pipeline(tally: Tally, path: Path) -> None:
     recorded = read_json(path)
     palette = {name: np.array(rgb, np.float32) for name, rgb in recorded.get("color_rgb", {}).items()}
-    told = str(recorded.get("clip_stub", ""))
-    side, grey = (re.search(pattern, told) for pattern in (r"(\d+)x\d+ NEAREST", r"- (0?\.\d+)"))
+    stub_text = str(recorded.get("clip_stub", ""))
+    side, grey = (re.search(pattern, stub_text) for pattern in (r"(\d+)x\d+ NEAREST", r"- (0?\.\d+)"))
     stub = Stub(path.parent, palette, int(side[1]) if side else 16, float(grey[1]) if grey else 0.4627)
-    missing = []
+    absent = []
 
     def compare(number: str, case: dict[str, Any]) -> None:
         expected = dict(case["expect"])
         colored = any("color" in clause for clause in case["metadata"].get("include", ()))
-        files = [case["image"], *(found["mask"] for found in case["detections"] if found.get("mask"))]
+        files = [case["image"], *(detection["mask"] for detection in case["detections"] if detection.get("mask"))]
         if colored and not all((path.parent / file).is_file() for file in files):
-            missing.append(number)
+            absent.append(number)
             return
         if "reason_lines" in expected:
             expected["reason_lines"] = _words(expected["reason_lines"])
         tally.case(f"{number}, {case['image']}", expected, partial(_whole, stub, case, list(expected)))
 
     tally.each(numbered(recorded["cases"]), compare)
-    if missing:
-        tally.notes.append(f"{len(missing)} scenes of images or masks that this folder lacks")
+    if absent:
+        tally.notes.append(f"{len(absent)} scenes of images or masks that this folder lacks")
 
 
 @dataclass
 class Stub:
-    """The recording's stand-in for CLIP: the mean colour of a small copy of the crop, less a grey."""
+    """The recording's substitute of CLIP: the mean colour of a small copy of the crop, minus a grey."""
 
     folder: Path
     palette: dict[str, Any]
@@ -223,9 +223,9 @@ def _whole(stub: Stub, case: dict[str, Any], wanted: list[str]) -> dict[str, Any
     raw, metadata = case.get("options", {}), case["metadata"]
     options = geneval.Options(**{name: kind(raw[name]) for name, kind in OPTIONS.items() if name in raw})
     rows = []
-    for found in case["detections"]:
-        *box, score = (np.float32(value) for value in found["row"])
-        rows.append(RecordedDetection(found["cls"], box, score, mask=found.get("mask")))
+    for detection in case["detections"]:
+        *box, score = (np.float32(value) for value in detection["row"])
+        rows.append(RecordedDetection(detection["cls"], box, score, mask=detection.get("mask")))
     selected = geneval.select(rows, metadata["tag"], options)
     verdict = geneval.evaluate_image(
         selected, metadata, partial(stub.colors_of, case["image"], raw), options.position_threshold
@@ -234,7 +234,7 @@ def _whole(stub: Stub, case: dict[str, Any], wanted: list[str]) -> dict[str, Any
         "correct": verdict.correct,
         "reason_lines": _words(verdict.reasons),
         "details": {
-            name: [[float(v) for v in (*row.box, row.score)] for row in found] for name, found in selected.items()
+            name: [[float(v) for v in (*row.box, row.score)] for row in objects] for name, objects in selected.items()
         },
         "tag": metadata["tag"],
         "prompt": metadata["prompt"],
@@ -257,15 +257,15 @@ def _detector(tally: Tally, path: Path) -> None:
         limit = re.search(r"score\s*>\s*([\d.]+\d)", case.get("note", ""))
         threshold = float(limit[1]) if limit else 0.05
         sizes = [tuple(case[name]) for name in ("padded_hw", "resized_hw", "original_hw")]
-        found = sorted(detections_of(*logits, *sizes), key=lambda detection: -float(detection.score))
-        kept = [
+        detections = sorted(detections_of(*logits, *sizes), key=lambda detection: -float(detection.score))
+        confident = [
             {"cls": d.label, "score": float(d.score), "box": [float(v) for v in d.box], "mask_area": int(d.mask.sum())}
-            for d in found
+            for d in detections
             if d.score > threshold
         ]
-        tally.case(f"{case['file']}, number", len(case["detections"]), lambda k=kept: len(k))
+        tally.case(f"{case['file']}, number", len(case["detections"]), lambda d=confident: len(d))
         for number, expected in enumerate(case["detections"]):
-            ours = partial(lambda k, n, e: {name: k[n][name] for name in e}, kept, number, expected)
+            ours = partial(lambda k, n, e: {name: k[n][name] for name in e}, confident, number, expected)
             tally.case(f"{case['file']}, detection {number}", expected, ours, SCORES)
 
     tally.each(numbered(read_json(path)), compare)

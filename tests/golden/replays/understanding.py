@@ -69,7 +69,7 @@ def _pope(tally: Tally, path: Path) -> None:
 
 
 def _label_yes_ratio(labels: Iterable[str]) -> float:
-    """Return lmms-eval's "yes ratio": the share of yeses among the truths, whatever the model answered."""
+    """Return lmms-eval's "yes ratio": the share of yeses among the truths, independent of the model's answers."""
     truths = [label.strip().lower() == "yes" for label in labels]
     return sum(truths) / len(truths)
 

@@ -1,4 +1,4 @@
-"""Two stand-in models, one that can do everything and one that can do nothing, and a project folder to run them in."""
+"""Two fake models, one that answers perfectly and one that produces noise, and a project folder to run them in."""
 
 import re
 import shutil
@@ -27,10 +27,10 @@ OFFSETS = {"left of": (-0.25, 0.0), "right of": (0.25, 0.0), "above": (0.0, -0.2
 
 
 class Perfect(nn.Module):
-    """Draws what the prompt says, sees what the image shows, and keeps whole images as embeddings."""
+    """Draws its prompts exactly, answers from the image, and uses whole images as embeddings."""
 
     spec = ImageSpec.square(understanding_size=24, generation_size=24, semantic_tokens=1, target_tokens=36)
-    drawn: ClassVar[list[str]] = []
+    drawn_prompts: ClassVar[list[str]] = []
     """Every prompt drawn by any instance since the test began."""
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Perfect(nn.Module):
         return cls().to(device)
 
     def generate(self, prompts: Sequence[str], sampling: Sampling, rng: SampleRng) -> Tensor:
-        Perfect.drawn.extend(prompts)
+        Perfect.drawn_prompts.extend(prompts)
         dice = rng.uniform("dice", (8,)).tolist()
         scenes = [imagine(prompt, row) for prompt, row in zip(prompts, dice, strict=True)]
         return to_tensor(list(render(scenes, 24)))
@@ -55,16 +55,17 @@ class Perfect(nn.Module):
         return semantic.embeds.reshape(-1, 3, 24, 24)
 
     def answer(self, images: Tensor, questions: Sequence[str]) -> list[str]:
-        seen = [[d for d in found if d.score > 0.3] for found in self.detector.detect(images)]
-        scenes = [
-            Scene(tuple(Shape(d.name, d.color, d.box[0] + d.box[2], d.box[1] + d.box[3], 1) for d in found), "", 0)
-            for found in seen
-        ]
+        scenes = []
+        for detections in self.detector.detect(images):
+            shapes = [
+                Shape(d.name, d.color, d.box[0] + d.box[2], d.box[1] + d.box[3], 1) for d in detections if d.score > 0.3
+            ]
+            scenes.append(Scene(tuple(shapes), "", 0))
         return [reply(scene, question) for scene, question in zip(scenes, questions, strict=True)]
 
 
 class Noise(Perfect):
-    """Draws noise and mumbles."""
+    """Draws noise and answers "mumble"."""
 
     def generate(self, prompts: Sequence[str], sampling: Sampling, rng: SampleRng) -> Tensor:
         return rng.uniform("noise", (3, 24, 24)) * 2 - 1
@@ -77,26 +78,26 @@ class Noise(Perfect):
 
 
 def imagine(prompt: str, dice: Sequence[float]) -> Scene:
-    """A scene that fits a prompt of ``benchmark_prompts``; what the prompt leaves open is thrown with the dice."""
+    """Return a scene for a prompt of ``benchmark_prompts``; the dice decide the properties that it leaves open."""
     words = prompt.removeprefix("a photo of ")
     where = next((name for name in OFFSETS if f" {name} " in words), None)
-    wanted: list[tuple[str, str]] = []
+    objects: list[tuple[str, str]] = []
     for part in re.split(f" and | {where} ", words):
-        *said, noun = part.split()
+        *adjectives, noun = part.split()
         kind = SINGULAR.get(noun, noun)
-        color = next((word for word in said if word in COLORS), list(COLORS)[int(dice[len(wanted)] * 8)])
-        wanted += [(kind, color)] * next((NUMBERS.index(word) for word in said if word in NUMBERS), 1)
+        color = next((word for word in adjectives if word in COLORS), list(COLORS)[int(dice[len(objects)] * 8)])
+        objects += [(kind, color)] * next((NUMBERS.index(word) for word in adjectives if word in NUMBERS), 1)
     if where:
         dx, dy = OFFSETS[where]
         places: Sequence[tuple[float, float]] = ((0.5 + dx, 0.5 + dy), (0.5 - dx, 0.5 - dy))
     else:
         places = PLACES
-    shapes = tuple(Shape(kind, color, x, y, 3.6 / 24) for (kind, color), (x, y) in zip(wanted, places, strict=False))
+    shapes = tuple(Shape(kind, color, x, y, 3.6 / 24) for (kind, color), (x, y) in zip(objects, places, strict=False))
     return Scene(shapes, ("light", "grey", "dark")[int(dice[7] * 3)], 0)
 
 
 def reply(scene: Scene, question: str) -> str:
-    """The answer to a question of :func:`reca.data.synthetic.scenes.questions`."""
+    """Return the answer to a question of :func:`reca.data.synthetic.scenes.questions`."""
     words, groups = question.split(), scene.groups()
     match words:
         case ["what", "color", *_, kind]:
@@ -141,13 +142,13 @@ def project(tmp_path: Path, config: Config) -> Path:
 @pytest.fixture
 def use_model(monkeypatch: pytest.MonkeyPatch) -> Callable[[type], None]:
     """``use_model(kind)`` makes the stages load an instance of ``kind`` as the configured family."""
-    module = ModuleType("stand_in_models")
-    monkeypatch.setitem(sys.modules, "stand_in_models", module)
-    monkeypatch.setattr(Perfect, "drawn", [])
+    module = ModuleType("fake_models")
+    monkeypatch.setitem(sys.modules, "fake_models", module)
+    monkeypatch.setattr(Perfect, "drawn_prompts", [])
 
     def use(kind: type) -> None:
-        module.StandIn = kind  # type: ignore[attr-defined]
-        monkeypatch.setitem(base.FAMILIES, "janus", "stand_in_models:StandIn")
+        module.FakeModel = kind  # type: ignore[attr-defined]
+        monkeypatch.setitem(base.FAMILIES, "janus", "fake_models:FakeModel")
 
     use(Perfect)
     return use
@@ -155,11 +156,11 @@ def use_model(monkeypatch: pytest.MonkeyPatch) -> Callable[[type], None]:
 
 @pytest.fixture
 def perfect() -> type[Perfect]:
-    """The model that can do everything."""
+    """The perfect model."""
     return Perfect
 
 
 @pytest.fixture
 def noise() -> type[Noise]:
-    """The model that can do nothing."""
+    """The model that produces noise."""
     return Noise

@@ -61,9 +61,9 @@ def test_a_clear_gain_is_settled_early_and_the_rest_is_drawn_later(here, use_mod
     assert f"{found['images_saved']} of {ALL} saved" in printed
     assert "aligned - base is at least +0.00 points (all prompts would say otherwise with at most 5.0%)" in printed
     config = compose(SMALL)
-    perfect.drawn.clear()
+    perfect.drawn_prompts.clear()
     generate(config, here, "aligned", "scenes")
-    assert len(perfect.drawn) == ALL / 2 - found["images_drawn"] / 2, "what the gate drew is not drawn again"
+    assert len(perfect.drawn_prompts) == ALL / 2 - found["images_drawn"] / 2, "what the gate drew is not drawn again"
     assert len(read_manifest(here / "outputs/samples/aligned/scenes")) == ALL / 2
 
 

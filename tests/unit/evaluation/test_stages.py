@@ -95,7 +95,7 @@ class Killed(BaseException):
 def dying(perfect, after: int) -> type:
     class Dying(perfect):
         def generate(self, prompts, sampling, rng):
-            if len(perfect.drawn) >= after:
+            if len(perfect.drawn_prompts) >= after:
                 raise Killed
             return super().generate(prompts, sampling, rng)
 
@@ -105,14 +105,14 @@ def dying(perfect, after: int) -> type:
 def test_a_killed_generation_goes_on_where_it_stopped(config, project, use_model, perfect):
     generate(config, project, "base", "scenes")
     expected = digests(project / SCENES)
-    perfect.drawn.clear()
+    perfect.drawn_prompts.clear()
     use_model(dying(perfect, after=32))
     with pytest.raises(Killed):
         generate(config, project, "base", "scenes")
-    assert len(perfect.drawn) == 32
+    assert len(perfect.drawn_prompts) == 32
     use_model(perfect)
     generate(config, project, "base", "scenes")
-    assert len(perfect.drawn) == 60
+    assert len(perfect.drawn_prompts) == 60
     assert digests(project / SCENES) == expected
     assert not list((project / ".reca/samples/base/scenes").iterdir())
 
@@ -121,7 +121,7 @@ def test_a_killed_generation_goes_on_where_it_stopped(config, project, use_model
 def test_damaged_leftovers_are_made_again(config, project, use_model, perfect, damage):
     generate(config, project, "base", "scenes")
     expected = digests(project / SCENES)
-    perfect.drawn.clear()
+    perfect.drawn_prompts.clear()
     use_model(dying(perfect, after=32))
     with pytest.raises(Killed):
         generate(config, project, "base", "scenes")
@@ -134,7 +134,7 @@ def test_damaged_leftovers_are_made_again(config, project, use_model, perfect, d
         image.write_bytes(image.read_bytes()[:50]) if damage == "image" else image.unlink()
     use_model(perfect)
     generate(config, project, "base", "scenes")
-    assert len(perfect.drawn) > 60
+    assert len(perfect.drawn_prompts) > 60
     assert digests(project / SCENES) == expected
 
 
@@ -145,7 +145,7 @@ def test_other_weights_do_not_take_over_leftovers(config, project, use_model, pe
     (project / config.model.checkpoint / "model.safetensors").write_bytes(b"another base")
     use_model(perfect)
     generate(config, project, "base", "scenes")
-    assert len(perfect.drawn) == 32 + 60
+    assert len(perfect.drawn_prompts) == 32 + 60
 
 
 def test_leftovers_of_other_settings_stay_apart(config, project, use_model, perfect):
@@ -155,7 +155,7 @@ def test_leftovers_of_other_settings_stay_apart(config, project, use_model, perf
     generation = config.generate.model_copy(update={"guidance_scale": 5.0})
     use_model(perfect)
     generate(config.model_copy(update={"generate": generation}), project, "base", "scenes")
-    assert len(perfect.drawn) == 32 + 60
+    assert len(perfect.drawn_prompts) == 32 + 60
 
 
 def test_missing_weights_are_named_with_the_way_out(config, project, use_model):

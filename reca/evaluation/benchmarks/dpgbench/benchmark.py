@@ -181,7 +181,7 @@ def write_grid(images: Sequence[Any], path: Path) -> None:
     """Write four images of a prompt (PIL, one size) as the 2 x 2 grid of the official layout.
 
     Raises:
-        ValueError: There are not four images of one size.
+        ValueError: There are not four images of the same size.
     """
     from PIL import Image
 

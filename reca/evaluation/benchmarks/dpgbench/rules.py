@@ -39,7 +39,7 @@ class DpgQuestion:
     number: int
     text: str
     category: str
-    """Second level (L2), for instance "attribute - color"."""
+    """Second level (L2), such as "attribute - color"."""
     parents: tuple[int, ...]
     """Numbers of the questions that must be answered yes for this one to count."""
 

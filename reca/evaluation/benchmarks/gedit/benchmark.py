@@ -182,7 +182,7 @@ def read_prompts(folder: Path) -> list[Row]:
 
 
 def unpack_sources(folder: Path, language: str) -> Path:
-    """Return the folder with the source images of one language, ``<key>.png``, extracted from the data on first use.
+    """Return the folder with a language's source images, ``<key>.png``, extracted from the data on first use.
 
     Raises:
         UserError: An image cannot be read.

@@ -32,7 +32,7 @@ ITEMS: Mapping[str, int] = MappingProxyType(
         "tone_transfer": 40,
     }
 )
-"""Number of edits of each group in one language, 606 in all."""
+"""Number of edits by group in a language, 606 in all."""
 LANGUAGES = ("en", "cn")
 DELIMITER = "||V^=^V||"
 RATE_LIMITED = "rate_limit_exceeded"
@@ -55,7 +55,7 @@ class JudgedEdit:
 
 @dataclass(frozen=True)
 class Means:
-    """Mean scores of one language, of all its edits or of the intersection subset."""
+    """Mean scores of a language, of all its edits or of the intersection subset."""
 
     semantics: Mapping[str, float]
     """Per group."""
@@ -158,7 +158,7 @@ def _number(value: Any) -> float | None:
 
 
 def item_score(semantics: Sequence[float], quality: Sequence[float]) -> tuple[float, float, float]:
-    """Return SC, PQ and overall of one edit: min, min, and the root of their product.
+    """Return SC, PQ and overall of an edit: min, min, and the root of their product.
 
     The scale is not checked, as in the original: the parsers do that.
 
@@ -170,7 +170,7 @@ def item_score(semantics: Sequence[float], quality: Sequence[float]) -> tuple[fl
 
 
 def summarise(edits: Iterable[JudgedEdit], language: str, intersection: bool = False) -> Means:
-    """Return the mean scores of one language.
+    """Return the mean scores of a language.
 
     Args:
         edits: All edits; those of other languages are ignored.

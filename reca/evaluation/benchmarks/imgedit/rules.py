@@ -1,7 +1,7 @@
 """ImgEdit-Bench's scoring rules, pure functions from a judge's replies to mean scores of 1-5.
 
-After Ye et al., "ImgEdit" (arXiv 2505.20275; PKU-YuanGroup/ImgEdit@547185d, which carries no licence: none of it is
-copied here), written independently from the rules and proven on the original's answers (``tests/golden/imgedit``).
+After Ye et al., "ImgEdit" (arXiv 2505.20275; PKU-YuanGroup/ImgEdit@547185d, which carries no licence, so no text is
+copied), written independently from the rules and proven on the original's answers (``tests/golden/imgedit``).
 
 The original has no overall score. Its leaderboard's is the plain mean of the nine types (*macro*), RecA's and lmms-
 eval's the mean over items (*micro*); they differ by up to 0.1. Both are computed, neither is called "overall".
@@ -26,7 +26,7 @@ ITEMS: Mapping[str, int] = MappingProxyType(
         "compose": 23,
     }
 )
-"""Number of edits of each type in the basic suite, 737 in all. ``compose`` is "Hybrid" in the paper's table."""
+"""Number of edits by type in the basic suite, 737 in all. ``compose`` is "Hybrid" in the paper's table."""
 DIMENSIONS: Mapping[str, tuple[str, str, str]] = MappingProxyType(
     {
         "replace": ("Prompt Compliance", "Visual Naturalness", "Physical & Detail Integrity"),
@@ -57,7 +57,7 @@ class ImgeditSummary:
 
 
 def read_official(reply: str) -> float | None:
-    """Return the original's score of one reply: the mean of its numbers, rounded to two digits; ``None`` without any.
+    """Return the original's score of a reply: the mean of its numbers, rounded to two digits; ``None`` without any.
 
     A line counts if and only if it splits on ": " into exactly two parts of which the second is all digits. So "4.",
     "4/5" and "**Name:** 4" are ignored and the mean is over the remaining numbers; a digit after "Brief reasoning: "
@@ -72,7 +72,7 @@ def read_official(reply: str) -> float | None:
 
 
 def read_strict(reply: str, edit_type: str) -> tuple[int, int, int] | None:
-    """Parse the three scores of one reply, by the names of its type of edit; ``None`` unless all three are clear.
+    """Parse the three scores of a reply, by the names of its type of edit; ``None`` unless all three are clear.
 
     Each must be on a separate line in any markup ("**Visual Quality:** 4/5", "- Visual Quality: 4 (good)"), be from 1
     to 5, and not be contradicted by another line.
@@ -93,7 +93,7 @@ def _named_score(reply: str, name: str) -> int | None:
 
 
 def item_score(reply: str, edit_type: str, rule: Rule = "strict") -> float | None:
-    """Return the score of one edit, 1..5; ``None`` if the reply cannot be read.
+    """Return the score of an edit, 1..5; ``None`` if the reply cannot be read.
 
     Raises:
         ValueError: See :func:`read_strict`.
@@ -108,7 +108,7 @@ def summarise(items: Iterable[tuple[str, float | None]], rule: Rule = "strict") 
     """Return the mean scores of many edits.
 
     Args:
-        items: Type and score of each edit; ``None`` is in no mean.
+        items: Types and scores of edits; ``None`` is in no mean.
         rule: ``official`` rounds the types' means to two digits before taking their mean.
 
     Raises:

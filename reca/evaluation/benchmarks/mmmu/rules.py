@@ -39,7 +39,7 @@ def parse_choice(reply: str, letters: Sequence[str], options: Mapping[str, str],
 
     Args:
         reply: The model's text.
-        letters: The question's letters, for instance A to D.
+        letters: The question's letters, such as A to D.
         options: Letter -> the option's text.
         rule: The parsing rule.
     """

@@ -70,7 +70,7 @@ def parse(reply: str, rule: Rule = "official") -> str:
 
 
 def count(rows: Iterable[tuple[str, str]], rule: Rule = "official") -> Counts:
-    """Count the replies of one split.
+    """Count the replies of a split.
 
     Args:
         rows: Pairs of truth (yes or no) and reply.

@@ -1,7 +1,7 @@
 """WISE's scoring rules, pure functions from a judge's replies to WiScore.
 
-After Niu et al., "WISE" (arXiv 2503.07265; PKU-YuanGroup/WISE@eb51174, which carries no licence: none of it is copied
-here), written independently from the rules and proven on the original's answers (``tests/golden/wise``).
+After Niu et al., "WISE" (arXiv 2503.07265; PKU-YuanGroup/WISE@eb51174, which carries no licence, so no text is copied),
+written independently from the rules and proven on the original's answers (``tests/golden/wise``).
 
 There are two benchmarks of that name. *Legacy* (the paper, and RecA's tables) has three scores of 0-2 per image;
 *verified* (2026) one of 0-1. Their prompts, ranges, weights and judges differ, and so do their numbers.
@@ -25,7 +25,7 @@ class WiseVersion:
 
     name: str
     last_ids: tuple[int, ...]
-    """Last prompt id of each category, in the order of :data:`CATEGORIES`; ids start at 1."""
+    """Last prompt ids of the categories, in the order of :data:`CATEGORIES`; ids start at 1."""
     weights: tuple[float, ...]
     """Weights of the categories in the overall score; they add up to 1."""
     components: Mapping[str, float]
@@ -46,7 +46,7 @@ class WiseVersion:
         raise ValueError(f"WISE has no prompt {prompt_id!r}; ids go from 1 to {self.last_ids[-1]}")
 
     def score(self, components: Mapping[str, float]) -> float:
-        """Return the WiScore of one image, 0..1.
+        """Return the WiScore of an image, 0..1.
 
         Raises:
             KeyError: A component is missing.
@@ -100,12 +100,12 @@ def parse_legacy(reply: str, rule: Rule = "strict") -> dict[str, float]:
     Args:
         reply: The judge's text.
         rule: ``official`` matches the original's expression: the last digit after each name, though not after
-            ``**Name:**`` nor after a full-width colon, and of "12" the 1; failing that, three lines of one digit.
+            ``**Name:**`` nor after a full-width colon, and of "12" the 1; failing that, three one-digit lines.
             ``strict`` accepts a line per score in any markup, rejects scores above 2 and contradictions, and returns
             all three scores or none.
 
     Returns:
-        Component -> score; by the official rule perhaps not all of them. Empty: unparsable.
+        Component -> score; by the official rule perhaps only some. Empty: unparsable.
     """
     if rule == "strict":
         return _strict_legacy(reply)

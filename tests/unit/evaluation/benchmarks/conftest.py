@@ -1,7 +1,6 @@
-"""An artist that draws and edits anything badly, tiny judges, and a judge's endpoint on loopback."""
+"""Fake models that draw noise and edit by darkening, tiny judges, and a judge's endpoint on loopback."""
 
 import json
-import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -33,11 +32,11 @@ SMALL = 64
 
 
 class Artist(nn.Module):
-    """Draws noise that depends on nothing but the seed, and edits by darkening."""
+    """Draws noise that depends only on the seed."""
 
     spec = ImageSpec.square(understanding_size=24, generation_size=SMALL, semantic_tokens=1, target_tokens=1)
     family: ClassVar[str] = "artist"
-    drawn: ClassVar[list[str]] = []
+    drawn_prompts: ClassVar[list[str]] = []
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +47,7 @@ class Artist(nn.Module):
         return cls()
 
     def generate(self, prompts: Sequence[str], sampling: Sampling, rng: SampleRng) -> Tensor:
-        self.drawn.extend(prompts)
+        self.drawn_prompts.extend(prompts)
         coarse = rng.uniform("noise", (3, 4, 4))
         return nn.functional.interpolate(coarse, SMALL, mode="nearest") * 2 - 1
 
@@ -62,7 +61,7 @@ class DarkeningEditor(Artist):
 
 @pytest.fixture
 def artist() -> type[Artist]:
-    Artist.drawn.clear()
+    Artist.drawn_prompts.clear()
     return Artist
 
 
@@ -112,7 +111,7 @@ def judges(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(3)
     detector = tiny_mask2former()
     with torch.no_grad():
-        detector.class_predictor.weight.mul_(40)  # sure of itself, so that something passes the threshold
+        detector.class_predictor.weight.mul_(40)  # confident, so that some detections pass the threshold
     detector.save_pretrained(folder / "mask2former-swin-small-coco-instance")
     tiny_clip(folder / "clip-vit-large-patch14")
     return folder
@@ -120,7 +119,7 @@ def judges(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def wise_prompts(project: Path) -> Path:
-    """WISE's three files, of other prompts."""
+    """WISE's three files with invented prompts."""
     folder = project / "data/benchmarks/wise"
     folder.mkdir(parents=True)
     names = ("cultural_common_sense", "spatio-temporal_reasoning", "natural_science")
@@ -134,14 +133,14 @@ def wise_prompts(project: Path) -> Path:
 
 
 class JudgeServer(ThreadingHTTPServer):
-    """Answers with what ``answer`` makes of a question's text, images aside."""
+    """A judge whose reply is ``answer`` of the question's text; images are only counted."""
 
     daemon_threads = True
 
     def __init__(self, answer: Callable[[str], str | int]) -> None:
         super().__init__(("127.0.0.1", 0), JudgeHandler)
         self.answer = answer
-        self.asked: list[str] = []
+        self.questions: list[str] = []
         self.images: list[int] = []
 
     @property
@@ -154,12 +153,12 @@ class JudgeHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+        """Suppress the log."""
 
     def do_POST(self) -> None:
         content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][-1]["content"]
         text = content[0]["text"]
-        self.server.asked.append(text)
+        self.server.questions.append(text)
         self.server.images.append(sum(part["type"] == "image_url" for part in content))
         answer = self.server.answer(text)
         status = answer if isinstance(answer, int) else 200
@@ -194,7 +193,3 @@ def judge_server() -> Iterator[Callable[[Callable[[str], str | int]], JudgeServe
 def image() -> Callable[[int], np.ndarray]:
     """``image(seed)``: a small image."""
     return lambda seed: np.random.default_rng(seed).integers(0, 255, (SMALL, SMALL, 3), dtype=np.uint8)
-
-
-def plain(text: str) -> str:
-    return re.sub(r"\s+", " ", text)

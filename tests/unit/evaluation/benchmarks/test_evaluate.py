@@ -60,9 +60,9 @@ def test_a_checkpoint_is_measured_without_a_run(here, use_model, artist, judges,
     assert scores.expected == 6
     assert not (here / "params.yaml").exists()
     assert not (here / "outputs/samples").exists()
-    drawn = len(artist.drawn)
+    drawn = len(artist.drawn_prompts)
     assert main(["evaluate", *GENEVAL, "--output", "first"]) == 0
-    assert len(artist.drawn) == drawn, "samples that are there are not drawn again"
+    assert len(artist.drawn_prompts) == drawn, "samples that are there are not drawn again"
 
     (here / "data/bases/janus_tiny/model.safetensors").write_bytes(b"other weights")
     assert main(["evaluate", *GENEVAL, "--output", "second"]) == 0
@@ -177,7 +177,7 @@ def test_grids_are_written_and_read_back(here, use_model, artist, judge_server):
     assert main(["evaluate", *words, "--images", "grids", "--benchmark", "dpgbench", "--output", "again"]) == 0
     first, again = (read_scores(here / name / "scores/dpgbench.json") for name in ("first", "again"))
     assert first.overall == again.overall
-    assert len(server.asked) == 16
+    assert len(server.questions) == 16
     assert (here / "again/replies/dpgbench.jsonl").is_file()
 
 

@@ -60,7 +60,7 @@ def test_end_to_end_with_tiny_judges(config, project, use_model, artist, judges,
     shutil.copytree(judges, project / "data/judges")
     generate(config, project, "base", "geneval")
     folder = project / "outputs/samples/base/geneval"
-    assert len(artist.drawn) == 12
+    assert len(artist.drawn_prompts) == 12
     metadata = json.loads((folder / "00080/metadata.jsonl").read_text())
     assert metadata["tag"] == "two_object"
     assert sorted(path.name for path in (folder / "00080/samples").iterdir()) == ["0000.png", "0001.png"]

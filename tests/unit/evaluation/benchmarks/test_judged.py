@@ -107,12 +107,12 @@ def scored(project, name):
     return read_scores(folder / f"{name}.json"), read_items(folder / f"{name}.items.jsonl")
 
 
-def test_dpg_counts_dependencies_and_never_guesses(dpg, use_model, artist, judge_server):
+def test_dpg_counts_dependencies(dpg, use_model, artist, judge_server):
     use_model(artist)
     server = judge_server(lambda text: "No." if "Item 0 question 1" in text else "yes")
     config = configured("dpgbench", server)
     scores, items = run(config, dpg, "dpgbench")
-    assert len(server.asked) == 2 * 4 * 3
+    assert len(server.questions) == 2 * 4 * 3
     assert set(server.images) == {1}
     assert [item.values for item in items] == [(pytest.approx(1 / 3),) * 4, (1.0,) * 4]
     assert scores.overall.value == pytest.approx(2 / 3, abs=1e-6)
@@ -126,7 +126,7 @@ def test_dpg_counts_dependencies_and_never_guesses(dpg, use_model, artist, judge
     assert items[0].details[0]["answers"]["1"] == {"answer": 0.0, "status": "read", "reply": "No."}
 
     score(config, dpg, "base", "dpgbench")
-    assert len(server.asked) == 24, "what is stored is not asked again"
+    assert len(server.questions) == 24, "stored replies are not requested again"
 
 
 def test_dpg_unusable_replies_fail_the_prompt(dpg, use_model, artist, judge_server):
@@ -141,14 +141,14 @@ def test_dpg_unusable_replies_fail_the_prompt(dpg, use_model, artist, judge_serv
     assert list(scores.details["failed_prompts"]) == ["item0"]
 
 
-def test_scores_are_made_again_from_stored_replies(dpg, use_model, artist, judge_server, capsys):
+def test_scores_are_recomputed_from_stored_replies(dpg, use_model, artist, judge_server, capsys):
     use_model(artist)
     server = judge_server(lambda text: "yes")
     config = configured("dpgbench", server)
     generate(config, dpg, "base", "dpgbench")
     score(config, dpg, "base", "dpgbench", dry_run=True)
     assert "24 requests, 0 of them answered before; the rest costs at most $0.00" in capsys.readouterr().out
-    assert not server.asked
+    assert not server.questions
     score(config, dpg, "base", "dpgbench")
     first = scored(dpg, "dpgbench")
     server.shutdown()
@@ -163,7 +163,7 @@ def test_scores_are_made_again_from_stored_replies(dpg, use_model, artist, judge
     assert scored(dpg, "dpgbench")[0].failed == 4
 
 
-def test_only_what_asks_a_judge_has_replies(project, use_model):
+def test_from_replies_is_refused_without_a_judge(project, use_model):
     config = compose(["evaluate.understanding.num_images=2"])
     generate(config, project, "base", "understanding")
     with pytest.raises(UserError, match="understanding asks no judge"):
@@ -190,10 +190,10 @@ def test_dpg_reads_both_layouts(dpg, tmp_path, image, judge_server):
     assert (Image.open(requests[9].images[0]).convert("RGB").tobytes()) == image(3).tobytes()
     items = bench.score(rows, folder)
     assert items[0].values == (1.0,) * 4
-    assert items[1].values == (None,) * 4  # as a whole, for the image that is missing
+    assert items[1].values == (None,) * 4  # the missing image fails the whole prompt
 
 
-def test_prices_and_a_ceiling_are_kept(dpg, use_model, artist, judge_server):
+def test_score_stops_at_the_cost_ceiling_and_needs_prices(dpg, use_model, artist, judge_server):
     use_model(artist)
     server = judge_server(lambda text: "yes")
     prices = ["hardware.judge.input_price=1000", "hardware.judge.output_price=1000", "hardware.judge.cost_ceiling=10"]
@@ -201,7 +201,7 @@ def test_prices_and_a_ceiling_are_kept(dpg, use_model, artist, judge_server):
     generate(config, dpg, "base", "dpgbench")
     with pytest.raises(UserError, match=r"Raise the ceiling and run again"):
         score(config, dpg, "base", "dpgbench")
-    assert 1 <= len(server.asked) <= 12
+    assert 1 <= len(server.questions) <= 12
     away = configured("dpgbench", None)
     with pytest.raises(UserError, match=r"prices of gpt-4o\S+ at https://api\.openai\.com/v1 are not known"):
         score(away.model_copy(update={"generate": config.generate}), dpg, "base", "dpgbench", dry_run=True)
@@ -214,12 +214,12 @@ def wise_answer(text: str) -> str:
     return "Consistency: 2\nRealism: 1\nAesthetic Quality: 0"
 
 
-def test_wise(wise_prompts, use_model, artist, judge_server):
+def test_wise_scores_every_image(wise_prompts, use_model, artist, judge_server):
     use_model(artist)
     server = judge_server(wise_answer)
     scores, items = run(configured("wise", server), wise_prompts, "wise")
-    assert len(server.asked) == 12
-    assert "It is 401" in "".join(server.asked)
+    assert len(server.questions) == 12
+    assert "It is 401" in "".join(server.questions)
     values = {item.prompt_id: item.values for item in items}
     assert values["1"] == (pytest.approx(0.8),)
     assert values["2"] == (None,)
@@ -231,7 +231,7 @@ def test_wise(wise_prompts, use_model, artist, judge_server):
 
 
 def test_wise_overall_is_the_official_one_when_complete(wise_prompts, use_model, artist, judge_server):
-    """By hand: culture right, everything else wrong: 0.4 by weight, 1/6 by plain mean."""
+    """Culture is right, everything else wrong: 0.4 by weight, 1/6 by plain mean."""
     bench = load_benchmark("wise", compose(["evaluate.benchmarks=[wise]"]), wise_prompts)
     rows = bench.plan()
     assert len(rows) == 1000
@@ -248,7 +248,7 @@ def test_wise_overall_is_the_official_one_when_complete(wise_prompts, use_model,
     assert means(values_of(items), bench.weights)[OVERALL] == pytest.approx(0.4)
 
 
-def test_imgedit(imgedit_data, use_model, editor, judge_server):
+def test_imgedit_scores_every_edit(imgedit_data, use_model, editor, judge_server):
     use_model(editor)
 
     def answer(text: str) -> str:
@@ -270,13 +270,13 @@ def test_imgedit(imgedit_data, use_model, editor, judge_server):
     assert max(after.getdata())[0] < max(before.getdata())[0]
 
 
-def test_photographs_are_those_of_the_single_turn_suite(imgedit_data, judge_server):
+def test_imgedit_uses_the_photographs_of_the_single_turn_suite(imgedit_data, judge_server):
     rows = load_benchmark("imgedit", configured("imgedit", judge_server(str)), imgedit_data).plan()
     assert {row["source"] for row in rows} == {f"unpacked/Benchmark/singleturn/animal/{i}.jpg" for i in range(3)}
 
 
 @pytest.mark.parametrize("name", JUDGE_PROMPTS)
-def test_the_originals_instructions_are_used_where_they_came_along(imgedit_data, judge_server, name):
+def test_imgedit_uses_the_originals_instructions_if_they_came_with_the_data(imgedit_data, judge_server, name):
     bench = load_benchmark("imgedit", configured("imgedit", judge_server(str)), imgedit_data)
     templates = {name: f"Judge {name}: <edit_prompt>" for name in imgedit.ITEMS}
     (bench._folder / "unpacked/Benchmark/singleturn" / name).write_text(json.dumps(templates))
@@ -285,7 +285,7 @@ def test_the_originals_instructions_are_used_where_they_came_along(imgedit_data,
     assert "instructions" not in fresh.protocol
 
 
-def test_gedit(gedit_data, use_model, editor, judge_server):
+def test_gedit_scores_every_edit(gedit_data, use_model, editor, judge_server):
     use_model(editor)
     server = judge_server(
         lambda text: '{"score": [9, 4], "reasoning": "x"}' if "original" in text else '{"score": [9, 10]}'
@@ -296,18 +296,18 @@ def test_gedit(gedit_data, use_model, editor, judge_server):
     assert scores.details["full_set"] == {"G_SC": 4, "G_PQ": 9, "G_O": 6}
     assert scores.details["intersection"]["G_O"] == 6
     assert len(scores.categories) == 11
-    shown = next((gedit_data / ".reca/replies/base/gedit-shown").iterdir())
-    assert Image.open(shown).size == (48, 64), "judged in the size of the source"
+    judged = next((gedit_data / ".reca/replies/base/gedit-shown").iterdir())
+    assert Image.open(judged).size == (48, 64), "judged in the size of the source"
 
 
-def test_a_family_that_does_not_edit_is_told(imgedit_data, use_model, artist):
+def test_a_family_without_editing_is_refused(imgedit_data, use_model, artist):
     use_model(artist)
     with pytest.raises(UserError, match="the family artist does not edit images; leave this benchmark out"):
         generate(configured("imgedit"), imgedit_data, "base", "imgedit")
 
 
 @pytest.mark.parametrize("name", ["dpgbench", "wise", "imgedit", "gedit"])
-def test_missing_prompts_are_named_with_their_address(project, name):
+def test_missing_prompts_are_reported_with_their_address(project, name):
     with pytest.raises(UserError, match=r"data/benchmarks/\w+.* is missing\. `reca compose` and `reca evaluate` fetch"):
         load_benchmark(name, configured(name), project).plan()
 
@@ -322,17 +322,17 @@ def test_other_numbers_of_prompts_are_refused(dpg, wise_prompts, imgedit_data, g
     listed = bench._folder / "basic_edit.json"
     edits = json.loads(listed.read_text())
     listed.write_text(json.dumps(dict(list(edits.items())[1:])))
-    for name, said in {
+    for name, message in {
         "dpgbench": "holds 1064 prompts; DPG-Bench has 1065",
         "wise": "holds 700 of WISE's 1000 prompts",
         "imgedit": "'extract': 116",
         "gedit": "'background_change': 39",
     }.items():
-        with pytest.raises(UserError, match=re.escape(said)):
+        with pytest.raises(UserError, match=re.escape(message)):
             load_benchmark(name, configured(name), dpg).plan()
 
 
-def test_a_sample_that_is_no_image_is_not_shown(wise_prompts, use_model, artist, judge_server):
+def test_unreadable_samples_are_not_sent(wise_prompts, use_model, artist, judge_server):
     use_model(artist)
     server = judge_server(wise_answer)
     config = configured("wise", server)

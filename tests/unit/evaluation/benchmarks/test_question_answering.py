@@ -1,4 +1,4 @@
-"""MME, POPE and MMMU: from a folder of questions to scores, with models that know, mumble, or are really there."""
+"""MME, POPE and MMMU from a folder of questions to scores, with fake models and a real one."""
 
 import io
 import json
@@ -31,17 +31,17 @@ def configured(name, *more):
 
 
 def published(name):
-    """As many questions as were published, about few images; the right answer stands in each question."""
+    """Return the published number of questions, about few images; each question contains its answer."""
     if name == "mmmu":
         return [mmmu_question(subject, n) for subject, count in mmmu.QUESTIONS.items() for n in range(1, count + 1)]
-    each = {"mme": 2, "pope": 6}[name]
+    per_image = {"mme": 2, "pope": 6}[name]
     return [
         {
             "category": category,
-            "question_id": f"{category}/{n // each}.png",
+            "question_id": f"{category}/{n // per_image}.png",
             "question": f"Say {'yes' if n % 2 else 'no'}, {n}?",
             "answer": "Yes" if n % 2 else "no",
-            "image": f"images/{n // each % 3}.png" if name == "mme" else f"images/{n // each}.png",
+            "image": f"images/{n // per_image % 3}.png" if name == "mme" else f"images/{n // per_image}.png",
         }
         for category, count in {"mme": mme, "pope": pope}[name].QUESTIONS.items()
         for n in range(count)
@@ -49,15 +49,15 @@ def published(name):
 
 
 def mmmu_question(subject, n):
-    """The first of a subject has two short answers; \x85 ends a line for Python, but no line of a file."""
-    options, answer, said = ("[]", "['7', '8.50']", "8.5") if n == 1 else ("['a cat', 'a dog']", "B", "B")
-    text = f"Say {said}, <image\x851>?"
+    """The first of a subject has two short answers; \x85 ends a line for Python, but not in a file."""
+    options, answer, reply = ("[]", "['7', '8.50']", "8.5") if n == 1 else ("['a cat', 'a dog']", "B", "B")
+    text = f"Say {reply}, <image\x851>?"
     return {"id": f"validation_{subject}_{n}", "question": text, "options": options, "answer": answer, "image": "0.png"}
 
 
 @pytest.fixture
-def brought(project, image):
-    """``brought(name)`` puts a benchmark's questions and images where a user would."""
+def provided(project, image):
+    """``provided(name)`` writes a benchmark's questions and images as a user would."""
 
     def bring(name, rows=None):
         folder = project / "data/benchmarks" / name
@@ -75,7 +75,7 @@ def brought(project, image):
 @pytest.fixture
 def parrot(perfect):
     class Parrot(perfect):
-        """Says what the question tells it to say."""
+        """Answers with the text that the question contains."""
 
         def answer(self, images, questions):
             assert images.shape == (len(questions), 3, 24, 24)
@@ -91,8 +91,8 @@ def run(config, project, name):
 
 
 @pytest.mark.parametrize(("name", "categories", "answers"), [("mme", 14, 56), ("pope", 3, 36), ("mmmu", 30, 60)])
-def test_a_model_that_knows_scores_one(project, brought, use_model, parrot, name, categories, answers):
-    brought(name)
+def test_right_answers_score_1(project, provided, use_model, parrot, name, categories, answers):
+    provided(name)
     use_model(parrot)
     scores = run(configured(name), project, name)
     assert (scores.overall.value, scores.overall.low, len(scores.categories)) == (1, 1, categories)
@@ -102,10 +102,10 @@ def test_a_model_that_knows_scores_one(project, brought, use_model, parrot, name
     assert scores.protocol.startswith("variant: ")
 
 
-def test_the_originals_own_numbers_stand_in_the_details(project, brought, use_model, parrot):
+def test_details_contain_the_originals_numbers(project, provided, use_model, parrot):
     use_model(parrot)
     for name in NAMES:
-        brought(name)
+        provided(name)
     details = {name: run(configured(name), project, name).details for name in NAMES}
     assert (details["mme"]["perception"], details["mme"]["cognition"], details["mme"]["subtasks"]["OCR"]) == (
         2000, 800, 200
@@ -116,11 +116,9 @@ def test_the_originals_own_numbers_stand_in_the_details(project, brought, use_mo
 
 
 @pytest.mark.parametrize(("name", "value", "unparsable"), [("mme", 0, 56), ("pope", 0.5, 0), ("mmmu", 0, 30)])
-def test_unreadable_replies_count_as_the_official_rule_says(
-    project, brought, use_model, noise, name, value, unparsable
-):
+def test_unreadable_replies_follow_the_official_rule(project, provided, use_model, noise, name, value, unparsable):
     """POPE's rule takes "mumble" for a yes; a short answer of MMMU is never unreadable, just wrong."""
-    brought(name)
+    provided(name)
     use_model(noise)
     scores = run(configured(name), project, name)
     assert scores.overall.value == value
@@ -129,19 +127,19 @@ def test_unreadable_replies_count_as_the_official_rule_says(
     assert read_manifest(project / f"outputs/samples/base/{name}")[0]["answer"] == "mumble"
 
 
-def test_mme_values_give_its_points(project, brought):
+def test_mme_values_average_to_its_points(project, provided):
     """Right and wrong about one image, both right about another: accuracy 3/4, accuracy of pairs 1/2."""
-    brought("mme")
+    provided("mme")
     bench = load_benchmark("mme", configured("mme"), project)
     rows = [row for row in bench.plan() if row["category"] == "OCR"]
-    said = ["No.", "No.", "no", "yes indeed"]
-    items = bench.score([{**row, "answer": text} for row, text in zip(rows, said, strict=True)], project)
+    answers = ["No.", "No.", "no", "yes indeed"]
+    items = bench.score([{**row, "answer": text} for row, text in zip(rows, answers, strict=True)], project)
     assert [item.values for item in items] == [(0.5, 0.0), (1.0, 1.0)]
     assert bench.details(items)["subtasks"] == {"OCR": 75 + 50}
 
 
-def test_a_different_rule_needs_no_new_answers(project, brought, use_model, noise):
-    brought("pope")
+def test_another_rule_reuses_the_answers(project, provided, use_model, noise):
+    provided("pope")
     use_model(noise)
     run(configured("pope"), project, "pope")
     other = configured("pope", "+evaluate.pope.scoring=lmms-eval")
@@ -152,10 +150,10 @@ def test_a_different_rule_needs_no_new_answers(project, brought, use_model, nois
     assert scores.judge.name == "pope_lmms-eval"
 
 
-def test_all_questions_are_asked_and_labelled_with_what_differs(project, brought):
+def test_plans_hold_all_questions_and_protocols_the_differences(project, provided):
     protocols, plans = {}, {}
     for name in NAMES:
-        brought(name)
+        provided(name)
         bench = load_benchmark(name, compose([f"evaluate.benchmarks=[{name}]"]), project)
         protocols[name], plans[name] = bench.protocol, bench.plan()
     padded = "variant: images padded to grey squares of the model's size"
@@ -185,16 +183,16 @@ def test_all_questions_are_asked_and_labelled_with_what_differs(project, brought
         (lambda rows: [{"image": "images/0.png"}, *rows[1:]], r"questions\.jsonl, line 1 is not a question"),
     ],
 )
-def test_what_is_not_the_published_set_is_refused(project, brought, change, message):
-    brought("mme", change(published("mme")))
+def test_other_question_sets_are_refused(project, provided, change, message):
+    provided("mme", change(published("mme")))
     with pytest.raises(UserError, match=message):
         load_benchmark("mme", configured("mme"), project).plan()
 
 
-def test_missing_files_are_named(project, brought, use_model):
+def test_missing_files_are_reported(project, provided, use_model):
     with pytest.raises(UserError, match=r"questions of mmmu are missing.*put questions\.jsonl"):
         generate(configured("mmmu"), project, "base", "mmmu")
-    folder = brought("mme")
+    folder = provided("mme")
     (folder / "images/1.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"an image of mme, .*1\.png, cannot be read"):
         generate(configured("mme"), project, "base", "mme")
@@ -246,26 +244,26 @@ def test_a_parquet_file_of_something_else_is_refused(project):
         ("[0, 1)", ["[0, 1)"]),
     ],
 )
-def test_lists_of_texts(value, meant):
+def test_parse_list_accepts_lists_and_their_texts(value, meant):
     assert questions.parse_list(value) == meant
 
 
-def test_the_whole_image_is_shown():
+def test_pad_to_square_keeps_the_whole_image():
     wide = Image.new("RGB", (40, 20), "red")
-    shown = pad_to_square(wide)
-    assert shown.size == (40, 40)
-    assert [shown.getpixel((0, y)) for y in (0, 9, 10, 29, 30)] == [
+    square = pad_to_square(wide)
+    assert square.size == (40, 40)
+    assert [square.getpixel((0, y)) for y in (0, 9, 10, 29, 30)] == [
         (127, 127, 127), (127, 127, 127), (255, 0, 0), (255, 0, 0), (127, 127, 127)
     ]  # fmt: skip
-    assert pad_to_square(shown).tobytes() == shown.tobytes()
+    assert pad_to_square(square).tobytes() == square.tobytes()
 
 
-def test_a_real_model_answers_from_the_command_line(project, brought, monkeypatch):
+def test_a_real_model_answers_from_the_command_line(project, provided, monkeypatch):
     shutil.rmtree(project / "data/bases/janus_tiny")
     shutil.copytree(ROOT / "data/bases/janus_tiny", project / "data/bases/janus_tiny")
     (project / "dvc.yaml").write_text("stages: {}\n")
     monkeypatch.chdir(project)
-    brought("pope")
+    provided("pope")
     words = ["benchmarks=[pope]", "pope.max_prompts=2", "evaluate.bootstrap_resamples=50", "hardware.threads=1"]
     assert main(["evaluate", *words, "--output", "out"]) == 0
     scores = read_scores(project / "out/scores/pope.json")
@@ -274,7 +272,7 @@ def test_a_real_model_answers_from_the_command_line(project, brought, monkeypatc
     assert all(isinstance(detail["answer"], str) for item in items for detail in item.details)
 
 
-def test_the_preset_measures_all_three():
+def test_understanding_preset_measures_all_three():
     config = compose(["evaluate=understanding"])
     assert config.evaluate.benchmarks == NAMES
     assert {rule.benchmark for rule in config.register_.promotion_rules} == set(NAMES)

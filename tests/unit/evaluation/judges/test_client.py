@@ -1,4 +1,4 @@
-"""The judge's client against a real server on loopback that answers like the real thing, slowly, wrongly or not."""
+"""The judge's client against a real HTTP server on loopback that answers well, slowly, wrongly or not at all."""
 
 import base64
 import json
@@ -26,7 +26,7 @@ SECRET = "sk-not-for-the-file"
 
 
 class FakeJudge(ThreadingHTTPServer):
-    """Answers by what the question says: "<behaviour> [<how often>]"; after that it answers well."""
+    """Behaves as the question's text says, "<behaviour> [<number of times>]"; after that it answers well."""
 
     daemon_threads = True
 
@@ -44,7 +44,7 @@ class FakeJudge(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}/v1"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that gave up is no error of the test's."""
+        """Ignore clients that gave up."""
 
 
 class FakeJudgeHandler(BaseHTTPRequestHandler):
@@ -52,7 +52,7 @@ class FakeJudgeHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+        """Suppress the log."""
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -97,7 +97,7 @@ class FakeJudgeHandler(BaseHTTPRequestHandler):
         self.well(text)
 
     def together(self, text: str) -> None:
-        """Wait until three are here."""
+        """Wait until three requests are open."""
         with self.server.lock:
             if self.server.busy >= 3:
                 self.server.release.set()
@@ -108,7 +108,7 @@ class FakeJudgeHandler(BaseHTTPRequestHandler):
         time.sleep(4)
 
     def dripping(self, text: str) -> None:
-        """A byte now and then: no single read takes long."""
+        """Send a byte now and then: no single read takes long."""
         self.send_response(200)
         self.send_header("Content-Length", "1000")
         self.end_headers()
@@ -207,17 +207,19 @@ def endpoint_of(judge: FakeJudge, **changes: Any) -> Endpoint:
     return Endpoint(judge.url, **{**defaults, **changes})
 
 
-def asked(*texts: str) -> list[Request]:
+def requests_of(*texts: str) -> list[Request]:
     return [Request(f"key{number}", text) for number, text in enumerate(texts)]
 
 
-def test_replies_come_in_order_are_stored_raw_and_never_with_the_key(judge: FakeJudge, tmp_path: Path) -> None:
+def test_replies_come_in_order_and_are_stored_raw_without_the_key(judge: FakeJudge, tmp_path: Path) -> None:
     texts = [f"question {chr(97 + number)}" for number in range(20)]
-    seen: list[int] = []
-    replies = ask(endpoint_of(judge), asked(*texts), ReplyFile(tmp_path / "replies.jsonl"), progress=seen.append)
+    counts: list[int] = []
+    replies = ask(
+        endpoint_of(judge), requests_of(*texts), ReplyFile(tmp_path / "replies.jsonl"), progress=counts.append
+    )
     assert [reply.text for reply in replies] == [f"Score: 4 ({text})" for text in texts]
     assert {(reply.status, reply.model, reply.attempts) for reply in replies} == {("answered", "judge-2026", 1)}
-    assert seen == list(range(1, 21))
+    assert counts == list(range(1, 21))
     stored = (tmp_path / "replies.jsonl").read_text()
     assert len(stored.splitlines()) == 20
     assert json.loads(stored.splitlines()[0])["raw"]["choices"][0]["finish_reason"] == "stop"
@@ -225,16 +227,16 @@ def test_replies_come_in_order_are_stored_raw_and_never_with_the_key(judge: Fake
     assert SECRET not in stored
 
 
-def test_an_endpoint_of_ones_own_needs_no_key(judge: FakeJudge, tmp_path: Path) -> None:
+def test_private_endpoints_need_no_key(judge: FakeJudge, tmp_path: Path) -> None:
     ask(
         endpoint_of(judge, api_key_variable="NO_SUCH_VARIABLE"),
-        asked("question"),
+        requests_of("question"),
         ReplyFile(tmp_path / "replies.jsonl"),
     )
     assert judge.keys == {""}
 
 
-def test_what_the_judge_is_shown(judge: FakeJudge, tmp_path: Path) -> None:
+def test_request_bodies_contain_text_images_and_sampling(judge: FakeJudge, tmp_path: Path) -> None:
     image = Image.fromarray(np.zeros((4, 4, 3), np.uint8))
     image.save(tmp_path / "really_png.jpg", "PNG")
     image.save(tmp_path / "photo.jpeg", "JPEG")
@@ -255,48 +257,50 @@ def test_what_the_judge_is_shown(judge: FakeJudge, tmp_path: Path) -> None:
     "behaviour",
     ["busy", "dated", "broken", "truncated", "cut", "hangup", "silent", "strange", "listed", "garbage", "errorbody"],
 )
-def test_what_passes_is_tried_again(behaviour: str, judge: FakeJudge, tmp_path: Path) -> None:
-    [reply] = ask(endpoint_of(judge), asked(f"{behaviour} 2"), ReplyFile(tmp_path / "replies.jsonl"))
+def test_temporary_failures_are_retried(behaviour: str, judge: FakeJudge, tmp_path: Path) -> None:
+    [reply] = ask(endpoint_of(judge), requests_of(f"{behaviour} 2"), ReplyFile(tmp_path / "replies.jsonl"))
     assert (reply.status, reply.text, reply.attempts) == ("answered", f"Score: 4 ({behaviour} 2)", 3)
 
 
 @pytest.mark.parametrize("behaviour", ["hanging", "dripping"])
-def test_an_endless_answer_is_given_up_and_tried_again(behaviour: str, judge: FakeJudge, tmp_path: Path) -> None:
+def test_endless_answers_time_out_and_are_retried(behaviour: str, judge: FakeJudge, tmp_path: Path) -> None:
     endpoint = endpoint_of(judge, timeout_seconds=1.5)
-    [reply] = ask(endpoint, asked(f"{behaviour} 1"), ReplyFile(tmp_path / "replies.jsonl"))
+    [reply] = ask(endpoint, requests_of(f"{behaviour} 1"), ReplyFile(tmp_path / "replies.jsonl"))
     assert (reply.status, reply.attempts) == ("answered", 2)
 
 
-def test_what_does_not_pass_is_failed_said_why_and_asked_again_next_time(judge: FakeJudge, tmp_path: Path) -> None:
+def test_lasting_failures_are_stored_with_their_reason_and_requested_again_next_time(
+    judge: FakeJudge, tmp_path: Path
+) -> None:
     store = tmp_path / "replies.jsonl"
-    bad, good = ask(endpoint_of(judge), asked("broken 5", "question"), ReplyFile(store))
+    bad, good = ask(endpoint_of(judge), requests_of("broken 5", "question"), ReplyFile(store))
     assert (bad.status, bad.text, bad.attempts, good.status) == ("failed", "", 4, "answered")
     assert bad.reason.startswith("status 500: <html>")
-    bad, good = ask(endpoint_of(judge), asked("broken 5", "question"), ReplyFile(store))
+    bad, good = ask(endpoint_of(judge), requests_of("broken 5", "question"), ReplyFile(store))
     assert (bad.status, bad.attempts) == ("answered", 2)
     assert judge.hits == {"broken 5": 6, "question": 1}
     assert [reply.status for reply in ReplyFile(store).all()].count("answered") == 2, "the last line of a key counts"
 
 
 @pytest.mark.parametrize("behaviour", ["refusal", "filtered", "azure", "empty"])
-def test_refusals_are_replies_and_not_asked_again(behaviour: str, judge: FakeJudge, tmp_path: Path) -> None:
+def test_refusals_are_stored_and_not_requested_again(behaviour: str, judge: FakeJudge, tmp_path: Path) -> None:
     for _ in range(2):
-        [reply] = ask(endpoint_of(judge), asked(behaviour), ReplyFile(tmp_path / "replies.jsonl"))
+        [reply] = ask(endpoint_of(judge), requests_of(behaviour), ReplyFile(tmp_path / "replies.jsonl"))
         assert reply.status == "refused"
         assert reply.reason
     assert judge.hits[behaviour] == 1
 
 
-def test_cut_off_and_divided_answers_are_kept_as_they_came(judge: FakeJudge, tmp_path: Path) -> None:
-    cut, parts = ask(endpoint_of(judge), asked("long", "parts"), ReplyFile(tmp_path / "replies.jsonl"))
+def test_truncated_and_multipart_answers_are_stored_unchanged(judge: FakeJudge, tmp_path: Path) -> None:
+    cut, parts = ask(endpoint_of(judge), requests_of("long", "parts"), ReplyFile(tmp_path / "replies.jsonl"))
     assert (cut.status, cut.text, cut.finish_reason) == ("answered", "Score: 4 and then", "length")
     assert parts.text == "Score: 4"
 
 
 @pytest.mark.parametrize(("behaviour", "message"), [("denied", "401, the key is not accepted .key from JUDGE_KEY."),
                                                     ("unknown", "404, there is no such path or model")])  # fmt: skip
-def test_what_no_patience_mends_stops_the_run(behaviour: str, message: str, judge: FakeJudge, tmp_path: Path) -> None:
-    requests = asked("question", behaviour, *(f"question {n}" for n in "abcdefgh"))
+def test_fatal_statuses_stop_the_run(behaviour: str, message: str, judge: FakeJudge, tmp_path: Path) -> None:
+    requests = requests_of("question", behaviour, *(f"question {n}" for n in "abcdefgh"))
     store = tmp_path / "replies.jsonl"
     with pytest.raises(UserError, match=message):
         ask(endpoint_of(judge, concurrency=1), requests, ReplyFile(store))
@@ -304,26 +308,26 @@ def test_what_no_patience_mends_stops_the_run(behaviour: str, message: str, judg
     assert [reply.key for reply in ReplyFile(store).all()] == ["key0"]
 
 
-def test_a_request_that_is_not_taken_fails_alone_and_all_together_stop_the_run(
-    judge: FakeJudge, tmp_path: Path
-) -> None:
-    one = ask(endpoint_of(judge, concurrency=1), asked("malformed", "question"), ReplyFile(tmp_path / "one.jsonl"))
-    assert [(reply.status, reply.attempts) for reply in one] == [("failed", 1), ("answered", 1)]
+def test_a_rejected_request_fails_alone_and_many_stop_the_run(judge: FakeJudge, tmp_path: Path) -> None:
+    replies = ask(
+        endpoint_of(judge, concurrency=1), requests_of("malformed", "question"), ReplyFile(tmp_path / "one.jsonl")
+    )
+    assert [(reply.status, reply.attempts) for reply in replies] == [("failed", 1), ("answered", 1)]
     with pytest.raises(UserError, match="takes no request of this form .400.: .*max_tokens is too large"):
-        ask(endpoint_of(judge), asked(*["malformed"] * 20), ReplyFile(tmp_path / "all.jsonl"))
+        ask(endpoint_of(judge), requests_of(*["malformed"] * 20), ReplyFile(tmp_path / "all.jsonl"))
 
 
-def test_many_at_once_but_not_more_than_allowed(judge: FakeJudge, tmp_path: Path) -> None:
+def test_concurrency_is_limited(judge: FakeJudge, tmp_path: Path) -> None:
     ask(
         endpoint_of(judge, concurrency=3),
-        asked(*(f"together {n}" for n in "abcdefgh")),
+        requests_of(*(f"together {n}" for n in "abcdefgh")),
         ReplyFile(tmp_path / "r.jsonl"),
     )
     assert judge.busiest == 3
 
 
-def test_requests_keep_their_distance(judge: FakeJudge, tmp_path: Path) -> None:
-    requests, start = asked(*(f"question {n}" for n in "abcdef")), time.monotonic()
+def test_requests_are_spaced_by_the_rate_limit(judge: FakeJudge, tmp_path: Path) -> None:
+    requests, start = requests_of(*(f"question {n}" for n in "abcdef")), time.monotonic()
     ask(endpoint_of(judge, requests_per_minute=1200), requests, ReplyFile(tmp_path / "r.jsonl"))
     assert time.monotonic() - start >= 5 * 0.05
 
@@ -331,43 +335,43 @@ def test_requests_keep_their_distance(judge: FakeJudge, tmp_path: Path) -> None:
 PRICES = Prices(input=1.0, output=10.0, tokens_per_image=1000)
 
 
-def test_a_dry_run_says_what_it_costs_and_does_nothing(judge: FakeJudge, tmp_path: Path) -> None:
+def test_estimate_returns_the_cost_and_sends_no_request(judge: FakeJudge, tmp_path: Path) -> None:
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "a.png")
     endpoint = endpoint_of(judge, prices=PRICES, sampling=JudgeSampling("judge", max_tokens=100))
     requests = [Request("a", "x" * 300, (tmp_path / "a.png",)), Request("b", "x" * 300)]
-    found = estimate(endpoint, requests, ReplyFile(tmp_path / "r.jsonl"))
-    assert found.at_most == pytest.approx((2 * (100 + 20) + 1000) * 1e-6 + 2 * 100 * 10e-6)
-    assert str(found) == "2 requests, 0 of them answered before; the rest costs at most $0.00"
+    cost = estimate(endpoint, requests, ReplyFile(tmp_path / "r.jsonl"))
+    assert cost.at_most == pytest.approx((2 * (100 + 20) + 1000) * 1e-6 + 2 * 100 * 10e-6)
+    assert str(cost) == "2 requests, 0 of them answered before; the rest costs at most $0.00"
     assert (judge.bodies, (tmp_path / "r.jsonl").exists()) == ([], False)
     ask(endpoint, requests[:1], ReplyFile(tmp_path / "r.jsonl"))
     assert estimate(endpoint, requests, ReplyFile(tmp_path / "r.jsonl")).stored == 1
 
 
-def test_the_ceiling_holds_and_a_higher_one_goes_on(judge: FakeJudge, tmp_path: Path) -> None:
+def test_the_ceiling_stops_the_run_and_a_higher_one_resumes_it(judge: FakeJudge, tmp_path: Path) -> None:
     endpoint = endpoint_of(judge, prices=PRICES, sampling=JudgeSampling("judge", max_tokens=100))
-    requests = asked(*(f"question {n}" for n in "abcdefghij"))
-    each, at_most = 100e-6 + 10 * 10e-6, PRICES.at_most(requests[0], endpoint.sampling)
+    requests = requests_of(*(f"question {n}" for n in "abcdefghij"))
+    per_reply, at_most = 100e-6 + 10 * 10e-6, PRICES.at_most(requests[0], endpoint.sampling)
     store = tmp_path / "r.jsonl"
     with pytest.raises(CeilingReached, match="Raise the ceiling"):
-        ask(endpoint, requests, ReplyFile(store), ceiling=3 * each + at_most)
+        ask(endpoint, requests, ReplyFile(store), ceiling=3 * per_reply + at_most)
     replies = ReplyFile(store).all()
     assert len(replies) == 4
-    assert sum(reply.dollars for reply in replies) == pytest.approx(4 * each)
-    done = ask(endpoint, requests, ReplyFile(store), ceiling=6 * each + at_most)
+    assert sum(reply.dollars for reply in replies) == pytest.approx(4 * per_reply)
+    done = ask(endpoint, requests, ReplyFile(store), ceiling=6 * per_reply + at_most)
     assert len(done) == 10
-    assert sum(judge.hits.values()) == 10, "nothing is asked twice"
+    assert sum(judge.hits.values()) == 10, "no request is sent twice"
 
 
 def test_attempts_of_unknown_cost_count_in_full(judge: FakeJudge, tmp_path: Path) -> None:
     endpoint = endpoint_of(judge, prices=PRICES, sampling=JudgeSampling("judge", max_tokens=100))
-    hung, unpaid = ask(endpoint, asked("hangup 1", "unpaid"), ReplyFile(tmp_path / "r.jsonl"))
-    at_most = [PRICES.at_most(request, endpoint.sampling) for request in asked("hangup 1", "unpaid")]
+    hung, unpaid = ask(endpoint, requests_of("hangup 1", "unpaid"), ReplyFile(tmp_path / "r.jsonl"))
+    at_most = [PRICES.at_most(request, endpoint.sampling) for request in requests_of("hangup 1", "unpaid")]
     assert hung.dollars == pytest.approx(at_most[0] + 200e-6)
     assert unpaid.dollars == pytest.approx(at_most[1])
 
 
-def test_half_a_line_of_a_killed_run_is_cut_off(judge: FakeJudge, tmp_path: Path) -> None:
-    store, requests = tmp_path / "r.jsonl", asked("question a", "question b")
+def test_a_partial_line_of_a_killed_run_is_removed(judge: FakeJudge, tmp_path: Path) -> None:
+    store, requests = tmp_path / "r.jsonl", requests_of("question a", "question b")
     ask(endpoint_of(judge), requests, ReplyFile(store))
     content = store.read_bytes()
     store.write_bytes(content[:-30])
@@ -377,7 +381,7 @@ def test_half_a_line_of_a_killed_run_is_cut_off(judge: FakeJudge, tmp_path: Path
     assert len(store.read_text().splitlines()) == 2
 
 
-def test_another_question_is_another_reply(judge: FakeJudge, tmp_path: Path) -> None:
+def test_another_question_or_model_needs_another_reply(judge: FakeJudge, tmp_path: Path) -> None:
     store = tmp_path / "r.jsonl"
     ask(endpoint_of(judge), [Request("a", "question a")], ReplyFile(store))
     [reply] = ask(endpoint_of(judge), [Request("a", "question b")], ReplyFile(store))
@@ -393,7 +397,7 @@ def test_any_text_can_be_stored(tmp_path: Path) -> None:
     assert ReplyFile(store.path).find("a", "f") == reply
 
 
-def test_mistakes_are_said(tmp_path: Path, judge: FakeJudge) -> None:
+def test_invalid_input_is_reported(tmp_path: Path, judge: FakeJudge) -> None:
     with pytest.raises(ValueError, match="two requests have the key 'a'"):
         ask(endpoint_of(judge), [Request("a", "x"), Request("a", "y")], ReplyFile(tmp_path / "r.jsonl"))
     with pytest.raises(UserError, match="nowhere.png: No such file"):
@@ -409,11 +413,11 @@ def test_mistakes_are_said(tmp_path: Path, judge: FakeJudge) -> None:
     assert judge.bodies == []
 
 
-def test_a_server_that_is_not_there_is_failed_not_scored(tmp_path: Path) -> None:
+def test_an_unreachable_server_gives_failed_replies(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     endpoint = Endpoint(f"http://127.0.0.1:{port}/v1", JudgeSampling("judge"), backoff=QUICK, requests_per_minute=60000)
-    [reply] = ask(endpoint, asked("question"), ReplyFile(tmp_path / "r.jsonl"))
+    [reply] = ask(endpoint, requests_of("question"), ReplyFile(tmp_path / "r.jsonl"))
     assert (reply.status, reply.attempts, reply.dollars) == ("failed", 4, 0.0)
     assert "cannot be reached" in reply.reason

@@ -1,4 +1,4 @@
-"""A tiny random vision-language model in a local folder, asked as a judge."""
+"""A tiny random vision-language model in a local folder, used as a judge."""
 
 import json
 from pathlib import Path
@@ -66,7 +66,7 @@ def folder(tmp_path_factory):
     return path
 
 
-def test_it_answers_about_images_greedily(folder, tmp_path):
+def test_replies_are_greedy(folder, tmp_path):
     Image.new("RGB", (20, 30), "red").save(tmp_path / "red.png")
     model = VisionLanguageModel.load(folder, CPU)
     first = model.reply("is it red", [tmp_path / "red.png"], max_tokens=4)
@@ -75,7 +75,7 @@ def test_it_answers_about_images_greedily(folder, tmp_path):
     assert isinstance(model.reply("is it red", [], max_tokens=2), str)
 
 
-def test_what_is_no_such_model_is_told(tmp_path):
+def test_other_folders_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config\.json is missing: there is no vision-language model"):
         VisionLanguageModel.load(tmp_path, CPU)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
