@@ -400,7 +400,7 @@ def test_any_text_can_be_stored(tmp_path: Path) -> None:
 def test_invalid_input_is_reported(tmp_path: Path, judge: FakeJudge) -> None:
     with pytest.raises(ValueError, match="two requests have the key 'a'"):
         ask(endpoint_of(judge), [Request("a", "x"), Request("a", "y")], ReplyFile(tmp_path / "r.jsonl"))
-    with pytest.raises(UserError, match="nowhere.png: No such file"):
+    with pytest.raises(UserError, match="nowhere.png cannot be sent to a judge: No such file"):
         ask(endpoint_of(judge), [Request("a", "x", (tmp_path / "nowhere.png",))], ReplyFile(tmp_path / "r.jsonl"))
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(UserError, match="text.png is not a PNG"):
