@@ -23,7 +23,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from bench.steps import surroundings
 from reca.config import ROOT, Config, compose
 from reca.evaluation.judges.scene_detector import SceneDetector
 from reca.evaluation.judges.scene_judge import FOLDER
-from reca.models.base import FAMILIES
+from reca.models.base import family_class
 from reca.runtime.files import write_json
 from reca.stages import generate as drawing
 from reca.stages.score import score
@@ -94,8 +93,7 @@ def configuration(overrides: Sequence[str], prompts: int, batch_size: int) -> Co
 
 def measure(config: Config) -> dict[str, float]:
     """Both stages once, in a folder of their own."""
-    module, kind = FAMILIES[config.model.family].split(":")
-    family: Any = getattr(import_module(module), kind)
+    family: Any = family_class(config.model.family)
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         root = Path(folder)
         shutil.copytree(ROOT / FOLDER, root / FOLDER)

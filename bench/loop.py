@@ -109,10 +109,11 @@ def measure(size: str, root: Path, options: argparse.Namespace, threads: int) ->
     with redirect_stdout(StringIO()):
         ingest(config, root)
     prepare("cpu", threads)
+    base, load_options = base_folder(config.model.checkpoint, root), config.model.load_options(root)
     ratios = []
     for _ in range(options.extractions):
         shutil.rmtree(root / config.paths.state, ignore_errors=True)
-        loading = seconds_of(lambda: load_encoders(config, base_folder(config, root), root, CPU), CPU)
+        loading = seconds_of(partial(load_encoders, config.model.family, base, load_options, CPU), CPU)
         with redirect_stdout(StringIO()):
             staged = seconds_of(lambda: extract(config, root), CPU) - loading
         ratios.append(round(encoders(config, root) / staged, 3))
@@ -166,7 +167,8 @@ def _mixture(config: Config) -> Mixture:
 
 
 def _loaded(config: Config, root: Path) -> UnifiedModel:
-    return load_base(config, base_folder(config, root), root, CPU)
+    base = base_folder(config.model.checkpoint, root)
+    return load_base(config.model.family, base, config.model.load_options(root), CPU)
 
 
 def _batch(model: UnifiedModel, config: Config, root: Path) -> Batch:

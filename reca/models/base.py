@@ -1,8 +1,16 @@
-"""The contract of a model family: what every unified multimodal model must be able to do here.
+"""The contract of a model family: everything that RecA asks of a unified multimodal model.
 
-Images are float tensors (B, 3, H, W) in [-1, 1]; where a family lets them keep their shapes (``ImageSpec``), lists of
-(3, H, W). All randomness comes from the ``rng`` argument
-(:class:`reca.runtime.seeding.SampleRng`), one stream per sample, so a result depends on its own seed only.
+A family is a folder ``reca/models/<family>`` whose ``model.py`` defines one subclass of :class:`UnifiedModel`.
+Three rules hold for all of them:
+
+* Images are float tensors (B, 3, H, W) in [-1, 1]. A family that keeps the shape of images also takes a list of
+  (3, H, W).
+* All randomness comes from the ``rng`` argument (:class:`reca.runtime.seeding.SampleRng`), one stream per sample: a
+  result depends on the seed of its sample, not on the batch, the world size or torch's global generator.
+* A method calls the same modules whatever the samples are. Where parameters are sharded, all processes gather them
+  together, and a process that skipped a block would leave the others waiting.
+
+``tests/contract`` runs over every family.
 """
 
 from abc import ABC, abstractmethod
@@ -13,7 +21,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reca.data.packed import PackedTensor
@@ -22,37 +29,28 @@ from reca.runtime.seeding import SampleRng
 
 Cacheable = Literal["semantic", "target"]
 
-FAMILIES = {
-    "janus": "reca.models.janus.model:Janus",
-    "openuni": "reca.models.openuni.model:OpenUni",
-    "showo": "reca.models.showo.model:Showo",
-    "bagel": "reca.models.bagel.model:Bagel",
-    "harmon": "reca.models.harmon.model:Harmon",
-}
-"""Where each family lives; a new family is one more line."""
-
+FAMILIES = tuple(sorted(path.parent.name for path in Path(__file__).parent.glob("*/model.py")))
+"""Names of all families: the folders next to this file that have a ``model.py``."""
 
 RECONSTRUCTION_PROMPT = "describe the image in detail"
-"""The one template under which every family rebuilds images when it is measured."""
-IGNORE_INDEX = -100
-"""Label of a token that has no loss, as in PyTorch and transformers."""
+"""Template under which every family reconstructs images in evaluation."""
+
 Images = Any
-"""(B, 3, S, S); where ``ImageSpec`` lets images keep their shapes (B, 3, H, W), or a list of (3, H, W).
-Families narrow it."""
+"""(B, 3, H, W), or a list of (3, H, W) where a family keeps the shape of images; families narrow the type."""
 
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """Sizes a family wants its images in; condition and target are two resizes of one image."""
+    """Image sizes of a model. Condition and target are two resizes of the same image."""
 
     understanding: Resize
-    """Of the image that the understanding encoder reads."""
+    """Resize of the image that the understanding encoder sees."""
     generation: Resize
-    """Of the image that is drawn."""
+    """Resize of the image that the model learns to generate."""
     semantic_tokens: int
-    """Understanding embeddings per image (N of h_v), at most."""
+    """Understanding embeddings per image: N in (B, N, D), or the most where images keep their shape."""
     target_tokens: int
-    """Generation tokens per image: codes, latent patches; at most."""
+    """Generation tokens per image (codes or latent patches), or the most where images keep their shape."""
 
     @classmethod
     def square(
@@ -63,72 +61,72 @@ class ImageSpec:
         target_tokens: int,
         rule: Literal["crop", "stretch"] = "crop",
     ) -> Self:
-        """Of a family whose images are all squares, by their sides in pixels."""
+        """Return the spec of a family whose images are all squares; sizes are sides in pixels."""
         resizes = Resize(rule, understanding_size), Resize(rule, generation_size)
         return cls(*resizes, semantic_tokens, target_tokens)
 
     @property
     def understanding_size(self) -> int:
-        """Side in pixels of a square image that is understood."""
+        """Side in pixels of a square image for the understanding encoder."""
         return self.understanding.max_side
 
     @property
     def generation_size(self) -> int:
-        """Side in pixels of a square image that is drawn."""
+        """Side in pixels of a square image to generate."""
         return self.generation.max_side
 
 
 class Semantic(PackedTensor):
-    """Understanding embeddings of a batch: h_v in the paper (section 3.1), (N_i, D) of each image."""
+    """Understanding embeddings of a batch, h_v in the paper (section 3.1): (N_i, D) for image i."""
 
     @property
     def embeds(self) -> Tensor:
-        """(B, N, D); of images of unlike shapes all numbers in a row, see :class:`reca.data.packed.PackedTensor`."""
+        """(B, N, D); flat where images differ in shape, see :class:`reca.data.packed.PackedTensor`."""
         return self.values
 
 
 class Target(PackedTensor):
-    """What the drawing half is trained to produce, never with gradient.
+    """The training target of image generation; carries no gradient.
 
-    Codes (B, T) int64, or latents (B, C, h, w), or posterior moments (B, 2C, h, w); of images of unlike shapes all
-    numbers in a row, see :class:`reca.data.packed.PackedTensor`.
+    Codes (B, T) int64, latents (B, C, h, w), or posterior moments (B, 2C, h, w); flat where images differ in
+    shape, see :class:`reca.data.packed.PackedTensor`.
     """
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss as a mean over targets, and over how many, so that unequal micro-batches can be weighted exactly."""
+    """A mean over targets together with their number, so that unequal micro-batches can be weighted exactly."""
 
     value: Tensor
-    """Scalar: mean over ``n_targets``."""
+    """Scalar: the mean over ``n_targets``."""
     n_targets: int
-    """Targets that the mean runs over (codes, latent tokens, answer tokens)."""
+    """Number of targets (codes, latent tokens or answer tokens)."""
 
     @property
     def sums(self) -> Tensor:
-        """The sum over the targets, and their number: (2,) float64, detached, where the value is; passes add up so."""
+        """Sum over the targets and their number, (2,) float64, detached; micro-batches add up to the global batch."""
         value = self.value.detach().double()
         return torch.stack([value * self.n_targets, torch.full_like(value, self.n_targets)])
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How images are drawn; the names are diffusers'."""
+    """Settings of image generation, under the names that diffusers uses."""
 
     guidance_scale: float
-    """Classifier-free guidance weight; 1 switches guidance off."""
+    """Weight of classifier-free guidance; 1 disables it."""
     temperature: float = 1.0
     num_steps: int | None = None
-    """Sampler steps for families that choose; ``None``: as the family does (codes are drawn one by one)."""
+    """Sampler steps; ``None``: the family's default. Autoregressive families ignore it."""
     image_guidance_scale: float = 1.0
-    """Second guidance weight of editing, towards the source image; 1 switches it off."""
+    """Second guidance weight, towards the source image of an edit; 1 disables it."""
     size: tuple[int, int] | None = None
-    """Height and width in pixels, where ``ImageSpec`` lets images keep their shapes; ``None``: the family's square."""
+    """Height and width in pixels, where a family keeps the shape of images; ``None``: the family's square."""
 
 
 @dataclass(frozen=True)
 class Dialogue:
-    """One question about one image, or about a text when the model is asked without image."""
+    """A question about an image and its answer."""
 
     question: str
     answer: str
@@ -138,153 +136,120 @@ class UnifiedModel(nn.Module, ABC):
     """One network that understands and generates images."""
 
     family: ClassVar[str]
+    """Name of the family's folder."""
     spec: ImageSpec
     cacheable: frozenset[Cacheable]
-    """Which of {"semantic", "target"} are frozen under this configuration, so that ``extract`` may store them."""
-    encoders: ClassVar[Mapping[Cacheable, tuple[str, ...]]]
-    """Beginnings of the names of the parameters that :meth:`encode_semantic` and :meth:`encode_target` read."""
+    """Outputs of frozen encoders under this configuration; ``extract`` stores them once for all epochs."""
+    encoder_prefixes: ClassVar[Mapping[Cacheable, tuple[str, ...]]]
+    """Name prefixes of the parameters that :meth:`encode_semantic` and :meth:`encode_target` read."""
     prompt_dropout: float
-    """How often a training sample loses its condition, for classifier-free guidance."""
+    """Probability that a training sample loses its condition, for classifier-free guidance."""
     no_weight_decay: ClassVar[tuple[str, ...]] = ()
-    """Beginnings of the names of matrices that weight decay leaves alone, as the authors do."""
+    """Name prefixes of matrices without weight decay, beyond vectors and scalars, which never have it."""
+
+    # -- checkpoints and parameters -------------------------------------------------------------------------
 
     @classmethod
     @abstractmethod
     def load(cls, checkpoint: Path, options: Mapping[str, Any], device: torch.device | None) -> Self:
-        """Build from a checkpoint folder in the official layout, with a strict key report.
+        """Build the model from a checkpoint folder in the family's official layout.
 
         Args:
-            checkpoint: Folder with the family's official files; sizes are read from its own config files.
-            options: The family's switches, the ``model`` section of the configuration.
-            device: Where the parameters go; see :meth:`placed`.
+            checkpoint: Folder with the official files. Network sizes are read from its own configuration files.
+            options: The ``model`` section of the configuration with ``options`` unfolded into it.
+            device: See :meth:`to_eval`.
 
         Raises:
             FileNotFoundError: A file of the layout is missing.
-            ValueError: Keys are missing or unexpected, or sizes differ.
+            ValueError: Keys are missing or unexpected, or shapes differ.
         """
 
     @abstractmethod
     def save_official(self, path: Path) -> None:
-        """Write the official layout back, atomically; load -> save -> load is the identity."""
+        """Write the official layout, atomically; loading and saving it again gives the same bytes."""
 
     @abstractmethod
     def trainable(self) -> Iterable[str]:
-        """Names of the parameters that RecA trains; all others are frozen for real."""
+        """Return the names of the parameters that RecA trains; all others are frozen."""
 
     def to_eval(self, device: torch.device | None) -> Self:
-        """In evaluation mode, in float32 and on a device.
+        """Switch to evaluation mode, in float32 on ``device``.
 
-        ``None``: as the files have it, on the CPU. What was read from safetensors is a view of the file then, which
-        all processes that read the same file share.
+        ``None`` keeps the dtype of the files on the CPU. Weights read from safetensors are views of the file then, and
+        all processes that read it share its memory.
         """
         return (self if device is None else self.to(device, torch.float32)).eval()
 
-    def encodes(self, name: str) -> bool:
-        """Whether the parameter of this name is needed to make what is :attr:`cacheable`."""
-        return name.startswith(tuple(beginning for field in self.cacheable for beginning in self.encoders[field]))
+    def freeze(self) -> None:
+        """Let gradients reach exactly the :meth:`trainable` parameters."""
+        trainable = set(self.trainable())
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name in trainable)
+
+    def is_encoder_parameter(self, name: str) -> bool:
+        """Return whether the parameter takes part in computing what is :attr:`cacheable`."""
+        return name.startswith(tuple(prefix for output in self.cacheable for prefix in self.encoder_prefixes[output]))
 
     def keep_encoders(self) -> Self:
-        """Drop all other parameters; nothing but the encoders of what is :attr:`cacheable` works then."""
+        """Delete all parameters but those of the encoders of :attr:`cacheable`, which is all that ``extract`` runs."""
         for path, module in self.named_modules():
             for name in [name for name, _ in module.named_parameters(recurse=False, remove_duplicate=False)]:
-                if not self.encodes(f"{path}.{name}"):
+                if not self.is_encoder_parameter(f"{path}.{name}"):
                     delattr(module, name)  # None would pass for a norm without weights
         return self
 
-    def freeze(self) -> None:
-        """Let gradients reach exactly :meth:`trainable`."""
-        wanted = set(self.trainable())
-        for name, parameter in self.named_parameters():
-            parameter.requires_grad_(name in wanted)
+    def enable_flex_attention(self) -> bool:
+        """Use FlexAttention from now on; return False where the family's attention is its library's own code."""
+        return False
 
-    def condition_dropout_mask(self, rng: SampleRng) -> Tensor | None:
-        """Which samples lose their condition in this step of training, (B,) bool; ``None``: none can."""
-        if not self.training or self.prompt_dropout == 0:
-            return None
-        return rng.uniform("prompt_dropout") < self.prompt_dropout
+    # -- encoders -------------------------------------------------------------------------------------------
 
     @abstractmethod
     def encode_semantic(self, images: Images, rng: SampleRng | None = None) -> Semantic:
-        """Understanding embeddings h_v of images resized by ``spec.understanding``.
+        """Return the understanding embeddings h_v of images resized by ``spec.understanding``.
 
         Args:
             images: See ``Images``.
-            rng: Of a training pass through an encoder that drops activations; ``None``: nothing is dropped.
+            rng: Seeds of the encoder's dropout in training; ``None``: no dropout.
         """
 
     @abstractmethod
     def encode_target(self, images: Images, rng: SampleRng) -> Target:
-        """Latents or codes of images resized by ``spec.generation``."""
+        """Return the codes or latents of images resized by ``spec.generation``."""
+
+    # -- losses ---------------------------------------------------------------------------------------------
 
     @abstractmethod
     def reconstruction_loss(self, semantic: Semantic, prompts: Sequence[str], target: Target, rng: SampleRng) -> Loss:
-        """L_RecA (paper, equation 2): rebuild the image from its own understanding embeddings."""
+        """Return L_RecA (paper, equation 2): generate each image from its understanding embeddings and a template."""
 
     @abstractmethod
     def understanding_loss(self, images: Images, dialogues: Sequence[Dialogue], rng: SampleRng) -> Loss:
-        """L_i2t: answer a question about each image; keeps understanding where parameters are shared."""
+        """Return L_i2t, the cross-entropy of answers; it preserves understanding where both tasks share parameters."""
 
     @abstractmethod
     def text_to_image_loss(self, prompts: Sequence[str], target: Target, rng: SampleRng) -> Loss:
-        """L_t2i: draw the image of a caption; pre-training, and the control that RecA is measured against."""
+        """Return L_t2i: generate each image from its caption; pre-training, and the control of the experiments."""
+
+    def condition_dropout_mask(self, rng: SampleRng) -> Tensor | None:
+        """Return the samples that lose their condition in this training step, (B,) bool; ``None``: none can."""
+        if not self.training or self.prompt_dropout == 0:
+            return None
+        return rng.uniform("prompt_dropout") < self.prompt_dropout
+
+    # -- generation -----------------------------------------------------------------------------------------
 
     @abstractmethod
     def generate(self, prompts: Sequence[str], sampling: Sampling, rng: SampleRng) -> Tensor:
-        """Draw one image per prompt: (B, 3, S, S) in [-1, 1], or (B, 3, H, W) as ``sampling.size`` says."""
+        """Return one image per prompt, (B, 3, S, S) in [-1, 1], or (B, 3, H, W) for ``sampling.size``."""
 
     @abstractmethod
     def reconstruct(self, semantic: Semantic, sampling: Sampling, rng: SampleRng) -> Tensor:
-        """Draw the images that the embeddings were taken from: as :meth:`generate`."""
+        """Return images generated from embeddings under ``RECONSTRUCTION_PROMPT``; shaped as in :meth:`generate`."""
 
     @abstractmethod
     def answer(self, images: Images, questions: Sequence[str]) -> list[str]:
-        """Greedy answers, one question per image, each resized by ``spec.understanding``."""
-
-
-def padded(rows: Sequence[Sequence[int]], fill: int, left: bool, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows of token ids as ids and mask (B, L), filled up on the left or on the right."""
-    longest = max(map(len, rows))
-    ids = torch.full((len(rows), longest), fill, device=device)
-    mask = torch.zeros(len(rows), longest, dtype=torch.bool, device=device)
-    for row, tokens in enumerate(rows):
-        place = slice(longest - len(tokens), None) if left else slice(len(tokens))
-        ids[row, place] = torch.tensor(tokens, device=device)
-        mask[row, place] = True
-    return ids, mask
-
-
-def last_tokens(counts: Sequence[int], length: int) -> Tensor:
-    """Which tokens are the last of their rows, ``counts`` of each: (B, length) bool, on the CPU."""
-    return torch.arange(length) >= length - torch.tensor(counts)[:, None]
-
-
-def masked_indices(mask: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Row and column of all places that a mask (B, T) chooses, on a device.
-
-    The mask should lie on the CPU: of one on a GPU nobody knows how many these are until the GPU has come so far.
-    """
-    row, column = mask.nonzero(as_tuple=True)
-    return row.to(device, non_blocking=True), column.to(device, non_blocking=True)
-
-
-def next_token_loss(states: Tensor, ids: Tensor, loss_mask: Tensor, head: nn.Module) -> Loss:
-    """Cross-entropy of tokens given those before them.
-
-    Args:
-        states: Last hidden states (B, L, D).
-        ids: Tokens (B, L), on the same device.
-        loss_mask: Tokens that count, (B, L) bool; see :func:`masked_indices`.
-        head: Last states -> logits.
-    """
-    row, place = masked_indices(loss_mask[:, 1:], states.device)
-    value = F.cross_entropy(head(states[row, place]).float(), ids[row, place + 1])
-    return Loss(value, len(row))
-
-
-def truncate_at_eos(tokens: Sequence[Tensor], end: int) -> list[list[int]]:
-    """Drawn tokens, step by step (B,) each, as one row a sample that stops before its end token."""
-    rows = torch.stack(list(tokens), dim=1).tolist()
-    return [row[: row.index(end)] if end in row else row for row in rows]
+        """Return a greedily decoded answer to one question per image; images are resized by ``spec.understanding``."""
 
 
 class ImageEditor(ABC):
@@ -294,13 +259,25 @@ class ImageEditor(ABC):
     def edit(
         self, images: Sequence[Tensor], instructions: Sequence[str], sampling: Sampling, rng: SampleRng
     ) -> list[Tensor]:
-        """Change each image (3, H, W) in [-1, 1] as its instruction says; results have the family's own sizes."""
+        """Return each image (3, H, W) in [-1, 1] changed as its instruction says; the family chooses the size."""
+
+
+def family_class(family: str) -> type[UnifiedModel]:
+    """Return the subclass of :class:`UnifiedModel` that ``reca/models/<family>/model.py`` defines.
+
+    Raises:
+        ValueError: There is no such family.
+    """
+    if family not in FAMILIES:
+        raise ValueError(f"unknown model family {family!r}; known: {', '.join(FAMILIES)}")
+    module = import_module(f"reca.models.{family}.model")
+    return next(
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, UnifiedModel) and value.__module__ == module.__name__
+    )
 
 
 def load_model(family: str, checkpoint: Path, options: Mapping[str, Any], device: torch.device | None) -> UnifiedModel:
     """Load a checkpoint of ``family``; see :meth:`UnifiedModel.load`."""
-    if family not in FAMILIES:
-        raise ValueError(f"unknown model family {family!r}; known: {', '.join(FAMILIES)}")
-    module, name = FAMILIES[family].split(":")
-    model: UnifiedModel = getattr(import_module(module), name).load(checkpoint, options, device)
-    return model
+    return family_class(family).load(checkpoint, options, device)

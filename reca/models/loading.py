@@ -1,37 +1,38 @@
-"""The base model of a run: where it lies, what names its bytes, and how it is loaded."""
+"""The base model of a run: its folder, its digest, and loading it with messages for users."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from reca.config import Config
 from reca.models.base import UnifiedModel, load_model
 from reca.runtime.errors import UserError
 from reca.runtime.hashing import folder_digest, weights_digest
 
 
-def base_folder(config: Config, root: Path) -> Path:
-    """The folder of the base model.
+def base_folder(checkpoint: str, root: Path) -> Path:
+    """Return the folder of the base model, ``model.checkpoint`` under the project's root.
 
     Raises:
-        UserError: It is not there.
+        UserError: The folder does not exist.
     """
-    folder = root / config.model.checkpoint
+    folder = root / checkpoint
     if not folder.is_dir():
         raise UserError(
-            f"{folder} is missing: there is no base model; restore it (`git checkout`, `dvc pull`), or set "
-            "model.checkpoint to a folder in the family's official layout"
+            f"the base model {folder} is missing: restore it (`git checkout`, `dvc pull`), or set model.checkpoint "
+            "to a folder in the family's official layout"
         )
     return folder
 
 
 def base_digest(folder: Path) -> str:
-    """Identity of a base: its weights and the JSON files (sizes, tokenizer) that say how to read them."""
+    """Return the identity of a base model: digests of its weights and of the JSON files that describe them."""
     return f"{weights_digest(folder)}-{folder_digest(folder, '*.json')}"
 
 
-def load_base(config: Config, folder: Path, root: Path, device: torch.device | None) -> UnifiedModel:
-    """Load the base model; without a device, as its files have it: see :meth:`UnifiedModel.to_eval`.
+def load_base(family: str, folder: Path, options: Mapping[str, Any], device: torch.device | None) -> UnifiedModel:
+    """Load the base model; see :meth:`UnifiedModel.load`.
 
     Raises:
         UserError: A file of the layout is missing, damaged, or does not fit the others.
@@ -39,17 +40,17 @@ def load_base(config: Config, folder: Path, root: Path, device: torch.device | N
     from safetensors import SafetensorError
 
     try:
-        return load_model(config.model.family, folder, config.model.load_options(root), device)
+        return load_model(family, folder, options, device)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(
             f"the base model in {folder} cannot be loaded: {error}; restore it (`git checkout`, `dvc pull`)"
         ) from error
 
 
-def load_encoders(config: Config, folder: Path, root: Path, device: torch.device) -> UnifiedModel:
-    """Load what ``extract`` has a use for; see :meth:`UnifiedModel.keep_encoders`.
+def load_encoders(family: str, folder: Path, options: Mapping[str, Any], device: torch.device) -> UnifiedModel:
+    """Load the parameters that ``extract`` needs, and no others; see :meth:`UnifiedModel.keep_encoders`.
 
     Raises:
-        UserError: As :func:`load_base`.
+        UserError: See :func:`load_base`.
     """
-    return load_base(config, folder, root, None).keep_encoders().to_eval(device)
+    return load_base(family, folder, options, None).keep_encoders().to_eval(device)

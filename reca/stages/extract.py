@@ -55,7 +55,7 @@ def extract(config: Config, root: Path) -> None:
         UserError: Data set or base model are missing or damaged, or the disk is full or read-only.
     """
     end_with_parent()
-    base = base_folder(config, root)
+    base = base_folder(config.model.checkpoint, root)
     device = prepare(config.hardware.device, config.hardware.threads)
     with init_distributed(device) as distributed, ImageReader(root / DATASET) as reader:
         state = root / config.paths.state / "extract" / _fingerprint(config, root, base)
@@ -109,7 +109,8 @@ def _finish(
         if known.ids:
             reused = len(ids) - finished - len(new)
             print(f"{reused} images are taken from earlier extractions, {len(new)} are new", flush=True)
-        model = load_encoders(config, base, root, device) if new else None
+        family, options = config.model.family, config.model.load_options(root)
+        model = load_encoders(family, base, options, device) if new else None
         size, dtype, ahead = config.hardware.micro_batch_size, config.extract.dtype, config.hardware.prefetch
         encoder = Encoder(model, reader, device, size, getattr(torch, dtype), ahead) if model else None
         progress = Progress(len(ids), "images", start=finished)

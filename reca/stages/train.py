@@ -52,7 +52,7 @@ def train(config: Config, root: Path) -> None:
     device = prepare(config.hardware.device, config.hardware.threads)
     with StopRequest() as stop, init_distributed(device, config.hardware.shard) as distributed:
         mixture = _mixture(config)
-        base = base_folder(config, root)
+        base = base_folder(config.model.checkpoint, root)
         read_manifest(root / DATASET, ["id"])
         dialogues = load_verified(config, root)
         name = fingerprint(config, file_digest(root / DATASET / MANIFEST), base_digest(base))
@@ -89,7 +89,7 @@ def _prepared(
     config: Config, base: Path, root: Path, device: torch.device, distributed: DistributedContext
 ) -> UnifiedModel:
     """The base model as it is to be trained: adapters first, for they bring layers; its place last."""
-    model = load_base(config, base, root, None)
+    model = load_base(config.model.family, base, config.model.load_options(root), None)
     if config.train.adapter is not None:
         from reca.training.lora import adapt  # needs peft, which nothing else does
 

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from reca.models.bagel.transformer import MixtureOfTransformers
+from reca.models.base import UnifiedModel
 from reca.runtime.errors import UserError
 from reca.training.activation_checkpointing import blocks
 
@@ -24,7 +24,7 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
         block.forward = torch.compile(block.forward, backend=backend, dynamic=True)
 
 
-def attend_by_blocks(model: nn.Module, device: torch.device) -> None:
+def attend_by_blocks(model: UnifiedModel, device: torch.device) -> None:
     """Let a mixture of transformers attend with FlexAttention, which leaves out blocks of tokens nobody may see.
 
     Args:
@@ -34,10 +34,7 @@ def attend_by_blocks(model: nn.Module, device: torch.device) -> None:
     Raises:
         UserError: The model's attention is its library's own, or PyTorch could not train so on this device.
     """
-    mixtures = [module for module in model.modules() if isinstance(module, MixtureOfTransformers)]
-    if not mixtures:
-        raise UserError("hardware.flex_attention=true is for bagel; the other families attend by their libraries' code")
     if device.type == "cpu":
         raise UserError("hardware.flex_attention=true needs a GPU: on the CPU PyTorch has no backward pass for it")
-    for mixture in mixtures:
-        mixture.flex_attention = True
+    if not model.enable_flex_attention():
+        raise UserError(f"hardware.flex_attention=true does not apply to {model.family}: set it to false")

@@ -31,7 +31,7 @@ def bf16_safe_parameters(model: UnifiedModel) -> list[str]:
         for name, parameter in model.named_parameters()
         if not parameter.requires_grad
         and parameter.ndim > 1
-        and not name.startswith(model.encoders["target"])
+        and not name.startswith(model.encoder_prefixes["target"])
         and [type(module) in PRODUCTS for module in readers[parameter]] == [True]
     ]
 

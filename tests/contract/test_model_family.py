@@ -23,7 +23,7 @@ from reca.models.base import Dialogue, Loss, Sampling, Semantic, UnifiedModel, l
 from reca.models.harmon.dropout import SampleDropout
 from reca.runtime.seeding import SampleRng
 
-PRESETS = ("janus_tiny", "openuni_tiny", "showo_tiny", "bagel_tiny", "harmon_tiny")
+PRESETS = sorted(path.stem for path in (ROOT / "conf/model").glob("*_tiny.yaml"))
 CPU = torch.device("cpu")
 PROMPTS = ["a photo of a red circle", "two squares and a blue ring", "a bar left of a cross"]
 TEMPLATE = "describe the image in detail"

@@ -56,6 +56,7 @@ DEPENDS_ON = {  # an override -> the stages that must run again, no more and no 
 
 EDITED = {  # a file of code -> the stages that must run again on the default configuration, no more and no less
     "reca/models/showo/model.py": set(),
+    "reca/models/bagel/transformer.py": set(),
     "reca/evaluation/benchmarks/geneval/benchmark.py": set(),
     "reca/data/sources/folder.py": set(),
     "reca/config/sections.py": set(),

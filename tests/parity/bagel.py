@@ -22,7 +22,6 @@ from reca.models.bagel.checkpoint import load_network, read_json
 from reca.models.bagel.model import Bagel
 from reca.models.bagel.network import Markers
 from reca.models.bagel.packing import pack
-from reca.models.bagel.patches import unpatchify
 from reca.models.bagel.sampling import (
     Conditions,
     FlowSample,
@@ -32,6 +31,7 @@ from reca.models.bagel.sampling import (
     draw_latents,
     squared_errors,
 )
+from reca.models.bagel.vision import unpatchify
 from reca.models.base import Sampling
 from reca.models.weights import read_weights
 from tests.parity.comparison import EMBEDDING, LOSS, THROUGH_VAE, RecordedRng, Recording, options_of, relative_error

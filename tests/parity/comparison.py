@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import TypeAdapter
 from safetensors.torch import load_file
 from torch import Tensor
 
-from reca.config.model import BagelModel, HarmonModel, JanusModel, OpenUniModel, ShowoModel
+from reca.config.model import ModelSection
 from reca.runtime.seeding import SampleRng
 
 LOSS, EMBEDDING, THROUGH_VAE, GRADIENT_NORM = 1e-5, 1e-5, 2e-5, 1e-4
@@ -39,18 +40,10 @@ class Row:
         return f"{self.key:<72} {error:>9} {tolerance:>7}  {self.verdict}{': ' + self.why if self.why else ''}"
 
 
-SECTIONS = {
-    "bagel": BagelModel,
-    "harmon": HarmonModel,
-    "janus": JanusModel,
-    "openuni": OpenUniModel,
-    "showo": ShowoModel,
-}
-
-
 def options_of(family: str, **changes: Any) -> dict[str, Any]:
     """The configuration's defaults for a family, as its model takes them, with some of them changed."""
-    section = SECTIONS[family](name="parity", family=family, checkpoint="unused", prompt_dropout=0.0)
+    values = {"name": "parity", "family": family, "checkpoint": "unused", "prompt_dropout": 0.0}
+    section = TypeAdapter(ModelSection).validate_python(values)
     return {**section.load_options(Path()), **changes}
 
 

@@ -18,10 +18,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from reca.models.base import UnifiedModel
+from reca.models.base import FAMILIES, UnifiedModel
 from tests.parity.comparison import GRADIENT_NORM, RecordedRng, Recording, Row
 
-FAMILIES = ("bagel", "harmon", "janus", "openuni", "showo")
 CPU = torch.device("cpu")
 ELSEWHERE = 10.0
 """Times the tolerances, on another device than the recording's."""

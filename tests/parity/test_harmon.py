@@ -188,7 +188,7 @@ def test_the_authors_layout_loads(base: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unknown part 'clip'"):
         load(tmp_path / "trained", parts={**parts, "clip": parts["vae"]})
     torch.save({"proj_in.0.weight": torch.zeros(2, 2)}, tmp_path / "trained/other.pth")
-    with pytest.raises(ValueError, match=r"harmon_tiny\.pth, other\.pth.*model\.switches\.weights"):
+    with pytest.raises(ValueError, match=r"harmon_tiny\.pth, other\.pth.*model\.options\.weights"):
         load(tmp_path / "trained", parts=parts)
     with pytest.raises(ValueError, match=r"no Harmon's.*z_proj"):
         load(tmp_path / "trained", parts=parts, weights="other.pth")

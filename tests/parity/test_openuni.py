@@ -139,7 +139,7 @@ def test_what_does_not_fit_the_authors_layout_is_named(base: Path, tmp_path: Pat
     with pytest.raises(ValueError, match="unknown part 'clip'"):
         load(trained, parts={"clip": parts["lmm"]})
     torch.save({"meta_queries": torch.zeros(2, 2)}, trained / "other.pth")
-    with pytest.raises(FileNotFoundError, match=r"openuni\.pth, other\.pth.*model\.switches\.weights"):
+    with pytest.raises(FileNotFoundError, match=r"openuni\.pth, other\.pth.*model\.options\.weights"):
         load(trained, parts=parts)
     with pytest.raises(ValueError, match=r"projector\.weight.*not OpenUni's weights"):
         load(trained, parts=parts, weights="other.pth")

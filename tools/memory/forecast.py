@@ -113,7 +113,8 @@ def build_sized_model(config: Config, root: Path) -> tuple[UnifiedModel, str]:
     """
     folder = root / config.model.checkpoint
     if folder.is_dir():
-        return load_base(config, folder, root, None), f"of {config.model.checkpoint}"
+        model = load_base(config.model.family, folder, config.model.load_options(root), None)
+        return model, f"of {config.model.checkpoint}"
     if config.model.name not in PUBLISHED:
         raise UserError(
             f"the sizes of model.name={config.model.name} are not known: {folder} is missing, and published are only "

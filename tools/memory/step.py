@@ -169,7 +169,7 @@ def _extraction(model: UnifiedModel, inputs: "_Inputs", plan: Plan) -> tuple[int
         flops = flops_of(partial(inputs.encode, 1))
         live.restart()
         inputs.encode(plan.micro_batch_size)
-    unused = bytes_of(value for name, value in model.named_parameters() if not model.encodes(name))
+    unused = bytes_of(value for name, value in model.named_parameters() if not model.is_encoder_parameter(name))
     return live.peak - unused, flops
 
 

@@ -18,22 +18,22 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from reca.data.resize import Resize
-from reca.models import flow
 from reca.models.bagel.autoencoder import decode, encode, sample_latents
 from reca.models.bagel.checkpoint import Configs, load_network, read_checkpoint, write_checkpoint
 from reca.models.bagel.network import BagelNetwork, Markers
 from reca.models.bagel.packing import Segment
-from reca.models.bagel.patches import patchify, unpatchify
 from reca.models.bagel.sampling import (
     Conditions,
     FlowSample,
     Guidance,
+    Renorm,
     answer_ids,
     condition,
     draw_latents,
     fit,
     squared_errors,
 )
+from reca.models.bagel.vision import patchify, unpatchify
 from reca.models.base import (
     RECONSTRUCTION_PROMPT,
     Cacheable,
@@ -71,7 +71,7 @@ class Bagel(UnifiedModel, ImageEditor):
     """
 
     family: ClassVar[str] = "bagel"
-    encoders: ClassVar[Mapping[Cacheable, tuple[str, ...]]] = {
+    encoder_prefixes: ClassVar[Mapping[Cacheable, tuple[str, ...]]] = {
         "semantic": ("network.vit_model.", "network.connector."),
         "target": ("autoencoder.encoder.",),
     }
@@ -94,15 +94,20 @@ class Bagel(UnifiedModel, ImageEditor):
         self.training_shift = float(options["training_shift"])
         self.sampling_shift = float(options["sampling_shift"])
         self.guidance_interval: tuple[float, float] = tuple(options["guidance_interval"])
-        self.guidance_renorm: flow.Renorm = options["guidance_renorm"]
+        self.guidance_renorm: Renorm = options["guidance_renorm"]
         self.edit_guidance_interval: tuple[float, float] = tuple(options["edit_guidance_interval"])
-        self.edit_guidance_renorm: flow.Renorm = options["edit_guidance_renorm"]
+        self.edit_guidance_renorm: Renorm = options["edit_guidance_renorm"]
         # A vision tower that is trained behind a frozen language model needs the gradient that passes through it.
         network.language_model.detach_understanding = self.freeze_understanding and not self.train_vision
         self.spec = self._spec(options)
         frozen = self.freeze_understanding and not self.train_vision
         self.cacheable = frozenset({"semantic", "target"} if frozen else {"target"})
         self.freeze()
+
+    def enable_flex_attention(self) -> bool:
+        """See :meth:`UnifiedModel.enable_flex_attention`."""
+        self.network.language_model.flex_attention = True
+        return True
 
     @property
     def stride(self) -> int:
@@ -296,7 +301,7 @@ class Bagel(UnifiedModel, ImageEditor):
         latents = draw_latents(self.network, Conditions(conditions, empty), grid, noise, guidance)
         return self.decode_latents(latents, grid)
 
-    def _guidance(self, sampling: Sampling, interval: tuple[float, float], renorm: flow.Renorm) -> Guidance:
+    def _guidance(self, sampling: Sampling, interval: tuple[float, float], renorm: Renorm) -> Guidance:
         steps = NUM_STEPS if sampling.num_steps is None else sampling.num_steps
         scales = (sampling.guidance_scale, sampling.image_guidance_scale)
         return Guidance(*scales, interval, renorm, steps, self.sampling_shift)

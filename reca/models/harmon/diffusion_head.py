@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from reca.models.positions import TimestepEmbedder
+from reca.models.sampling import classifier_free_guidance
 from reca.runtime.seeding import SampleRng
 
 TRAINING_STEPS = 1000
@@ -233,7 +234,7 @@ class DiffusionHead(nn.Module):
             noise, range_ = noise.float(), range_.float()
             if unconditional is not None:
                 wanted, plain = noise.chunk(2)
-                noise, range_ = plain + guidance_scale * (wanted - plain), range_.chunk(2)[0]
+                noise, range_ = classifier_free_guidance(wanted, plain, guidance_scale), range_.chunk(2)[0]
             here = torch.full((batch * tokens,), place, device=latents.device)
             step = self._denoise(schedule, latents, here, noise, range_)
             latents = step.mean

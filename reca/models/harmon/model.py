@@ -24,7 +24,6 @@ from transformers import AutoTokenizer
 from transformers.cache_utils import DynamicCache
 
 from reca.models.base import (
-    IGNORE_INDEX,
     RECONSTRUCTION_PROMPT,
     Cacheable,
     Dialogue,
@@ -34,14 +33,13 @@ from reca.models.base import (
     Semantic,
     Target,
     UnifiedModel,
-    masked_indices,
-    next_token_loss,
-    truncate_at_eos,
 )
 from reca.models.harmon.checkpoint import load_network
 from reca.models.harmon.diffusion_head import TRAINING_STEPS
 from reca.models.harmon.mar import Visible, hide_first, random_mask, revealing_schedule, take
 from reca.models.harmon.network import UNUSED, HarmonNetwork, Prefix
+from reca.models.sampling import greedy_decode
+from reca.models.tokens import IGNORE_INDEX, masked_indices, next_token_loss
 from reca.models.weights import write_weights
 from reca.runtime.files import atomic_folder, write_json
 from reca.runtime.seeding import SampleRng
@@ -79,7 +77,7 @@ class Harmon(UnifiedModel):
     """
 
     family: ClassVar[str] = "harmon"
-    encoders: ClassVar[Mapping[Cacheable, tuple[str, ...]]] = {
+    encoder_prefixes: ClassVar[Mapping[Cacheable, tuple[str, ...]]] = {
         "semantic": (*LATENTS, *(f"network.{name}" for name in ENCODER)),
         "target": LATENTS,
     }
@@ -344,14 +342,16 @@ class Harmon(UnifiedModel):
         semantic = self.encode_semantic(images)
         pairs = zip(questions, semantic.embeds, strict=True)
         prefix, _ = self.prefix([self._question(text, image) for text, image in pairs], MAX_ANSWER_TOKENS)
-        cache, mask, tokens = DynamicCache(), prefix.mask, list[Tensor]()
+        cache, mask = DynamicCache(), prefix.mask
         states = self.network.read(prefix.embeds, mask, cache)
         last = states[torch.arange(len(states)), mask.sum(1) - 1]
-        end = self.tokenizer.convert_tokens_to_ids(END)
-        for _ in range(MAX_ANSWER_TOKENS):
-            tokens.append(self.network.llm.lm_head(last).argmax(dim=-1))
-            if bool((torch.stack(tokens) == end).any(0).all()):
-                break
+
+        def next_logits(tokens: Tensor) -> Tensor:
+            nonlocal mask
             mask = F.pad(mask, (0, 1), value=True)
-            last = self.network.read(self.network.llm.model.embed_tokens(tokens[-1][:, None]), mask, cache)[:, -1]
-        return [text.strip() for text in self.tokenizer.batch_decode(truncate_at_eos(tokens, end))]
+            embeds = self.network.llm.model.embed_tokens(tokens[:, None])
+            return self.network.llm.lm_head(self.network.read(embeds, mask, cache)[:, -1])
+
+        eos_id = self.tokenizer.convert_tokens_to_ids(END)
+        answers = greedy_decode(self.network.llm.lm_head(last), next_logits, eos_id, MAX_ANSWER_TOKENS)
+        return [text.strip() for text in self.tokenizer.batch_decode(answers)]

@@ -43,11 +43,9 @@ from reca.models.base import (
     Semantic,
     Target,
     UnifiedModel,
-    last_tokens,
-    next_token_loss,
-    padded,
-    truncate_at_eos,
 )
+from reca.models.sampling import classifier_free_guidance, greedy_decode
+from reca.models.tokens import last_tokens_mask, next_token_loss, pad_token_ids
 from reca.models.weights import read_weights
 from reca.runtime.files import atomic_folder
 from reca.runtime.seeding import SampleRng
@@ -77,7 +75,7 @@ class Janus(UnifiedModel):
     """Janus behind the contract of :class:`UnifiedModel`."""
 
     family: ClassVar[str] = "janus"
-    encoders: ClassVar[Mapping[Cacheable, tuple[str, ...]]] = {
+    encoder_prefixes: ClassVar[Mapping[Cacheable, tuple[str, ...]]] = {
         "semantic": ("network.model.vision_model.", "network.model.aligner."),
         "target": tuple(f"network.model.vqmodel.{part}." for part in ("encoder", "quant_conv", "quantize")),
     }
@@ -204,7 +202,7 @@ class Janus(UnifiedModel):
         limit = self.network.config.text_config.max_position_embeddings - self.spec.target_tokens - 1
         if longest > limit:
             raise ValueError(f"a prompt has {longest} tokens, and the model takes {limit}: {texts[0][:80]!r}…")
-        return padded(rows, self.tokenizer.pad_token_id, left=True, device=self.network.device)
+        return pad_token_ids(rows, self.tokenizer.pad_token_id, left=True, device=self.network.device)
 
     def _id(self, token: str) -> int:
         return int(self.tokenizer.convert_tokens_to_ids(token))
@@ -314,7 +312,7 @@ class Janus(UnifiedModel):
         places = ids == self._id(IMAGE)
         embeds = embeds.masked_scatter(places[..., None], semantic.embeds.to(embeds.dtype))
         hidden = self.network.model.language_model.norm(self.run_layers(embeds, mask, 0))
-        loss_mask = last_tokens([len(tokens) for tokens in answers["input_ids"]], ids.shape[1])
+        loss_mask = last_tokens_mask([len(tokens) for tokens in answers["input_ids"]], ids.shape[1])
         return next_token_loss(hidden, ids, loss_mask, self.network.lm_head)
 
     # -- what comes out -------------------------------------------------------------------------------------
@@ -346,7 +344,7 @@ class Janus(UnifiedModel):
             logits = self.network.model.generation_head(self.network.model.language_model.norm(states)).float()
             if len(logits) != len(rng):
                 conditional, unconditional = logits.chunk(2)
-                logits = unconditional + sampling.guidance_scale * (conditional - unconditional)
+                logits = classifier_free_guidance(conditional, unconditional, sampling.guidance_scale)
             codes.append(rng.categorical("codes", logits / sampling.temperature))
             hidden = self._code_embeds(codes[-1][:, None]).repeat(len(turn.embeds) // len(rng), 1, 1)
             mask = F.pad(mask, (0, 1), value=True)
@@ -360,12 +358,15 @@ class Janus(UnifiedModel):
         if self.gist_tokens:  # the turn ended with the gists; the assistant's marker follows them
             marker = self._embed(torch.full((len(hidden), 1), self._id(ASSISTANT), device=hidden.device))
             hidden, mask = torch.cat([hidden, marker], dim=1), F.pad(mask, (0, 1), value=True)
-        tokens: list[Tensor] = []
-        for _ in range(MAX_ANSWER_TOKENS):
-            states = self.network.model.language_model.norm(self.run_layers(hidden, mask, 0, cache=cache)[:, -1])
-            tokens.append(self.network.lm_head(states).argmax(dim=-1))
-            if bool((torch.stack(tokens) == self.tokenizer.eos_token_id).any(0).all()):
-                break
-            hidden, mask = self._embed(tokens[-1][:, None]), F.pad(mask, (0, 1), value=True)
-        rows = truncate_at_eos(tokens, self.tokenizer.eos_token_id)
-        return [text.strip() for text in self.tokenizer.batch_decode(rows)]
+
+        def last_logits(hidden: Tensor) -> Tensor:
+            states = self.run_layers(hidden, mask, 0, cache=cache)[:, -1]
+            return self.network.lm_head(self.network.model.language_model.norm(states))
+
+        def next_logits(tokens: Tensor) -> Tensor:
+            nonlocal mask
+            mask = F.pad(mask, (0, 1), value=True)
+            return last_logits(self._embed(tokens[:, None]))
+
+        answers = greedy_decode(last_logits(hidden), next_logits, self.tokenizer.eos_token_id, MAX_ANSWER_TOKENS)
+        return [text.strip() for text in self.tokenizer.batch_decode(answers)]

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoTokenizer
+from transformers.cache_utils import DynamicCache
 from transformers.initialization import no_init_weights
 
 from reca.models.base import (
@@ -29,12 +30,11 @@ from reca.models.base import (
     Semantic,
     Target,
     UnifiedModel,
-    last_tokens,
-    next_token_loss,
-    padded,
 )
 from reca.models.openuni.checkpoint import read_checkpoint
 from reca.models.openuni.network import OpenUniNetwork
+from reca.models.sampling import greedy_decode
+from reca.models.tokens import last_tokens_mask, next_token_loss, pad_token_ids
 from reca.models.weights import load_strictly, write_weights
 from reca.runtime.files import atomic_folder
 from reca.runtime.seeding import SampleRng
@@ -52,7 +52,7 @@ class OpenUni(UnifiedModel):
     """OpenUni behind the contract of :class:`UnifiedModel`."""
 
     family: ClassVar[str] = "openuni"
-    encoders: ClassVar[Mapping[Cacheable, tuple[str, ...]]] = {
+    encoder_prefixes: ClassVar[Mapping[Cacheable, tuple[str, ...]]] = {
         "semantic": ("network.lmm.vision_model.", "network.lmm.mlp1."),
         "target": ("network.vae.encoder.",),
     }
@@ -180,7 +180,7 @@ class OpenUni(UnifiedModel):
         if longest > limit:
             text = max(zip(map(len, rows), texts, strict=True))[1]
             raise ValueError(f"a prompt has {longest} tokens, and the model takes {limit}: {text[-80:]!r}")
-        return padded(rows, self.tokenizer.pad_token_id, left, self.network.meta_queries.device)
+        return pad_token_ids(rows, self.tokenizer.pad_token_id, left, self.network.meta_queries.device)
 
     def _embed(self, ids: Tensor) -> Tensor:
         embeds: Tensor = self.network.lmm.language_model.get_input_embeddings()(ids)
@@ -223,7 +223,7 @@ class OpenUni(UnifiedModel):
         ids, mask = self._ids([q + a for q, a in zip(questions, answers, strict=True)], left=True, room=0)
         embeds = self._put(self.encode_semantic(images).embeds, ids, self._embed(ids))
         answered = self.tokenizer(answers, add_special_tokens=False)["input_ids"]
-        loss_mask = last_tokens([len(tokens) for tokens in answered], ids.shape[1])
+        loss_mask = last_tokens_mask([len(tokens) for tokens in answered], ids.shape[1])
         hidden = self.network.lmm.language_model.model(
             inputs_embeds=embeds, attention_mask=mask.long(), position_ids=_positions(mask), use_cache=False
         ).last_hidden_state
@@ -262,15 +262,25 @@ class OpenUni(UnifiedModel):
         texts = [USER + self._image_text + question + ASSISTANT for question in questions]
         ids, mask = self._ids(texts, left=True, room=MAX_ANSWER_TOKENS)
         embeds = self._put(self.encode_semantic(images).embeds, ids, self._embed(ids))
-        tokens = self.network.lmm.language_model.generate(
-            inputs_embeds=embeds,
-            attention_mask=mask.long(),
-            max_new_tokens=MAX_ANSWER_TOKENS,
-            do_sample=False,
-            eos_token_id=self.tokenizer.convert_tokens_to_ids(TURN_END),
-            pad_token_id=self.tokenizer.pad_token_id,
-        )
-        return [text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+        language_model, cache = self.network.lmm.language_model, DynamicCache()
+
+        def last_logits(embeds: Tensor) -> Tensor:
+            states = language_model.model(
+                inputs_embeds=embeds,
+                attention_mask=mask.long(),
+                position_ids=_positions(mask)[:, -embeds.shape[1] :],
+                past_key_values=cache,
+            ).last_hidden_state
+            return language_model.lm_head(states[:, -1])
+
+        def next_logits(tokens: Tensor) -> Tensor:
+            nonlocal mask
+            mask = F.pad(mask, (0, 1), value=True)
+            return last_logits(self._embed(tokens[:, None]))
+
+        eos_id = self.tokenizer.convert_tokens_to_ids(TURN_END)
+        answers = greedy_decode(last_logits(embeds), next_logits, eos_id, MAX_ANSWER_TOKENS)
+        return [text.strip() for text in self.tokenizer.batch_decode(answers, skip_special_tokens=True)]
 
 
 def _positions(mask: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from reca.models.openuni.vision_language import (
     projector,
     vision_config,
 )
+from reca.models.sampling import classifier_free_guidance
 
 VISION = "lmm.vision_model."
 CONNECTOR_HEAD_SIZE = 64
@@ -196,7 +197,7 @@ class OpenUniNetwork(nn.Module):
             velocity = self.velocity(repeated, timestep.expand(len(repeated)), both)
             if unconditional is not None:
                 without, with_condition = velocity.chunk(2)
-                velocity = without + guidance_scale * (with_condition - without)
+                velocity = classifier_free_guidance(with_condition, without, guidance_scale)
             latents = solver.step(velocity, timestep, latents, return_dict=False)[0]
         return latents
 

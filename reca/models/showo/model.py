@@ -32,13 +32,12 @@ from reca.models.base import (
     Semantic,
     Target,
     UnifiedModel,
-    masked_indices,
-    next_token_loss,
-    truncate_at_eos,
 )
+from reca.models.sampling import classifier_free_guidance, greedy_decode
 from reca.models.showo.checkpoint import ShowoParts, read_checkpoint, write_checkpoint
 from reca.models.showo.sampling import draw_codes, random_mask
 from reca.models.showo.sequence import FEATURE, Packed, drawing, reading, rebuilding
+from reca.models.tokens import masked_indices, next_token_loss
 from reca.runtime.seeding import SampleRng
 
 RECONSTRUCTION_TEXT = "USER: \n {} ASSISTANT:"
@@ -57,7 +56,7 @@ class Showo(UnifiedModel):
     """Show-o behind the contract of :class:`UnifiedModel`."""
 
     family: ClassVar[str] = "showo"
-    encoders: ClassVar[Mapping[Cacheable, tuple[str, ...]]] = {
+    encoder_prefixes: ClassVar[Mapping[Cacheable, tuple[str, ...]]] = {
         "semantic": ("clip.", "magvit.encoder."),
         "target": ("magvit.encoder.",),
     }
@@ -305,7 +304,7 @@ class Showo(UnifiedModel):
         if sampling.guidance_scale == 1:
             return logits
         conditional, empty = logits.chunk(2)
-        return sampling.guidance_scale * conditional - (sampling.guidance_scale - 1) * empty
+        return classifier_free_guidance(conditional, empty, sampling.guidance_scale)
 
     @torch.no_grad()
     def answer(self, images: Tensor, questions: Sequence[str]) -> list[str]:
@@ -313,14 +312,15 @@ class Showo(UnifiedModel):
         semantic = self.encode_semantic(images)
         packed = self.pack_reading(self._questions(questions), semantic, left=True)
         embeds, visible, cache = self.embed(packed, semantic), packed.visible, DynamicCache()
-        tokens: list[Tensor] = []
-        for _ in range(MAX_ANSWER_TOKENS):
-            tokens.append(self.showo.lm_head(self.run(embeds, visible, cache)[:, -1]).argmax(dim=-1))
-            if bool((torch.stack(tokens) == self.vocabulary.eos).any(0).all()):
-                break
-            embeds = self.showo.model.embed_tokens(tokens[-1][:, None])
+
+        def next_logits(tokens: Tensor) -> Tensor:
+            nonlocal visible
             visible = F.pad(visible[:, -1:], (0, 1), value=True)
-        rows = truncate_at_eos(tokens, self.vocabulary.eos)
+            embeds = self.showo.model.embed_tokens(tokens[:, None])
+            return self.showo.lm_head(self.run(embeds, visible, cache)[:, -1])
+
+        logits = self.showo.lm_head(self.run(embeds, visible, cache)[:, -1])
+        rows = greedy_decode(logits, next_logits, self.vocabulary.eos, MAX_ANSWER_TOKENS)
         words = [[token for token in row if token < self.vocabulary.pad] for row in rows]
         return [text.strip() for text in self.tokenizer.batch_decode(words)]
 

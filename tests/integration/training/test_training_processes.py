@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from reca.config import Config
+from reca.models.base import FAMILIES
 from reca.runtime.distributed import init_distributed
 from reca.runtime.launch import free_port
 from reca.stages.extract import extract
@@ -24,8 +25,8 @@ CHILD_SECONDS = 240
 SPEED = "images_per_second"
 # Processes forked from a server that has imported everything: a fresh one needs seconds for that.
 SERVER = multiprocessing.get_context("forkserver")
-FAMILIES = [f"reca.models.{name}" for name in ("janus", "openuni", "showo", "bagel", "harmon")]
-SERVER.set_forkserver_preload([__name__, *FAMILIES, "pyarrow.dataset", "torch._inductor.config"])
+MODELS = [f"reca.models.{family}.model" for family in FAMILIES]
+SERVER.set_forkserver_preload([__name__, *MODELS, "pyarrow.dataset", "torch._inductor.config"])
 
 
 def ranks(size: int, function, *arguments) -> list[int | None]:

@@ -2,10 +2,8 @@
 
 import re
 import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any, ClassVar, Self
 
 import pytest
@@ -142,13 +140,10 @@ def project(tmp_path: Path, config: Config) -> Path:
 @pytest.fixture
 def use_model(monkeypatch: pytest.MonkeyPatch) -> Callable[[type], None]:
     """``use_model(kind)`` makes the stages load an instance of ``kind`` as the configured family."""
-    module = ModuleType("fake_models")
-    monkeypatch.setitem(sys.modules, "fake_models", module)
     monkeypatch.setattr(Perfect, "drawn_prompts", [])
 
     def use(kind: type) -> None:
-        module.FakeModel = kind  # type: ignore[attr-defined]
-        monkeypatch.setitem(base.FAMILIES, "janus", "fake_models:FakeModel")
+        monkeypatch.setattr(base, "family_class", lambda family: kind)
 
     use(Perfect)
     return use

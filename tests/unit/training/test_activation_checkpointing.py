@@ -66,7 +66,7 @@ def test_compiled_blocks_change_rounding_only(preset: str, recomputed: bool) -> 
 def test_attention_by_blocks_is_refused_where_it_cannot_be() -> None:
     with pytest.raises(UserError, match="needs a GPU"):
         attend_by_blocks(fresh("bagel_tiny"), torch.device("cpu"))
-    with pytest.raises(UserError, match="for bagel"):
+    with pytest.raises(UserError, match="does not apply to janus"):
         attend_by_blocks(fresh("janus_tiny"), torch.device("cuda"))
 
 

@@ -103,7 +103,7 @@ def test_norms_embeddings_ties_and_target_encoders_stay(preset: str) -> None:
                 matrices
                 and value.ndim > 1
                 and not value.requires_grad
-                and not name.startswith(model.encoders["target"])
+                and not name.startswith(model.encoder_prefixes["target"])
             ):
                 assert name in names or value is model.network.llm.model.embed_tokens.weight
 
