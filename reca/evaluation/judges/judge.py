@@ -115,7 +115,7 @@ class JudgeClient:
             if reply is None:
                 if self.settings.temperature:
                     raise UserError("a judge in a local folder answers greedily: set its temperature to 0")
-                text = self._local_model().reply(request.text, request.images, self.settings.max_tokens, request.system)
+                text = self._local_model().reply(request.text, request.images, self.settings.max_tokens)
                 status: Any = "answered" if text.strip() else "refused"
                 reason = "" if text.strip() else "an empty reply"
                 reply = Reply(request.key, digest, status, text, reason, model=self.settings.model)

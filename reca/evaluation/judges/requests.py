@@ -3,10 +3,9 @@
 import base64
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from reca.runtime.errors import UserError
@@ -23,7 +22,6 @@ class Request:
     text: str
     images: tuple[Path, ...] = ()
     """Sent after the text, in order."""
-    system: str = ""
 
 
 @dataclass(frozen=True)
@@ -34,8 +32,6 @@ class JudgeSampling:
     max_tokens: int = 1024
     temperature: float | None = 0.0
     """``None``: the endpoint's default, as some protocols have it."""
-    extra: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
-    """Further members of the request's body, such as ``chat_template_kwargs`` of vLLM."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +49,7 @@ class Prices:
 
     def at_most(self, request: Request, sampling: JudgeSampling) -> float:
         """Return an upper bound of a request's price: three characters a token, and an answer of full length."""
-        text = len(request.text) + len(request.system)
-        return self.of(text / 3 + 20 + self.tokens_per_image * len(request.images), sampling.max_tokens)
+        return self.of(len(request.text) / 3 + 20 + self.tokens_per_image * len(request.images), sampling.max_tokens)
 
 
 FREE = Prices(0.0, 0.0)
@@ -84,12 +79,10 @@ def body_of(request: Request, sampling: JudgeSampling) -> dict[str, Any]:
     """
     content: list[dict[str, Any]] = [{"type": "text", "text": request.text}]
     content += [{"type": "image_url", "image_url": {"url": data_url(path)}} for path in request.images]
-    system = [{"role": "system", "content": request.system}] if request.system else []
     body = {
         "model": sampling.model,
-        "messages": [*system, {"role": "user", "content": content if request.images else request.text}],
+        "messages": [{"role": "user", "content": content if request.images else request.text}],
         "max_tokens": sampling.max_tokens,
-        **sampling.extra,
     }
     return body if sampling.temperature is None else {**body, "temperature": sampling.temperature}
 

@@ -37,7 +37,7 @@ class VisionLanguageModel:
         return cls(network.to(device), processor)
 
     @torch.inference_mode()
-    def reply(self, text: str, images: Sequence[Path], max_tokens: int, system: str = "") -> str:
+    def reply(self, text: str, images: Sequence[Path], max_tokens: int) -> str:
         """Return the greedy answer to one question; the images come before its text."""
         loaded_images = []
         for path in images:
@@ -45,8 +45,6 @@ class VisionLanguageModel:
                 loaded_images.append(image.convert("RGB"))
         content: list[dict[str, Any]] = [{"type": "image"} for _ in loaded_images]
         messages: list[dict[str, Any]] = [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
-        if system:
-            messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
         prompt = self._processor.apply_chat_template(messages, add_generation_prompt=True)
         inputs = self._processor(text=[prompt], images=loaded_images or None, return_tensors="pt")
         inputs = inputs.to(self._network.device)

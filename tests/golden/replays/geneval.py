@@ -1,6 +1,7 @@
 """GenEval: prompts, rules, crops, colours, detector arithmetic, whole scenes, summaries."""
 
 import hashlib
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,9 +59,9 @@ def _prompts(tally: Tally, path: Path) -> None:
     )
     tags = [entry["tag"] for entry in entries]
     ours = {
-        "evaluation_metadata_sha256": _digest(geneval_prompts.metadata_lines(entries)),
-        "generation_prompts_sha256": _digest(geneval_prompts.prompt_lines(entries)),
-        "object_names_sha256": _digest(geneval_prompts.object_lines()),
+        "evaluation_metadata_sha256": _digest("".join(json.dumps(entry) + "\n" for entry in entries)),
+        "generation_prompts_sha256": _digest("".join(f"{entry['prompt']}\n" for entry in entries)),
+        "object_names_sha256": _digest("".join(f"{name}\n" for name in geneval_prompts.OBJECTS)),
         "n": len(entries),
         "per_tag": {tag: tags.count(tag) for tag in dict.fromkeys(tags)},
         "tag_order": list(dict.fromkeys(tags)),

@@ -39,14 +39,9 @@ class DpgQuestion:
     number: int
     text: str
     category: str
-    """Second level (L2), such as "attribute - color"."""
+    """Second level (L2), such as "attribute - color"; the part before the dash is the first level (L1)."""
     parents: tuple[int, ...]
     """Numbers of the questions that must be answered yes for this one to count."""
-
-    @property
-    def broad_category(self) -> str:
-        """First level (L1): entity, attribute, relation, global or other."""
-        return self.category.split("-")[0].strip()
 
 
 @dataclass(frozen=True)

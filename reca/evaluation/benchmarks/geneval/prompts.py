@@ -4,7 +4,6 @@ After djghosh13/geneval@af4902f ``create_prompts.py`` (MIT), written anew from w
 proven by the digests of the shipped files (``tests/golden/geneval/prompts.json``).
 """
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -95,18 +94,3 @@ def _with_article(word: str) -> str:
 
 def _plural(word: str) -> str:
     return f"{word}es" if word.endswith("s") else f"{word}s"
-
-
-def metadata_lines(entries: list[Entry]) -> str:
-    """``evaluation_metadata.jsonl``: one prompt a line, with what must be in the image."""
-    return "".join(json.dumps(entry) + "\n" for entry in entries)
-
-
-def prompt_lines(entries: list[Entry]) -> str:
-    """``generation_prompts.txt``: one prompt a line."""
-    return "".join(f"{entry['prompt']}\n" for entry in entries)
-
-
-def object_lines() -> str:
-    """``object_names.txt``: one class a line."""
-    return "".join(f"{name}\n" for name in OBJECTS)

@@ -240,13 +240,12 @@ def test_request_bodies_contain_text_images_and_sampling(judge: FakeJudge, tmp_p
     image = Image.fromarray(np.zeros((4, 4, 3), np.uint8))
     image.save(tmp_path / "really_png.jpg", "PNG")
     image.save(tmp_path / "photo.jpeg", "JPEG")
-    request = Request("a", "compare", (tmp_path / "really_png.jpg", tmp_path / "photo.jpeg"), system="be strict")
-    sampling = JudgeSampling("judge", 400, None, {"chat_template_kwargs": {"enable_thinking": False}})
+    request = Request("a", "compare", (tmp_path / "really_png.jpg", tmp_path / "photo.jpeg"))
+    sampling = JudgeSampling("judge", 400, None)
     ask(endpoint_of(judge, sampling=sampling), [request], ReplyFile(tmp_path / "replies.jsonl"))
     body = judge.bodies[0]
-    assert body.keys() == {"model", "messages", "max_tokens", "chat_template_kwargs"}, "temperature is the endpoint's"
-    assert body["messages"][0] == {"role": "system", "content": "be strict"}
-    text, first, second = body["messages"][1]["content"]
+    assert body.keys() == {"model", "messages", "max_tokens"}, "temperature is the endpoint's"
+    text, first, second = body["messages"][0]["content"]
     assert text == {"type": "text", "text": "compare"}
     kinds = [part["image_url"]["url"].split(";base64,") for part in (first, second)]
     assert [kind for kind, _ in kinds] == ["data:image/png", "data:image/jpeg"]
