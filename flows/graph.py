@@ -1,12 +1,11 @@
 """What DVC knows, read only: the stages of ``dvc.yaml``, their order, and which of them are out of date."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from reca.config.evaluate import uses_local_judge
+from reca.config import EvaluateSection
 from reca.runtime.errors import UserError
 
 GPU, JUDGE = "gpu", "judge"
@@ -24,10 +23,10 @@ class Stage:
     resource: str | None
     """From ``meta``: ``gpu``, or ``judge`` where only some benchmarks are judged by a network on this machine."""
 
-    def uses_gpu(self, evaluate: Mapping[str, Any]) -> bool:
-        """Whether it takes devices, given the section of the configuration that says what is measured."""
+    def uses_gpu(self, evaluate: EvaluateSection) -> bool:
+        """Return whether the stage needs devices."""
         _, _, benchmark = self.name.partition("-")  # score@base-scenes
-        return self.resource == GPU or (self.resource == JUDGE and uses_local_judge(evaluate, benchmark))
+        return self.resource == GPU or (self.resource == JUDGE and evaluate.uses_local_judge(benchmark))
 
 
 def read_graph(root: Path) -> list[Stage]:

@@ -39,37 +39,38 @@ def reca(overrides: list[str] | None = None) -> State[Any]:
     Args:
         overrides: Changes to the configuration in Hydra's grammar: ``["train.max_steps=40", "data.num_images=256"]``.
     """
-    with workplace(workspace.project_root(), list(overrides or [])) as place:
-        with CancellationWatch(UUID(runtime.flow_run.id), place.processes.stop) as watch:
+    with run_context(workspace.project_root(), list(overrides or [])) as context:
+        with CancellationWatch(UUID(runtime.flow_run.id), context.processes.stop) as watch:
             try:
-                _run(place)
+                _run(context)
             except (StageFailed, Stopped):
                 if not watch.cancelled:
                     raise
         return Cancelled(message="cancelled; the next run continues") if watch.cancelled else Completed()
 
 
-def _run(place: RunContext) -> None:
-    place = _compose(place)
-    stages = read_graph(place.root)
-    place.display.plan([stage.name for stage in stages] + ["register"])
-    run_stages(stages, place)
-    run_register(place)
-    if summary := summarise(place.root, place.state, place.config):
-        publish(summary, place.root / "outputs/report/figures/overview.png", place.name)
+def _run(context: RunContext) -> None:
+    context = _compose(context)
+    stages = read_graph(context.root)
+    context.display.plan([stage.name for stage in stages] + ["register"])
+    run_stages(stages, context)
+    run_register(context)
+    if summary := summarise(context.root, context.state, context.config.evaluate.confidence):
+        publish(summary, context.root / "outputs/report/figures/overview.png", context.name)
 
 
 @contextmanager
-def workplace(root: Path, overrides: list[str]) -> Iterator[RunContext]:
-    """Where this run works: the project, locked, or (on a worker, or if asked to) a worktree of its own.
+def run_context(root: Path, overrides: list[str]) -> Iterator[RunContext]:
+    """Lock the project for this run or, on a worker and with ``--isolated``, make a worktree for it.
 
     Raises:
         ConfigError: An override is wrong; nothing has happened yet.
         UserError: Another run works here, or git or DVC cannot.
     """
-    state = (root / compose(overrides).paths.state).resolve()
+    config = compose(overrides)
+    state = (root / config.paths.state).resolve()
     run_id, name = str(runtime.flow_run.id), str(runtime.flow_run.name)
-    apart = runtime.deployment.id is not None or bool(os.environ.get(ISOLATED))
+    isolated = runtime.deployment.id is not None or bool(os.environ.get(ISOLATED))
     display, logger = Display.current, get_run_logger()
 
     def say(text: str) -> None:
@@ -77,15 +78,15 @@ def workplace(root: Path, overrides: list[str]) -> Iterator[RunContext]:
         display.say(text)
 
     with ExitStack() as stack:
-        if not apart:
+        if not isolated:
             stack.enter_context(workspace.project_lock(state, name))
         stack.enter_context(workspace.run_lease(state, run_id))
         reconcile(state, say)
         if note := workspace.prepare_dvc(root):
             say(note)
-        place, environment = root, {"DVC_NO_ANALYTICS": "1"}
-        if apart:
-            place = stack.enter_context(workspace.isolated_worktree(root, state, run_id, say))
+        folder, environment = root, {"DVC_NO_ANALYTICS": "1"}
+        if isolated:
+            folder = stack.enter_context(workspace.isolated_worktree(root, state, run_id, say))
             environment[TRACKING] = os.environ.get(TRACKING, f"sqlite:///{root / 'mlruns/mlflow.db'}")
             overrides = [*overrides, f"paths.state={state}"]
         logs = state / "logs" / run_id
@@ -93,10 +94,10 @@ def workplace(root: Path, overrides: list[str]) -> Iterator[RunContext]:
         stack.enter_context(sample_to_csv(logs / "system.csv"))
         processes = Processes(environment)
         stack.callback(processes.stop)
-        yield RunContext(place, state, logs, name, overrides, {}, processes, display)
+        yield RunContext(folder, state, logs, name, overrides, config, processes, display)
 
 
-def _compose(place: RunContext) -> RunContext:
-    """Write the workspace's ``params.yaml`` with the workspace's own code, and put its images under DVC."""
-    run_command("compose", [sys.executable, "-m", "reca", "compose", *place.overrides], place)
-    return replace(place, config=Config.load(place.root / "params.yaml").to_dict())
+def _compose(context: RunContext) -> RunContext:
+    """Write the workspace's ``params.yaml`` by the workspace's own code, and put its images under DVC."""
+    run_command("compose", [sys.executable, "-m", "reca", "compose", *context.overrides], context)
+    return replace(context, config=Config.load(context.root / "params.yaml"))

@@ -131,11 +131,11 @@ def _settle(expected: int, seconds: float) -> None:
 def _tell_failure(outcome: Any) -> int:
     error = outcome.result(raise_on_failure=False)
     print(f"reca run: {error if isinstance(error, BaseException) else outcome.message}", file=sys.stderr)
-    return 1 if getattr(error, "again", True) else 2
+    return 1 if getattr(error, "retryable", True) else 2
 
 
 def _tell_outcome(root: Path, state: Path, config: Config, isolated: bool) -> None:
-    summary = None if isolated else summarise(root, state, config.to_dict())
+    summary = None if isolated else summarise(root, state, config.evaluate.confidence)
     if summary:
         print_summary(summary, Display().console)
 

@@ -1,11 +1,10 @@
-"""Where a run works, and how it runs a command there: logged, followed, ended with the run."""
+"""The context of a flow run, and commands in it: logged, followed, ended with the run."""
 
 import re
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from prefect import get_run_logger
 
@@ -14,7 +13,9 @@ from flows.display import Display
 from flows.gpus import visible_devices
 from flows.supervisor import Processes
 from reca.config import Config
+from reca.runtime import dvc_lock
 from reca.runtime.errors import UserError
+from reca.runtime.files import write_text
 
 PROGRESS = re.compile(r"PROGRESS (\d+)/(\d+) (\S+) ?(.*)")
 EXIT_STATUS = re.compile(r"exited with (-?\d+)$")
@@ -25,44 +26,46 @@ LAST_LINES = 12
 class StageFailed(UserError):
     """A stage ended badly; the message holds its last lines and names its log."""
 
-    def __init__(self, message: str, *, again: bool) -> None:
+    def __init__(self, message: str, *, retryable: bool) -> None:
         super().__init__(message)
-        self.again = again
-        """Whether another attempt may help."""
+        self.retryable = retryable
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """Where and for what a flow run works."""
+    """Folders, configuration and processes of a flow run."""
 
     root: Path
     """The project, or a worktree of it."""
     state: Path
     logs: Path
     name: str
-    """The flow run's."""
+    """Name of the flow run."""
     overrides: list[str]
-    config: dict[str, Any]
-    """The composed configuration, as plain containers; empty until it is composed."""
+    config: Config
     processes: Processes
     display: Display
 
     @property
     def gpus(self) -> int:
         """Devices that a stage with ``resource: gpu`` needs."""
-        hardware = self.config["hardware"]
-        without = hardware["device"] == "cpu" or (hardware["device"] == "auto" and not visible_devices())
-        return 0 if without else int(hardware["processes"])
+        hardware = self.config.hardware
+        without = hardware.device == "cpu" or (hardware.device == "auto" and not visible_devices())
+        return 0 if without else hardware.processes
 
     def restore_parameters(self) -> bool:
-        """Let ``params.yaml`` hold this run's parameters again; returns whether somebody had changed it."""
-        return Config.validated(self.config).save(self.root / "params.yaml")
+        """Write this run's ``params.yaml`` again; return whether it had been changed."""
+        return write_text(self.root / "params.yaml", self.config.to_yaml())
+
+    def parameter_differences(self, stage: str) -> list[str]:
+        """Return how this run's parameters differ from those that a stage's result was made with."""
+        return dvc_lock.parameter_differences(self.root, stage, self.config.to_dict())
 
 
 def run_command(
     name: str,
     command: Sequence[str],
-    workplace: RunContext,
+    context: RunContext,
     environment: Mapping[str, str] | None = None,
     hold: Sequence[int] = (),
 ) -> list[str]:
@@ -71,7 +74,7 @@ def run_command(
     Args:
         name: The stage, for log file and display.
         command: Program and arguments.
-        workplace: Where.
+        context: The run.
         environment: Variables on top of the run's.
         hold: Descriptors of locks that last until the command's last process has ended.
 
@@ -81,14 +84,14 @@ def run_command(
     Raises:
         StageFailed: It ended with another status than 0.
     """
-    log, logger, last = workplace.logs / f"{name}.log", get_run_logger(), deque[str](maxlen=LAST_LINES)
+    log, logger, last = context.logs / f"{name}.log", get_run_logger(), deque[str](maxlen=LAST_LINES)
     progress = StageProgress(name)
-    with workplace.processes.start(command, workplace.root, log, environment, hold) as process:
+    with context.processes.start(command, context.root, log, environment, hold) as process:
         for line in process.lines():
-            _take(line, name, workplace.display, progress, logger.info, last)
+            _take(line, name, context.display, progress, logger.info, last)
         status = process.wait()
     if status != 0:
-        raise _failure(name, status, list(last), log, workplace.processes.stopped)
+        raise _failure(name, status, list(last), log, context.processes.stopped)
     progress.finish()
     return list(last)
 
@@ -110,4 +113,4 @@ def _failure(name: str, status: int, last: list[str], log: Path, stopped: bool) 
     status = inner[-1] if inner else status
     text = "\n".join(f"  | {line}" for line in last)
     message = f"{name} failed (exit status {status}):\n{text}\n  the whole log: {log}"
-    return StageFailed(message, again=status != USERS_MISTAKE and not stopped)
+    return StageFailed(message, retryable=status != USERS_MISTAKE and not stopped)

@@ -6,14 +6,13 @@ from typing import Any
 from prefect.states import State
 
 from flows.graph import Stage
-from flows.lineage import disagreements
 from flows.run_context import RunContext
 from flows.tasks import run_stage
 
 Future = Any  # PrefectConcurrentFuture; `submit` is typed by its base class, which has no `wrapped_future`
 
 
-def run_stages(stages: list[Stage], place: RunContext) -> None:
+def run_stages(stages: list[Stage], context: RunContext) -> None:
     """Run what is out of date.
 
     The one with the longest chain of stages behind it goes first: the base is measured beside the training, not before
@@ -25,7 +24,7 @@ def run_stages(stages: list[Stage], place: RunContext) -> None:
     Raises:
         StageFailed: The first failure.
     """
-    limit: int = place.config["hardware"]["parallel_stages"]
+    limit = context.config.hardware.parallel_stages
     waiting, visited = by_urgency(stages), set[str]()
     finished: dict[str, Future] = {}
     running: dict[str, Future] = {}
@@ -34,14 +33,12 @@ def run_stages(stages: list[Stage], place: RunContext) -> None:
         for stage in [stage for stage in waiting if stage.needs <= finished.keys()]:
             if failure or len(running) >= limit:
                 break
-            unchanged = not (
-                stage.stale or stage.needs & visited or disagreements(place.root, stage.name, place.config)
-            )
+            unchanged = not (stage.stale or stage.needs & visited or context.parameter_differences(stage.name))
             if not unchanged:
                 visited.add(stage.name)
             waiting.remove(stage)
             upstream = [finished[name] for name in sorted(stage.needs)]  # drawn as arrows on Prefect's pages
-            running[stage.name] = run_stage.submit(stage, place, unchanged, wait_for=upstream, return_state=False)
+            running[stage.name] = run_stage.submit(stage, context, unchanged, wait_for=upstream, return_state=False)
         concurrent.futures.wait(
             [future.wrapped_future for future in running.values()], return_when=concurrent.futures.FIRST_COMPLETED
         )

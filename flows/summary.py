@@ -45,7 +45,7 @@ class Summary:
     report: Path
 
 
-def summarise(root: Path, state: Path, config: dict[str, Any]) -> Summary | None:
+def summarise(root: Path, state: Path, confidence: float) -> Summary | None:
     """Read the outcome; ``None`` while there is no report."""
     report = root / "outputs/report"
     deltas, verdict = _read(report / "deltas.json"), _read(report / "verdict.json")
@@ -62,8 +62,7 @@ def summarise(root: Path, state: Path, config: dict[str, Any]) -> Summary | None
     rules = registered.get("rules") or verdict["rules"]  # the registry's know the champion
     reasons = [_sentence(rule) for rule in rules]
     passed = registered.get("verdict", "passed" if verdict["passed"] else "refused") == "passed"
-    confidence = round(100 * config["evaluate"]["confidence"])
-    return Summary(rows, passed, reasons, confidence, registered, report / "index.html")
+    return Summary(rows, passed, reasons, round(100 * confidence), registered, report / "index.html")
 
 
 def print_summary(summary: Summary, console: Console, ui: str = "reca ui") -> None:

@@ -18,7 +18,7 @@ POLL_SECONDS = 0.2
 class Stopped(UserError):
     """The run is being ended: nothing may start any more."""
 
-    again = False
+    retryable = False
 
 
 class Processes:

@@ -11,7 +11,6 @@ from prefect.states import Completed, State
 
 from flows.gpus import devices
 from flows.graph import Stage
-from flows.lineage import disagreements
 from flows.run_context import RunContext, StageFailed, run_command
 from reca.runtime.errors import UserError
 
@@ -23,7 +22,7 @@ RETRY_DELAYS = (5.0, 60.0)
 def should_retry(_task: Any, _run: Any, state: State[Any]) -> bool:
     """Retry a stage unless the user has to mend something first."""
     error = state.result(raise_on_failure=False)
-    return not (isinstance(error, UserError) and not getattr(error, "again", False))
+    return not (isinstance(error, UserError) and not getattr(error, "retryable", False))
 
 
 @task(
@@ -33,20 +32,20 @@ def should_retry(_task: Any, _run: Any, state: State[Any]) -> bool:
     cache_policy=NO_CACHE,  # DVC decides what is stale; two caches are two truths
     persist_result=False,
 )
-def run_stage(stage: Stage, workplace: RunContext, unchanged: bool) -> State[Any]:
+def run_stage(stage: Stage, context: RunContext, unchanged: bool) -> State[Any]:
     """Bring one stage up to date; with ``unchanged``, only put down that there was nothing to do."""
     if unchanged:
-        workplace.display.ended(stage.name, "unchanged")
+        context.display.ended(stage.name, "unchanged")
         return Completed(name="Unchanged", message="nothing that this stage depends on has changed")
-    _pause_before_retry(workplace)
-    workplace.display.started(stage.name)
+    _pause_before_retry(context)
+    context.display.started(stage.name)
     began = time.monotonic()
     try:
-        outcome = _reproduce(stage, workplace)
+        outcome = _reproduce(stage, context)
     except BaseException:
-        workplace.display.ended(stage.name, "stopped" if workplace.processes.stopped else "failed")
+        context.display.ended(stage.name, "stopped" if context.processes.stopped else "failed")
         raise
-    workplace.display.ended(stage.name, outcome)
+    context.display.ended(stage.name, outcome)
     return Completed(name=outcome.capitalize(), message=f"{outcome} in {time.monotonic() - began:.1f} s")
 
 
@@ -57,49 +56,49 @@ def run_stage(stage: Stage, workplace: RunContext, unchanged: bool) -> State[Any
     cache_policy=NO_CACHE,
     persist_result=False,
 )
-def run_register(workplace: RunContext) -> None:
+def run_register(context: RunContext) -> None:
     """Hand the model to the registry: not a DVC stage, since it acts on the world outside; idempotent."""
-    _pause_before_retry(workplace)
-    workplace.display.started("register")
+    _pause_before_retry(context)
+    context.display.started("register")
     try:
-        run_command("register", [sys.executable, "-m", "reca", "register"], workplace)
+        run_command("register", [sys.executable, "-m", "reca", "register"], context)
     except BaseException:
-        workplace.display.ended("register", "stopped" if workplace.processes.stopped else "failed")
+        context.display.ended("register", "stopped" if context.processes.stopped else "failed")
         raise
-    workplace.display.ended("register", "done")
+    context.display.ended("register", "done")
 
 
-def _pause_before_retry(workplace: RunContext) -> None:
+def _pause_before_retry(context: RunContext) -> None:
     attempt = int(runtime.task_run.run_count or 1)
     if attempt > 1:
         seconds = RETRY_DELAYS[min(attempt - 2, len(RETRY_DELAYS) - 1)]
         get_run_logger().info("attempt %d, in %g s; it resumes what is there", attempt, seconds)
-        workplace.processes.pause(seconds)
+        context.processes.pause(seconds)
 
 
-def _reproduce(stage: Stage, workplace: RunContext) -> str:
+def _reproduce(stage: Stage, context: RunContext) -> str:
     """``dvc repro`` of one stage; again, by force, if it turns out to have been made with other parameters."""
     command = [*DVC, "--wait-for-lock", "repro", "--single-item", stage.name]
     log = get_run_logger()
     with ExitStack() as stack:
         environment: dict[str, str] = {}
         hold: list[int] = []
-        if stage.uses_gpu(workplace.config["evaluate"]) and workplace.gpus:
-            chosen, hold = stack.enter_context(devices(workplace.gpus, log.info))
+        if stage.uses_gpu(context.config.evaluate) and context.gpus:
+            chosen, hold = stack.enter_context(devices(context.gpus, log.info))
             environment = {"CUDA_VISIBLE_DEVICES": chosen}
-        false_record = not stage.stale and bool(disagreements(workplace.root, stage.name, workplace.config))
+        false_record = not stage.stale and bool(context.parameter_differences(stage.name))
         for force in (false_record, True):
-            if workplace.restore_parameters():
+            if context.restore_parameters():
                 log.warning("params.yaml was changed during the run; it holds this run's parameters again")
-            lines = run_command(stage.name, [*command, "--force"] if force else command, workplace, environment, hold)
-            differences = disagreements(workplace.root, stage.name, workplace.config)
+            lines = run_command(stage.name, [*command, "--force"] if force else command, context, environment, hold)
+            differences = context.parameter_differences(stage.name)
             if not differences:
                 return _outcome(lines)
             log.warning("%s was made with other parameters (%s); once more", stage.name, "; ".join(differences))
     raise StageFailed(
         f"{stage.name} does not agree with this run's parameters: {'; '.join(differences)}. "
         "Is params.yaml being edited? Leave it alone and run `reca run` again",
-        again=False,
+        retryable=False,
     )
 
 

@@ -16,10 +16,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from reca.config import ROOT, Config, ConfigError, compose
-from reca.config.evaluate import PUBLISHED, uses_local_judge
+from reca.config.evaluate import PUBLISHED
 from reca.runtime import workspace
 from reca.runtime.distributed import GUARD
 from reca.runtime.errors import UserError
+from reca.runtime.files import write_text
 
 PLAIN_STAGES = {
     "ingest": "read images into shards and a manifest",
@@ -132,7 +133,7 @@ def _compose(options: argparse.Namespace) -> None:
         _track_prompts(config, root)
     for name in workspace.remove_unlisted_outputs(root, config.evaluate.benchmarks):
         print(f"outputs of the benchmark {name} are removed: it is measured no longer (DVC keeps them in its cache)")
-    changed = config.save(root / "params.yaml")
+    changed = write_text(root / "params.yaml", config.to_yaml())
     print("params.yaml written" if changed else "params.yaml unchanged")
 
 
@@ -175,7 +176,7 @@ def _stage(options: argparse.Namespace) -> int:
 def _is_shared(options: argparse.Namespace, config: Config) -> bool:
     """Whether several processes take part in a stage."""
     if options.verb == "score" and not options.from_replies and not options.dry_run:
-        return uses_local_judge(config.to_dict()["evaluate"], options.benchmark)
+        return config.evaluate.uses_local_judge(options.benchmark)
     return options.verb in ("extract", "train", "generate")
 
 

@@ -1,4 +1,4 @@
-"""What every section of the configuration is: closed and frozen."""
+"""The base class of all sections of the configuration."""
 
 from typing import Annotated
 
@@ -8,6 +8,6 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
-    """A closed, frozen part of the configuration: an unknown key is an error."""
+    """A frozen part of the configuration; an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,91 +1,84 @@
-"""Settings of the benchmarks that are in no default, ``null`` where they do not run, and of judges that are asked."""
+"""Settings of the published benchmarks, ``null`` where they do not run, and of the models that judge them."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from reca.config.base import Section
 
 HubId = Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+@[\w./-]+$")]
-"""``REPOSITORY@REVISION`` of the hub."""
+"""``REPOSITORY@REVISION`` on the hub."""
 
 JUDGING = ("judge", "scoring", "detector", "clip", "encoders", "official_quirks")
-"""Settings that only scoring reads: samples need not be made anew when they change."""
+"""Settings that only scoring reads: they do not make samples stale."""
 
 
 class _Published(Section):
-    """What all published benchmarks have in common."""
+    """Settings of every published benchmark."""
 
     max_prompts: PositiveInt | None = None
-    """Only the first prompts of every category, for a quick look; ``None``: all, as anything comparable needs."""
+    """Number of prompts per category in a quick look; ``None``: all, as published numbers need."""
 
 
-class _Drawn(_Published):
-    """A benchmark whose samples are images that the model draws."""
+class _GeneratedImages(_Published):
+    """A benchmark whose samples are generated images."""
 
     seed: NonNegativeInt = 0
-    """What the images' seeds are made of, together with prompt and number."""
+    """Base seed; an image's seed also depends on its prompt and number."""
 
 
 class JudgeSettings(Section):
-    """A model that is asked about images; all of this decides what it answers."""
+    """A model that answers questions about images; every key changes its answers."""
 
     model: str
-    """The model's name at the endpoint; with ``folder`` just a name for the reports."""
+    """Name of the model at the endpoint; with ``folder`` a name for the reports only."""
     url: str = "https://api.openai.com/v1"
-    """Base address of any endpoint that speaks OpenAI's chat completions."""
+    """Base URL of an endpoint with OpenAI's chat completions."""
     folder: str | None = None
-    """A vision-language model of transformers in a local folder; it is then asked here and ``url`` means nothing."""
+    """Local folder with a vision-language model of transformers, which then replaces the endpoint."""
     max_tokens: PositiveInt = 1024
     temperature: NonNegativeFloat | None = 0.0
-    """``None`` leaves it to the endpoint."""
+    """``None``: the endpoint's default."""
 
 
-class JudgedBenchmarkSettings(_Drawn):
-    """A benchmark whose samples are judged by a model that is asked about them."""
+class JudgedBenchmarkSettings(_GeneratedImages):
+    """A benchmark whose samples are judged by a vision-language model."""
 
     judge: JudgeSettings
 
     @model_validator(mode="before")
     @classmethod
-    def _judge_is_completed(cls, values: object) -> object:
-        """What is not said about the judge is as in the default, so that one may name another model or address."""
+    def _complete_judge(cls, values: object) -> object:
+        """Fill in the default judge's keys, so that an override can name another model or URL alone."""
         if not isinstance(values, dict) or not isinstance(values.get("judge"), dict):
             return values
         return {**values, "judge": {**cls.model_fields["judge"].default.model_dump(), **values["judge"]}}
 
 
 class JudgeLimits(Section):
-    """How a judge at an endpoint is treated, and for how much money; nothing here changes an answer."""
+    """Limits on the requests to an endpoint and their cost; no key changes an answer."""
 
     api_key_variable: str
-    """Environment variable with the key; the key itself is never stored."""
+    """Environment variable that holds the API key; the key itself is never stored."""
     concurrency: PositiveInt
     requests_per_minute: PositiveFloat
     timeout_seconds: PositiveFloat
     max_attempts: PositiveInt
     input_price: NonNegativeFloat | None
-    """US dollars per million tokens. Needed unless the endpoint runs on this machine, since the ceiling rests on it."""
+    """US dollars per million tokens; required for an endpoint on another machine, because the ceiling depends on it."""
     output_price: NonNegativeFloat | None
     cost_ceiling: NonNegativeFloat
-    """US dollars that one scoring may spend; at the ceiling it stops, and goes on when it is raised."""
+    """US dollars that one scoring may spend; at the ceiling it stops, and a rerun with a higher one continues."""
 
 
-class GenevalSettings(_Drawn):
+class GenevalSettings(_GeneratedImages):
     """GenEval: 553 prompts, judged by Mask2Former and CLIP."""
 
     images_per_prompt: PositiveInt = 12
-    """12 as BAGEL and RecA; officially 4."""
+    """12 as in BAGEL and RecA; the official protocol has 4."""
     detector: HubId = "facebook/mask2former-swin-small-coco-instance@main"
-    """Lies in ``data/judges/`` under its last name; ``mmdet/NAME@SOURCE`` names one converted from mmdet's file."""
+    """Stored in ``data/judges/`` under its last name; ``mmdet/NAME@SOURCE`` is one converted from mmdet's file."""
     clip: HubId = "openai/clip-vit-large-patch14@32bd64288804d66eefd0ccbe215aa642df71cc41"
 
 
@@ -95,17 +88,17 @@ class DpgbenchSettings(JudgedBenchmarkSettings):
     images_per_prompt: PositiveInt = Field(default=4, le=4)
     judge: JudgeSettings = JudgeSettings(model="gpt-4o-2024-08-06", max_tokens=16)
     official_quirks: bool = False
-    """Reproduce what is wrong in the official script (docs/benchmarks.md)."""
+    """Reproduce the mistakes of the official script (docs/benchmarks.md)."""
 
 
 class WiseSettings(JudgedBenchmarkSettings):
     """WISE: 1,000 prompts that need knowledge of the world, one image each."""
 
     version: Literal["legacy", "verified"] = "legacy"
-    """``legacy``: the paper's, and RecA's; ``verified``: that of 2026. Their numbers are not comparable."""
+    """``legacy``: of the paper and RecA; ``verified``: of 2026. Their numbers are not comparable."""
     judge: JudgeSettings = JudgeSettings(model="gpt-4o-2024-05-13", max_tokens=2000)
     scoring: Literal["strict", "official"] = "strict"
-    """How replies are read."""
+    """Rules that read the replies."""
 
 
 class ImgeditSettings(JudgedBenchmarkSettings):
@@ -129,18 +122,18 @@ class QuestionSetSettings(_Published):
     """
 
     scoring: Literal["official", "lmms-eval"] = "official"
-    """Whose reading of the replies; another one needs no new answers."""
+    """Rules that read the replies; another choice needs no new answers."""
 
 
 class SceneEditingSettings(Section):
-    """Edits of rendered scenes: published nowhere, but in no default either, since few families edit."""
+    """Edits of rendered scenes: not published, but not in the default either, because few families edit."""
 
     edits_per_category: PositiveInt = 40
     seed: NonNegativeInt = 4
 
 
 class PublishedSettings(Section):
-    """The sections of the published benchmarks, and of what few families can do: there where they are measured."""
+    """Settings of the benchmarks that are not in the default, present where they are measured."""
 
     geneval: GenevalSettings | None = None
     dpgbench: DpgbenchSettings | None = None
@@ -154,26 +147,17 @@ class PublishedSettings(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _defaults_of_the_measured(cls, values: object) -> object:
-        """A benchmark that is measured has a section, with its defaults where none is given."""
+    def _add_defaults(cls, values: object) -> object:
+        """Give every benchmark that is measured a section."""
         if not isinstance(values, dict):
             return values
-        missing: dict[str, object] = {name: {} for name in values.get("benchmarks") or () if name in PUBLISHED}
-        return {**missing, **{name: value for name, value in values.items() if value is not None}}
+        defaults: dict[str, object] = {name: {} for name in values.get("benchmarks") or () if name in PUBLISHED}
+        return {**defaults, **{name: value for name, value in values.items() if value is not None}}
 
 
 PUBLISHED = tuple(PublishedSettings.model_fields)
 
 
-def uses_local_judge(evaluate: Mapping[str, Any], name: str) -> bool:
-    """Whether a network judges this benchmark on this machine: several processes, a device each, can share that.
-
-    Not the scene detector: it takes seconds.
-    """
-    section = evaluate.get(name) or {}
-    return bool(section.get("detector") or section.get("encoders") or (section.get("judge") or {}).get("folder"))
-
-
 def sampling_settings(section: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The settings of a benchmark that decide which samples are made."""
+    """Return the settings of a benchmark that its samples depend on."""
     return {name: value for name, value in (section or {}).items() if name not in JUDGING}

@@ -1,4 +1,4 @@
-"""The ``model`` section, one class a family: where its checkpoint lies, what moves, and the family's own options."""
+"""The ``model`` section, one class per family: checkpoint, trained parts and the family's own options."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -9,25 +9,25 @@ from reca.config.base import Fraction, Section
 
 
 class _Model(Section):
-    """Which model is aligned, and which of its parts move."""
+    """Checkpoint and trained parts of the model."""
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")
     """The preset's name; the registered model is ``reca-<name>``."""
     checkpoint: str
     """Folder in the official layout, relative to the project."""
     parts: dict[str, str] = Field(default_factory=dict)
-    """What the official layout keeps elsewhere: the family's name for it -> a folder inside ``checkpoint``'s."""
+    """Parts that the official layout stores elsewhere: the family's name for the part -> its folder."""
     hub: dict[str, str] = Field(default_factory=dict)
-    """Where a missing folder is fetched from: ``checkpoint`` or a part -> ``REPOSITORY@REVISION``, or
-    ``REPOSITORY@REVISION#PATTERN`` where only some of its files are wanted."""
+    """Sources of absent folders: ``checkpoint`` or a part -> ``REPOSITORY@REVISION``, or
+    ``REPOSITORY@REVISION#PATTERN`` for some of its files."""
     understanding_size: PositiveInt | None = None
-    """Side in pixels of the image that is understood; ``None``: the lowest that the encoder accepts (paper)."""
+    """Side in pixels of the understanding encoder's input; ``None``: the smallest that it accepts (paper)."""
     generation_size: PositiveInt | None = None
-    """Side in pixels of the image that is drawn; ``None``: the checkpoint's own."""
+    """Side in pixels of generated images; ``None``: the checkpoint's size."""
     train_vision: bool = False
-    """Train the understanding encoder too, where it is separable. Off: its embeddings may be cached."""
+    """Also train the understanding encoder, where it is separate. Off: its embeddings can be cached."""
     prompt_dropout: Fraction
-    """How often a training sample loses its condition, for classifier-free guidance."""
+    """Probability that a training sample loses its condition, for classifier-free guidance."""
 
     @model_validator(mode="after")
     def _hub_fills_known_folders(self) -> Self:
@@ -36,104 +36,104 @@ class _Model(Section):
         return self
 
     def load_options(self, root: Path) -> dict[str, Any]:
-        """What a family is loaded with: this section, options unfolded, folders as absolute paths."""
+        """Return the arguments of a family's loader: this section with its options merged in and absolute folders."""
         values = self.model_dump()
-        places = {part: str(root / place) for part, place in self.parts.items()}
-        return {**values, "parts": places, **values.pop("options", {})}
+        folders = {part: str(root / folder) for part, folder in self.parts.items()}
+        return {**values, "parts": folders, **values.pop("options", {})}
 
 
 class JanusOptions(Section):
-    """Janus has none."""
+    """Options of Janus: none."""
 
 
 class JanusModel(_Model):
-    """Janus, Janus-Pro: nothing beyond what all families have."""
+    """Janus and Janus-Pro."""
 
     family: Literal["janus"]
     options: JanusOptions = JanusOptions()
 
 
 class OpenUniOptions(Section):
-    """What only OpenUni has."""
+    """Options of OpenUni."""
 
     weights: str | None = None
-    """Name of the trained file in ``checkpoint``, where there are several; ``None``: the only one."""
+    """Name of the weights file in ``checkpoint`` if there are several; ``None``: the only one."""
     train_transformer: bool = True
-    """Train SANA along with connector, projector and queries (paper); off: these three only."""
+    """Train SANA with connector, projector and queries (paper); off: these three only."""
 
 
 class OpenUniModel(_Model):
-    """OpenUni. ``parts``: ``lmm`` (InternVL3), ``sana``, ``vae`` (DC-AE), unless the checkpoint holds all of them."""
+    """OpenUni. ``parts``: ``lmm`` (InternVL3), ``sana``, ``vae`` (DC-AE), unless the checkpoint has them."""
 
     family: Literal["openuni"]
     options: OpenUniOptions = OpenUniOptions()
 
 
 class ShowoOptions(Section):
-    """What only Show-o has."""
+    """Options of Show-o."""
 
     train_condition: bool = False
-    """Let L_RecA train CLIP's projector and the embedding table too; the official code runs both without gradient."""
+    """Also train CLIP's projector and the embedding table by L_RecA; the official code runs both without gradient."""
     template_tokens: PositiveInt = 125
-    """Text slots of a reconstruction with CLIP. They set the distance from image to codes: keep it as trained."""
+    """Text positions of a reconstruction with CLIP; they set the distance from image to codes: keep as trained."""
     system_prompt: str | None = None
-    """Text before an image that is asked about, with CLIP; ``None``: the official one, empty: none."""
+    """Text before the image of a question, with CLIP; ``None``: the official text; empty: no text."""
 
 
 class ShowoModel(_Model):
-    """Show-o. ``parts``: ``phi`` (config and tokenizer), ``clip``, ``magvit``, unless they lie in the checkpoint."""
+    """Show-o. ``parts``: ``phi`` (config and tokenizer), ``clip``, ``magvit``, unless the checkpoint has them."""
 
     family: Literal["showo"]
     options: ShowoOptions = ShowoOptions()
 
 
 class BagelOptions(Section):
-    """What only BAGEL has."""
+    """Options of BAGEL."""
 
     resize: Literal["fit", "crop", "stretch"] = "fit"
-    """What becomes of an image that is no square: it keeps its shape (paper), or is cut or stretched to one."""
+    """Resizing: ``fit`` keeps an image's shape (paper), ``crop`` and ``stretch`` make it a square."""
     freeze_understanding: bool = True
-    """Train the drawing expert only, with no gradient through the other (paper); off: all but the vision tower."""
+    """Train the generation expert only, with the other one detached (paper); off: all but the vision tower."""
     training_shift: PositiveFloat = 1.0
-    """How far times are moved towards noise in training; 1: not at all (paper)."""
+    """Shift of the training timesteps towards noise; 1: none (paper)."""
     sampling_shift: PositiveFloat = 3.0
-    """The same for drawing."""
+    """Shift of the sampling timesteps."""
     guidance_interval: tuple[Fraction, Fraction] = (0.4, 1.0)
-    """Guidance acts at times in (first, second]; 1 is noise. The official GenEval script has (0, 1)."""
+    """Timesteps (first, second] with guidance; 1 is noise. The official GenEval script has (0, 1)."""
     guidance_renorm: Literal["global", "channel", "text_channel"] = "global"
-    """Over what a guided velocity is kept as short as the unguided one: image, token, token before image guidance."""
+    """Axis that renormalises a guided velocity to the unguided norm: image, token, or token before image guidance."""
     edit_guidance_interval: tuple[Fraction, Fraction] = (0.0, 1.0)
-    """As ``guidance_interval``, for editing."""
+    """``guidance_interval`` of editing."""
     edit_guidance_renorm: Literal["global", "channel", "text_channel"] = "text_channel"
-    """As ``guidance_renorm``, for editing."""
+    """``guidance_renorm`` of editing."""
 
 
 class BagelModel(_Model):
-    """BAGEL. ``parts.base``: a complete checkpoint for what this one lacks (RecA's repositories hold weights only)."""
+    """BAGEL. ``parts.base``: a complete checkpoint for absent files (RecA's repositories hold weights only)."""
 
     family: Literal["bagel"]
     options: BagelOptions = BagelOptions()
 
 
 class HarmonOptions(Section):
-    """What only Harmon has."""
+    """Options of Harmon."""
 
     resize: Literal["stretch", "crop"] = "stretch"
-    """How an image becomes a square: stretched (paper), or its middle cut out."""
+    """Resizing to a square: ``stretch`` (paper) or the centre ``crop``."""
     weights: str | None = None
-    """Name of the weights in ``checkpoint``, where there are several; ``None``: the only one."""
+    """Name of the weights in ``checkpoint`` if there are several; ``None``: the only one."""
     gradient_scale: NonNegativeFloat = 0.1
-    """Factor of the gradient that flows through the condition into the encoder (released RecA)."""
+    """Scale of the gradient that flows through the condition into the encoder (released RecA)."""
     train_encoder: bool = True
-    """Train MAR's encoder and its way into the language model (paper). Off: the embeddings may be cached."""
+    """Train MAR's encoder and its projection into the language model (paper). Off: embeddings can be cached."""
     train_llm: bool = True
     """Train the language model (paper)."""
 
 
 class HarmonModel(_Model):
-    """Harmon. ``parts``: ``llm`` (Qwen2.5), ``tokenizer``, ``vae`` (``kl16.ckpt``), unless the checkpoint holds them.
+    """Harmon. ``parts``: ``llm`` (Qwen2.5), ``tokenizer``, ``vae`` (``kl16.ckpt``), unless the checkpoint has them.
 
-    Its encoder serves both tasks, so ``train_vision`` does not apply; the three options below do.
+    Its encoder serves both tasks, so ``train_vision`` does not apply.
     """
 
     family: Literal["harmon"]

@@ -1,15 +1,8 @@
-"""The sections of the configuration, named after the stages that read them: keys, ranges, what each means."""
+"""The sections of the configuration, named after the stages that read them: keys, ranges and meanings."""
 
 from typing import Annotated, Literal, Self
 
-from pydantic import (
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from reca.config.base import Fraction, Section
 from reca.config.evaluate import HubId, JudgeLimits, PublishedSettings
@@ -31,15 +24,15 @@ BenchmarkName = Literal[
 
 
 class ScenesData(Section):
-    """Scenes rendered from a seed; ``path`` is the recipe, so that DVC has a file to watch."""
+    """Scenes rendered from a seed; ``path`` is the preset, so that DVC has a file to watch."""
 
     source: Literal["scenes"]
     path: str
     num_images: PositiveInt
     image_size: PositiveInt
-    """Side in pixels, of the benchmarks' rendered scenes too."""
+    """Side in pixels, also of the benchmarks' scenes."""
     held_out: Literal["conf/data/scenes.yaml"] = "conf/data/scenes.yaml"
-    """What benchmarks of held-out images depend on in ``dvc.yaml``: scenes are rendered anew, whatever was ingested."""
+    """Dependency of the held-out benchmarks in ``dvc.yaml``: they render their scenes, independent of the data set."""
     held_out_fraction: Fraction
     max_bad_fraction: Fraction
 
@@ -49,48 +42,48 @@ class CollagesData(Section):
 
     source: Literal["collages"]
     path: str
-    """The folder of cut-outs; one of the user's own is put under DVC when a run is prepared."""
+    """The folder of cut-outs; a user's own folder is put under DVC when a run is prepared."""
     num_images: PositiveInt
     image_size: int = Field(ge=96)
-    """Side in pixels; on smaller images, thin things could not be seen."""
+    """Side in pixels; thin objects would be invisible in smaller images."""
     held_out: Literal["outputs/dataset"] = "outputs/dataset"
     held_out_fraction: Fraction
     max_bad_fraction: Fraction
 
 
-class _FoundImages(Section):
-    """What every source of images as they come has in common."""
+class _ExternalImages(Section):
+    """Settings of every source of existing images."""
 
     path: str
     num_images: PositiveInt | None = None
     """At most this many images, the first in order of content hash; ``None``: all."""
     image_size: None = None
-    """Images keep their own sizes."""
+    """Images keep their sizes."""
     held_out: Literal["outputs/dataset"] = "outputs/dataset"
     held_out_fraction: Fraction
     max_bad_fraction: Fraction
-    """More unreadable files than this share of all stop the stage."""
+    """Share of unreadable files above which the stage stops."""
     max_pixels: PositiveInt
-    """Larger images are refused before they are decoded (decompression bombs)."""
+    """Images with more pixels are rejected before they are decoded (decompression bombs)."""
     min_side: PositiveInt
     """Images with a shorter side, in pixels, go to the quarantine."""
 
 
-class FolderData(_FoundImages):
-    """A folder of photographs as it comes; put under DVC when a run is prepared."""
+class FolderData(_ExternalImages):
+    """A folder of photographs, put under DVC when a run is prepared."""
 
     source: Literal["folder"]
 
 
-class WebDatasetData(_FoundImages):
+class WebDatasetData(_ExternalImages):
     """Tar shards in webdataset layout: a local pattern, or URLs such as ``https://host/{0000..0009}.tar``."""
 
     source: Literal["webdataset"]
     urls: str
 
 
-class HubData(_FoundImages):
-    """A data set of the hub, or a local folder that ``datasets.load_dataset`` reads."""
+class HubData(_ExternalImages):
+    """A data set on the hub, or a local folder that ``datasets.load_dataset`` reads."""
 
     source: Literal["hub"]
     dataset: str
@@ -98,7 +91,7 @@ class HubData(_FoundImages):
     split: str = "train"
     image_column: str = "image"
     caption_column: str | None = None
-    """The column whose text is an image's caption; ``None``: images have none."""
+    """Column with the captions; ``None``: there are no captions."""
 
 
 DataSection = Annotated[
@@ -107,7 +100,7 @@ DataSection = Annotated[
 
 
 class ExtractSection(Section):
-    """How embeddings and targets are stored."""
+    """Storage of embeddings and targets."""
 
     dtype: Literal["bfloat16", "float32"]
     images_per_shard: PositiveInt
@@ -117,15 +110,15 @@ class MixtureSection(Section):
     """Weights λ of the three losses (paper, equation 3).
 
     The two image losses split ``train.global_batch_size`` images in proportion to their weights, so 1 : 1 (RecA)
-    and 0 : 1 (its control) see equally many images. A weight of 0 leaves that loss out.
+    and 0 : 1 (its control) train on equally many images. A weight of 0 leaves that loss out.
     """
 
     reconstruction: NonNegativeFloat
-    """Rebuild the image from its own understanding embeddings: L_RecA."""
+    """L_RecA: reconstruct the image from its own understanding embeddings."""
     text_to_image: NonNegativeFloat
-    """Draw the image of a caption: L_t2i; every training image needs one."""
+    """L_t2i: generate the image of a caption; every training image needs one."""
     understanding: NonNegativeFloat
-    """Answer questions about images, L_i2t: so many dialogues per image of the other two, on top of them."""
+    """L_i2t: answer questions about images; dialogues per image of the other two losses, in addition to them."""
 
     @model_validator(mode="after")
     def _something_to_train(self) -> Self:
@@ -135,57 +128,57 @@ class MixtureSection(Section):
 
 
 class AdapterSection(Section):
-    """Low-rank adapters (LoRA) on linear layers that RecA trains; nothing else moves then."""
+    """Low-rank adapters (LoRA) on linear layers that RecA trains; all other parameters are frozen."""
 
     rank: PositiveInt
     alpha: PositiveFloat
-    """The adapter counts alpha / rank times."""
+    """The adapter's output is scaled by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Of the adapter's input."""
+    """Dropout of the adapter's input."""
     targets: tuple[str, ...] | None = Field(default=None, min_length=1)
-    """Patterns of layers' names, such as ``*.q_proj``; ``None``: all, but those that give logits."""
+    """Patterns of layer names, such as ``*.q_proj``; ``None``: all except output heads."""
     dora: bool = False
-    """Learn the lengths of the rows of the sum too (DoRA): a copy of each weight is made in every pass."""
+    """Also learn the row norms of the sum (DoRA), at the cost of copying each weight in every forward pass."""
     rslora: bool = False
-    """alpha / √rank instead, so that high ranks do not learn more slowly."""
+    """Scale by alpha / √rank, so that high ranks do not learn more slowly."""
 
 
 class TrainSection(Section):
-    """The recipe; everything here changes the weights that come out."""
+    """The recipe; every key except ``save_every``, ``eval_every``, ``keep_checkpoints`` changes the weights."""
 
     max_steps: PositiveInt
     """Optimizer steps."""
     global_batch_size: PositiveInt
-    """Images per optimizer step, of both image losses together, over all devices and accumulation."""
+    """Images per optimizer step, of both image losses, over all ranks and accumulation steps."""
     learning_rate: PositiveFloat = Field(le=1)
     lr_schedule: Literal["constant", "cosine"]
     lr_decay_steps: PositiveInt | None = None
-    """Length of the cosine where it is longer than the run, as in recipes that are stopped early; ``None``: the run."""
+    """Length of the cosine if longer than the run, as in recipes that stop early; ``None``: ``max_steps``."""
     min_lr_ratio: Fraction
-    """Where the cosine ends, as a share of the peak."""
+    """Learning rate at the end of the cosine, as a share of the peak."""
     warmup_steps: NonNegativeInt
     betas: tuple[Fraction, Fraction]
     eps: PositiveFloat
-    """AdamW's ε, in the unit of a gradient."""
+    """AdamW's epsilon, in the unit of a gradient."""
     weight_decay: NonNegativeFloat
     max_grad_norm: PositiveFloat
     precision: Literal["float32", "bfloat16"]
-    """Of the forward and backward pass; weights and gradients of what is trained stay float32."""
+    """Autocast dtype of forward and backward; trained weights and their gradients stay float32."""
     optimizer_state_dtype: Literal["float32", "bfloat16", "8bit"]
-    """How AdamW's two moments are kept between steps: 8, 4 or some 2 bytes a trained parameter."""
+    """Storage of AdamW's two moments between steps: 8, 4 or about 2 bytes per trained parameter."""
     adapter: AdapterSection | None = None
-    """Train low-rank adapters and merge them at the end; ``None``: the weights themselves (paper)."""
+    """Train low-rank adapters and merge them at the end; ``None``: train the weights (paper)."""
     mixture: MixtureSection
     captions: Literal["sparse", "full"]
-    """Which caption the text-to-image loss reads, where the data has both: the two controls of docs/experiments.md."""
+    """Caption of the text-to-image loss, where the data has both: the two controls of docs/experiments.md."""
     prompt_templates: PositiveInt | None
-    """How many prompt templates L_RecA draws from; ``None``: all of reca/models/prompts.py."""
+    """Number of prompt templates for L_RecA; ``None``: all of reca/models/prompts.py."""
     dialogues: str | None = None
-    """A JSON file in LLaVA's format for the understanding loss; ``None``: the questions that the data come with."""
+    """JSON file in LLaVA's format for the understanding loss; ``None``: the data's own questions."""
     dialogue_images: str | None = None
-    """Folder that its images are relative to; ``None``: the one that the file lies in."""
+    """Folder that its image paths are relative to; ``None``: the folder of the file."""
     dialogues_digest: str | None = None
-    """Of that file and its images, so that DVC sees a change; written by `reca compose`, never by hand."""
+    """Digest of that file and its images, so that DVC sees a change; written by `reca compose`, never by hand."""
     save_every: PositiveInt
     eval_every: PositiveInt
     keep_checkpoints: PositiveInt
@@ -208,7 +201,7 @@ class TrainSection(Section):
 
 
 class GenerateSection(Section):
-    """How benchmark images are drawn."""
+    """Sampling of benchmark images."""
 
     guidance_scale: NonNegativeFloat
     temperature: PositiveFloat
@@ -236,12 +229,12 @@ class FidelitySettings(Section):
     num_images: PositiveInt
     seed: NonNegativeInt
     encoders: tuple[HubId, ...]
-    """Image encoders that compare drawing and original as well, such as ``openai/clip-vit-large-patch14@COMMIT`` and
-    ``facebook/dinov2-base@COMMIT``; in ``data/judges/``, outside the overall score."""
+    """Image encoders that also compare reconstruction and original, such as ``openai/clip-vit-large-patch14@COMMIT``
+    and ``facebook/dinov2-base@COMMIT``; stored in ``data/judges/``, not part of the overall score."""
 
 
 class EvaluateSection(PublishedSettings):
-    """What is measured, on the base and on the aligned model alike."""
+    """Benchmarks of the base and the aligned model."""
 
     benchmarks: tuple[BenchmarkName, ...] = Field(min_length=1)
     scenes: ScenesSettings
@@ -252,83 +245,97 @@ class EvaluateSection(PublishedSettings):
     bootstrap_resamples: PositiveInt
 
     @model_validator(mode="after")
-    def _each_once(self) -> Self:
+    def _benchmarks_are_unique(self) -> Self:
         if len(set(self.benchmarks)) < len(self.benchmarks):
             raise ValueError(f"a benchmark is named twice: {', '.join(self.benchmarks)}")
         return self
 
+    def uses_local_judge(self, benchmark: str) -> bool:
+        """Return whether a network on this machine judges a benchmark, so that several devices can share the work.
+
+        The scene detector does not count: it takes seconds.
+        """
+        settings = getattr(self, benchmark)
+        judge = getattr(settings, "judge", None)
+        return any((getattr(settings, "detector", None), getattr(settings, "encoders", None), judge and judge.folder))
+
 
 class PromotionRule(Section):
-    """One condition for promotion, on the delta of one score."""
+    """A condition for promotion: a bound on the delta of a score."""
 
     benchmark: BenchmarkName
     category: str = "overall"
     versus: Literal["base", "champion"]
     bound: Literal["lower", "estimate"]
-    """``lower``: the whole interval must lie above ``minimum``; ``estimate``: the delta itself must reach it."""
+    """``lower``: the whole interval must be above ``minimum``; ``estimate``: the delta itself must reach it."""
     minimum: float
     """Smallest acceptable delta, in the score's own unit (scores run from 0 to 1)."""
 
 
 class RegisterSection(Section):
-    """When a model may become champion."""
+    """Conditions for becoming champion."""
 
     promotion_rules: tuple[PromotionRule, ...] = Field(min_length=1)
 
 
 class HardwareSection(Section):
-    """Speed and place; nothing here changes a result (on one device type)."""
+    """Speed and location. On one device type no key changes a result, up to rounding.
+
+    Micro-batch sizes, ``compile``, ``flex_attention``, ``shard`` and the number of processes change the order of
+    floating-point sums, hence the last bits. Data order, noise and all other decisions do not depend on them, except
+    ``train.adapter.dropout``, which peft draws once per forward pass.
+    """
 
     device: Literal["auto", "cpu", "cuda"]
     processes: PositiveInt
-    """Processes of a node that share extraction, training, generation and scoring: one for each of its devices."""
+    """Processes per node in extraction, training, generation and scoring: one per device."""
     nodes: PositiveInt
-    """Hosts that share them, each with ``processes``; they see the project and ``paths.state`` on one disk."""
+    """Hosts, each with ``processes``; all see the project and ``paths.state`` on a shared disk."""
     multinode_launcher: str
-    """What starts the command that follows it once on every node and tells it which one it is: srun, mpirun, a script
-    that sets RECA_NODE_RANK. ``{nodes}`` in it is their number."""
+    """Command prefix that starts a command once on every node and sets its rank: srun, mpirun, or a script that sets
+    RECA_NODE_RANK. ``{nodes}`` in it is replaced by their number."""
     shard: bool
-    """Split the parameters that train, and the frozen ones, over the processes of training (FSDP2), in place of a whole
-    model on each device; on one process it changes nothing."""
+    """Shard trained and frozen parameters over the training processes (FSDP2) instead of replicating them; no
+    effect on a single process."""
     micro_batch_size: PositiveInt
     """Images per forward pass in training and extraction."""
     generate_batch_size: PositiveInt
     threads: PositiveInt
     """CPU threads of ingestion, extraction and training."""
     generate_threads: PositiveInt
-    """CPU threads of generation and scoring, which run beside one another and beside training: more threads than cores
-    wait for each other."""
+    """CPU threads of generation and scoring, which run at the same time as training; more threads than cores
+    slow each other down."""
     gradient_checkpointing: bool
-    """Keep no activations inside a block, compute them again in the backward pass: less memory, a third more time."""
+    """Recompute activations inside a block in the backward pass: less memory, a third more time."""
     compile: bool
-    """Compile the blocks of the model for training: minutes before the first step, faster kernels after it."""
+    """Compile the model's blocks for training: minutes before the first step, faster kernels after it."""
     flex_attention: bool
-    """Attend with PyTorch's FlexAttention where a family masks attention itself (bagel); a GPU only."""
+    """Use PyTorch's FlexAttention where a family masks attention itself (bagel); GPU only."""
     prefetch: NonNegativeInt
-    """Passes of training, and batches of extraction, that a thread reads before they are due; 0: none."""
+    """Micro-batches of training and batches of extraction that threads read ahead; 0: none."""
     forecast_gpu: Literal["h100", "h200", "a100_80g", "a100_40g", "l40s"] | None
-    """The GPU that `reca doctor` predicts for; ``None``: the one that is here."""
+    """The GPU that `reca doctor` predicts for; ``None``: the one of this machine."""
     price_per_hour: NonNegativeFloat | None
-    """US dollars for one device for one hour, for the prediction only; ``None``: not known."""
+    """US dollars per device and hour, read by the prediction only; ``None``: unknown."""
     parallel_stages: PositiveInt
-    """Stages that may run side by side."""
+    """Stages that may run at the same time."""
     judge: JudgeLimits
-    """How judges at endpoints are treated."""
+    """Limits on the requests to judges at endpoints."""
 
     @property
     def devices(self) -> int:
-        """Processes of all nodes."""
+        """Number of processes over all nodes."""
         return self.processes * self.nodes
 
 
 class TrackingSection(Section):
-    """Where runs and versions are remembered."""
+    """The MLflow store of runs and versions."""
 
     uri: str | None = None
     """MLflow tracking URI; ``None``: SQLite at ``mlruns/mlflow.db``."""
     experiment: str
     copy_limit_mib: NonNegativeInt
-    """Weights up to this size are copied into MLflow; bigger ones are registered by their DVC hash."""
+    """Weights up to this size are copied into MLflow; larger ones are registered by their DVC hash."""
 
 
 class PathsSection(Section):

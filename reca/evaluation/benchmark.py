@@ -21,7 +21,8 @@ from pydantic import (
     model_validator,
 )
 
-from reca.config import Config, Fraction
+from reca.config import Config
+from reca.config.base import Fraction
 from reca.evaluation.samples import Pixels, Row
 from reca.runtime.errors import UserError
 from reca.runtime.files import write_text

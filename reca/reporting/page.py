@@ -15,6 +15,7 @@ from reca.evaluation.statistics import BenchmarkDelta, Delta
 from reca.reporting import charts, gallery
 from reca.reporting.inputs import ResultPair
 from reca.reporting.text import BENCHMARKS, benchmark_text, category_label, format_percent, format_points
+from reca.runtime.hashing import json_digest
 
 TEMPLATES = Path(__file__).parent / "templates"
 SWATCHES = {
@@ -98,7 +99,7 @@ def render_page(report: ReportData) -> str:
         training_facts=_training_facts(report),
         lineage=report.lineage,
         settings=list(_settings(report.config)),
-        config_digest=report.config.digest(),
+        config_digest=json_digest(report.config.to_dict(), 16),
         swatches=SWATCHES,
         gallery=gallery,
     )

@@ -14,11 +14,13 @@ HUB_SOURCE = "hub_source.json"
 """In a folder that came from the hub: repository, revision asked for, commit received."""
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a file in one step; a reader sees the old text or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def write_text(path: Path, text: str) -> bool:
+    """Replace a file atomically unless it has this text already; return whether it changed."""
+    if path.is_file() and path.read_bytes() == text.encode():
+        return False
     with atomic_file(path) as temporary:
         temporary.write_text(text)
+    return True
 
 
 def write_json(path: Path, value: Any) -> None:

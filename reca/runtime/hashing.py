@@ -1,7 +1,9 @@
 """Names for bytes: SHA-256 of files and folders."""
 
 import hashlib
+import json
 from pathlib import Path
+from typing import Any
 
 from reca.runtime.errors import UserError
 
@@ -45,3 +47,8 @@ def checkpoint_digests(folder: Path) -> dict[str, str]:
         raise UserError(f"the checkpoint {folder} is missing or empty; restore it with `git checkout` or `dvc pull`")
     not_read = ("README.md", "card.json", "result.json")
     return {path.relative_to(folder).as_posix(): file_digest(path) for path in files if path.name not in not_read}
+
+
+def json_digest(value: Any, length: int = 64) -> str:
+    """Return the first hex digits of the SHA-256 of a JSON value; the order of keys does not count."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:length]

@@ -16,7 +16,8 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from reca.config import ROOT, yaml12
+from reca.config import ROOT
+from reca.runtime.dvc_lock import read_lock
 from reca.runtime.errors import UserError
 from reca.runtime.files import write_text
 
@@ -199,10 +200,8 @@ def remove_unlisted_outputs(root: Path, benchmarks: Collection[str]) -> list[str
     Returns:
         The names of the benchmarks whose outputs went.
     """
-    lock = root / "dvc.lock"
-    stages = (yaml12.load(lock) or {}).get("stages", {}) if lock.is_file() else {}
     removed = set()
-    for path in (Path(out["path"]) for stage in stages.values() for out in stage.get("outs", [])):
+    for path in (Path(out["path"]) for stage in read_lock(root).values() for out in stage.get("outs", [])):
         name = path.name.split(".")[0]
         if path.parts[:2] not in MEASURED or name in benchmarks or not (root / path).exists():
             continue

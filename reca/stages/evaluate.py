@@ -6,7 +6,6 @@ Everything lies in one folder, ``outputs/evaluations/<name>`` unless told otherw
 
 import argparse
 import hashlib
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from reca.config.evaluate import PUBLISHED, sampling_settings
 from reca.evaluation.benchmark import load_benchmark
 from reca.runtime.distributed import DistributedContext, init_distributed
 from reca.runtime.errors import UserError
-from reca.runtime.hashing import file_digest
+from reca.runtime.hashing import file_digest, json_digest
 from reca.runtime.launch import launch_all, launched
 from reca.stages.score import configure_judge, measure
 
@@ -64,8 +63,7 @@ def _name(config: Config, options: argparse.Namespace) -> str:
         return f"images-{Path(options.images).resolve().name}"
     values = config.to_dict()
     drawn = {name: sampling_settings(values["evaluate"][name]) for name in config.evaluate.benchmarks}
-    text = json.dumps([values["model"], values["generate"], drawn], sort_keys=True)
-    return f"{config.model.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return f"{config.model.name}-{json_digest([values['model'], values['generate'], drawn], 8)}"
 
 
 def _fetch(config: Config, root: Path, with_model: bool) -> None:

@@ -5,8 +5,6 @@ What may be stored the model declares (``cacheable``). Finished shards are kept 
 change of the data only new images are encoded. The output does not tell which of this happened.
 """
 
-import hashlib
-import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -35,7 +33,7 @@ from reca.models.loading import base_digest, base_folder, load_encoders
 from reca.runtime.code_digest import code_digest
 from reca.runtime.distributed import DistributedContext, end_with_parent, init_distributed, prepare
 from reca.runtime.files import atomic_folder
-from reca.runtime.hashing import file_digest
+from reca.runtime.hashing import file_digest, json_digest
 from reca.runtime.locks import file_lock, friendly_io_errors
 from reca.runtime.progress import Progress
 from reca.stages.result import write_result
@@ -78,7 +76,7 @@ def _fingerprint(config: Config, root: Path, base: Path) -> str:
     how: list[Any] = [config.model.model_dump(exclude=IGNORED_MODEL_KEYS), config.extract.dtype]
     how += [base_digest(base), code_digest("extract", family=config.model.family)]
     what = [file_digest(root / DATASET / MANIFEST), config.extract.images_per_shard]
-    return "-".join(hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:16] for part in (how, what))
+    return f"{json_digest(how, 16)}-{json_digest(what, 16)}"
 
 
 def _finish(

@@ -18,7 +18,7 @@ from reca.evaluation.samples import Row, row_key, write_manifest
 from reca.runtime.distributed import DistributedContext, choose_device, end_with_parent, init_distributed
 from reca.runtime.errors import UserError
 from reca.runtime.files import atomic_folder, write_json
-from reca.runtime.hashing import file_digest, weights_digest
+from reca.runtime.hashing import file_digest, json_digest, weights_digest
 from reca.runtime.progress import Progress
 from reca.stages.result import write_result
 
@@ -92,7 +92,7 @@ def state_folder(config: Config, root: Path, place: str, benchmark: str, plan: S
 
     Named by everything that decides what the samples look like; not by the batch size, not by the device.
     """
-    fingerprint = hashlib.sha256(json.dumps([plan, shared], sort_keys=True).encode()).hexdigest()[:16]
+    fingerprint = json_digest([plan, shared], 16)
     return root / config.paths.state / "samples" / place / benchmark / fingerprint
 
 

@@ -5,8 +5,6 @@ Reads scores, samples and curves; writes ``outputs/report/``: ``index.html`` (on
 of the project only: the champion is compared by ``register``, under the registry's lock.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +20,7 @@ from reca.reporting.inputs import MissingInput, ResultPair, read_curve, read_opt
 from reca.reporting.page import ReportData, render_page
 from reca.reporting.text import format_points
 from reca.runtime.files import atomic_folder, write_json, write_text
+from reca.runtime.hashing import json_digest
 from reca.stages.result import write_result
 from reca.tracking import lineage
 
@@ -98,7 +97,7 @@ def verdict_record(config: Config, pairs: Mapping[str, ResultPair], verdict: Pro
     return {
         **verdict.to_dict(),
         "benchmark_set": benchmark_set(config, pairs),
-        "config_digest": config.digest(*lineage.RESULT_SECTIONS),
+        "config_digest": json_digest(config.to_dict(*lineage.RESULT_SECTIONS), 16),
         "checkpoint": {variant: scores[0].checkpoint for variant, scores in sides.items()},
         "scores": {
             variant: {score.benchmark: _plain_scores(score) for score in scores} for variant, scores in sides.items()
@@ -127,7 +126,7 @@ def benchmark_set(config: Config, pairs: Mapping[str, ResultPair]) -> str:
         }
         for name, pair in sorted(pairs.items())
     }
-    return hashlib.sha256(json.dumps(measured, sort_keys=True).encode()).hexdigest()
+    return json_digest(measured)
 
 
 def _prompt(sample: Mapping[str, Any]) -> list[Any]:
@@ -145,7 +144,7 @@ def lineage_rows(config: Config, root: Path, scores: Scores, base_scores: Scores
         ("data", f"{config.data.source}: {config.data.path}"),
         ("data hash (DVC)", hashes.get(config.data.path, "")),
         ("data set hash (DVC)", hashes.get("outputs/dataset", "not recorded: DVC did not run the earlier stages")),
-        ("configuration digest", config.digest(*lineage.RESULT_SECTIONS)),
+        ("configuration digest", json_digest(config.to_dict(*lineage.RESULT_SECTIONS), 16)),
         ("base model", config.model.checkpoint),
         ("base weights", base_scores.checkpoint),
         ("aligned weights", scores.checkpoint),

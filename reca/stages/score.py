@@ -1,6 +1,6 @@
 """``score``: turn a benchmark's samples into numbers with intervals, and keep what the scorer saw.
 
-Where a network judges on this machine (:func:`reca.config.evaluate.uses_local_judge`), processes share the samples.
+Processes share the samples of a local judge (:meth:`reca.config.EvaluateSection.uses_local_judge`).
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from reca.config import Config
-from reca.config.evaluate import sampling_settings, uses_local_judge
+from reca.config.evaluate import sampling_settings
 from reca.evaluation import statistics
 from reca.evaluation.benchmark import (
     Benchmark,
@@ -100,7 +100,7 @@ def measure(
     Raises:
         UserError: They cannot be judged, or nothing could be scored.
     """
-    if uses_local_judge(config.to_dict()["evaluate"], bench.name):
+    if config.evaluate.uses_local_judge(bench.name):
         items = _judged(bench, rows, folder, distributed)
     else:
         items = bench.score(rows, folder) if distributed.is_main_process else []

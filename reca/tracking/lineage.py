@@ -16,11 +16,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from reca.config import Config, yaml12
+from reca.config import Config
+from reca.runtime.dvc_lock import LOCK, parameter_differences, read_lock, recorded_hashes
 from reca.runtime.errors import UserError
-from reca.runtime.hashing import weights_digest
+from reca.runtime.hashing import json_digest, weights_digest
 
-LOCK = "dvc.lock"
 RESULT_SECTIONS = ("model", "data", "extract", "train", "generate", "evaluate", "register", "seed")
 """The sections of the configuration that change a result."""
 GENERATED = ("params.yaml", LOCK)
@@ -117,7 +117,7 @@ def collect(config: Config, root: Path) -> Lineage:
         data_path=config.data.path,
         data_pointer=pointer,
         artifacts=dict(sorted(artifacts.items())),
-        config_digest=config.digest(*RESULT_SECTIONS),
+        config_digest=json_digest(config.to_dict(*RESULT_SECTIONS), 16),
         base_digest=base_digest(config, root),
         weights_digest=weights_digest(root / "outputs/model"),
         evidence_digest=_evidence_digest(root / "outputs/report"),
@@ -174,52 +174,18 @@ def uncommitted_patch(root: Path, limit_bytes: int = 4_000_000) -> str | None:
     return patch if patch and len(patch) <= limit_bytes else None
 
 
-def read_lock(root: Path) -> dict[str, Any]:
-    """The ``stages`` of ``dvc.lock``; empty where there is none.
-
-    Raises:
-        UserError: The file is not what DVC writes.
-    """
-    path = root / LOCK
-    if not path.is_file():
-        return {}
-    try:
-        content = yaml12.load(path)
-        stages: dict[str, Any] = content["stages"]
-        recorded_hashes(stages)
-    except (yaml12.YAMLError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
-        problem = " ".join(str(error).split())
-        raise UserError(
-            f"{path} is broken ({problem}); restore it (`git checkout -- {LOCK}`), or delete it and run "
-            "`reca run`, which restores what is cached"
-        ) from None
-    return stages
-
-
-def recorded_hashes(stages: Mapping[str, Any]) -> dict[str, str]:
-    """Path -> MD5 over the dependencies and outputs of all stages."""
-    entries = [entry for stage in stages.values() for kind in ("deps", "outs") for entry in stage.get(kind, [])]
-    return {entry["path"]: entry["md5"] for entry in entries if "md5" in entry}
-
-
 def check_params(root: Path) -> None:
-    """Compare the parameters each stage ran with (its ``result.json``) with those DVC recorded for it.
-
-    DVC reads the parameters *after* a stage has run, so a ``params.yaml`` that was edited meanwhile makes
-    ``dvc.lock`` tell of a run that never happened. Parameters that only one side names are not compared.
+    """Check that every stage ran with the parameters that DVC recorded for it.
 
     Raises:
         UserError: They differ; the message names the stage and the key.
     """
-    for name, stage in read_lock(root).items():
-        recorded = stage.get("params", {}).get("params.yaml") or {}
-        for out in stage.get("outs", []):
-            path = root / out["path"] / "result.json"
-            if not path.is_file():
-                continue
-            used = json.loads(path.read_text()).get("params", {})
-            for key, value in recorded.items():
-                _compare(name, key, value, used, path)
+    for stage in read_lock(root):
+        if differences := parameter_differences(root, stage):
+            raise UserError(
+                f"false lineage: {differences[0]}: params.yaml was changed while it ran. Run it again: "
+                f"`dvc repro --force -s {stage}`"
+            )
 
 
 def check_outputs(root: Path, paths: tuple[str, ...]) -> None:
@@ -252,40 +218,13 @@ def dvc_md5(path: Path) -> str:
     return hashlib.md5(json.dumps(listing, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
 
 
-def _compare(stage: str, key: str, recorded: Any, used: Mapping[str, Any], path: Path) -> None:
-    value: Any = used
-    for part in key.split("."):
-        if not isinstance(value, Mapping) or part not in value:
-            return
-        value = value[part]
-    difference = _difference(key, recorded, value)
-    if difference:
-        name, in_lock, in_result = difference
-        raise UserError(
-            f"false lineage: stage {stage} ran with {name} = {in_result!r} ({path}), but dvc.lock records "
-            f"{name} = {in_lock!r}: params.yaml was changed while it ran. Run it again: `dvc repro --force -s {stage}`"
-        )
-
-
-def _difference(key: str, recorded: Any, used: Any) -> tuple[str, Any, Any] | None:
-    """The first key whose values differ, with both values."""
-    if isinstance(recorded, Mapping) and isinstance(used, Mapping):
-        for name in sorted({*recorded, *used}, key=str):
-            found = _difference(f"{key}.{name}", recorded.get(name), used.get(name))
-            if found:
-                return found
-        return None
-    return None if recorded == used else (key, recorded, used)
-
-
 def _evidence_digest(report: Path) -> str:
     try:
         deltas = json.loads((report / "deltas.json").read_text())
         benchmark_set = json.loads((report / "verdict.json").read_text())["benchmark_set"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{report} is not a finished report ({error}); run `reca report`") from None
-    text = json.dumps([benchmark_set, deltas], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return json_digest([benchmark_set, deltas], 32)
 
 
 def _git(root: Path, *arguments: str) -> str | None:

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from reca.config import Config, flatten, yaml12
+from reca.config import Config, flatten, yaml_io
 from reca.runtime.errors import UserError
 from reca.runtime.files import write_text
 from reca.runtime.hashing import weights_digest
@@ -221,9 +221,9 @@ def prepare(place: Path, root: Path, origin: Origin) -> None:
         raise UserError(f"the recorded changes of {origin.version} do not apply to their commit; see {patch}")
     if (origin.files / LOCK).is_file():
         shutil.copyfile(origin.files / LOCK, place / LOCK)
-    parameters = yaml12.load(origin.files / PARAMS)
+    parameters = yaml_io.load(origin.files / PARAMS)
     parameters["paths"]["state"] = STATE
-    write_text(place / PARAMS, yaml12.dumps(parameters))
+    write_text(place / PARAMS, yaml_io.dumps(parameters))
     pointer = origin.lineage["data_pointer"]
     if pointer:
         write_text(place / pointer, (origin.files / Path(pointer).name).read_text())

@@ -6,7 +6,6 @@ rows, and any number of processes can go on from them. Data order, noise and lea
 step), so nothing of them needs saving. Another fingerprint is another folder and is never looked at.
 """
 
-import hashlib
 import json
 import re
 import shutil
@@ -25,7 +24,7 @@ from reca.config import Config
 from reca.runtime.distributed import SINGLE_PROCESS, DistributedContext
 from reca.runtime.errors import UserError
 from reca.runtime.files import atomic_folder, sync, write_json
-from reca.runtime.hashing import file_digest
+from reca.runtime.hashing import file_digest, json_digest
 from reca.runtime.locks import file_lock, friendly_io_errors
 from reca.training.fsdp import local_shard, shard_like
 
@@ -65,7 +64,7 @@ def fingerprint(config: Config, dataset: str, base: str) -> str:
     train = {key: value for key, value in values["train"].items() if key not in IGNORED_TRAIN_KEYS}
     parts = {"train": train, "dataset": dataset, "base": base}
     parts |= {section: values[section] for section in ("model", "extract", "seed")}
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return json_digest(parts, 16)
 
 
 class CheckpointStore:

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from reca.config import CONF, ROOT, Config, compose, flatten, yaml12
+from reca.config import CONF, ROOT, Config, compose, flatten, yaml_io
 
 CHOICES = sorted(path.relative_to(CONF) for path in CONF.glob("*/*.yaml"))
 
 
 def test_params_yaml_is_the_default_composition(tmp_path: Path) -> None:
-    compose().save(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text(compose().to_yaml())
     committed = (ROOT / "params.yaml").read_text()
     assert committed == (tmp_path / "params.yaml").read_text(), "run `reca compose` and commit params.yaml"
 
@@ -23,7 +23,7 @@ def test_params_yaml_loads_as_what_was_composed() -> None:
 def test_every_file_of_conf_composes_and_validates(choice: Path) -> None:
     """What the file asks for (``???``) is given; everything else must fit as it stands."""
     group, name, text = choice.parent.name, choice.stem, (CONF / choice).read_text()
-    values = yaml12.loads(text)
+    values = yaml_io.loads(text)
     values.pop("defaults", None)
     values = flatten(values if "@package _global_" in text else {group: values})
     asked = [f"{key}=something" for key, value in values.items() if value == "???"]

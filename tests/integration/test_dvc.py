@@ -107,7 +107,7 @@ class Project:
 
     def compose(self, *overrides: str) -> None:
         """What ``reca compose`` writes."""
-        compose([*SMALL, *overrides]).save(self.root / "params.yaml")
+        (self.root / "params.yaml").write_text(compose([*SMALL, *overrides]).to_yaml())
 
     def would_run(self) -> set[str]:
         """The stages that ``dvc repro`` finds changed now, and all that come after them."""

@@ -61,7 +61,7 @@ def project(preset: str, scenes: Path, root: Path, *overrides: str) -> Config:
     """A project of its own for a preset, whose base has random weights."""
     shutil.copytree(scenes, root)
     config = compose([f"model={preset}", *SMALL, *overrides])
-    config.save(root / "params.yaml")
+    (root / "params.yaml").write_text(config.to_yaml())
     torch.manual_seed(0)
     import_module(f"tools.tiny_bases.{preset}").build().save_official(root / "base")
     return config

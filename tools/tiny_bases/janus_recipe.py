@@ -6,7 +6,6 @@ replace ``data/bases/janus_tiny`` at the very end. About an hour and a half on o
 
 import argparse
 import hashlib
-import json
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +22,7 @@ from reca.data.synthetic.scenes import Scene, questions, render, sample_scene, s
 from reca.evaluation.judges.scene_detector import SceneDetector
 from reca.models.janus.model import Janus
 from reca.runtime.files import atomic_file, write_json
+from reca.runtime.hashing import json_digest
 from reca.runtime.progress import Progress
 from tools.tiny_bases import janus_generation, janus_tiny, janus_tokenizer, janus_understanding
 from tools.tiny_bases.base_card import model_card
@@ -52,7 +52,7 @@ class Recipe:
 
     def digest(self) -> str:
         """Names the recipe's folder of finished stages."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        return json_digest(asdict(self), 16)
 
 
 def main(arguments: Sequence[str]) -> int:

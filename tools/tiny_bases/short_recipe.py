@@ -7,7 +7,6 @@ way (which autoencoder, which parts read and which draw) stands beside its sizes
 """
 
 import argparse
-import hashlib
 import json
 import math
 import random
@@ -23,6 +22,7 @@ from reca.config import ROOT
 from reca.data.synthetic.scenes import Question, Scene, questions, sparse_caption
 from reca.models.base import Target, UnifiedModel, load_model
 from reca.runtime.files import write_json
+from reca.runtime.hashing import json_digest
 from reca.runtime.seeding import SampleRng
 from tools.tiny_bases import bagel_tiny, harmon_tiny, openuni_tiny, showo_tiny
 from tools.tiny_bases.base_card import model_card
@@ -99,7 +99,7 @@ class Recipe:
 
     def digest(self) -> str:
         """Names the recipe's folder of finished stages."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        return json_digest(asdict(self), 16)
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,13 @@
 """Requests to a judge: text and images in the form of OpenAI's chat completions."""
 
 import base64
-import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from reca.runtime.errors import UserError
+from reca.runtime.hashing import json_digest
 
 _IMAGE_TYPES = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"RIFF": "webp", b"GIF8": "gif"}
 
@@ -109,7 +108,7 @@ def fingerprint(request: Request, sampling: JudgeSampling) -> str:
     Raises:
         UserError: See :func:`body_of`.
     """
-    return hashlib.sha256(json.dumps(body_of(request, sampling), sort_keys=True).encode()).hexdigest()
+    return json_digest(body_of(request, sampling))
 
 
 def check_keys(requests: Iterable[Request]) -> None:

@@ -10,7 +10,7 @@ import time
 import pytest
 import yaml
 
-from reca.config import yaml12
+from reca.config import yaml_io
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -20,7 +20,7 @@ def result(folder, stage):
 
 
 def recorded(folder, stage):
-    return yaml12.load(folder / "dvc.lock")["stages"][stage]["params"]["params.yaml"]
+    return yaml_io.load(folder / "dvc.lock")["stages"][stage]["params"]["params.yaml"]
 
 
 def test_order_comes_from_the_graph_and_what_is_up_to_date_is_skipped(run_flow, tasks, events, project):

@@ -68,7 +68,7 @@ class Project:
     def configure(self, *overrides: str) -> Config:
         """Compose again and write params.yaml, as ``reca compose`` does."""
         self.config = compose([*SMALL, *overrides])
-        self.config.save(self.root / "params.yaml")
+        (self.root / "params.yaml").write_text(self.config.to_yaml())
         return self.config
 
     @property

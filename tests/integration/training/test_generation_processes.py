@@ -34,7 +34,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project with a randomly initialised Janus, and its samples made by one process."""
     root = tmp_path_factory.mktemp("alone")
     config = compose(SMALL)
-    config.save(root / "params.yaml")
+    (root / "params.yaml").write_text(config.to_yaml())
     (root / "dvc.yaml").write_text("stages: {}\n")
     shutil.copytree(ROOT / "data/bases/scene_detector", root / "data/bases/scene_detector")
     torch.manual_seed(7)

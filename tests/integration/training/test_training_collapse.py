@@ -55,7 +55,7 @@ REBUILD = "train.mixture={reconstruction: 1.0, text_to_image: 0.0, understanding
 
 def configured(root: Path, understood: int, *overrides: str) -> Config:
     config = compose([*RECIPE, f"data.path={root / 'mosaics'}", f"+model.understanding_size={understood}", *overrides])
-    config.save(root / "params.yaml")
+    (root / "params.yaml").write_text(config.to_yaml())
     return config
 
 

@@ -35,7 +35,7 @@ def whole(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A Harmon with the published dropout, trained eight at a time on one process."""
     project = Project(tmp_path_factory.mktemp("whole") / "project", compose(WORDS))
     shutil.copytree(template / "outputs/dataset", project.root / "outputs/dataset")
-    project.config.save(project.root / "params.yaml")
+    (project.root / "params.yaml").write_text(project.config.to_yaml())
     torch.manual_seed(0)
     build().save_official(project.root / "base")
     drop_activations(project.root / "base")
@@ -47,7 +47,7 @@ def whole(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
 def again(project: Project, root: Path, *overrides: str) -> Project:
     shutil.copytree(project.root, root, ignore=shutil.ignore_patterns(".reca", "curves", "model"))
     config = compose([*WORDS, *overrides])
-    config.save(root / "params.yaml")
+    (root / "params.yaml").write_text(config.to_yaml())
     return Project(root, config)
 
 

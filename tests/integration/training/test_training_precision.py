@@ -37,7 +37,7 @@ def published(request: pytest.FixtureRequest, template: Path, tmp_path_factory: 
     root = tmp_path_factory.mktemp("published") / "project"
     shutil.copytree(template / "outputs/dataset", root / "outputs/dataset")
     config = compose([*WORDS, request.param])
-    config.save(root / "params.yaml")
+    (root / "params.yaml").write_text(config.to_yaml())
     torch.manual_seed(0)
     import_module("tools.tiny_bases.bagel_tiny").build().save_official(root / "base")
     for file in (root / "base").rglob("*.safetensors"):
@@ -50,7 +50,7 @@ def copied(project: Path, root: Path, **hardware: object) -> Path:
     shutil.copytree(project, root)
     values = Config.load(root / "params.yaml").to_dict()
     values["hardware"] |= hardware
-    Config.model_validate(values).save(root / "params.yaml")
+    (root / "params.yaml").write_text(Config.model_validate(values).to_yaml())
     return root
 
 

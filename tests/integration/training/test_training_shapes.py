@@ -56,7 +56,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Config]:
             "register.promotion_rules=[{benchmark: fidelity, versus: base, bound: estimate, minimum: 0.0}]",
         ]
     )
-    config.save(root / "params.yaml")
+    (root / "params.yaml").write_text(config.to_yaml())
     ingest(config, root)
     extract(config, root)
     return root, config

@@ -100,10 +100,12 @@ def test_every_family_learns_what_it_learns_whole(preset: str, template: Path, t
     torch.manual_seed(0)
     import_module(f"tools.tiny_bases.{preset}").build().save_official(whole.root / "base")
     drop_activations(whole.root / "base")
-    config.save(whole.root / "params.yaml")
+    (whole.root / "params.yaml").write_text(config.to_yaml())
     extract(config, whole.root)
     sharded = copied(whole, tmp_path / "sharded")
-    compose([f"model={preset}", *SMALL, *UNEVEN, *switches, SHARDED]).save(sharded.root / "params.yaml")
+    (sharded.root / "params.yaml").write_text(
+        compose([f"model={preset}", *SMALL, *UNEVEN, *switches, SHARDED]).to_yaml()
+    )
     _train(whole.root)
     assert ranks(2, _train, sharded.root) == [0, 0]
     assert_same(sharded, whole)
@@ -125,7 +127,7 @@ def whole(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
 def sharded(project: Project) -> None:
     values = project.config.to_dict()
     values["hardware"]["shard"] = True
-    Config.model_validate(values).save(project.root / "params.yaml")
+    (project.root / "params.yaml").write_text(Config.model_validate(values).to_yaml())
 
 
 def test_interrupted_at_the_same_number_and_at_others(whole: Project, tmp_path: Path) -> None:

@@ -110,9 +110,6 @@ def project(tmp_path):
     return tmp_path
 
 
-CONFIG = {"evaluate": {"confidence": 0.95}}
-
-
 def test_the_summary_shows_scores_verdict_version_and_places(project):
     state = project / ".reca"
     state.mkdir()
@@ -127,7 +124,7 @@ def test_the_summary_shows_scores_verdict_version_and_places(project):
         "new": True,
     }
     (state / "register.json").write_text(json.dumps(registered))
-    summary = summarise(project, state, CONFIG)
+    summary = summarise(project, state, 0.95)
     console = Console(file=io.StringIO(), width=400)  # a long temporary path must not be broken
     print_summary(summary, console)
     shown = console.file.getvalue()
@@ -143,4 +140,4 @@ def test_the_summary_shows_scores_verdict_version_and_places(project):
 
 
 def test_no_report_no_summary(tmp_path):
-    assert summarise(tmp_path, tmp_path / ".reca", CONFIG) is None
+    assert summarise(tmp_path, tmp_path / ".reca", 0.95) is None

@@ -27,8 +27,7 @@ def test_the_longest_chain_goes_first() -> None:
 
 def test_scoring_takes_a_device_where_a_network_judges_here() -> None:
     def uses(name: str, *words: str) -> bool:
-        evaluate = compose(words).to_dict()["evaluate"]
-        return Stage(name, frozenset(), stale=True, resource="judge").uses_gpu(evaluate)
+        return Stage(name, frozenset(), stale=True, resource="judge").uses_gpu(compose(words).evaluate)
 
     assert not uses("score@base-scenes")
     assert uses("score@base-geneval", "evaluate.benchmarks=[geneval]")
@@ -36,5 +35,5 @@ def test_scoring_takes_a_device_where_a_network_judges_here() -> None:
     assert uses("score@base-wise", "evaluate.benchmarks=[wise]", "+evaluate.wise.judge.folder=data/judges/x")
     assert not uses("score@base-fidelity")
     assert uses("score@base-fidelity", "evaluate.fidelity.encoders=[facebook/dinov2-base@main]")
-    assert Stage("train", frozenset(), stale=True, resource="gpu").uses_gpu({})
-    assert not Stage("report", frozenset(), stale=True, resource=None).uses_gpu({})
+    assert Stage("train", frozenset(), stale=True, resource="gpu").uses_gpu(compose().evaluate)
+    assert not Stage("report", frozenset(), stale=True, resource=None).uses_gpu(compose().evaluate)

@@ -51,7 +51,7 @@ def write_outputs(
     """
     skill = dict(zip(SKILL, reversed(SKILL.values()), strict=True)) if swap else SKILL
     config = compose([*SMALL, *overrides])
-    config.save(root / "params.yaml")
+    (root / "params.yaml").write_text(config.to_yaml())
     for variant in ("base", "aligned"):
         if "scenes" in config.evaluate.benchmarks:
             _scenes(root, variant, config, prompt_of or (lambda prompt: prompt), skill[variant])

@@ -200,7 +200,7 @@ def _make(root: Path, database: Path | None, sections: dict[str, dict[str, Any]]
     (root / values["data"]["path"]).parent.mkdir(parents=True)
     (root / values["data"]["path"]).write_text("the recipe\n")
     config = Config.validated(values)
-    config.save(root / "params.yaml")
+    (root / "params.yaml").write_text(config.to_yaml())
     return Project(root, config)
 
 

@@ -6,12 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from reca.runtime.errors import UserError
 from reca.stages.register import register
-from reca.tracking.lineage import _difference, check_outputs, check_params, collect, read_git, read_lock
+from reca.tracking.lineage import check_outputs, check_params, collect, read_git, read_lock
 
 Project = Any  # the class in conftest.py
 
@@ -85,7 +83,7 @@ def test_speed_and_place_do_not_make_another_lineage(make_project: Callable[...,
 def test_parameters_that_were_changed_during_a_run_are_found(project: Project) -> None:
     check_params(project.root)
     project.lock(max_steps=41)  # DVC recorded what stood in params.yaml when the stage ended
-    with pytest.raises(UserError, match=r"stage train ran with train\.max_steps = 600 .*dvc\.lock records .* = 41"):
+    with pytest.raises(UserError, match=r"train\.max_steps: dvc\.lock has 41, but train ran with 600"):
         check_params(project.root)
     with pytest.raises(UserError, match="false lineage"):
         register(project.config, project.root)
@@ -99,30 +97,6 @@ def test_parameters_are_numbers_in_yaml_1_2(project: Project) -> None:
     )
     assert read_lock(project.root)["train"]["params"]["params.yaml"]["train.learning_rate"] == 0.0007
     check_params(project.root)
-
-
-json_values = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text()),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(min_size=1), inner, max_size=3)),
-    max_leaves=8,
-)
-
-
-@settings(max_examples=40, deadline=None)
-@given(json_values, json_values)
-def test_a_difference_is_found_exactly_where_there_is_one(one: Any, other: Any) -> None:
-    found = _difference("key", one, other)
-    if found is None:
-        assert _without_none(one) == _without_none(other)  # a key that is absent is one that is null
-    else:
-        assert found[0].startswith("key")
-        assert found[1] != found[2]
-
-
-def _without_none(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_none(one) for key, one in value.items() if one is not None}
-    return value
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def test_a_version_comes_out_again_from_its_commit(
 ) -> None:
     values = tracked.config.to_dict() | {"paths": {"state": str(tmp_path / "shared")}}  # as isolated runs have it
     tracked.config = type(tracked.config).validated(values)
-    tracked.config.save(tracked.root / "params.yaml")
+    (tracked.root / "params.yaml").write_text(tracked.config.to_yaml())
     register(tracked.config, tracked.root)
     (tracked.root / "train.py").write_text(TRAIN.replace('["seed"]', '["seed"] + 1'))  # today's code is another
     commit(tracked, "another recipe")

@@ -23,7 +23,7 @@ SMALL = ["evaluate.bootstrap_resamples=50", "hardware.threads=1", "hardware.gene
 
 def made(project: Path, name: str, *words: str) -> Config:
     config = compose([f"evaluate.benchmarks=[{name}]", f"+evaluate.{name}.max_prompts=2", *words, *SMALL])
-    config.save(project / "params.yaml")
+    (project / "params.yaml").write_text(config.to_yaml())
     generate(config, project, "base", name)
     return config
 
