@@ -77,7 +77,7 @@ def explain_load_errors(folder: Path, kind: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        raise ValueError(f"{folder} is no {kind} that transformers can load: {error}") from None
+        raise ValueError(f"transformers cannot load {folder} as {kind}: {error}") from None
 
 
 def load_complete(model_class: Any, folder: Path, kind: str) -> Any:
