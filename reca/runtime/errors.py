@@ -1,9 +1,9 @@
-"""The one base of every error that the user can mend."""
+"""The base class of errors that the user can fix."""
 
 
 class UserError(Exception):
-    """Something the user can put right: a wrong path, a full disk, a broken input, a missing tool.
+    """An error that the user can fix: a wrong path, a full disk, a broken input, an absent tool.
 
-    Raise it, or a subclass, with a message that says what is wrong, where (the file or the key), and the
-    way out. ``reca`` prints the message alone on stderr and exits 2; a traceback is kept for our own bugs.
+    The message says what is wrong, where (the file or the key), and what to do. ``reca`` prints the message without a
+    traceback and exits with status 2.
     """

@@ -1,4 +1,4 @@
-"""Files that are whole or not there at all: written under a temporary name, flushed to disk, renamed."""
+"""Atomic writes: a file or folder is written under a temporary name, flushed to disk and renamed."""
 
 import ctypes
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 HUB_SOURCE = "hub_source.json"
-"""In a folder that came from the hub: repository, revision asked for, commit received."""
+"""File in a folder fetched from the hub: repository, requested revision, received commit."""
 
 
 def write_text(path: Path, text: str) -> bool:
@@ -24,13 +24,13 @@ def write_text(path: Path, text: str) -> bool:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file in one step; keys keep their order."""
+    """Replace a JSON file atomically; keys keep their order."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place when the block ends well, and vanishes when not."""
+    """Yield a temporary path that replaces ``path`` when the block succeeds and is removed when it fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
     os.close(descriptor)
@@ -47,33 +47,34 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """As :func:`atomic_file` for a folder; what stood at ``path`` before is replaced.
+    """Yield a temporary folder that replaces ``path`` when the block succeeds and is removed when it fails.
 
-    A folder has one writer at a time, so what a killed one left under its temporary names is swept away first.
+    A folder has one writer at a time, so the leftovers of a killed writer are removed first. A folder cannot replace
+    another in one rename: if the writer was killed between the two, its complete copy is moved to ``path`` now.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{path.name}.*"):
-        if left.is_dir():
-            shutil.rmtree(left)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    complete, old = path.with_name(f".{path.name}.complete"), path.with_name(f".{path.name}.old")
+    if complete.exists() and not path.exists():
+        os.replace(complete, path)
+    for leftover in (complete, old, *path.parent.glob(f".{path.name}.tmp-*")):
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.tmp-"))
     try:
         yield temporary
         os.chmod(temporary, 0o755)
-        sync_all(temporary)
+        sync_filesystem(temporary)
+        os.replace(temporary, complete)
         if path.exists():
-            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-            os.replace(path, old / path.name)
-            os.replace(temporary, path)
-            shutil.rmtree(old)
-        else:
-            os.replace(temporary, path)
+            os.replace(path, old)
+        os.replace(complete, path)
         sync(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def sync_all(folder: Path) -> None:
-    """Flush everything below a folder: its whole file system at once, since a flush per file costs tens of ms each."""
+def sync_filesystem(folder: Path) -> None:
+    """Flush a folder's whole file system to disk, because one flush per file costs tens of ms each."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         if (syncfs := getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)) is None:  # not Linux

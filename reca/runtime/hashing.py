@@ -1,4 +1,4 @@
-"""Names for bytes: SHA-256 of files and folders."""
+"""SHA-256 digests of files, folders and JSON values."""
 
 import hashlib
 import json
@@ -9,18 +9,16 @@ from reca.runtime.errors import UserError
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, 64 hex digits."""
+    """Return the SHA-256 of a file's bytes, 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def folder_digest(folder: Path, pattern: str = "*") -> str:
-    """SHA-256 over names and contents of the files below ``folder`` that match ``pattern``.
-
-    It depends on the files' relative paths and bytes only, not on times, modes or listing order.
+    """Return the SHA-256 over relative paths and bytes of the files below ``folder`` that match ``pattern``.
 
     Raises:
-        UserError: No file matches, so the digest would be that of nothing.
+        UserError: No file matches.
     """
     files = sorted(path for path in folder.rglob(pattern) if path.is_file()) if folder.is_dir() else []
     if not files:
@@ -32,12 +30,12 @@ def folder_digest(folder: Path, pattern: str = "*") -> str:
 
 
 def weights_digest(checkpoint: Path) -> str:
-    """The identity of a model: digest of the weight files of a checkpoint folder, whatever else lies beside them."""
+    """Return the identity of a model: the digest of a checkpoint folder's weight files alone."""
     return folder_digest(checkpoint, "*.safetensors")
 
 
 def checkpoint_digests(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of each file of a checkpoint folder, by relative path; what only people read is left out.
+    """Return the SHA-256 of each file of a checkpoint folder, by relative path, without its documentation.
 
     Raises:
         UserError: The folder is missing or empty.
@@ -45,8 +43,8 @@ def checkpoint_digests(folder: Path) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
     if not files:
         raise UserError(f"the checkpoint {folder} is missing or empty; restore it with `git checkout` or `dvc pull`")
-    not_read = ("README.md", "card.json", "result.json")
-    return {path.relative_to(folder).as_posix(): file_digest(path) for path in files if path.name not in not_read}
+    documentation = ("README.md", "card.json", "result.json")
+    return {path.relative_to(folder).as_posix(): file_digest(path) for path in files if path.name not in documentation}
 
 
 def json_digest(value: Any, length: int = 64) -> str:

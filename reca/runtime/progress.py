@@ -6,12 +6,12 @@ SECONDS_BETWEEN_LINES = 2.0
 
 
 class Progress:
-    """How far a stage has come, printed at most every two seconds, and always at its end.
+    """Progress of a stage, printed at most every two seconds and always at its end.
 
     Args:
-        total: How many units make the whole.
-        unit: What is counted, in one word: ``images``, ``steps``, ``prompts``.
-        start: Units that were done before this process began (a resumed run); they say nothing about its speed.
+        total: Number of units.
+        unit: The unit in one word: ``images``, ``steps``, ``prompts``.
+        start: Units done before this process began (a resumed run); they do not count for its speed.
     """
 
     def __init__(self, total: int, unit: str, start: int = 0) -> None:
@@ -23,7 +23,7 @@ class Progress:
         self._last_done = -1
 
     def update(self, done: int, text: str = "") -> None:
-        """Say that ``done`` units are finished; ``text`` is appended to the line, if one is due."""
+        """Report that ``done`` units are finished; ``text`` is appended to the line."""
         now = time.monotonic()
         finished = done >= self.total and done != self._last_done
         if not finished and now - self._last_line < SECONDS_BETWEEN_LINES:
@@ -40,7 +40,7 @@ class Progress:
 
 
 def format_duration(seconds: float) -> str:
-    """``75`` as ``1:15``, ``3675`` as ``1:01:15``."""
+    """Format 75 s as ``1:15`` and 3,675 s as ``1:01:15``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,7 +1,7 @@
 """All randomness of the models: one stream per sample, every draw named.
 
-What a sample draws depends on its own seed alone, not on the batch it happens to stand in nor on the
-number of processes. The names let a parity test replay the draws that another program recorded.
+A sample's draws depend on its own seed alone, not on its batch or on the number of ranks. The names let a parity test
+replay draws that another program recorded.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def derive_seed(*parts: object) -> int:
-    """A 63-bit seed that is a function of ``parts``, the same on every machine and in every process."""
+    """Return a 63-bit seed, a function of ``parts`` alone."""
     digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -21,7 +21,7 @@ def derive_seed(*parts: object) -> int:
 class SampleRng:
     """Random numbers for a batch: row ``i`` of every draw comes from the ``i``-th seed only.
 
-    Draws are made on the CPU, so a seed means the same numbers on every device.
+    The generators are on the CPU, so a seed gives the same numbers on every device.
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
@@ -30,51 +30,51 @@ class SampleRng:
 
     @classmethod
     def derived(cls, *parts: object, size: int) -> Self:
-        """One stream per row, each a function of ``parts`` and the row's number."""
+        """Return one stream per row, a function of ``parts`` and the row number."""
         return cls([derive_seed(*parts, row) for row in range(size)])
 
     def __len__(self) -> int:
         return len(self._generators)
 
     def keys(self, name: str) -> Tensor:
-        """A number for each sample, (B,) int32, a function of its seed and of ``name``: nothing is drawn."""
+        """Return a number per sample, (B,) int32, a function of its seed and ``name``; no generator advances."""
         return torch.tensor([derive_seed(seed, name) % 2**32 - 2**31 for seed in self._seeds], dtype=torch.int32)
 
     def normal(self, name: str, shape: Sequence[int] = ()) -> Tensor:
-        """Standard normal numbers, (B, *shape) float32."""
+        """Return standard normal numbers, (B, *shape) float32."""
         return torch.stack([torch.randn(tuple(shape), generator=g) for g in self._generators])
 
     def normals(self, name: str, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
-        """As :meth:`normal`, each sample in a shape of its own."""
+        """Return standard normal numbers, one tensor per sample and shape."""
         pairs = zip(shapes, self._generators, strict=True)
         return [torch.randn(tuple(shape), generator=generator) for shape, generator in pairs]
 
     def uniform(self, name: str, shape: Sequence[int] = ()) -> Tensor:
-        """Numbers from [0, 1), (B, *shape) float32."""
+        """Return uniform numbers from [0, 1), (B, *shape) float32."""
         return torch.stack([torch.rand(tuple(shape), generator=g) for g in self._generators])
 
     def permutation(self, name: str, length: int) -> Tensor:
-        """A random order of ``range(length)`` per sample, (B, length) int64."""
+        """Return a random permutation of ``range(length)`` per sample, (B, length) int64."""
         return torch.stack([torch.randperm(length, generator=g) for g in self._generators])
 
     def categorical(self, name: str, logits: Tensor) -> Tensor:
-        """One class per row of ``logits`` (B, ..., K), drawn from softmax(logits): (B, ...) int64, on their device."""
-        # By the inverse of the distribution function: one uniform number a row, where Gumbel noise takes one a class.
+        """Sample a class per row of ``logits`` (B, ..., K) from softmax(logits): (B, ...) int64, on their device."""
+        # Inverse of the distribution function: one uniform number per row, where Gumbel noise needs one per class.
         uniform = self.uniform(name, logits.shape[1:-1]).to(logits.device)
-        reached = logits.double().softmax(dim=-1).cumsum(dim=-1)
-        return (reached <= uniform[..., None].double() * reached[..., -1:]).sum(dim=-1)
+        cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1)
+        return (cumulative <= uniform[..., None].double() * cumulative[..., -1:]).sum(dim=-1)
 
 
 class ForbiddenRng(SampleRng):
-    """Stands in where nothing may be drawn: whatever is asked of it is an error.
+    """A stream that raises on every draw, for code that must be deterministic.
 
     Args:
-        why: What to say then.
+        message: Message of the error.
     """
 
-    def __init__(self, why: str) -> None:
-        self._why = why
+    def __init__(self, message: str) -> None:
+        self._message = message
 
     def __getattr__(self, name: str) -> NoReturn:
-        # The seeds and their generators, which this one does not have.
-        raise TypeError(self._why)
+        # Reached for the seeds and generators, which this class does not have.
+        raise TypeError(self._message)

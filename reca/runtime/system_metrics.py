@@ -1,10 +1,11 @@
-"""What a run costs the machine: CPU, memory and GPUs, sampled into a CSV file while a block runs.
+"""CPU, memory and GPU use of a run, sampled into a CSV file.
 
-The names are MLflow's, so that its page "System metrics" shows them once ``reca register`` has logged the file,
-which the environment variable :data:`FILE_VARIABLE` names.
+The names are MLflow's, so that its page "System metrics" shows them once ``reca register`` has logged the file.
+MLflow's own monitor needs an active run, which this pipeline creates only at registration.
 """
 
 import csv
+import logging
 import shutil
 import subprocess
 import threading
@@ -16,15 +17,15 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 
 FILE_VARIABLE = "RECA_SYSTEM_METRICS"
-"""Path of the file, handed from the flow to ``reca register``; its stem, ``system``, prefixes the metrics."""
+"""Environment variable with the path of the file, set by the flow for ``reca register``."""
 GPU_QUERY = ["nvidia-smi", "--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits"]
 
 
 @contextmanager
 def sample_to_csv(path: Path, every_seconds: float = 5.0) -> Iterator[None]:
-    """Append a row to ``path`` every few seconds as long as the block runs, and one at its end.
+    """Append a row to ``path`` every few seconds while the block runs, and one at its end.
 
-    A file that cannot be written, or a GPU that does not answer, ends the sampling and nothing else.
+    An error ends the sampling with a warning in the log; the block continues.
     """
     stop = threading.Event()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +39,7 @@ def sample_to_csv(path: Path, every_seconds: float = 5.0) -> Iterator[None]:
 
 
 def _sample(path: Path, every_seconds: float, stop: threading.Event) -> None:
-    psutil.cpu_percent()  # the first call has nothing to compare with
+    psutil.cpu_percent()  # the first call returns 0: it has no earlier sample
     try:
         with path.open("w", newline="", buffering=1) as file:
             writer: csv.DictWriter[str] | None = None
@@ -51,12 +52,12 @@ def _sample(path: Path, every_seconds: float, stop: threading.Event) -> None:
                 writer.writerow(row)
                 if stopped:
                     return
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        logging.getLogger(__name__).warning("system metrics end here: %s (%s)", error, path)
 
 
 def _measure() -> dict[str, str]:
-    """One row: time (s), the machine's CPU (%) and memory, and that of this process and all below it (MB)."""
+    """Return one row: time (s), the machine's CPU (%) and memory, and the memory of this process tree (MB)."""
     memory = psutil.virtual_memory()
     row = {
         "timestamp": f"{time.time():.3f}",
@@ -65,20 +66,20 @@ def _measure() -> dict[str, str]:
         "system_memory_usage_percentage": f"{memory.percent:.1f}",
         "run_memory_usage_megabytes": f"{_memory_of_this_run() / 1e6:.0f}",
     }
-    for number, (utilization, used) in enumerate(_gpus()):
+    for number, (utilization, memory_used) in enumerate(_gpus()):
         row[f"gpu_{number}_utilization_percentage"] = utilization
-        row[f"gpu_{number}_memory_usage_megabytes"] = used
+        row[f"gpu_{number}_memory_usage_megabytes"] = memory_used
     return row
 
 
 def _memory_of_this_run() -> int:
-    """Bytes in RAM; pages that processes share are counted for each of them."""
+    """Return the bytes in RAM of this process tree; shared pages count once per process."""
     total = 0
     me = psutil.Process()
     for process in (me, *me.children(recursive=True)):
         try:
             total += process.memory_info().rss
-        except psutil.Error:  # it has just ended
+        except psutil.Error:  # the process has just ended
             continue
     return total
 
@@ -86,6 +87,6 @@ def _memory_of_this_run() -> int:
 def _gpus() -> list[tuple[str, str]]:
     if shutil.which(GPU_QUERY[0]) is None:
         return []
-    done = subprocess.run(GPU_QUERY, capture_output=True, text=True, timeout=5)
-    lines = [line.split(",") for line in done.stdout.splitlines()] if done.returncode == 0 else []
-    return [(utilization.strip(), used.strip()) for utilization, used in lines]
+    query = subprocess.run(GPU_QUERY, capture_output=True, text=True, timeout=5)
+    rows = [line.split(",") for line in query.stdout.splitlines()] if query.returncode == 0 else []
+    return [(utilization.strip(), memory.strip()) for utilization, memory in rows]

@@ -1,10 +1,9 @@
-"""Where a run works: in the project itself, under one lock, or in a git worktree of its own.
+"""The folder a run works in: the project itself, locked, or a git worktree of its own.
 
-``params.yaml`` and ``dvc.lock`` are state: two runs in one folder would write each other's lineage
+``params.yaml`` and ``dvc.lock`` are state, so two runs in one folder would overwrite each other's lineage
 (docs/decisions.md, "the params race").
 """
 
-import fcntl
 import json
 import os
 import re
@@ -16,6 +15,8 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from reca.config import ROOT
 from reca.runtime.dvc_lock import read_lock
 from reca.runtime.errors import UserError
@@ -23,24 +24,24 @@ from reca.runtime.files import write_text
 
 WORKSPACES = "RECA_WORKSPACES"
 KEPT_WORKSPACES = 2
-"""Finished worktrees that stay, so that their outputs can be looked at; their hashes and pictures are in MLflow."""
+"""Number of finished worktrees to keep, so that their outputs can be inspected."""
 DVC = (sys.executable, "-m", "dvc")
 REMOTE = re.compile(r"^(\S+)\s+(\S.*?)(\s+\(default\))?$", re.MULTILINE)
 """A line of `dvc remote list`: name, absolute URL, whether it is the default."""
-MEASURED = (("outputs", "samples"), ("outputs", "scores"))
-"""Folders that hold something of every benchmark."""
+BENCHMARK_OUTPUTS = (("outputs", "samples"), ("outputs", "scores"))
+"""Folders with an entry per benchmark."""
 _held: set[Path] = set()
 
 
 class WorkspaceBusy(UserError):
-    """Another run works here."""
+    """Another run works in this folder."""
 
 
 def project_root(start: Path | None = None) -> Path:
-    """The project that ``start`` (or the working directory) lies in: the nearest folder with a ``dvc.yaml``.
+    """Return the nearest folder with a ``dvc.yaml``, from ``start`` (or the working directory) upwards.
 
     Raises:
-        UserError: Neither that folder's parents nor the folder of this code is a project.
+        UserError: There is none, and the folder of this code is not a project either.
     """
     here = (start or Path.cwd()).resolve()
     for folder in (here, *here.parents):
@@ -53,72 +54,72 @@ def project_root(start: Path | None = None) -> Path:
 
 @contextmanager
 def project_lock(state: Path, run: str) -> Iterator[None]:
-    """Have the project to oneself for a whole run; a second use within this process is let through.
+    """Hold the project's lock for a whole run; a nested use in the same process succeeds.
 
     Args:
         state: The state folder.
-        run: Who it is, for the message that others get.
+        run: Name of the run, for the message that other processes get.
 
     Raises:
-        WorkspaceBusy: Another process has it; says which one, since when, and what to do.
+        WorkspaceBusy: Another process holds it; names that process, its start, and the possible actions.
     """
     path = (state / "run.lock").resolve()
     if path in _held:
         yield
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise WorkspaceBusy(_who_is_there(path)) from None
-        _held.add(path)
-        file.truncate(0)
-        json.dump({"run": run, "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}, file)
-        file.flush()
-        try:
-            yield
-        finally:
-            file.truncate(0)
-            _held.discard(path)
+    lock = FileLock(path, timeout=0, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise WorkspaceBusy(_busy_message(path)) from None
+    _held.add(path)
+    path.write_text(json.dumps({"run": run, "pid": os.getpid(), "since": time.strftime("%F %T")}))
+    try:
+        yield
+    finally:
+        path.write_text("")
+        _held.discard(path)
+        lock.release()
 
 
-def _who_is_there(path: Path) -> str:
+def _busy_message(path: Path) -> str:
     try:
         holder = json.loads(path.read_text())
-        who = f"run {holder['run']} (process {holder['pid']}, since {holder['since']})"
+        user = f"run {holder['run']} (process {holder['pid']}, since {holder['since']})"
         kill = f"end it with `kill {holder['pid']}`, "
     except (ValueError, KeyError, OSError):
-        who, kill = "another run", ""
+        user, kill = "another run", ""
     return (
-        f"{path.parent.parent} is used by {who}. Wait for it, {kill}"
-        "or work beside it on the last commit: `reca run --isolated`"
+        f"{path.parent.parent} is used by {user}. Wait for it, {kill}"
+        "or run in parallel on the last commit: `reca run --isolated`"
     )
 
 
 @contextmanager
 def run_lease(state: Path, run_id: str) -> Iterator[None]:
-    """Show, as long as the block lasts, that a run is alive; the kernel takes the sign back from the dead."""
+    """Hold a run's lease for as long as the block lasts; the kernel releases the lease of a killed process."""
     path = lease_path(state, run_id)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with FileLock(path, thread_local=False):
         yield
         path.unlink(missing_ok=True)
 
 
 def lease_expired(state: Path, run_id: str) -> bool:
-    """Whether a run began here and its process is gone without having ended it."""
-    try:
-        with lease_path(state, run_id).open("r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # held, so alive; or never there, so not ours to judge
+    """Return whether a run began on this machine and its process has gone without ending it."""
+    path = lease_path(state, run_id)
+    if not path.exists():  # ended, or of another machine
         return False
-    return True
+    try:
+        with FileLock(path, timeout=0):
+            return True
+    except (Timeout, OSError):
+        return False
 
 
 def remove_lease(state: Path, run_id: str) -> None:
-    """Forget a dead run."""
+    """Remove the lease of a killed run."""
     lease_path(state, run_id).unlink(missing_ok=True)
 
 
@@ -129,44 +130,44 @@ def lease_path(state: Path, run_id: str) -> Path:
 
 @contextmanager
 def isolated_worktree(root: Path, state: Path, run_id: str, say: Callable[[str], None]) -> Iterator[Path]:
-    """A worktree of the current commit, outside the repository, with DVC's cache shared.
+    """Make a worktree of the current commit, outside the repository, that shares DVC's cache.
 
-    At the end the run's results are pushed to the default remote, from here: DVC pushes only what the ``dvc.lock``
-    of the folder names. Worktrees of earlier runs are removed at the next start, but for the last two.
+    At the end the run's results are pushed to the default remote from the worktree, because DVC pushes only outputs
+    that the folder's ``dvc.lock`` names. Worktrees of earlier runs are removed, except for the last two.
 
     Args:
         root: The project.
         state: Its state folder.
         run_id: Name of the worktree.
-        say: Told what is going on.
+        say: Receives messages for the user.
 
     Yields:
         The worktree.
 
     Raises:
-        UserError: No git repository, or git or DVC refuse.
+        UserError: There is no git repository, or git or DVC fail.
     """
     if not (root / ".git").exists():
-        raise UserError(f"{root} is no git repository: a run of its own needs a commit; run `reca run` in place")
+        raise UserError(f"{root} is not a git repository, and an isolated run needs a commit; run `reca run` in place")
     folder = Path(os.environ.get(WORKSPACES) or root.parent / f"{root.name}-workspaces")
     prune_worktrees(root, state, folder)
-    place = folder / run_id
+    worktree = folder / run_id
     folder.mkdir(parents=True, exist_ok=True)
-    run_tool(["git", "worktree", "add", "--detach", str(place), "HEAD"], root)
-    remote = _share_dvc(root, place)
-    run_tool([*DVC, "checkout", "--allow-missing", "--quiet"], place)
-    commit = run_tool(["git", "rev-parse", "--short", "HEAD"], place).strip()
-    say(f"working on commit {commit} in {place}; uncommitted changes of {root} are not part of it")
-    yield place
-    if remote:
+    run_tool(["git", "worktree", "add", "--detach", str(worktree), "HEAD"], root)
+    has_remote = _share_dvc(root, worktree)
+    run_tool([*DVC, "checkout", "--allow-missing", "--quiet"], worktree)
+    commit = run_tool(["git", "rev-parse", "--short", "HEAD"], worktree).strip()
+    say(f"working on commit {commit} in {worktree}; uncommitted changes of {root} are not included")
+    yield worktree
+    if has_remote:
         try:
-            run_tool([*DVC, "push", "--quiet"], place)
+            run_tool([*DVC, "push", "--quiet"], worktree)
         except UserError as error:
-            say(f"the results are in the local cache only, the remote does not take them: {error}")
+            say(f"the results are in the local cache only, because `dvc push` failed: {error}")
 
 
-def _share_dvc(root: Path, place: Path) -> bool:
-    """Give a worktree the project's cache and remotes, whose relative paths would lead astray from there."""
+def _share_dvc(root: Path, worktree: Path) -> bool:
+    """Give a worktree the project's cache and remotes by absolute path; return whether there is a default remote."""
     cache = run_tool([*DVC, "cache", "dir"], root).strip()
     remotes = REMOTE.findall(run_tool([*DVC, "remote", "list"], root))
     local = root / ".dvc/config.local"
@@ -177,33 +178,32 @@ def _share_dvc(root: Path, place: Path) -> bool:
         section = f"""['remote "{name}"']"""
         if section not in text:
             text += f"{section}\n    url = {url}\n"
-    write_text(place / ".dvc/config.local", text)
+    write_text(worktree / ".dvc/config.local", text)
     return any(default for _, _, default in remotes)
 
 
 def prune_worktrees(root: Path, state: Path, folder: Path) -> None:
-    """Remove worktrees whose run is over or dead, but for the last ones."""
-    places = [place for place in folder.glob("*") if (place / ".git").is_file()] if folder.is_dir() else []
-    idle = [place for place in places if lease_expired(state, place.name) or not lease_path(state, place.name).exists()]
-    for place in sorted(idle, key=lambda place: place.stat().st_mtime, reverse=True)[KEPT_WORKSPACES:]:
-        shutil.rmtree(place, ignore_errors=True)
+    """Remove the worktrees of finished and killed runs, except for the last ones."""
+    worktrees = [path for path in folder.glob("*") if (path / ".git").is_file()] if folder.is_dir() else []
+    idle = [path for path in worktrees if lease_expired(state, path.name) or not lease_path(state, path.name).exists()]
+    for path in sorted(idle, key=lambda path: path.stat().st_mtime, reverse=True)[KEPT_WORKSPACES:]:
+        shutil.rmtree(path, ignore_errors=True)
     run_tool(["git", "worktree", "prune"], root)
 
 
 def remove_unlisted_outputs(root: Path, benchmarks: Collection[str]) -> list[str]:
-    """Remove samples and scores of benchmarks that are measured no longer.
+    """Remove samples and scores of benchmarks that are no longer measured.
 
-    ``report`` depends on these folders as a whole, so what an earlier configuration left there would be a part of its
-    hash, on this machine only. Only what ``dvc.lock`` tells of goes: DVC's cache has it, and a benchmark that is
-    listed again comes back from there.
+    ``report`` depends on these folders as a whole, so outputs of an earlier configuration would change its hash, on
+    this machine only. Only outputs in ``dvc.lock`` are removed: DVC's cache restores them when needed.
 
     Returns:
-        The names of the benchmarks whose outputs went.
+        Names of the benchmarks whose outputs were removed.
     """
     removed = set()
     for path in (Path(out["path"]) for stage in read_lock(root).values() for out in stage.get("outs", [])):
         name = path.name.split(".")[0]
-        if path.parts[:2] not in MEASURED or name in benchmarks or not (root / path).exists():
+        if path.parts[:2] not in BENCHMARK_OUTPUTS or name in benchmarks or not (root / path).exists():
             continue
         removed.add(name)
         shutil.rmtree(root / path) if (root / path).is_dir() else (root / path).unlink()
@@ -211,35 +211,35 @@ def remove_unlisted_outputs(root: Path, benchmarks: Collection[str]) -> list[str
 
 
 def run_tool(command: list[str], folder: Path) -> str:
-    """Run git or DVC, shortly; returns what it said.
+    """Run a short git or DVC command and return its output.
 
     Raises:
-        UserError: It is not installed, or failed; holds its own words.
+        UserError: The tool is not installed or fails; contains its error message.
     """
     words = " ".join(command[2:] if command[0] == sys.executable else command)
-    # COLUMNS: DVC lays lists out as tables and would break a long path over two lines.
+    # COLUMNS: DVC prints lists as tables and would break a long path over two lines.
     environment = {**os.environ, "DVC_NO_ANALYTICS": "1", "GIT_TERMINAL_PROMPT": "0", "COLUMNS": "10000"}
     try:
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        process = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         raise UserError(f"`{words}` cannot run: {command[0]} is not installed") from None
-    if done.returncode != 0:
-        raise UserError(f"`{words}` failed in {folder}: {' '.join(done.stderr.split())[:600]}")
-    return done.stdout
+    if process.returncode != 0:
+        raise UserError(f"`{words}` failed in {folder}: {' '.join(process.stderr.split())[:600]}")
+    return process.stdout
 
 
 def prepare_dvc(root: Path) -> str | None:
-    """Let DVC work where there is no git.
+    """Let DVC work without git.
 
     Returns:
-        What the user should know, if anything.
+        A note for the user, if there is one.
 
     Raises:
-        UserError: The folder is no DVC project.
+        UserError: The folder is not a DVC project.
     """
     if not (root / ".dvc").is_dir():
-        raise UserError(f"{root} is no DVC project: run `dvc init` there (without git: `dvc init --no-scm`)")
+        raise UserError(f"{root} is not a DVC project: run `dvc init` there (without git: `dvc init --no-scm`)")
     if any((folder / ".git").exists() for folder in (root, *root.parents)):
         return None
     run_tool([*DVC, "config", "--local", "core.no_scm", "true"], root)
-    return "no git repository: the run works, but nobody will know which code made the model"
+    return "no git repository: the run works, but the code that made the model is not recorded"

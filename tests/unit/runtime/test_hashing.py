@@ -1,4 +1,4 @@
-"""A digest names contents: equal for equal files, whatever their age and order."""
+"""Digests depend on contents only."""
 
 import hashlib
 import os
@@ -6,7 +6,7 @@ import os
 import pytest
 
 from reca.runtime.errors import UserError
-from reca.runtime.hashing import file_digest, folder_digest, weights_digest
+from reca.runtime.hashing import file_digest, folder_digest, json_digest, weights_digest
 
 
 def test_file_digest_is_sha256(tmp_path):
@@ -21,7 +21,7 @@ def make(folder, files):
     return folder
 
 
-def test_folder_digest_sees_names_and_contents_only(tmp_path):
+def test_folder_digest_depends_on_names_and_contents_only(tmp_path):
     files = [("a", b"1"), ("b/c", b"2")]
     first = make(tmp_path / "first", files)
     again = make(tmp_path / "again", reversed(files))
@@ -31,7 +31,7 @@ def test_folder_digest_sees_names_and_contents_only(tmp_path):
         assert folder_digest(make(tmp_path / f"other{number}", other)) != folder_digest(first)
 
 
-def test_weights_digest_ignores_what_lies_beside_the_weights(tmp_path):
+def test_weights_digest_ignores_other_files(tmp_path):
     folder = make(tmp_path / "model", [("model.safetensors", b"w"), ("result.json", b"{}")])
     before = weights_digest(folder)
     (folder / "result.json").write_text('{"wall_seconds": 2}')
@@ -40,8 +40,14 @@ def test_weights_digest_ignores_what_lies_beside_the_weights(tmp_path):
     assert weights_digest(folder) != before
 
 
-def test_a_digest_of_nothing_is_refused(tmp_path):
+def test_digest_of_an_empty_folder_is_an_error(tmp_path):
     with pytest.raises(UserError, match="holds no file"):
         folder_digest(tmp_path)
     with pytest.raises(UserError, match="holds no file"):
         weights_digest(tmp_path / "missing")
+
+
+def test_json_digest_ignores_key_order():
+    assert json_digest({"a": 1, "b": [2]}) == json_digest({"b": [2], "a": 1})
+    assert json_digest({"a": 1}) != json_digest({"a": 2})
+    assert json_digest({"a": 1}, 16) == json_digest({"a": 1})[:16]

@@ -1,4 +1,4 @@
-"""Progress lines: rarely, but always the last one, and with honest times."""
+"""Progress lines: rate-limited, always the last one, with correct times."""
 
 import re
 
@@ -12,13 +12,13 @@ LINE = re.compile(r"PROGRESS (\d+)/(\d+) (\w+) (.*)")
 
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time that the progress display sees: change its only element."""
+    """Return the clock of the progress display; set its only element."""
     time = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: time[0])
     return time
 
 
-def test_lines_are_rare_and_the_last_one_comes_once(now: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_prints_few_lines_and_the_last_one_once(now: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     shown = Progress(1000, "images")
     for done in range(1, 1001):
         now[0] += 0.01
@@ -31,7 +31,7 @@ def test_lines_are_rare_and_the_last_one_comes_once(now: list[float], capsys: py
     assert lines[-1][4] == "0:10 elapsed, 1000 good"
 
 
-def test_time_left_counts_only_what_this_process_did(now: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+def test_time_left_ignores_units_of_an_earlier_process(now: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     shown = Progress(100, "steps", start=50)
     shown.update(50)
     now[0] += 30

@@ -1,4 +1,4 @@
-"""Where nothing may be drawn, nothing is."""
+"""A forbidden stream raises on every draw."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ DRAWS: list[Callable[[SampleRng], object]] = [
 
 
 @pytest.mark.parametrize("draw", DRAWS)
-def test_no_draw_is_possible(draw: Callable[[SampleRng], object]) -> None:
+def test_forbidden_rng_raises_on_every_draw(draw: Callable[[SampleRng], object]) -> None:
     draw(SampleRng([0]))
     with pytest.raises(TypeError, match="the target is stored"):
         draw(ForbiddenRng("the target is stored"))
