@@ -2,8 +2,8 @@
 
 Its checkpoints (``kl16.ckpt``) follow CompVis' latent-diffusion: levels count from the full resolution in both halves,
 and attention is made of 1x1 convolutions. The stock class counts the decoder's levels from the latents and uses linear
-layers. Its own converter drops the attention that KL16 has beside the middle, so the table here is complete and works
-both ways.
+layers. The stock converter drops the attention that KL16 has outside the middle block, so the table here is complete
+and works in both directions.
 """
 
 import re
@@ -42,7 +42,7 @@ _UP = re.compile(r"up_blocks\.(\d+)\.")
 
 
 class ContiguousAttention(AttnProcessor2_0):
-    """The stock attention, whose channels-last output would make all that follows channels-last.
+    """The stock attention with contiguous output; its channels-last output would make all later layers channels-last.
 
     On the CPU, torch's group norm is far less exact then: at 512 pixels, decoded images were off by 4e-5 relative.
     """
@@ -58,13 +58,13 @@ class ContiguousAttention(AttnProcessor2_0):
         **kwargs: Any,
     ) -> Tensor:
         """See the stock class."""
-        found = super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **kwargs)
-        return found.contiguous()
+        output = super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **kwargs)
+        return output.contiguous()
 
 
 @dataclass(frozen=True)
 class Kl16Sizes:
-    """Sizes under latent diffusion's names; the defaults are those of ``kl16.ckpt``."""
+    """Sizes under latent diffusion's names, by default those of ``kl16.ckpt``."""
 
     ch: int = 128
     ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
@@ -77,17 +77,17 @@ class Kl16Sizes:
 
     @classmethod
     def of(cls, config: Mapping[str, Any] | None, weights: Mapping[str, Tensor]) -> Self:
-        """From a ``vae`` entry of config.json if there is one, else from the shapes; attention from the names.
+        """Return the sizes in the ``vae`` entry of config.json, or else those of the weights' shapes and names.
 
         Raises:
-            ValueError: These are no weights of such an autoencoder.
+            ValueError: These are not the weights of such an autoencoder.
         """
         for name in ("encoder.conv_in.weight", "quant_conv.weight"):
             if name not in weights:
-                raise ValueError(f"these are no KL16 weights: {name} is missing")
+                raise ValueError(f"these are not KL16 weights: {name} is missing")
         if config is not None:
-            known = ("ch", "num_res_blocks", "z_channels")
-            sizes: dict[str, Any] = {name: int(config[name]) for name in known if name in config}
+            names = ("ch", "num_res_blocks", "z_channels")
+            sizes: dict[str, Any] = {name: int(config[name]) for name in names if name in config}
             if "ch_mult" in config:
                 sizes["ch_mult"] = tuple(config["ch_mult"])
         else:
@@ -100,11 +100,11 @@ class Kl16Sizes:
 
     @property
     def stride(self) -> int:
-        """Pixels per latent, along one side."""
+        """Side in pixels of a latent."""
         return int(2 ** (len(self.ch_mult) - 1))
 
     def build(self) -> AutoencoderKL:
-        """The stock class, randomly initialised."""
+        """Return a randomly initialised autoencoder of the stock class."""
         levels = len(self.ch_mult)
         attention = {levels - 1} if self.encoder_attention is None else self.encoder_attention
         down = ["AttnDownEncoderBlock2D" if n in attention else "DownEncoderBlock2D" for n in range(levels)]
@@ -140,12 +140,12 @@ def _sizes_from_shapes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _levels_with_attention(weights: Mapping[str, Tensor], half: str) -> frozenset[int]:
-    found = (re.match(rf"{re.escape(half)}\.(\d+)\.attn\.0\.", key) for key in weights)
-    return frozenset(int(match[1]) for match in found if match)
+    matches = (re.match(rf"{re.escape(half)}\.(\d+)\.attn\.0\.", key) for key in weights)
+    return frozenset(int(match[1]) for match in matches if match)
 
 
 def to_stock(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Latent diffusion's names and shapes -> those of ``AutoencoderKL``."""
+    """Convert latent diffusion's names and shapes to those of ``AutoencoderKL``."""
     levels = 1 + max((int(m[1]) for key in weights if (m := re.match(r"decoder\.up\.(\d+)\.", key))), default=-1)
     renamed = {}
     for key, value in weights.items():
@@ -161,7 +161,7 @@ def to_stock(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of :func:`to_stock`."""
+    """Convert names and shapes of ``AutoencoderKL`` to latent diffusion's."""
     levels = 1 + max((int(m[1]) for key in state if (m := re.match(r"decoder\.up_blocks\.(\d+)\.", key))), default=-1)
     back = {stock: official for official, stock in _ATTENTION.items()}
     renamed = {}
@@ -175,5 +175,5 @@ def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _is_attention_matrix(name: str) -> bool:
-    """Whether a stock name is one of attention's linear layers, a 1x1 convolution in latent diffusion."""
+    """Return whether a stock name is a linear layer of attention, which is a 1x1 convolution in latent diffusion."""
     return ".attentions." in name and name.endswith(".weight") and "group_norm" not in name

@@ -9,17 +9,17 @@ LONGEST_WAVE = 10_000.0
 
 
 def sincos_table(side: int, width: int) -> Tensor:
-    """Positions on a square grid, row by row: (side², width) float32.
+    """Return the positions of a square grid in row order, (side², width) float32.
 
-    The first half of a vector tells the column, the second the row; each half is sines, then cosines, of
+    The first half of a vector encodes the column, the second the row; each half is sines, then cosines, of
     p · 10000^(-i / n) for i < n = width / 4.
 
     Args:
         side: Cells per side.
-        width: Of a vector; a multiple of 4.
+        width: Width of a vector; a multiple of 4.
 
     Raises:
-        ValueError: ``width`` is no multiple of 4.
+        ValueError: ``width`` is not a multiple of 4.
     """
     if width % 4:
         raise ValueError(f"a table of grid positions needs a width that is a multiple of 4, got {width}")
@@ -32,7 +32,7 @@ def sincos_table(side: int, width: int) -> Tensor:
 
 
 def time_waves(times: Tensor, width: int) -> Tensor:
-    """Times (N,) as cosines, then sines, of t · 10000^(-2i / width): (N, width) float32."""
+    """Return cosines, then sines, of t · 10000^(-2i / width) for times (N,): (N, width) float32."""
     half = width // 2
     waves = torch.exp(-math.log(LONGEST_WAVE) * torch.arange(half, dtype=torch.float32, device=times.device) / half)
     angles = times.float()[:, None] * waves
@@ -40,11 +40,11 @@ def time_waves(times: Tensor, width: int) -> Tensor:
 
 
 class GridPositions(nn.Module):
-    """The table of a grid as a buffer that is stored with the weights, as official checkpoints do.
+    """A grid's position table as a buffer in the state dict, as in official checkpoints.
 
     Args:
         side: Cells per side of the largest grid.
-        width: Of a vector.
+        width: Width of a vector.
     """
 
     def __init__(self, side: int, width: int) -> None:
@@ -54,15 +54,15 @@ class GridPositions(nn.Module):
         self.register_buffer("pos_embed", sincos_table(side, width))
 
     def forward(self, rows: int, columns: int) -> Tensor:
-        """Vectors of a grid's cells, row by row: (rows · columns, width)."""
+        """Return the positions of a grid's cells in row order, (rows · columns, width)."""
         return self.pos_embed[grid_cells(rows, columns, self.side).to(self.pos_embed.device)]
 
 
 def grid_cells(rows: int, columns: int, side: int) -> Tensor:
-    """Numbers of a grid's cells within the upper left corner of a square of ``side`` cells a side: (rows · columns,).
+    """Return the indices of a grid in the upper left corner of a ``side`` x ``side`` table, (rows · columns,).
 
     Raises:
-        ValueError: The grid is larger than the square.
+        ValueError: The grid is larger than the table.
     """
     if max(rows, columns) > side:
         raise ValueError(f"a grid of {rows} x {columns} patches does not fit into {side} x {side}; use a smaller image")
@@ -70,11 +70,11 @@ def grid_cells(rows: int, columns: int, side: int) -> Tensor:
 
 
 class TimestepEmbedder(nn.Module):
-    """A time as a vector: waves, then a small network (Peebles and Xie, arXiv 2212.09748).
+    """Embedding of times: sines and cosines, then an MLP (Peebles and Xie, arXiv 2212.09748).
 
     Args:
-        width: Of the result.
-        waves: Cosines and sines together.
+        width: Width of the embedding.
+        waves: Number of cosines and sines together.
     """
 
     def __init__(self, width: int, waves: int = 256) -> None:
@@ -83,7 +83,7 @@ class TimestepEmbedder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(waves, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, times: Tensor) -> Tensor:
-        """Times (N,) in the unit that the network was trained with (BAGEL 0..1, MAR 0..999): (N, width)."""
-        dtype = self.mlp.get_parameter("0.bias").dtype  # the matrix itself may be kept in fewer bits
+        """Embed times (N,) in the unit of training (BAGEL 0..1, MAR 0..999) as (N, width)."""
+        dtype = self.mlp.get_parameter("0.bias").dtype  # the matrix itself may be stored in fewer bits
         vectors: Tensor = self.mlp(time_waves(times, self.waves).to(dtype))
         return vectors

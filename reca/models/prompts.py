@@ -1,8 +1,8 @@
-"""What the model is asked while it rebuilds an image from its own understanding of it (method: "describe the image").
+"""Templates of L_RecA: the prompts under which a model reconstructs an image ("describe the image in detail").
 
-The prompt carries no information about the image; it only has to sound like a request that understanding
-models answer in detail. Many wordings keep the model from tying reconstruction to a single phrase. The list
-is our own. Its first :data:`SIMPLE` entries use plain words only, for tiny models with a small vocabulary.
+A template says nothing about the image; it only has to be a request that understanding models answer in detail.
+Many wordings keep the model from tying reconstruction to a single phrase. The list is our own. Its first
+:data:`SIMPLE` entries use plain words only, for tiny models with a small vocabulary.
 """
 
 from collections.abc import Sequence
@@ -10,15 +10,15 @@ from collections.abc import Sequence
 from reca.runtime.seeding import derive_seed
 
 SIMPLE = 8
-"""So many templates at the start of the list are short, lower case and without punctuation."""
+"""Number of templates at the start of the list that are short, lower case and without punctuation."""
 
 
 def choose_templates(seeds: Sequence[int], count: int | None = None) -> list[str]:
-    """One template per seed, the same for the same seed in every process.
+    """Return one template per seed; the same seed gives the same template in every process.
 
     Args:
-        seeds: One seed a sample.
-        count: Draw from the first ``count`` templates only; ``None``: from all.
+        seeds: One seed per sample.
+        count: Number of templates to choose from, the first of the list; ``None``: all.
 
     Raises:
         ValueError: ``count`` is not between 1 and the number of templates.

@@ -1,7 +1,7 @@
-"""Weights on disk: one file or many, safetensors or torch's own; and a strict account of what fits a network.
+"""Weights on disk, in one file or in shards, and loading them strictly.
 
 Layouts: ``model.safetensors`` as transformers and diffusers write it, the same in shards behind an ``.index.json``, and
-``.pth``, ``.ckpt``, ``.pt``, ``.bin``, which are read with ``weights_only=True`` so that nothing in them is executed.
+``.pth``, ``.ckpt``, ``.pt``, ``.bin``, read with ``weights_only=True``, which executes no code from the file.
 """
 
 import json
@@ -20,67 +20,67 @@ from torch import Tensor, nn
 STEMS = ("model", "diffusion_pytorch_model", "pytorch_model")
 PICKLED = (".pth", ".ckpt", ".pt", ".bin")
 WRAPPERS = ("state_dict", "model", "module")
-"""Names under which trainers put the weights when they save more than these."""
+"""Keys of the weights in files that also hold other training state."""
 SHARD_BYTES = 5 * 2**30
-SHOWN_KEYS = 8
+MAX_LISTED_KEYS = 8
 
 
 def find_weights(folder: Path, stems: Iterable[str] = STEMS) -> Path:
-    """The weights file of a folder, or the index of its shards.
+    """Return the weights file of a folder, or the index of its shards.
 
     Raises:
-        FileNotFoundError: None of the known names is there.
+        FileNotFoundError: The folder has none of the known names.
     """
     stems = tuple(stems)
     names = [f"{stem}{end}" for stem in stems for end in (".safetensors.index.json", ".safetensors", *PICKLED)]
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    some = ", ".join(f"{stem}.safetensors" for stem in stems)
-    raise FileNotFoundError(f"{folder} holds no weights: none of {some} (or their .index.json) is there")
+    expected = ", ".join(f"{stem}.safetensors" for stem in stems)
+    raise FileNotFoundError(f"{folder} has no weights: expected one of {expected}, or its .index.json")
 
 
-def read_weights(place: Path) -> dict[str, Tensor]:
-    """All tensors of a file, of an ``.index.json`` with its shards, or of the folder that holds one of these.
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return all tensors of a file, of an ``.index.json`` with its shards, or of a folder with one of these.
 
     Raises:
         FileNotFoundError: The file or one of its shards is missing.
-        ValueError: A file is truncated, is something else, or lacks keys that its index promises.
+        ValueError: A file is truncated, not a weights file, or lacks keys that its index lists.
     """
-    if place.is_dir():
-        return read_weights(find_weights(place))
-    if not place.is_file():
-        raise FileNotFoundError(f"{place} is missing")
-    if place.name.endswith(".index.json"):
-        return _read_shards(place)
-    if place.suffix == ".safetensors":
+    if path.is_dir():
+        return read_weights(find_weights(path))
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing")
+    if path.name.endswith(".index.json"):
+        return _read_shards(path)
+    if path.suffix == ".safetensors":
         try:
-            return load_file(place)
+            return load_file(path)
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{place} cannot be read ({error}): fetch or write it again") from None
-    if place.suffix in PICKLED:
-        return _read_pickled(place)
-    raise ValueError(f"{place}: weights end in .safetensors, .index.json, {', '.join(PICKLED)}")
+            raise ValueError(f"{path} cannot be read ({error}): fetch or write it again") from None
+    if path.suffix in PICKLED:
+        return _read_pickled(path)
+    raise ValueError(f"{path}: weights end in .safetensors, .index.json, {', '.join(PICKLED)}")
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
     try:
-        places: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        shard_of: dict[str, str] = json.loads(index.read_text())["weight_map"]
     except (json.JSONDecodeError, KeyError) as error:
-        raise ValueError(f"{index} is no index of shards ({error!r}): fetch or write it again") from None
+        raise ValueError(f"{index} is not an index of shards ({error!r}): fetch or write it again") from None
     state: dict[str, Tensor] = {}
-    for name in sorted(set(places.values())):
+    for name in sorted(set(shard_of.values())):
         if not (index.parent / name).is_file():
-            raise FileNotFoundError(f"{index.parent / name} is missing, a shard that {index.name} names")
+            raise FileNotFoundError(f"{index.parent / name} is missing, a shard in {index.name}")
         state |= read_weights(index.parent / name)
-    if absent := sorted(places.keys() - state.keys()):
-        raise ValueError(f"{index} promises keys that its shards lack: {_some(absent)}")
+    if absent := sorted(shard_of.keys() - state.keys()):
+        raise ValueError(f"{index} lists keys that its shards lack: {_listed(absent)}")
     return state
 
 
 def _read_pickled(path: Path) -> dict[str, Tensor]:
     try:
-        # Views of the file, as safetensors gives them; the format from before torch 1.6 has none.
+        # Memory-mapped like safetensors; the format from before torch 1.6 cannot be.
         content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
@@ -96,30 +96,30 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of a checkpoint.
+    """Return the object in a JSON file of a checkpoint.
 
     Raises:
         FileNotFoundError: The file is missing.
-        ValueError: It holds something else.
+        ValueError: The file is not JSON, or not an object.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no JSON ({error}): fetch or write it again") from None
+        raise ValueError(f"{path} is not JSON ({error}): fetch or write it again") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not an object")
     return content
 
 
 def write_weights(state: Mapping[str, Tensor], folder: Path, stem: str = "model") -> None:
-    """Write ``<stem>.safetensors``, or shards of at most 5 GiB and their index; keys in order, so bytes repeat."""
+    """Write ``<stem>.safetensors``, or shards of at most 5 GiB and their index; keys are sorted for equal bytes."""
     shards: list[dict[str, Tensor]] = [{}]
     size = 0
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
-        if tensor.untyped_storage().nbytes() != tensor.nbytes:  # part of a larger tensor: safetensors refuses these
+        if tensor.untyped_storage().nbytes() != tensor.nbytes:  # a view of a larger tensor, which safetensors refuses
             tensor = tensor.clone()
         if shards[-1] and size + tensor.nbytes > SHARD_BYTES:
             shards.append({})
@@ -134,9 +134,9 @@ def write_weights(state: Mapping[str, Tensor], folder: Path, stem: str = "model"
         save_file(shard, folder / name, metadata)
         (folder / name).chmod(0o644)
     if len(shards) > 1:
-        places = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+        shard_of = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
         total = sum(tensor.nbytes for shard in shards for tensor in shard.values())
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(shard_of.items()))}
         (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
@@ -147,41 +147,41 @@ def load_strictly(
     may_lack: Iterable[str] = (),
     may_ignore: Iterable[str] = (),
 ) -> None:
-    """Put a state dict into a network, and account for every key.
+    """Load a state dict into a network; every key must be accounted for.
 
     Args:
-        network: Its own names must be those of ``state``; parameters take the file's dtype and memory.
-        state: Names and tensors.
-        source: Where they come from, for messages.
-        may_lack: Patterns (``fnmatch``) of keys that the file is known to lack.
-        may_ignore: Patterns of keys that the file is known to have beyond the network.
+        network: The network; its parameters take the dtype and memory of ``state``.
+        state: Tensors under the network's names.
+        source: Origin of ``state``, for messages.
+        may_lack: Patterns (``fnmatch``) of the network's keys that ``state`` may lack.
+        may_ignore: Patterns of keys in ``state`` that the network may lack.
 
     Raises:
-        ValueError: Other keys are missing or unexpected, or sizes differ.
+        ValueError: Other keys are missing or unexpected, or shapes differ.
     """
-    lacking, beyond = tuple(may_lack), tuple(may_ignore)
-    own = network.state_dict()
-    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    lackable, ignorable = tuple(may_lack), tuple(may_ignore)
+    expected = network.state_dict()
+    missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     wrong = {
-        "missing": [key for key in missing if not _any_match(key, lacking)],
-        "unexpected": [key for key in unexpected if not _any_match(key, beyond)],
+        "missing": [key for key in missing if not _any_match(key, lackable)],
+        "unexpected": [key for key in unexpected if not _any_match(key, ignorable)],
         "of another size": [
-            f"{key} {tuple(state[key].shape)}, expected {tuple(own[key].shape)}"
-            for key in sorted(own.keys() & state.keys())
-            if own[key].shape != state[key].shape
+            f"{key} {tuple(state[key].shape)}, expected {tuple(expected[key].shape)}"
+            for key in sorted(expected.keys() & state.keys())
+            if expected[key].shape != state[key].shape
         ],
     }
     if any(wrong.values()):
-        found = "; ".join(f"{len(keys)} {kind}: {_some(keys)}" for kind, keys in wrong.items() if keys)
-        raise ValueError(f"the weights of {source} do not fit their config: {found}")
-    fitting = {key: state[key] for key in own if key in state}
-    network.load_state_dict(fitting, strict=False, assign=True)
+        problems = "; ".join(f"{len(keys)} {kind}: {_listed(keys)}" for kind, keys in wrong.items() if keys)
+        raise ValueError(f"the weights of {source} do not fit their config: {problems}")
+    common = {key: state[key] for key in expected if key in state}
+    network.load_state_dict(common, strict=False, assign=True)
 
 
 def _any_match(key: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(key, pattern) for pattern in patterns)
 
 
-def _some(keys: list[str]) -> str:
-    more = f" and {len(keys) - SHOWN_KEYS} more" if len(keys) > SHOWN_KEYS else ""
-    return ", ".join(keys[:SHOWN_KEYS]) + more
+def _listed(keys: list[str]) -> str:
+    more = f" and {len(keys) - MAX_LISTED_KEYS} more" if len(keys) > MAX_LISTED_KEYS else ""
+    return ", ".join(keys[:MAX_LISTED_KEYS]) + more

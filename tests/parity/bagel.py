@@ -1,14 +1,14 @@
 """Replay a BAGEL recording: losses with all gradients, embeddings, drawing, editing, and a greedy answer.
 
-Our own packing, masks and positions are used throughout; the recorded ones (``batch.*``) are compared with ours in
-:func:`packing_differences`. A recording does not hold all settings of the samplers. What it leaves out is the official
-default, or what the folder's README says in the words ``6 = num_timesteps``, ``shift 3``, ``cfg_text_scale 4``,
-``cfg_img_scale 2``.
+Packing, masks and positions are ours; :func:`packing_differences` compares them with the recorded ones (``batch.*``).
+Sampler settings that a recording leaves out have the official default, or the value in the folder's README, written as
+``6 = num_timesteps``, ``shift 3``, ``cfg_text_scale 4``, ``cfg_img_scale 2``.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from reca.models.bagel.sampling import (
     Guidance,
     answer_ids,
     condition,
-    draw_latents,
+    sample_latent_tokens,
     squared_errors,
 )
 from reca.models.bagel.vision import unpatchify
@@ -39,27 +39,27 @@ from tests.parity.comparison import EMBEDDING, LOSS, THROUGH_VAE, RecordedRng, R
 SAMPLED = 1e-4
 DEFAULTS = {"num_timesteps": 6, "shift": 3, "cfg_text_scale": 4, "cfg_img_scale": 2}
 INTERVALS = ((0.4, 1.0), (0.0, 1.0))
-"""Guided stretches of time in use officially: by the inferencer, by the network's own method and by the GenEval script.
-A recording does not say which; the one that fits is taken."""
+"""Official guidance intervals: the inferencer's, and the network's and the GenEval script's. Recordings do not name
+theirs; the closer result counts."""
 EVERYTHING = {"freeze_understanding": False, "train_vision": True}
 
 
 def build(folder: Path, **options: Any) -> Bagel:
-    """Our model over the folder's weights and ``config.json``."""
+    """Build our model from the folder's weights and ``config.json``."""
     config = read_json(folder / "config.json")
     try:
-        llm, vit, vae, own, tokens = (config[name] for name in ("llm", "vit", "vae", "bagel", "tokens"))
+        llm, vit, vae, bagel, tokens = (config[name] for name in ("llm", "vit", "vae", "bagel", "tokens"))
         names = ("bos_token_id", "eos_token_id", "start_of_image", "end_of_image")
         markers = Markers(*(tokens[name] for name in names))
         scale, shift = vae["scale_factor"], vae["shift_factor"]
     except KeyError as error:
-        raise ValueError(f"{folder / 'config.json'} lacks {error}: this is no recording of BAGEL") from None
-    if own.get("interpolate_pos"):
+        raise ValueError(f"{folder / 'config.json'} lacks {error}: this is not a recording of BAGEL") from None
+    if bagel.get("interpolate_pos"):
         raise ValueError(
-            f"{folder / 'config.json'}: interpolate_pos is on; released models have it off, and so have we"
+            f"{folder / 'config.json'}: interpolate_pos is on; we support released models, which have it off"
         )
-    place = folder / "ae.safetensors"
-    autoencoder = flux_autoencoder.load_autoencoder(read_weights(place), place, scale, shift)
+    path = folder / "ae.safetensors"
+    autoencoder = flux_autoencoder.load_autoencoder(read_weights(path), path, scale, shift)
     network = load_network(
         read_weights(folder / "model.safetensors"),
         Qwen2Config(**llm),
@@ -67,7 +67,7 @@ def build(folder: Path, **options: Any) -> Bagel:
         autoencoder.config.latent_channels,
         markers,
         folder / "model.safetensors",
-        own.get("connector_act", "gelu_pytorch_tanh"),
+        bagel.get("connector_act", "gelu_pytorch_tanh"),
     )
     return Bagel(
         network, autoencoder, None, options_of("bagel", sampling_shift=settings(folder)["shift"], **options)
@@ -75,30 +75,27 @@ def build(folder: Path, **options: Any) -> Bagel:
 
 
 def settings(folder: Path) -> dict[str, float]:
-    """Settings of the samplers: the README's, else the official ones."""
+    """Return the sampler settings: the README's, else the official ones."""
     readme = (folder / "README.md").read_text() if (folder / "README.md").is_file() else ""
-    found: dict[str, float] = dict(DEFAULTS)
+    values: dict[str, float] = dict(DEFAULTS)
     for name in DEFAULTS:
         number = r"(\d+(?:\.\d+)?)"
         match = re.search(rf"(?<![\w]){name}\s*[=:]?\s*{number}|{number}\s*=\s*{name}\b", readme)
         if match:
-            found[name] = float(match[1] or match[2])
-    return found
+            values[name] = float(match[1] or match[2])
+    return values
 
 
 def numbered(tensors: Mapping[str, Tensor], name: str) -> list[Tensor]:
-    """``name.0``, ``name.1`` and so on, as many as there are."""
-    found = []
-    while f"{name}.{len(found)}" in tensors:
-        found.append(tensors[f"{name}.{len(found)}"])
-    return found
+    """Return the tensors ``name.0``, ``name.1`` and so on."""
+    return [tensors[f"{name}.{number}"] for number in takewhile(lambda n: f"{name}.{n}" in tensors, count())]
 
 
-def drawings(model: Bagel, recording: Recording, noise: Tensor) -> list[FlowSample]:
-    """The batch of the losses, from raw images, ids and noise.
+def flow_samples(model: Bagel, recording: Recording, noise: Tensor) -> list[FlowSample]:
+    """Return the batch of the losses, from raw images, ids and noise.
 
-    The official trainer pads images of unlike size with zeros to a common one before it encodes them, and the padding
-    leaks into their latents; here the same is done, so that the same latents come out.
+    The official trainer pads images to a common size with zeros before encoding them, and the padding leaks into their
+    latents; the replay does the same.
     """
     inputs = recording.inputs
     images, texts = numbered(inputs, "vae_image"), numbered(inputs, "text_ids")
@@ -108,96 +105,96 @@ def drawings(model: Bagel, recording: Recording, noise: Tensor) -> list[FlowSamp
     times = [times[0] for times in inputs["batch.packed_timesteps"].split(counts)]
     latents = padded_latents(model, images, inputs["vae_noise"])
     cropped = [row[:, : grid[0] * patch, : grid[1] * patch] for row, grid in zip(latents, grids, strict=True)]
-    seen = model.network.see(numbered(inputs, "vit_image"))
-    rows = zip(cropped, noise.split(counts), times, seen, texts, strict=True)
+    embeds = model.network.encode_images(numbered(inputs, "vit_image"))
+    rows = zip(cropped, noise.split(counts), times, embeds, texts, strict=True)
     return [FlowSample(x, n, t, s, ids.tolist()) for x, n, t, s, ids in rows]
 
 
 @torch.no_grad()
 def padded_latents(model: Bagel, images: Sequence[Tensor], noise: Tensor) -> Tensor:
-    """Latents of images that are padded to a common size."""
+    """Return the latents of images padded to a common size."""
     height, width = (max(image.shape[side] for image in images) for side in (1, 2))
     padded = torch.stack([F.pad(i, (0, width - i.shape[2], 0, height - i.shape[1])) for i in images])
     return flux_autoencoder.sample_latents(model.autoencoder, flux_autoencoder.encode(model.autoencoder, padded), noise)
 
 
 def packing_differences(model: Bagel, recording: Recording, prefix: str, texts: Sequence[Tensor | None]) -> list[str]:
-    """Where our packing differs from the official one that was recorded under ``prefix``; empty if nowhere.
+    """Return the differences between our packing and the recorded official one under ``prefix``.
 
-    Compared are rotary positions, masks, and which tokens go to the drawing expert, per sample in the order of tokens.
+    Rotary positions, masks and the tokens of the generation expert are compared per sample, in the order of tokens.
     """
     inputs, different, offset = recording.inputs, [], 0
-    seen, images = numbered(inputs, "vit_image"), numbered(inputs, "vae_image")
+    conditions, targets = numbered(inputs, "vit_image"), numbered(inputs, "vae_image")
     with torch.no_grad():
-        for number, (small, large, text) in enumerate(zip(seen, images, texts, strict=False)):
+        for number, (small, large, text) in enumerate(zip(conditions, targets, texts, strict=False)):
             grid = (large.shape[1] // model.stride, large.shape[2] // model.stride)
             blank = torch.zeros(grid[0] * grid[1], model.network.vae2llm.in_features)
-            shown = model.network.drawn(blank, grid, torch.zeros(()))
+            latents = model.network.latent_segment(blank, grid, torch.zeros(()))
             ids = None if text is None else text.tolist()
-            stretches = [*condition(model.network, model.network.see([small])[0], ids), shown]
-            batch = pack([stretches], None, blank.new_zeros(0, model.network.vae2llm.out_features))
-            order = batch.layout.place[0].argsort()
-            mask = batch.layout.place[0, order] <= batch.layout.until[0, order][:, None]
+            segments = [*condition(model.network, model.network.encode_images([small])[0], ids), latents]
+            batch = pack([segments], None, blank.new_zeros(0, model.network.vae2llm.out_features))
+            order = batch.layout.index[0].argsort()
+            mask = batch.layout.index[0, order] <= batch.layout.attend_until[0, order][:, None]
             rows = slice(offset, offset + len(order))
             offset += len(order)
-            drawn = (order >= batch.read.shape[1]).nonzero()[:, 0] + rows.start
+            generation = (order >= batch.understanding.shape[1]).nonzero()[:, 0] + rows.start
             recorded = inputs[f"{prefix}.packed_vae_token_indexes"]
-            theirs = recorded[(recorded >= rows.start) & (recorded < rows.stop)]
+            official = recorded[(recorded >= rows.start) & (recorded < rows.stop)]
             if not torch.equal(batch.layout.position[0, order], inputs[f"{prefix}.packed_position_ids"][rows]):
                 different.append(f"positions of sample {number}")
             if not torch.equal(mask, inputs[f"{prefix}.mask.{number}"] == 0):
                 different.append(f"mask of sample {number}")
-            if not torch.equal(drawn, theirs):
+            if not torch.equal(generation, official):
                 different.append(f"experts of sample {number}")
     return different
 
 
 def grid_of(model: Bagel, recording: Recording, name: str) -> tuple[int, int]:
-    """Latent tokens per column and row of a drawn image: from the image, else from an input with as many tokens."""
-    count = len(recording.outputs[f"{name}.latent"])
-    drawn = [key for key in (f"{name}.image", "t2i.image") if key in recording.outputs]
-    images = [*(recording.outputs[key][0] for key in drawn), *numbered(recording.inputs, "vae_image")]
+    """Return rows and columns of an image's latent tokens: from the image, else from an input with as many tokens."""
+    tokens = len(recording.outputs[f"{name}.latent"])
+    keys = [key for key in (f"{name}.image", "t2i.image") if key in recording.outputs]
+    images = [*(recording.outputs[key][0] for key in keys), *numbered(recording.inputs, "vae_image")]
     grids = [(image.shape[1] // model.stride, image.shape[2] // model.stride) for image in images]
-    square = round(count**0.5)
-    return next((grid for grid in grids if grid[0] * grid[1] == count), (square, count // square))
+    square = round(tokens**0.5)
+    return next((grid for grid in grids if grid[0] * grid[1] == tokens), (square, tokens // square))
 
 
-class Replay:
-    """The parts of a replay over one folder."""
+class BagelReplay:
+    """Replay of one folder, part by part."""
 
     def __init__(self, recording: Recording) -> None:
         self.recording, self.inputs, self.outputs = recording, recording.inputs, recording.outputs
         self.model = build(recording.folder)
-        known = settings(recording.folder)
-        self.steps = int(known["num_timesteps"]) - 1
+        values = settings(recording.folder)
+        self.steps = int(values["num_timesteps"]) - 1
         self.sampling = Sampling(
-            known["cfg_text_scale"], num_steps=self.steps, image_guidance_scale=known["cfg_img_scale"]
+            values["cfg_text_scale"], num_steps=self.steps, image_guidance_scale=values["cfg_img_scale"]
         )
 
     @torch.no_grad()
     def vision(self) -> None:
-        """The vision tower, the connector and the positions."""
+        """Check the vision tower, the connector and the positions."""
         images = numbered(self.inputs, "vit_image")
         self.recording.check("vit_tokens", torch.cat(self.model.network.vit_model(images)), EMBEDDING)
-        self.recording.check("vit_embeds", torch.cat(self.model.network.see(images)), EMBEDDING)
+        self.recording.check("vit_embeds", torch.cat(self.model.network.encode_images(images)), EMBEDDING)
 
     def losses(self, name: str) -> None:
-        """One of the losses, its error per latent token, and the norm of every gradient."""
+        """Check a loss, its error per latent token, and the norm of every gradient."""
         shift = float(read_json(self.recording.folder / "config.json")["bagel"].get("timestep_shift", 1.0))
-        if named := re.search(r"_shift([\d.]+)$", name):
-            shift = float(named[1])
+        if match := re.search(r"_shift([\d.]+)$", name):
+            shift = float(match[1])
         options = {} if name.startswith("freeze_und") else EVERYTHING
         model = build(self.recording.folder, **options)
         noise = self.outputs[f"{name}.noise"]
-        errors = torch.cat(squared_errors(model.network, drawings(model, self.recording, noise), shift))
+        errors = torch.cat(squared_errors(model.network, flow_samples(model, self.recording, noise), shift))
         errors.mean().backward()
-        self.recording.skip(f"{name}.noise", "this is what is replayed")
+        self.recording.skip(f"{name}.noise", "it is an input of the replay")
         self.recording.check(f"{name}.mse", errors, THROUGH_VAE)
         self.recording.check(f"{name}.loss", errors.mean(), LOSS)
         self.recording.check_gradients(f"{name}.gradnorm.", model.network.named_parameters())
 
-    def drawing(self, name: str) -> None:
-        """One image from a text, with guidance unless the name says ``nocfg``."""
+    def text_to_image(self, name: str) -> None:
+        """Check an image from a text, with guidance unless the name contains ``nocfg``."""
         network, outputs = self.model.network, self.outputs
         ids = outputs.get(f"{name}.prompt_ids", outputs.get("t2i.prompt_ids"))
         if ids is None:
@@ -209,13 +206,13 @@ class Replay:
         guidance = Guidance(
             self.sampling.guidance_scale, 1.0, INTERVALS[0], "global", self.steps, self.model.sampling_shift
         )
-        drawn = [
-            draw_latents(network, conditions, grid, noise, replace(guidance, interval=interval))[0]
+        candidates = [
+            sample_latent_tokens(network, conditions, grid, noise, replace(guidance, interval=interval))[0]
             for interval in (INTERVALS if guided else INTERVALS[:1])
         ]
-        self.recording.skip(f"{name}.init_noise", "this is what is replayed")
-        self.recording.skip(f"{name}.prompt_ids", "this is what is replayed")
-        self._check_latents(name, drawn)
+        self.recording.skip(f"{name}.init_noise", "it is an input of the replay")
+        self.recording.skip(f"{name}.prompt_ids", "it is an input of the replay")
+        self._check_latents(name, candidates)
         if f"{name}.image" in outputs:
             latents = unpatchify(outputs[f"{name}.latent"][None], *grid, network.sizes.latent_patch)
             with torch.no_grad():
@@ -223,7 +220,7 @@ class Replay:
             self.recording.check(f"{name}.image", images, THROUGH_VAE)
 
     def editing(self) -> None:
-        """The first image of the size of the recorded noise, edited as the text-to-image prompt says."""
+        """Check an edit by the text-to-image prompt of the first image of the recorded noise's size."""
         noise = [self.outputs[key] for key in sorted(self.outputs) if key.startswith("edit.noise.")]
         ids = self.outputs.get("edit.prompt_ids", self.outputs.get("t2i.prompt_ids"))
         if ids is None or len(noise) != 2:
@@ -236,32 +233,33 @@ class Replay:
         if which is None:
             self.recording.skip("edit.", f"no vae_image has {sides} pixels, which the recorded noise is for")
             return
-        drawn = []
+        candidates = []
         for interval in reversed(INTERVALS):
             self.model.edit_guidance_interval = interval
             rng = RecordedRng({"posterior": posterior, "noise": start[None]}, 1)
-            seen = self.inputs[f"vit_image.{which}"]
-            drawn.append(self.model.edit_latents(images[which], seen, ids.tolist(), self.sampling, rng)[0])
-        self.recording.skip("edit.noise.", "this is what is replayed")
-        self._check_latents("edit", drawn)
+            source, understood = images[which], self.inputs[f"vit_image.{which}"]
+            latents = self.model.edit_latents(source, understood, ids.tolist(), self.sampling, rng)
+            candidates.append(latents[0])
+        self.recording.skip("edit.noise.", "it is an input of the replay")
+        self._check_latents("edit", candidates)
 
-    def _check_latents(self, name: str, drawn: Sequence[Tensor]) -> None:
+    def _check_latents(self, name: str, candidates: Sequence[Tensor]) -> None:
         recorded = self.outputs[f"{name}.latent"]
-        best = min(drawn, key=lambda latents: relative_error(latents, recorded))
+        best = min(candidates, key=lambda latents: relative_error(latents, recorded))
         self.recording.check(f"{name}.latent", best, SAMPLED)
 
     def answering(self) -> None:
-        """A greedy answer about the first image; the recording begins with the marker that opens a text."""
+        """Check a greedy answer about the first image; the recording starts with the marker that opens a text."""
         recorded, network = self.outputs["und.text_ids"], self.model.network
         questions = [self.outputs["und.prompt_ids"].tolist()]
         (ids,) = answer_ids(network, [self.inputs["vit_image.0"]], questions, len(recorded) - 1)
-        self.recording.skip("und.prompt_ids", "this is what is replayed")
+        self.recording.skip("und.prompt_ids", "it is an input of the replay")
         self.recording.check("und.text_ids", torch.tensor([network.markers.bos, *ids]), 0)
 
 
 def replay(recording: Recording) -> None:
     """Compare one folder; see :mod:`tests.parity.replay`."""
-    parts, outputs = Replay(recording), recording.outputs
+    parts, outputs = BagelReplay(recording), recording.outputs
     kinds = ("vit_image", "vae_image", "text_ids")
     samples = max(1, *(len([key for key in recording.inputs if key.startswith(f"{kind}.")]) for kind in kinds))
     batch = [f"{kind}.{number}" for kind in kinds for number in range(samples)]
@@ -273,7 +271,7 @@ def replay(recording: Recording) -> None:
         recording.skip(f"{name}.", f"{name}.noise was not recorded")
     for name in sorted({key.removesuffix(".init_noise") for key in outputs if key.endswith(".init_noise")}):
         if f"{name}.latent" in outputs:
-            parts.drawing(name)
+            parts.text_to_image(name)
         recording.skip(f"{name}.", f"{name}.latent was not recorded")
     if "edit.latent" in outputs:
         recording.part("editing", ["vae_image.0", "vit_image.0"], parts.editing, ["edit."])

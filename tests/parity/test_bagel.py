@@ -1,4 +1,4 @@
-"""BAGEL beside the official code's numbers, and the contract on a small random one."""
+"""BAGEL against the official code's numbers, and the contract on a small random model."""
 
 import shutil
 from pathlib import Path
@@ -25,13 +25,13 @@ FIXTURE = Path(__file__).parent / "fixtures/bagel"
 PROMPTS = ["a photo of a red circle", "two squares and a blue ring", "a red bar left of a blue cross"]
 TEMPLATE = "describe the image in detail"
 DIALOGUES = [Dialogue("what color is the circle", "red"), Dialogue("how many rings are there in a photo", "two")]
-DRAWN = Sampling(3.0, num_steps=4)
+SAMPLING = Sampling(3.0, num_steps=4)
 
 
-# -- beside the official code ---------------------------------------------------------------------------------
+# -- against the official code ---------------------------------------------------------------------------------
 
 
-def test_every_number_is_the_official_codes() -> None:
+def test_every_recorded_number_is_reproduced() -> None:
     rows = replay("bagel", FIXTURE)
     assert not [str(row) for row in rows if row.verdict == "differs"]
     replayed = {row.key for row in rows if row.verdict == "not compared"}
@@ -42,7 +42,7 @@ def test_every_number_is_the_official_codes() -> None:
     }
 
 
-def test_packing_masks_and_positions_are_the_official_packers() -> None:
+def test_packing_equals_the_official_packing() -> None:
     recording = Recording(FIXTURE)
     model = bagel.build(FIXTURE)
     texts = bagel.numbered(recording.inputs, "text_ids")
@@ -53,10 +53,10 @@ def test_packing_masks_and_positions_are_the_official_packers() -> None:
     torch.testing.assert_close(latents, recording.inputs["padded_latent"])
 
 
-def test_frozen_understanding_is_the_official_detach() -> None:
+def test_frozen_understanding_equals_the_official_detach() -> None:
     recording = Recording(FIXTURE)
     model = bagel.build(FIXTURE)
-    batch = bagel.drawings(model, recording, recording.outputs["freeze_und.noise"])
+    batch = bagel.flow_samples(model, recording, recording.outputs["freeze_und.noise"])
     torch.cat(bagel.squared_errors(model.network, batch, 1.0)).mean().backward()
     reached = {name for name, parameter in model.network.named_parameters() if parameter.grad is not None}
     prefix = "freeze_und.gradnorm."
@@ -64,7 +64,7 @@ def test_frozen_understanding_is_the_official_detach() -> None:
     assert {f"network.{name}" for name in reached} == set(model.trainable())
 
 
-def test_a_poorer_recording_is_replayed_as_far_as_it_goes(tmp_path: Path) -> None:
+def test_an_incomplete_recording_is_replayed_in_part(tmp_path: Path) -> None:
     folder = tmp_path / "poorer"
     shutil.copytree(FIXTURE, folder, ignore=shutil.ignore_patterns("README.md"))
     weights = {key: value for key, value in load_file(FIXTURE / "model.safetensors").items() if "pos_embed" not in key}
@@ -122,7 +122,7 @@ def reached(model: Bagel) -> set[str]:
         {"train_vision": True},
     ],
 )
-def test_gradients_reach_exactly_what_is_trainable(options: dict[str, bool]) -> None:
+def test_gradients_reach_exactly_the_trainable_parameters(options: dict[str, bool]) -> None:
     model = tiny(**options)
     losses = image_losses(model)
     if not model.freeze_understanding:
@@ -143,21 +143,21 @@ def test_dropout_hides_the_prompt_but_not_the_image() -> None:
 
     with torch.no_grad():
         assert loss(PROMPTS[0], None) == loss(PROMPTS[1], None)
-        seen = [blind.encode_semantic(pictures(2)[row : row + 1]) for row in (0, 1)]
-        assert loss(TEMPLATE, seen[0]) == loss(PROMPTS[0], seen[0]) != loss(TEMPLATE, seen[1])
+        embeds = [blind.encode_semantic(pictures(2)[row : row + 1]) for row in (0, 1)]
+        assert loss(TEMPLATE, embeds[0]) == loss(PROMPTS[0], embeds[0]) != loss(TEMPLATE, embeds[1])
         blind.eval()
         assert loss(PROMPTS[0], None) != loss(PROMPTS[1], None)
 
 
-def test_understanding_is_not_trained_where_it_is_frozen(model: Bagel) -> None:
-    measured = model.understanding_loss(pictures(2), DIALOGUES, SampleRng([1, 2]))
-    assert measured.n_targets == 4  # two words, each with the end of its text
-    assert not measured.value.requires_grad
+def test_understanding_loss_is_refused_in_training_when_frozen(model: Bagel) -> None:
+    loss = model.understanding_loss(pictures(2), DIALOGUES, SampleRng([1, 2]))
+    assert loss.n_targets == 4  # two words, each with an end token
+    assert not loss.value.requires_grad
     with pytest.raises(ValueError, match="freeze_understanding"):
         tiny().train().understanding_loss(pictures(2), DIALOGUES, SampleRng([1, 2]))
 
 
-def test_edits_keep_the_images_shape_and_do_not_depend_on_the_batch(model: Bagel) -> None:
+def test_edits_keep_the_image_shape_and_do_not_depend_on_the_batch(model: Bagel) -> None:
     sampling = Sampling(4.0, num_steps=2, image_guidance_scale=2.0)
     images = [pictures(1)[0], pictures(1, 24)[0, :, :, :12], pictures(1, 50)[0]]
     together = model.edit(images, PROMPTS, sampling, SampleRng([1, 2, 3]))
@@ -165,9 +165,9 @@ def test_edits_keep_the_images_shape_and_do_not_depend_on_the_batch(model: Bagel
     torch.testing.assert_close(model.edit(images[1:2], PROMPTS[1:2], sampling, SampleRng([2]))[0], together[1])
 
 
-def test_half_precision_draws_and_answers() -> None:
+def test_half_precision_generates_and_answers() -> None:
     model = tiny().bfloat16()
-    assert torch.isfinite(model.generate(PROMPTS, DRAWN, SampleRng([1, 2, 3]))).all()
+    assert torch.isfinite(model.generate(PROMPTS, SAMPLING, SampleRng([1, 2, 3]))).all()
     assert len(model.answer(pictures(2), [dialogue.question for dialogue in DIALOGUES])) == 2
     edited = model.edit(list(pictures(1)), PROMPTS[:1], Sampling(3.0, num_steps=1), SampleRng([1]))
     assert torch.isfinite(edited[0]).all()
@@ -179,7 +179,7 @@ def test_half_precision_draws_and_answers() -> None:
     ("shape", "expected"),
     [((1024, 1024), (1024, 1024)), ((2048, 1024), (1024, 512)), ((100, 300), (336, 1024)), ((600, 800), (608, 800))],
 )
-def test_an_edited_image_is_resized_between_its_limits(shape: tuple[int, int], expected: tuple[int, int]) -> None:
+def test_an_image_to_edit_is_resized_between_its_limits(shape: tuple[int, int], expected: tuple[int, int]) -> None:
     assert fit(torch.zeros(3, *shape), Resize("fit", 1024, 512, 16)).shape[1:] == expected
 
 
@@ -194,9 +194,9 @@ def saved(model: Bagel, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(folder: Path, **options: object) -> Bagel:
-    found = load_model("bagel", folder, options_of("bagel", **options), torch.device("cpu"))
-    assert isinstance(found, Bagel)
-    return found
+    model = load_model("bagel", folder, options_of("bagel", **options), torch.device("cpu"))
+    assert isinstance(model, Bagel)
+    return model
 
 
 def test_the_autoencoder_is_written_under_its_official_names() -> None:
@@ -206,7 +206,7 @@ def test_the_autoencoder_is_written_under_its_official_names() -> None:
     assert all(torch.equal(official[name], written[name]) for name in official)
 
 
-def test_weights_load_from_shards_from_torch_files_and_beside_a_base(
+def test_weights_load_from_shards_torch_files_and_with_a_base(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = load_file(saved / "model.safetensors")
@@ -218,17 +218,19 @@ def test_weights_load_from_shards_from_torch_files_and_beside_a_base(
     assert len(list(folder.glob("ema-*.safetensors"))) > 1
     weights = tmp_path / "weights"
     weights.mkdir()
-    # RecA's repositories: nothing but weights; here also without the frozen tower and the fixed tables.
-    kept = {key: value for key, value in state.items() if not key.startswith(("vit_model.", "vit_pos", "latent_pos"))}
-    torch.save({"model": kept}, weights / "model_bf16.pt")
-    for place, options in ((folder, {}), (weights, {"parts": {"base": str(saved)}})):
-        found = load(place, **options).network.state_dict()
-        assert all(torch.equal(found[name], value) for name, value in state.items())
+    # RecA's repositories hold weights only; here also without the frozen tower and the fixed tables.
+    trained = {
+        key: value for key, value in state.items() if not key.startswith(("vit_model.", "vit_pos", "latent_pos"))
+    }
+    torch.save({"model": trained}, weights / "model_bf16.pt")
+    for path, options in ((folder, {}), (weights, {"parts": {"base": str(saved)}})):
+        loaded = load(path, **options).network.state_dict()
+        assert all(torch.equal(loaded[name], value) for name, value in state.items())
     with pytest.raises(FileNotFoundError, match=r"llm_config\.json .*parts\.base"):
         load(weights)
 
 
-def test_bad_folders_are_named(saved: Path, tmp_path: Path) -> None:
+def test_bad_folders_are_refused(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"llm_config\.json"):
         load(tmp_path)
     for name in ("model.safetensors", "ae.safetensors"):
@@ -247,9 +249,9 @@ def test_bad_folders_are_named(saved: Path, tmp_path: Path) -> None:
         load(smaller)
 
 
-def test_bad_requests_are_named(model: Bagel) -> None:
+def test_bad_requests_are_refused(model: Bagel) -> None:
     with pytest.raises(ValueError, match="600 tokens"):
-        model.generate(["a circle and " * 200], DRAWN, SampleRng([1]))
+        model.generate(["a circle and " * 200], SAMPLING, SampleRng([1]))
     with pytest.raises(ValueError, match="24 x 26"):
         model.encode_target(torch.zeros(1, 3, 24, 26), SampleRng([1]))
     with pytest.raises(ValueError, match=r"cannot be cut into patches|too small"):
@@ -265,7 +267,7 @@ def test_bad_requests_are_named(model: Bagel) -> None:
 # -- real sizes -------------------------------------------------------------------------------------------------
 
 
-def test_the_released_size_has_the_known_number_of_parameters() -> None:
+def test_released_size_has_the_known_parameter_count() -> None:
     text = Qwen2Config(
         vocab_size=152064,
         hidden_size=3584,

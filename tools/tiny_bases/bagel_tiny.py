@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from reca.models.bagel.autoencoder import decode, empty_autoencoder, encode, sample_latents
 from reca.models.bagel.checkpoint import Configs
-from reca.models.bagel.model import DRAWING_PARTS, MARKERS, Bagel
+from reca.models.bagel.model import GENERATION_PREFIXES, MARKERS, Bagel
 from reca.models.bagel.network import BagelNetwork, Markers, Sizes
 from tools.tiny_bases.latents import LATENT_NOISE, statistics_loss
 from tools.tiny_bases.presets import UNKNOWN, options_of, word_tokenizer
@@ -118,7 +118,7 @@ def settle(model: Bagel, images: Tensor) -> None:
 
 def reads(name: str) -> bool:
     """The reading expert, the vision tower and its connector."""
-    return name.startswith("network.") and "_moe_gen." not in name and not name.startswith(DRAWING_PARTS)
+    return name.startswith("network.") and "_moe_gen." not in name and not name.startswith(GENERATION_PREFIXES)
 
 
 def draws(name: str) -> bool:

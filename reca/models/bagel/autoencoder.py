@@ -1,7 +1,7 @@
 """The image autoencoder of FLUX as a stock ``AutoencoderKL``, read from and written to its own file format.
 
-``ae.safetensors`` names its weights as latent-diffusion does (``encoder.down.0.block.0``). Every size can be told from
-the shapes, so the file needs no configuration.
+``ae.safetensors`` names its weights as latent-diffusion does (``encoder.down.0.block.0``). All sizes follow from the
+shapes, so the file needs no configuration.
 """
 
 import re
@@ -16,17 +16,17 @@ from reca.models.autoencoder_kl import to_official, to_stock
 from reca.models.weights import load_strictly
 
 SCALE, SHIFT = 0.3611, 0.1159
-"""Of FLUX.1's latents: what the drawing half sees is (z - shift) · scale."""
+"""FLUX.1's normalisation: latents are (z - shift) · scale."""
 GROUPS = 32
 
 
 def empty_autoencoder(
     channels: tuple[int, ...], blocks: int, latent_channels: int, scale: float = SCALE, shift: float = SHIFT
 ) -> AutoencoderKL:
-    """A randomly initialised autoencoder; draws from torch's generator.
+    """Return a randomly initialised autoencoder; torch's global generator initialises it.
 
     Args:
-        channels: Of each resolution, the full one first; multiples of 32.
+        channels: Channels per resolution, the full resolution first; multiples of 32.
         blocks: Residual blocks per resolution of the encoder (the decoder has one more).
         latent_channels: Channels of z.
         scale: See ``SCALE``.
@@ -49,7 +49,7 @@ def empty_autoencoder(
 def load_autoencoder(
     state: Mapping[str, Tensor], source: Path | str, scale: float = SCALE, shift: float = SHIFT
 ) -> AutoencoderKL:
-    """An autoencoder with the weights of an ``ae.safetensors``.
+    """Return the autoencoder of an ``ae.safetensors``.
 
     Args:
         state: The file's tensors.
@@ -58,12 +58,12 @@ def load_autoencoder(
         shift: See ``SHIFT``.
 
     Raises:
-        ValueError: The file is of another kind, or incomplete.
+        ValueError: This is not a FLUX autoencoder, or it is incomplete.
     """
-    found = (re.match(r"encoder\.down\.(\d+)\.block\.(\d+)\.conv2\.weight$", name) for name in state)
-    blocks = {(int(match[1]), int(match[2])): len(state[match[0]]) for match in found if match}
+    matches = (re.match(r"encoder\.down\.(\d+)\.block\.(\d+)\.conv2\.weight$", name) for name in state)
+    blocks = {(int(match[1]), int(match[2])): len(state[match[0]]) for match in matches if match}
     if not blocks or "decoder.conv_in.weight" not in state:
-        raise ValueError(f"{source} is no FLUX autoencoder: it has no encoder.down.* or no decoder.conv_in")
+        raise ValueError(f"{source} is not a FLUX autoencoder: it has no encoder.down.* or no decoder.conv_in")
     channels = tuple(width for (_, block), width in sorted(blocks.items()) if block == 0)
     latent_channels = state["decoder.conv_in.weight"].shape[1]
     with torch.device("meta"):
@@ -73,25 +73,25 @@ def load_autoencoder(
 
 
 def official_state(autoencoder: AutoencoderKL) -> dict[str, Tensor]:
-    """The weights as ``ae.safetensors`` has them: the inverse of :func:`load_autoencoder`."""
+    """Return the weights under the names of ``ae.safetensors``."""
     return to_official(autoencoder.state_dict())
 
 
 def encode(autoencoder: AutoencoderKL, images: Tensor) -> Tensor:
-    """Posterior moments (mean, log variance) of images (B, 3, H, W) in [-1, 1]: (B, 2C, h, w)."""
+    """Return posterior moments (mean, log variance), (B, 2C, h, w), of images (B, 3, H, W) in [-1, 1]."""
     moments: Tensor = autoencoder.encode(images.to(autoencoder.dtype)).latent_dist.parameters.float()
     return moments
 
 
 def sample_latents(autoencoder: AutoencoderKL, moments: Tensor, noise: Tensor) -> Tensor:
-    """Scaled latents drawn from posteriors: moments (B, 2C, h, w) and noise (B, C, h, w) -> (B, C, h, w)."""
+    """Sample scaled latents (B, C, h, w) from posterior moments (B, 2C, h, w) with noise (B, C, h, w)."""
     mean, log_variance = moments.chunk(2, dim=1)
-    drawn = mean + (0.5 * log_variance.clamp(-30, 20)).exp() * noise.to(moments)
-    return (drawn - autoencoder.config.shift_factor) * autoencoder.config.scaling_factor
+    latents = mean + (0.5 * log_variance.clamp(-30, 20)).exp() * noise.to(moments)
+    return (latents - autoencoder.config.shift_factor) * autoencoder.config.scaling_factor
 
 
 def decode(autoencoder: AutoencoderKL, latents: Tensor) -> Tensor:
-    """Images (B, 3, H, W) of scaled latents, not clamped."""
-    stored = latents / autoencoder.config.scaling_factor + autoencoder.config.shift_factor
-    images: Tensor = autoencoder.decode(stored.to(autoencoder.dtype)).sample.float()
+    """Decode scaled latents (B, C, h, w) to images (B, 3, H, W), not clamped."""
+    unscaled = latents / autoencoder.config.scaling_factor + autoencoder.config.shift_factor
+    images: Tensor = autoencoder.decode(unscaled.to(autoencoder.dtype)).sample.float()
     return images

@@ -1,8 +1,8 @@
 """BAGEL's official folder: ``llm_config.json``, ``vit_config.json``, weights, ``ae.safetensors``, tokenizer files.
 
 The weights are ``ema.safetensors`` in ByteDance's repository, ``model_bf16.safetensors`` in RecA's and
-``model.safetensors`` where trainers write; each may be in shards. What the JSON files do not say is told by the shapes
-of the weights.
+``model.safetensors`` in the output of trainers; each may be in shards. Sizes that the JSON files leave out follow from
+the shapes of the weights.
 """
 
 import json
@@ -24,55 +24,55 @@ from reca.models.weights import find_weights, load_strictly, read_json, read_wei
 
 LLM, VIT, AUTOENCODER, AUTOENCODER_SCALE = "llm_config.json", "vit_config.json", "ae.safetensors", "ae_config.json"
 STEMS = ("model", "model_bf16", "ema")
-"""Live weights before averaged ones: after RecA's thousand steps the average is nine tenths the base."""
+"""Live weights before averaged ones: after RecA's thousand steps 90 % of the average are the base model."""
 MAX_LATENT_SIZE = 64
-"""Of the released model; needed only where its table of positions was left out."""
-TABLES = ("latent_pos_embed.pos_embed", "vit_pos_embed.pos_embed")
-"""Trainers leave these out; they are computed anew."""
+"""The released model's, for checkpoints without their position table."""
+POSITION_TABLES = ("latent_pos_embed.pos_embed", "vit_pos_embed.pos_embed")
+"""Fixed tables, which trainers leave out; they are computed again."""
 UNUSED = ("*.rotary_emb.inv_freq",)
-"""Keys that old checkpoints carry without need."""
+"""Constants in the files of old versions."""
 
 
 @dataclass(frozen=True)
 class Configs:
-    """The JSON files of a folder as they stand there."""
+    """Contents of the folder's JSON files."""
 
     llm: dict[str, Any]
     vit: dict[str, Any]
 
     def text(self) -> Qwen2Config:
-        """Sizes of the language model; always with normalised queries and keys, and a head of its own."""
+        """Return the language model's sizes; queries and keys are always normalised, the head is never tied."""
         return Qwen2Config(**{**self.llm, "qk_norm": True, "tie_word_embeddings": False})
 
     def vision(self) -> SiglipVisionConfig:
-        """Sizes of the vision tower, without the last layer: BAGEL reads the one before it."""
+        """Return the vision tower's sizes without its last layer: BAGEL uses the output of the layer before."""
         return SiglipVisionConfig(**{**self.vit, "num_hidden_layers": self.vit["num_hidden_layers"] - 1})
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A folder's content, read."""
+class BagelFiles:
+    """Contents of a folder."""
 
     configs: Configs
     state: dict[str, Tensor]
     autoencoder: AutoencoderKL
     weights: Path
-    """Where ``state`` comes from; its name says how to write it back."""
+    """File of ``state``, or the index of its shards."""
     tokenizer: Path
     """Folder with the tokenizer."""
 
     @property
     def stem(self) -> str:
-        """The name of the weights without its endings."""
+        """File name of the weights without extensions."""
         return self.weights.name.split(".")[0]
 
 
-def read_checkpoint(folder: Path, base: Path | None = None) -> Checkpoint:
+def read_checkpoint(folder: Path, base: Path | None = None) -> BagelFiles:
     """Read an official folder.
 
     Args:
-        folder: With the weights.
-        base: A complete folder for what the first lacks: RecA's repositories hold weights only.
+        folder: Folder with the weights.
+        base: Complete folder for files that ``folder`` lacks: RecA's repositories hold weights only.
 
     Raises:
         FileNotFoundError: A file is in neither folder.
@@ -83,7 +83,7 @@ def read_checkpoint(folder: Path, base: Path | None = None) -> Checkpoint:
     weights = find_weights(folder, STEMS)
     state = read_weights(weights)
     if base is not None and not any(name.startswith("vit_model.") for name in state):
-        # Trainers that froze the vision tower may not have written it.
+        # Trainers that froze the vision tower may have left it out.
         state = {**read_weights(find_weights(base, STEMS)), **state}
     scale_file = autoencoder_file.parent / AUTOENCODER_SCALE
     scale = read_json(scale_file) if scale_file.is_file() else {}
@@ -94,21 +94,21 @@ def read_checkpoint(folder: Path, base: Path | None = None) -> Checkpoint:
         scale.get("shift_factor", flux_autoencoder.SHIFT),
     )
     tokenizer = _locate("tokenizer_config.json", folder, base).parent
-    return Checkpoint(configs, state, autoencoder, weights, tokenizer)
+    return BagelFiles(configs, state, autoencoder, weights, tokenizer)
 
 
 def write_checkpoint(
     folder: Path, configs: Configs, network: BagelNetwork, autoencoder: AutoencoderKL, stem: str
 ) -> None:
-    """Write everything but the tokenizer into an existing folder."""
+    """Write all files but the tokenizer's into an existing folder."""
     for name, config in ((LLM, configs.llm), (VIT, configs.vit)):
         (folder / name).write_text(json.dumps(config, indent=2) + "\n")
     write_weights(network.state_dict(), folder, stem)
     write_weights(flux_autoencoder.official_state(autoencoder), folder, "ae")
-    found = (autoencoder.config.scaling_factor, autoencoder.config.shift_factor)
-    if found != (flux_autoencoder.SCALE, flux_autoencoder.SHIFT):
-        scale = dict(zip(("scale_factor", "shift_factor"), found, strict=True))
-        (folder / AUTOENCODER_SCALE).write_text(json.dumps(scale, indent=2) + "\n")
+    scale, shift = autoencoder.config.scaling_factor, autoencoder.config.shift_factor
+    if (scale, shift) != (flux_autoencoder.SCALE, flux_autoencoder.SHIFT):
+        values = {"scale_factor": scale, "shift_factor": shift}
+        (folder / AUTOENCODER_SCALE).write_text(json.dumps(values, indent=2) + "\n")
 
 
 def load_network(
@@ -120,15 +120,15 @@ def load_network(
     source: Path | str,
     connector_act: str = "gelu_pytorch_tanh",
 ) -> BagelNetwork:
-    """A network with given weights, in their dtype; tables of positions that are missing are computed.
+    """Return a network with these weights, in their dtype; missing position tables are computed.
 
     Args:
         state: Weights under their official names.
         text: Sizes of the language model.
-        vision: Sizes of the vision tower, with as many layers as there are weights for.
-        latent_channels: Of the image autoencoder.
+        vision: Sizes of the vision tower; its layers are those in ``state``.
+        latent_channels: Channels of the image autoencoder's latents.
         markers: Ids of the marker tokens.
-        source: Where the weights come from, for messages.
+        source: Origin of the weights, for messages.
         connector_act: Activation between vision tower and language model.
 
     Raises:
@@ -137,11 +137,11 @@ def load_network(
     state = dict(state)
     for name in ("vae2llm.weight", "time_embedder.mlp.0.weight"):
         if name not in state:
-            raise ValueError(f"{source} is no BAGEL checkpoint: it has no {name}")
+            raise ValueError(f"{source} is not a BAGEL checkpoint: it has no {name}")
     patch = "vit_model.vision_model.embeddings.patch_embedding.weight"
     if patch in state and state[patch].dim() == 4:  # a convolution, as SigLIP's own files have it
         state[patch] = state[patch].permute(0, 2, 3, 1).flatten(1)
-    latents, patches = (isqrt(len(state[name])) if name in state else None for name in TABLES)
+    latents, patches = (isqrt(len(state[name])) if name in state else None for name in POSITION_TABLES)
     sizes = Sizes(
         text=text,
         vision=vision,
@@ -152,7 +152,7 @@ def load_network(
         connector_act=connector_act,
         time_waves=state["time_embedder.mlp.0.weight"].shape[1],
     )
-    for name, side in zip(TABLES, (sizes.max_latent_size, sizes.vision_side), strict=True):
+    for name, side in zip(POSITION_TABLES, (sizes.max_latent_size, sizes.vision_side), strict=True):
         if name not in state:
             state[name] = sincos_table(side, text.hidden_size)
     with torch.device("meta"):
@@ -162,8 +162,8 @@ def load_network(
 
 
 def _locate(name: str, folder: Path, base: Path | None) -> Path:
-    for place in (folder, base):
-        if place is not None and (place / name).is_file():
-            return place / name
+    for candidate in (folder, base):
+        if candidate is not None and (candidate / name).is_file():
+            return candidate / name
     also = f" nor in {base}" if base else "; name a complete BAGEL folder as model.parts.base if this one is not"
     raise FileNotFoundError(f"{folder / name} is missing{also}")

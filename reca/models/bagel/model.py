@@ -1,9 +1,9 @@
-"""BAGEL: a Qwen2 with an expert that reads and one that draws, by rectified flow (arXiv 2505.14683).
+"""BAGEL: a Qwen2 with an understanding and a generation expert; images by rectified flow (arXiv 2505.14683).
 
-The condition is h_v = connector(SigLIP(image)) + positions. The loss is |v(x_t; h_v, template, t) - (ε - x_0)|² with
-the FLUX latents x_0 of the image and t = sigmoid(N(0, 1)).
+    h_v    = connector(SigLIP(image)) + positions                                the condition
+    L_RecA = |v(x_t; h_v, template, t) - (ε - x_0)|²,   t = sigmoid(N(0, 1))     x_0: FLUX latents of the image
 
-Understanding is separable: by default only the drawing expert is trained, and no gradient passes through the other.
+By default only the generation expert is trained, and no gradient passes through the understanding expert.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,8 +29,8 @@ from reca.models.bagel.sampling import (
     Renorm,
     answer_ids,
     condition,
-    draw_latents,
     fit,
+    sample_latent_tokens,
     squared_errors,
 )
 from reca.models.bagel.vision import patchify, unpatchify
@@ -50,11 +50,11 @@ from reca.runtime.files import atomic_folder
 from reca.runtime.seeding import SampleRng, derive_seed
 
 MARKERS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
-DRAWING_PARTS = ("network.vae2llm.", "network.llm2vae.", "network.time_embedder.")
-READING_SIZE = 224
-"""Side in pixels of the condition in the paper: the lowest that the vision tower was trained for."""
+GENERATION_PREFIXES = ("network.vae2llm.", "network.llm2vae.", "network.time_embedder.")
+UNDERSTANDING_SIZE = 224
+"""Side in pixels of the condition in the paper: the lowest resolution that the vision tower was trained for."""
 NUM_STEPS = 49
-"""The official 50 points of time, of which the first is the noise."""
+"""Steps between the official 50 points of time."""
 MAX_ANSWER_TOKENS = 16
 
 
@@ -62,12 +62,12 @@ class Bagel(UnifiedModel, ImageEditor):
     """BAGEL behind the contract of :class:`UnifiedModel`.
 
     Args:
-        network: Everything but the autoencoder.
-        autoencoder: Of the drawn images; never trained.
-        tokenizer: Called as transformers' are.
+        network: All parts but the image autoencoder.
+        autoencoder: The image autoencoder; never trained.
+        tokenizer: A transformers tokenizer.
         options: See ``BagelModel`` in the configuration.
-        configs: The checkpoint's JSON files, to be written back.
-        stem: Name of its weights, likewise.
+        configs: JSON files of the checkpoint, for saving.
+        stem: File name of its weights, for saving.
     """
 
     family: ClassVar[str] = "bagel"
@@ -97,7 +97,7 @@ class Bagel(UnifiedModel, ImageEditor):
         self.guidance_renorm: Renorm = options["guidance_renorm"]
         self.edit_guidance_interval: tuple[float, float] = tuple(options["edit_guidance_interval"])
         self.edit_guidance_renorm: Renorm = options["edit_guidance_renorm"]
-        # A vision tower that is trained behind a frozen language model needs the gradient that passes through it.
+        # A trained vision tower needs the gradient that passes through the understanding expert, frozen or not.
         network.language_model.detach_understanding = self.freeze_understanding and not self.train_vision
         self.spec = self._spec(options)
         frozen = self.freeze_understanding and not self.train_vision
@@ -111,51 +111,51 @@ class Bagel(UnifiedModel, ImageEditor):
 
     @property
     def stride(self) -> int:
-        """Pixels per side of a latent token."""
+        """Side in pixels of a latent token."""
         return self.network.sizes.latent_patch * 2 ** (len(self.autoencoder.config.block_out_channels) - 1)
 
     def _spec(self, options: Mapping[str, Any]) -> ImageSpec:
         sizes = self.network.sizes
         patch = int(sizes.vision.patch_size)
-        largest = {"understanding": sizes.vision_side * patch, "generation": sizes.max_latent_size * self.stride}
-        seen = options["understanding_size"] or min(READING_SIZE, largest["understanding"])
-        drawn = options["generation_size"] or largest["generation"]
-        for name, size, step in (("understanding", seen, patch), ("generation", drawn, self.stride)):
-            if size % step or not step <= size <= largest[name]:
+        max_sizes = {"understanding": sizes.vision_side * patch, "generation": sizes.max_latent_size * self.stride}
+        understanding = options["understanding_size"] or min(UNDERSTANDING_SIZE, max_sizes["understanding"])
+        generation = options["generation_size"] or max_sizes["generation"]
+        for name, size, step in (("understanding", understanding, patch), ("generation", generation, self.stride)):
+            if size % step or not step <= size <= max_sizes[name]:
                 raise ValueError(
-                    f"model.{name}_size={size} must be a multiple of {step}, and at most {largest[name]} (pixels)"
+                    f"model.{name}_size={size} must be a multiple of {step}, and at most {max_sizes[name]} (pixels)"
                 )
-        # The authors' transforms: 224 to 224 by 14 for what is understood, 512 to 1024 by 16 for what is drawn.
+        # The official transforms: 224 to 224 by 14 for understanding, 512 to 1024 by 16 for generation.
         resizes = (
-            Resize(options["resize"], seen, seen, patch),
-            Resize(options["resize"], drawn, drawn // 2, self.stride),
+            Resize(options["resize"], understanding, understanding, patch),
+            Resize(options["resize"], generation, generation // 2, self.stride),
         )
-        return ImageSpec(*resizes, (seen // patch) ** 2, (drawn // self.stride) ** 2)
+        return ImageSpec(*resizes, (understanding // patch) ** 2, (generation // self.stride) ** 2)
 
     @classmethod
     def load(cls, checkpoint: Path, options: Mapping[str, Any], device: torch.device | None) -> Self:
-        """See :meth:`UnifiedModel.load`; ``options["parts"]["base"]`` is a folder for what ``checkpoint`` lacks."""
+        """See :meth:`UnifiedModel.load`; ``options["parts"]["base"]`` is a complete folder for missing files."""
         base = options["parts"].get("base")
-        found = read_checkpoint(checkpoint, Path(base) if base else None)
-        tokenizer = AutoTokenizer.from_pretrained(found.tokenizer, local_files_only=True)
+        files = read_checkpoint(checkpoint, Path(base) if base else None)
+        tokenizer = AutoTokenizer.from_pretrained(files.tokenizer, local_files_only=True)
         ids = tokenizer.convert_tokens_to_ids(list(MARKERS))
         if None in ids or tokenizer.unk_token_id in ids:
-            raise ValueError(f"the tokenizer in {found.tokenizer} lacks one of BAGEL's markers {', '.join(MARKERS)}")
-        channels = found.autoencoder.config.latent_channels
-        text, vision = found.configs.text(), found.configs.vision()
-        network = load_network(found.state, text, vision, channels, Markers(*ids), found.weights)
-        return cls(network, found.autoencoder, tokenizer, options, found.configs, found.stem).to_eval(device)
+            raise ValueError(f"the tokenizer in {files.tokenizer} lacks one of BAGEL's markers {', '.join(MARKERS)}")
+        channels = files.autoencoder.config.latent_channels
+        text, vision = files.configs.text(), files.configs.vision()
+        network = load_network(files.state, text, vision, channels, Markers(*ids), files.weights)
+        return cls(network, files.autoencoder, tokenizer, options, files.configs, files.stem).to_eval(device)
 
     def save_official(self, path: Path) -> None:
-        """See :meth:`UnifiedModel.save_official`; weights keep the name that they were read under."""
+        """See :meth:`UnifiedModel.save_official`; weights keep their file name."""
         if self._configs is None:
-            raise ValueError("this model was not made from official configuration files, so it has none to write")
+            raise ValueError("this model was not built from official configuration files, so there are none to save")
         with atomic_folder(path) as folder:
             write_checkpoint(folder, self._configs, self.network, self.autoencoder, self._stem)
             self.tokenizer.save_pretrained(folder)
 
     def trainable(self) -> Iterable[str]:
-        """The drawing expert and its projections; the reading half too unless ``freeze_understanding``."""
+        """Return the generation expert and its projections; also the understanding half unless it is frozen."""
         return [name for name, _ in self.named_parameters() if self._trains(name)]
 
     def _trains(self, name: str) -> bool:
@@ -163,25 +163,25 @@ class Bagel(UnifiedModel, ImageEditor):
             return self.train_vision
         if name.startswith("network.connector."):
             return self.train_vision or not self.freeze_understanding
-        draws = "_moe_gen." in name or name.startswith(DRAWING_PARTS)
-        return name.startswith("network.") and (draws or not self.freeze_understanding)
+        generates = "_moe_gen." in name or name.startswith(GENERATION_PREFIXES)
+        return name.startswith("network.") and (generates or not self.freeze_understanding)
 
-    # -- what goes in ---------------------------------------------------------------------------------------
+    # -- encoders -------------------------------------------------------------------------------------------
 
     def encode_semantic(self, images: Tensor | Sequence[Tensor], rng: SampleRng | None = None) -> Semantic:
-        """h_v (N_i, D) of each image (3, H_i, W_i), where N_i is its number of patches.
+        """Return h_v, (N_i, D) for an image (3, H_i, W_i) of N_i patches.
 
         Raises:
-            ValueError: The sides are no multiples of a patch, or too long for the table of positions.
+            ValueError: The sides are not multiples of a patch, or exceed the position table.
         """
-        return Semantic.from_rows(self.network.see(list(images)))
+        return Semantic.from_rows(self.network.encode_images(list(images)))
 
     @torch.no_grad()
     def encode_target(self, images: Tensor | Sequence[Tensor], rng: SampleRng) -> Target:
-        """Posterior moments (2C, h_i, w_i) of each image (3, H_i, W_i); only the loss draws from them.
+        """Return posterior moments, (2C, h_i, w_i) for an image (3, H_i, W_i); the loss samples latents from them.
 
         Raises:
-            ValueError: The sides are no multiples of a latent token, or too long for the table of positions.
+            ValueError: The sides are not multiples of a latent token, or exceed the position table.
         """
         for image in images:
             self._grid(*image.shape[1:])
@@ -190,23 +190,23 @@ class Bagel(UnifiedModel, ImageEditor):
         return Target.from_rows([encode(self.autoencoder, image[None])[0] for image in images])
 
     def _grid(self, height: int, width: int) -> tuple[int, int]:
-        """Latent tokens per column and row of an image."""
-        largest = self.network.sizes.max_latent_size * self.stride
+        """Return the rows and columns of an image's latent tokens."""
+        max_side = self.network.sizes.max_latent_size * self.stride
         for side in (height, width):
-            if side % self.stride or not self.stride <= side <= largest:
+            if side % self.stride or not self.stride <= side <= max_side:
                 raise ValueError(
-                    f"an image of {height} x {width} pixels cannot be drawn: its sides must be multiples of "
-                    f"{self.stride}, at most {largest}; resize it"
+                    f"an image of {height} x {width} pixels cannot be generated: its sides must be multiples "
+                    f"of {self.stride}, at most {max_side}; resize it"
                 )
         return height // self.stride, width // self.stride
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         rows: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-        room = int(self.network.sizes.text.max_position_embeddings)
+        limit = int(self.network.sizes.text.max_position_embeddings)
         for text, row in zip(texts, rows, strict=True):
-            # Two markers, and one position each for a seen and a drawn image before and after it.
-            if len(row) + 5 > room:
-                raise ValueError(f"a prompt of {len(row)} tokens does not fit into {room} positions: {text[:60]!r}…")
+            # Two markers, and the positions of an image before and an image after the text.
+            if len(row) + 5 > limit:
+                raise ValueError(f"a prompt of {len(row)} tokens does not fit into {limit} positions: {text[:60]!r}…")
         return rows
 
     def _device(self) -> torch.device:
@@ -215,11 +215,11 @@ class Bagel(UnifiedModel, ImageEditor):
     # -- losses ---------------------------------------------------------------------------------------------
 
     def reconstruction_loss(self, semantic: Semantic, prompts: Sequence[str], target: Target, rng: SampleRng) -> Loss:
-        """Flow matching of an image's latents given h_v and a template; dropout takes the template only (official)."""
+        """Return the flow-matching loss given h_v and a template; dropout drops the template only (official)."""
         return self._flow_loss(semantic.rows(), prompts, target, rng)
 
     def text_to_image_loss(self, prompts: Sequence[str], target: Target, rng: SampleRng) -> Loss:
-        """Flow matching of an image's latents given its caption."""
+        """Return the flow-matching loss given a caption."""
         return self._flow_loss([None] * len(prompts), prompts, target, rng)
 
     def _flow_loss(
@@ -234,28 +234,28 @@ class Bagel(UnifiedModel, ImageEditor):
         times = rng.normal("time")
         noise = rng.normals("noise", [(h * w // patch**2, channels * patch**2) for channels, h, w in shapes])
         ids, dropped = self._ids(prompts), self.condition_dropout_mask(rng)
-        lost = [False] * len(prompts) if dropped is None else dropped.tolist()
-        drawings = [
+        is_dropped = [False] * len(prompts) if dropped is None else dropped.tolist()
+        batch = [
             FlowSample(
                 sample_latents(self.autoencoder, moments[row][None], posteriors[row][None])[0],
                 noise[row],
                 times[row],
                 semantic[row],
-                None if lost[row] else ids[row],
+                None if is_dropped[row] else ids[row],
             )
             for row in range(len(prompts))
         ]
-        errors = squared_errors(self.network, drawings, self.training_shift)
+        errors = squared_errors(self.network, batch, self.training_shift)
         value = torch.cat(errors).mean()
         return Loss(value, sum(map(len, errors)))
 
     def understanding_loss(
         self, images: Tensor | Sequence[Tensor], dialogues: Sequence[Dialogue], rng: SampleRng
     ) -> Loss:
-        """Cross-entropy of the answer tokens, end included.
+        """Return the cross-entropy of the answer tokens, end token included.
 
         Raises:
-            ValueError: It is to be trained, but the understanding half is frozen.
+            ValueError: The understanding half is frozen, and the model is in training.
         """
         if self.training and torch.is_grad_enabled() and self.network.language_model.detach_understanding:
             raise ValueError(
@@ -265,40 +265,37 @@ class Bagel(UnifiedModel, ImageEditor):
         questions = self._ids([dialogue.question for dialogue in dialogues])
         answers = self._ids([dialogue.answer for dialogue in dialogues])
         bos, eos = self.network.markers.bos, self.network.markers.eos
-        samples = [
-            [*condition(self.network, tokens, question), Segment(self.network.embed([bos, *answer]), causal=True)]
-            for tokens, question, answer in zip(self.network.see(list(images)), questions, answers, strict=True)
-        ]
-        hidden, _ = self.network.read(samples)
-        lengths = [sum(map(len, stretches)) for stretches in samples]
-        last = [row[n - len(a) - 1 : n] for row, n, a in zip(hidden, lengths, answers, strict=True)]
-        logits = self.network.language_model.lm_head(torch.cat(last))
+        samples = []
+        for embeds, question, answer in zip(self.network.encode_images(list(images)), questions, answers, strict=True):
+            reply = Segment(self.network.embed([bos, *answer]), causal=True)
+            samples.append([*condition(self.network, embeds, question), reply])
+        hidden, _ = self.network.prefill(samples)
+        lengths = [sum(map(len, segments)) for segments in samples]
+        answer_states = [row[n - len(a) - 1 : n] for row, n, a in zip(hidden, lengths, answers, strict=True)]
+        logits = self.network.language_model.lm_head(torch.cat(answer_states))
         labels = torch.tensor([token for answer in answers for token in [*answer, eos]], device=logits.device)
         value = F.cross_entropy(logits.float(), labels)
         return Loss(value, len(labels))
 
-    # -- what comes out -------------------------------------------------------------------------------------
+    # -- generation -----------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[str], sampling: Sampling, rng: SampleRng) -> Tensor:
-        """Draw one image per prompt; guidance pushes away from what is drawn without one."""
-        return self._draw([condition(self.network, None, ids) for ids in self._ids(prompts)], sampling, rng)
+        """Return one image per prompt; guidance is away from the empty prompt."""
+        return self._sample([condition(self.network, None, ids) for ids in self._ids(prompts)], sampling, rng)
 
     @torch.no_grad()
     def reconstruct(self, semantic: Semantic, sampling: Sampling, rng: SampleRng) -> Tensor:
-        """Draw images from their own understanding embeddings, under a fixed template.
-
-        The embeddings take the place of the prompt, so guidance pushes away from what is drawn without both.
-        """
+        """Return images generated from understanding embeddings; guidance is away from neither image nor template."""
         (template,) = self._ids([RECONSTRUCTION_PROMPT])
-        return self._draw([condition(self.network, tokens, template) for tokens in semantic.rows()], sampling, rng)
+        return self._sample([condition(self.network, tokens, template) for tokens in semantic.rows()], sampling, rng)
 
-    def _draw(self, conditions: Sequence[Sequence[Segment]], sampling: Sampling, rng: SampleRng) -> Tensor:
+    def _sample(self, conditions: Sequence[Sequence[Segment]], sampling: Sampling, rng: SampleRng) -> Tensor:
         grid = self._grid(*(sampling.size or [self.spec.generation_size] * 2))
         empty: list[list[Segment]] | None = [[]] * len(conditions) if sampling.guidance_scale > 1 else None
         noise = rng.normal("noise", (grid[0] * grid[1], self.network.vae2llm.in_features))
         guidance = self._guidance(sampling, self.guidance_interval, self.guidance_renorm)
-        latents = draw_latents(self.network, Conditions(conditions, empty), grid, noise, guidance)
+        latents = sample_latent_tokens(self.network, Conditions(conditions, empty), grid, noise, guidance)
         return self.decode_latents(latents, grid)
 
     def _guidance(self, sampling: Sampling, interval: tuple[float, float], renorm: Renorm) -> Guidance:
@@ -308,7 +305,7 @@ class Bagel(UnifiedModel, ImageEditor):
 
     @torch.no_grad()
     def decode_latents(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1] of latent tokens (B, T, p · p · C)."""
+        """Decode latent tokens (B, T, p · p · C) to images (B, 3, H, W) in [-1, 1]."""
         latents = unpatchify(tokens, *grid, self.network.sizes.latent_patch)
         return decode(self.autoencoder, latents).clamp(-1, 1)
 
@@ -316,22 +313,22 @@ class Bagel(UnifiedModel, ImageEditor):
     def edit(
         self, images: Sequence[Tensor], instructions: Sequence[str], sampling: Sampling, rng: SampleRng
     ) -> list[Tensor]:
-        """See :meth:`ImageEditor.edit`; results have the size that the source is resized to.
+        """See :meth:`ImageEditor.edit`; a result has the size of its resized source.
 
-        ``sampling.guidance_scale`` pushes away from the image without the instruction, ``image_guidance_scale`` away
+        ``sampling.guidance_scale`` guides away from the image without the instruction, ``image_guidance_scale`` away
         from the instruction without the image.
         """
-        # Images of unlike sizes draw unlike many numbers: each gets a stream of its own.
+        # The amount of noise depends on an image's size, so every image gets its own stream.
         seeds = (rng.uniform("stream", (2,)).double() * 2**24).long().tolist()
         results = []
         for image, ids, seed in zip(images, self._ids(instructions), seeds, strict=True):
-            source, seen = self.fit_for_editing(image.to(self._device()))
-            latents = self.edit_latents(source, seen, ids, sampling, SampleRng([derive_seed(*seed)]))
+            source, understood = self.fit_for_editing(image.to(self._device()))
+            latents = self.edit_latents(source, understood, ids, sampling, SampleRng([derive_seed(*seed)]))
             results.append(self.decode_latents(latents, self._grid(*source.shape[1:]))[0])
         return results
 
     def fit_for_editing(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """The two resizes of a source (3, H, W): what is kept of it in latents, and what is understood of it."""
+        """Return two resizes of a source (3, H, W): for the autoencoder and for the understanding encoder."""
         patch = int(self.network.sizes.vision.patch_size)
         max_side = self.network.sizes.vision_side * patch
         source = fit(image, replace(self.spec.generation, rule="fit"))
@@ -339,14 +336,14 @@ class Bagel(UnifiedModel, ImageEditor):
 
     @torch.no_grad()
     def edit_latents(
-        self, source: Tensor, seen: Tensor, ids: Sequence[int], sampling: Sampling, rng: SampleRng
+        self, source: Tensor, understood: Tensor, ids: Sequence[int], sampling: Sampling, rng: SampleRng
     ) -> Tensor:
-        """Latent tokens (1, T, p · p · C) of one edited image.
+        """Return the latent tokens (1, T, p · p · C) of an edited image.
 
         Args:
-            source: The image whose latents are read, (3, H, W); the result has its size.
-            seen: The image that is understood, (3, H', W').
-            ids: The instruction.
+            source: Source image for the autoencoder, (3, H, W); the result has its size.
+            understood: Source image for the understanding encoder, (3, H', W').
+            ids: Token ids of the instruction.
             sampling: Guidance weights and number of steps.
             rng: One stream.
         """
@@ -354,9 +351,9 @@ class Bagel(UnifiedModel, ImageEditor):
         moments = encode(self.autoencoder, source[None])
         shape = (moments.shape[1] // 2, *moments.shape[2:])
         clean = sample_latents(self.autoencoder, moments, rng.normal("posterior", shape))[0]
-        kept = self.network.drawn(patchify(clean, patch), grid, torch.zeros((), device=self._device()))
-        image = [kept, self.network.seen(self.network.see([seen])[0])]
-        text = [self.network.text(ids)]
+        latents = self.network.latent_segment(patchify(clean, patch), grid, torch.zeros((), device=self._device()))
+        image = [latents, self.network.image_segment(self.network.encode_images([understood])[0])]
+        text = [self.network.text_segment(ids)]
         conditions = Conditions(
             [[*image, *text]],
             [image] if sampling.guidance_scale > 1 else None,
@@ -364,9 +361,9 @@ class Bagel(UnifiedModel, ImageEditor):
         )
         noise = rng.normal("noise", (grid[0] * grid[1], self.network.vae2llm.in_features))
         guidance = self._guidance(sampling, self.edit_guidance_interval, self.edit_guidance_renorm)
-        return draw_latents(self.network, conditions, grid, noise, guidance)
+        return sample_latent_tokens(self.network, conditions, grid, noise, guidance)
 
     def answer(self, images: Tensor | Sequence[Tensor], questions: Sequence[str]) -> list[str]:
-        """Greedy answers, at most ``MAX_ANSWER_TOKENS`` tokens each."""
+        """Return greedy answers of at most ``MAX_ANSWER_TOKENS`` tokens."""
         rows = answer_ids(self.network, list(images), self._ids(questions), MAX_ANSWER_TOKENS)
         return [text.strip() for text in self.tokenizer.batch_decode(rows)]

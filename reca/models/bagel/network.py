@@ -1,8 +1,10 @@
-"""BAGEL's network under its official names (ByteDance-Seed/Bagel, arXiv 2505.14683), and how it reads and draws.
+"""BAGEL's network under its official names (ByteDance-Seed/Bagel, arXiv 2505.14683).
 
-A seen image is connector(SigLIP) + sin-cos positions, a drawn one vae2llm(2 x 2 latents) + time + sin-cos positions,
-both between ``<soi>`` and ``<eoi>``; a text stands between ``<bos>`` and ``<eos>``. Velocities are llm2vae of the
-latents' last states.
+    image to understand   <soi> connector(SigLIP(image)) + positions <eoi>
+    image to generate     <soi> vae2llm(2 x 2 latents) + time embedding + positions <eoi>
+    text                  <bos> ids <eos>
+
+Positions are fixed sines and cosines. The velocity is llm2vae of the last hidden states of the latent tokens.
 """
 
 from collections.abc import Sequence
@@ -21,7 +23,7 @@ from reca.models.positions import GridPositions, TimestepEmbedder, grid_cells
 
 @dataclass(frozen=True)
 class Markers:
-    """Ids of the tokens around texts and images."""
+    """Ids of the marker tokens around texts and images."""
 
     bos: int
     """Before a text: ``<|im_start|>``."""
@@ -35,7 +37,7 @@ class Markers:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Everything that the shapes of the weights depend on."""
+    """Sizes of all parts; they determine the shapes of the weights."""
 
     text: Qwen2Config
     vision: SiglipVisionConfig
@@ -43,15 +45,15 @@ class Sizes:
     """Latents per side of a latent token."""
     latent_channels: int
     max_latent_size: int
-    """Latent tokens per side of the largest image that can be drawn."""
+    """Latent tokens per side of the largest image to generate."""
     vision_side: int
-    """Patches per side of the largest image that can be seen."""
+    """Patches per side of the largest image to understand."""
     connector_act: str = "gelu_pytorch_tanh"
     time_waves: int = 256
 
 
 class Connector(nn.Module):
-    """From the vision tower's width to that of the language model."""
+    """The MLP from the vision tower's width to the language model's."""
 
     def __init__(self, inputs: int, outputs: int, activation: str) -> None:
         super().__init__()
@@ -60,24 +62,25 @@ class Connector(nn.Module):
         self.fc2 = nn.Linear(outputs, outputs)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(N, inputs) -> (N, outputs)."""
+        """Map (N, inputs) to (N, outputs)."""
         return self.fc2(self.activation(self.fc1(tokens)))
 
 
 @dataclass(frozen=True)
 class Context:
-    """What samples have read so far, and where each goes on; ``memory`` is ``None`` as long as nothing was read."""
+    """The cached sequences of a batch, which later segments continue."""
 
-    memory: KVCache | None
-    ends: list[SequenceCursor]
+    cache: KVCache | None
+    """``None`` as long as all sequences are empty."""
+    cursors: list[SequenceCursor]
 
     def rows(self, rows: slice) -> "Context":
-        """Some samples of the batch."""
-        return Context(self.memory.rows(rows) if self.memory else None, self.ends[rows])
+        """Return a slice of the batch."""
+        return Context(self.cache.rows(rows) if self.cache else None, self.cursors[rows])
 
 
 class BagelNetwork(nn.Module):
-    """All of BAGEL but the image autoencoder.
+    """BAGEL without the image autoencoder.
 
     Args:
         sizes: See :class:`Sizes`.
@@ -98,59 +101,60 @@ class BagelNetwork(nn.Module):
         self.latent_pos_embed = GridPositions(sizes.max_latent_size, width)
 
     def embed(self, ids: Sequence[int] | Tensor) -> Tensor:
-        """Token ids (N,) -> (N, D)."""
+        """Embed token ids (N,) as (N, D)."""
         table = self.language_model.model.embed_tokens
         return table(torch.as_tensor(ids, dtype=torch.long, device=table.weight.device))
 
-    def see(self, images: Sequence[Tensor]) -> list[Tensor]:
-        """Understanding embeddings of images (3, H_i, W_i), whose sides are multiples of the patch: (N_i, D) each."""
+    def encode_images(self, images: Sequence[Tensor]) -> list[Tensor]:
+        """Return understanding embeddings (N_i, D) of images (3, H_i, W_i), whose sides are multiples of the patch."""
         patch = self.sizes.vision.patch_size
         grids = [(image.shape[1] // patch, image.shape[2] // patch) for image in images]
         for grid in grids:
-            grid_cells(*grid, self.sizes.vision_side)  # complains about what is too large before anything is computed
+            grid_cells(*grid, self.sizes.vision_side)  # raises for an image that is too large before any computation
         tokens = self.vit_model(images)
-        lengths = [len(each) for each in tokens]
-        rows = self.connector(torch.cat(tokens)).split(lengths)
-        return [row + self.vit_pos_embed(*grid) for row, grid in zip(rows, grids, strict=True)]
+        embeds = self.connector(torch.cat(tokens)).split([len(rows) for rows in tokens])
+        return [rows + self.vit_pos_embed(*grid) for rows, grid in zip(embeds, grids, strict=True)]
 
-    def text(self, ids: Sequence[int]) -> Segment:
-        """A text without its markers."""
+    def text_segment(self, ids: Sequence[int]) -> Segment:
+        """Return a text between its markers."""
         return Segment(self.embed([self.markers.bos, *ids, self.markers.eos]), causal=True)
 
-    def seen(self, tokens: Tensor) -> Segment:
-        """An image by its understanding embeddings (N, D)."""
+    def image_segment(self, embeds: Tensor) -> Segment:
+        """Return an image to understand, from its embeddings (N, D)."""
         first, last = self._image_markers().split(1)
-        return Segment(torch.cat([first, tokens.to(first.dtype), last]))
+        return Segment(torch.cat([first, embeds.to(first.dtype), last]))
 
-    def drawn(self, latents: Tensor, grid: tuple[int, int], time: Tensor) -> Segment:
-        """An image by its latent tokens (T, C) at a time (scalar) between 0, clean, and 1, noise."""
-        latents = latents.to(self.vae2llm.bias.dtype)  # the matrix itself may be kept in fewer bits
+    def latent_segment(self, latents: Tensor, grid: tuple[int, int], time: Tensor) -> Segment:
+        """Return an image to generate, from latent tokens (T, C) at a time (scalar) between 0, clean, and 1, noise."""
+        latents = latents.to(self.vae2llm.bias.dtype)  # the matrix itself may be stored in fewer bits
         tokens = self.vae2llm(latents) + self.time_embedder(time.view(1)) + self.latent_pos_embed(*grid)
         return Segment(self._image_markers(), tokens)
 
     def _image_markers(self) -> Tensor:
         return self.embed([self.markers.start_of_image, self.markers.end_of_image])
 
-    def read(self, samples: Sequence[Sequence[Segment]], context: Context | None = None) -> tuple[Tensor, Context]:
-        """Read whole stretches.
+    def prefill(self, samples: Sequence[Sequence[Segment]], context: Context | None = None) -> tuple[Tensor, Context]:
+        """Append segments to the cached sequences.
 
         Returns:
-            Last hidden states of the reading expert's tokens (B, U, D), padded behind, and the context from here on.
+            Last hidden states of the understanding expert (B, U, D), padded on the right, and the extended context.
         """
-        batch = pack(samples, context.ends if context else None, self._like())
-        memory = context.memory if context else None
-        if not batch.layout.place.numel():
-            return batch.read, Context(memory, batch.ends)
-        hidden, _, memory = self.language_model(batch.read, batch.drawn, batch.layout, memory, keep=True)
-        return hidden, Context(memory, batch.ends)
+        batch = pack(samples, context.cursors if context else None, self._like())
+        cache = context.cache if context else None
+        if not batch.layout.index.numel():
+            return batch.understanding, Context(cache, batch.cursors)
+        hidden, _, cache = self.language_model(
+            batch.understanding, batch.generation, batch.layout, cache, return_cache=True
+        )
+        return hidden, Context(cache, batch.cursors)
 
     def velocities(self, samples: Sequence[Sequence[Segment]], context: Context | None = None) -> list[Tensor]:
-        """Velocities (T_i, C) of the drawn image that ends each sample; a sample draws no other."""
-        batch = pack(samples, context.ends if context else None, self._like())
-        memory = context.memory if context else None
-        _, hidden, _ = self.language_model(batch.read, batch.drawn, batch.layout, memory)
-        flat = self.llm2vae(torch.cat([row[:length] for row, length in zip(hidden, batch.drawn_lengths, strict=True)]))
-        return list(flat.split(batch.drawn_lengths))
+        """Return velocities (T_i, C) of the latent segment that ends each sample, its only latent segment."""
+        batch = pack(samples, context.cursors if context else None, self._like())
+        cache = context.cache if context else None
+        _, hidden, _ = self.language_model(batch.understanding, batch.generation, batch.layout, cache)
+        unpadded = [row[:length] for row, length in zip(hidden, batch.latent_lengths, strict=True)]
+        return list(self.llm2vae(torch.cat(unpadded)).split(batch.latent_lengths))
 
     def _like(self) -> Tensor:
         weight: Tensor = self.language_model.model.embed_tokens.weight

@@ -1,9 +1,9 @@
-"""Sequences of text and images for a mixture of transformers: a sample is a list of stretches, a batch is padded.
+"""Packed sequences of text and images for a mixture of transformers: a sample is a list of segments.
 
-    text   [bos ids eos]         causal, positions grow token by token
-    image  [soi tokens eoi]      every token sees the whole image; all share one position
+    text   [bos ids eos]         causal; positions grow token by token
+    image  [soi tokens eoi]      every token attends to the whole image; all share one position
 
-Each stretch sees all stretches before it. A drawn image that is still noise must come last, for nothing may see it.
+A segment attends to itself and to all segments before it. An image that is still noise must be the last segment.
 """
 
 from collections.abc import Sequence
@@ -17,97 +17,99 @@ from reca.models.bagel.transformer import PADDING_INDEX, Layout
 
 @dataclass(frozen=True)
 class Segment:
-    """Part of one sample's sequence."""
+    """A text or an image in a sample's sequence."""
 
-    read: Tensor
-    """Embeddings for the reading expert, (U, D): text, a seen image with its markers, or the two markers of latents."""
-    drawn: Tensor | None = None
-    """Latent tokens between two markers, for the drawing expert, (G, D)."""
+    understanding: Tensor
+    """Embeddings for the understanding expert, (U, D): a text, an image with its markers, or the markers of latents."""
+    generation: Tensor | None = None
+    """Latent tokens between two markers, for the generation expert, (G, D)."""
     causal: bool = False
 
     def __len__(self) -> int:
-        return len(self.read) + (0 if self.drawn is None else len(self.drawn))
+        return len(self.understanding) + (0 if self.generation is None else len(self.generation))
 
 
 @dataclass(frozen=True)
 class SequenceCursor:
-    """Where a sample's sequence goes on."""
+    """Index and rotary position of the next token of a sample's sequence."""
 
-    place: int = 0
+    index: int = 0
     position: int = 0
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Padded sequences, the tokens of each expert side by side."""
+class PackedBatch:
+    """Padded sequences, split by expert."""
 
-    read: Tensor
+    understanding: Tensor
     """(B, U, D)"""
-    drawn: Tensor
+    generation: Tensor
     """(B, G, D)"""
     layout: Layout
-    """Of the U + G tokens."""
-    ends: list[SequenceCursor]
-    drawn_lengths: list[int]
-    """Latent tokens of each sample; the rest of its row is padding."""
+    """Layout of the U + G tokens."""
+    cursors: list[SequenceCursor]
+    """One per sample, after its last token."""
+    latent_lengths: list[int]
+    """Latent tokens per sample; the rest of a row is padding."""
 
 
-def pack(samples: Sequence[Sequence[Segment]], starts: Sequence[SequenceCursor] | None, like: Tensor) -> Batch:
-    """Put sequences into a batch.
+def pack(samples: Sequence[Sequence[Segment]], cursors: Sequence[SequenceCursor] | None, like: Tensor) -> PackedBatch:
+    """Pack sequences into a batch.
 
     Args:
-        samples: Stretches of each sample, none at all allowed.
-        starts: Where each sample's memory ended; ``None``: there is none.
-        like: Says width, type and device where there are no tokens: (…, D).
+        samples: Segments of each sample; a sample may have none.
+        cursors: Ends of the cached sequences; ``None``: there is no cache.
+        like: Tensor (…, D) with the width, dtype and device of samples without tokens.
     """
-    rows = [_Row(end) for end in starts or [SequenceCursor()] * len(samples)]
-    for row, stretches in zip(rows, samples, strict=True):
-        for stretch in stretches:
-            row.append(stretch)
-    read, read_layout = _side([row.read for row in rows], [row.read_at for row in rows], like)
-    drawn, drawn_layout = _side([row.drawn for row in rows], [row.drawn_at for row in rows], like)
-    ends = [SequenceCursor(row.place, row.position) for row in rows]
-    lengths = [sum(map(len, row.drawn)) for row in rows]
-    return Batch(read, drawn, read_layout + drawn_layout, ends, lengths)
+    rows = [_Row(cursor) for cursor in cursors or [SequenceCursor()] * len(samples)]
+    for row, segments in zip(rows, samples, strict=True):
+        for segment in segments:
+            row.append(segment)
+    understanding, understanding_layout = _pad([row.understanding for row in rows], like)
+    generation, generation_layout = _pad([row.generation for row in rows], like)
+    return PackedBatch(
+        understanding,
+        generation,
+        understanding_layout + generation_layout,
+        [SequenceCursor(row.index, row.position) for row in rows],
+        [sum(len(embeds) for embeds, _ in row.generation) for row in rows],
+    )
 
 
 class _Row:
-    """One sample while it is put together: embeddings, and place, until and position (3, n) of their tokens."""
+    """One sample while it is packed: per expert, embeddings (n, D) and index, attend_until and position (3, n)."""
 
-    def __init__(self, start: SequenceCursor) -> None:
-        self.place, self.position = start.place, start.position
-        self.read: list[Tensor] = []
-        self.drawn: list[Tensor] = []
-        self.read_at: list[Tensor] = []
-        self.drawn_at: list[Tensor] = []
+    def __init__(self, cursor: SequenceCursor) -> None:
+        self.index, self.position = cursor.index, cursor.position
+        self.understanding: list[tuple[Tensor, Tensor]] = []
+        self.generation: list[tuple[Tensor, Tensor]] = []
 
-    def append(self, stretch: Segment) -> None:
-        first, last = self.place, self.place + len(stretch) - 1
-        self.read.append(stretch.read)
-        places = torch.arange(first, last + 1)
-        if stretch.causal:
-            self.read_at.append(_at(places, places, self.position + places - first))
-        elif stretch.drawn is None:
-            self.read_at.append(_at(places, last, self.position))
+    def append(self, segment: Segment) -> None:
+        first, last = self.index, self.index + len(segment) - 1
+        indices = torch.arange(first, last + 1)
+        if segment.causal:
+            layout = _layout(indices, indices, self.position + indices - first)
+            self.understanding.append((segment.understanding, layout))
+        elif segment.generation is None:
+            self.understanding.append((segment.understanding, _layout(indices, last, self.position)))
         else:
-            self.drawn.append(stretch.drawn)
-            self.drawn_at.append(_at(places[1:-1], last, self.position))
-            self.read_at.append(_at(places[[0, -1]], last, self.position))
-        self.place = last + 1
-        self.position += len(stretch) if stretch.causal else 1
+            self.generation.append((segment.generation, _layout(indices[1:-1], last, self.position)))
+            self.understanding.append((segment.understanding, _layout(indices[[0, -1]], last, self.position)))
+        self.index = last + 1
+        self.position += len(segment) if segment.causal else 1
 
 
-def _at(place: Tensor, until: Tensor | int, position: Tensor | int) -> Tensor:
-    return torch.stack(torch.broadcast_tensors(place, torch.as_tensor(until), torch.as_tensor(position)))
+def _layout(index: Tensor, attend_until: Tensor | int, position: Tensor | int) -> Tensor:
+    return torch.stack(torch.broadcast_tensors(index, torch.as_tensor(attend_until), torch.as_tensor(position)))
 
 
-def _side(embeds: Sequence[Sequence[Tensor]], at: Sequence[Sequence[Tensor]], like: Tensor) -> tuple[Tensor, Layout]:
-    lengths = [sum(part.shape[1] for part in parts) for parts in at]
-    numbers = torch.full((3, len(at), max(lengths)), PADDING_INDEX)
-    numbers[2] = 0
-    for row, (parts, length) in enumerate(zip(at, lengths, strict=True)):
+def _pad(rows: Sequence[Sequence[tuple[Tensor, Tensor]]], like: Tensor) -> tuple[Tensor, Layout]:
+    lengths = [sum(len(embeds) for embeds, _ in parts) for parts in rows]
+    layout = torch.full((3, len(rows), max(lengths)), PADDING_INDEX)
+    layout[2] = 0
+    for row, (parts, length) in enumerate(zip(rows, lengths, strict=True)):
         if parts:
-            numbers[:, row, :length] = torch.cat([*parts], dim=1)
-    padded = [like.new_zeros(max(lengths) - length, like.shape[-1]) for length in lengths]
-    rows = [torch.cat([*parts, padding]) for parts, padding in zip(embeds, padded, strict=True)]
-    return torch.stack(rows), Layout(*numbers.unbind(0))
+            layout[:, row, :length] = torch.cat([part for _, part in parts], dim=1)
+    padding = [like.new_zeros(max(lengths) - length, like.shape[-1]) for length in lengths]
+    embeds = [torch.cat([*(part for part, _ in parts), pad]) for parts, pad in zip(rows, padding, strict=True)]
+    return torch.stack(embeds), Layout(*layout.unbind(0))

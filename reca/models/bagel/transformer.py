@@ -1,13 +1,13 @@
-"""A decoder with two experts that meet in attention only (Mixture-of-Transformers, Liang et al., arXiv 2411.04996).
+"""A decoder with two experts that share attention (Mixture-of-Transformers, Liang et al., arXiv 2411.04996).
 
-Every weight of a Qwen2 layer exists twice: for tokens that are read (text, seen images, markers) and, under names that
-end in ``_moe_gen``, for the latent tokens of images that are drawn (BAGEL, arXiv 2505.14683). Attention does not care
-for the order of its rows as long as masks and positions tell it, so a batch keeps the tokens of each expert side by
-side, ``[read | drawn]``, and each expert works on a contiguous tensor: nothing is gathered or scattered.
+Every weight of a Qwen2 layer exists twice (BAGEL, arXiv 2505.14683): the understanding expert computes text, image
+embeddings and markers, the generation expert (names ending in ``_moe_gen``) the latent tokens of images. Attention does
+not depend on the order of its rows as long as masks and positions are given, so a batch keeps the tokens of the experts
+next to each other, ``[understanding | generation]``, and both work on contiguous tensors without gather or scatter.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any
 
@@ -24,50 +24,51 @@ from transformers.models.qwen2.modeling_qwen2 import (
 )
 
 EXPERTS = ("", "_moe_gen")
-"""Endings of the names of weights: what reads, what draws."""
+"""Suffixes of parameter names: understanding expert, generation expert."""
 PADDING_INDEX = 1 << 40
-"""Place of padding: behind everything, so that nobody sees it."""
+"""Index of padding tokens: beyond every ``attend_until``, so that no token attends to them."""
 
 KeysValues = tuple[Tensor, Tensor]
-"""Of one layer: (B, key heads, K, head width) each."""
+"""Keys and values of one layer, (B, key heads, K, head width) each."""
 
 Mask = Tensor | BlockMask | None
-"""What queries see of the keys, (B, 1, T or 1, K), or the blocks of that; ``None``: everything."""
+"""Attention mask, (B, 1, T or 1, K) bool or as blocks; ``None``: every token attends to all keys."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the tokens of a batch stand, (B, T) int64 each, on the CPU. Padding stands at ``PADDING_INDEX``.
+    """Order, attention and positions of the tokens of a batch, (B, T) int64 each, on the CPU.
 
-    Token q sees token k exactly if ``place[k] <= until[q]``: a token of a causal stretch sees until its own place, a
-    token of an image until the image's end.
+    Token q attends to token k exactly if ``index[k] <= attend_until[q]``: in a causal segment up to itself, in an image
+    up to the image's last token.
     """
 
-    place: Tensor
-    """In the sample's own sequence."""
-    until: Tensor
+    index: Tensor
+    """Index in the sample's sequence; ``PADDING_INDEX`` for padding."""
+    attend_until: Tensor
+    """Index of the last token to attend to."""
     position: Tensor
-    """Of the rotary embedding; all tokens of an image share one."""
+    """Position of the rotary embedding; all tokens of an image share one."""
 
     def __add__(self, other: "Layout") -> "Layout":
-        """The tokens of two layouts side by side."""
-        pairs = ((getattr(self, name), getattr(other, name)) for name in ("place", "until", "position"))
+        """Concatenate along T."""
+        pairs = ((getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
         return Layout(*(torch.cat(pair, dim=1) for pair in pairs))
 
     def rows(self, rows: slice) -> "Layout":
-        """Some samples of the batch."""
-        return Layout(self.place[rows], self.until[rows], self.position[rows])
+        """Return a slice of the batch."""
+        return Layout(self.index[rows], self.attend_until[rows], self.position[rows])
 
 
 @dataclass(frozen=True)
 class KVCache:
-    """What has been read: keys and values of every layer, and where their tokens stand."""
+    """Keys and values of all layers for the tokens before a call, with their layout."""
 
     layout: Layout
     layers: Sequence[KeysValues]
 
     def rows(self, rows: slice) -> "KVCache":
-        """Some samples of the batch."""
+        """Return a slice of the batch."""
         return KVCache(self.layout.rows(rows), [(keys[rows], values[rows]) for keys, values in self.layers])
 
 
@@ -97,17 +98,17 @@ class MixtureAttention(nn.Module):
         past: KeysValues | None,
         detach_understanding: bool,
     ) -> tuple[list[Tensor], KeysValues]:
-        """Attend.
+        """Attend over the tokens of both experts.
 
         Args:
-            streams: Tokens of each expert, (B, T_e, D).
+            streams: Hidden states per expert, (B, T_e, D).
             rotary: Cosines and sines of all tokens, (B, T, head width).
-            masks: What each expert's queries see.
-            past: Keys and values of earlier tokens.
-            detach_understanding: Let no gradient through what the reading expert's tokens have attended to.
+            masks: Attention mask per expert.
+            past: Cached keys and values.
+            detach_understanding: Stop gradients at the attention output of the understanding expert.
 
         Returns:
-            Results like ``streams``, and the keys and values of all tokens, earlier ones included.
+            Outputs shaped like ``streams``, and the keys and values of all tokens, cached ones included.
         """
         projected = [
             [self._heads(f"{name}_proj{expert}", f"{name}_norm{expert}", stream) for name in ("q", "k", "v")]
@@ -119,24 +120,26 @@ class MixtureAttention(nn.Module):
             keys, values = torch.cat([past[0], keys], dim=2), torch.cat([past[1], values], dim=2)
         results = []
         lengths = [stream.shape[1] for stream in streams]
-        for number, (expert, asked, mask) in enumerate(zip(EXPERTS, queries.split(lengths, dim=2), masks, strict=True)):
-            if not lengths[number]:
-                results.append(streams[number])
+        per_expert = zip(EXPERTS, streams, queries.split(lengths, dim=2), masks, strict=True)
+        for expert, stream, expert_queries, mask in per_expert:
+            if not stream.shape[1]:
+                results.append(stream)
                 continue
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not (detach_understanding and number == 0)):
-                seen = _attend(asked, keys, values, mask)
-            results.append(getattr(self, f"o_proj{expert}")(seen.transpose(1, 2).flatten(2)))
+            is_detached = detach_understanding and expert == EXPERTS[0]
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not is_detached):
+                output = _attend(expert_queries, keys, values, mask)
+            results.append(getattr(self, f"o_proj{expert}")(output.transpose(1, 2).flatten(2)))
         return results, (keys, values)
 
     def _heads(self, projection: str, norm: str, stream: Tensor) -> Tensor:
         heads: Tensor = getattr(self, projection)(stream).unflatten(-1, (-1, self.head_width))
-        if hasattr(self, norm):  # values have none
+        if hasattr(self, norm):  # values are not normalised
             heads = getattr(self, norm)(heads)
         return heads.transpose(1, 2)
 
 
 class MixtureLayer(nn.Module):
-    """A Qwen2 decoder layer, twice, around one attention."""
+    """A Qwen2 decoder layer with the norms and MLPs of both experts around one attention."""
 
     def __init__(self, config: Qwen2Config) -> None:
         super().__init__()
@@ -155,13 +158,13 @@ class MixtureLayer(nn.Module):
         detach_understanding: bool,
     ) -> tuple[list[Tensor], KeysValues]:
         """See :meth:`MixtureAttention.forward`."""
-        normed = self._each("input_layernorm", streams)
+        normed = self._per_expert("input_layernorm", streams)
         attended, keys_values = self.self_attn(normed, rotary, masks, past, detach_understanding)
         streams = [stream + change for stream, change in zip(streams, attended, strict=True)]
-        changes = self._each("mlp", self._each("post_attention_layernorm", streams))
+        changes = self._per_expert("mlp", self._per_expert("post_attention_layernorm", streams))
         return [stream + change for stream, change in zip(streams, changes, strict=True)], keys_values
 
-    def _each(self, name: str, streams: Sequence[Tensor]) -> list[Tensor]:
+    def _per_expert(self, name: str, streams: Sequence[Tensor]) -> list[Tensor]:
         return [getattr(self, f"{name}{expert}")(stream) for expert, stream in zip(EXPERTS, streams, strict=True)]
 
 
@@ -174,19 +177,19 @@ class MixtureDecoder(nn.Module):
         self.layers = nn.ModuleList([MixtureLayer(config) for _ in range(config.num_hidden_layers)])
         for expert in EXPERTS:
             self.add_module(f"norm{expert}", Qwen2RMSNorm(config.hidden_size, config.rms_norm_eps))
-        with torch.device("cpu"):  # real numbers even when the weights are on the meta device
+        with torch.device("cpu"):  # computed even when the weights are on the meta device
             rotary = Qwen2RotaryEmbedding(config)
-        # In a tuple, where no cast of the model to half precision reaches the frequencies.
+        # In a tuple, so that casting the model to half precision does not round the frequencies.
         self._rotary = (rotary,)
 
     def rotary(self, like: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of positions (B, T), (B, T, head width) each, in the type of ``like``."""
+        """Return cosines and sines of positions (B, T), (B, T, head width) each, in the dtype of ``like``."""
         cosines, sines = self._rotary[0](like, position_ids=positions)
         return cosines, sines
 
 
 def _attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Mask) -> Tensor:
-    """(B, heads, T, head width); a group of query heads shares a key head."""
+    """Return (B, heads, T, head width); a group of query heads shares a key head."""
     if not isinstance(mask, BlockMask):
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, enable_gqa=True)
     attend = _compiled_flex_attention() if queries.is_cuda else flex_attention
@@ -195,30 +198,30 @@ def _attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Mask) -> Tensor
 
 @cache
 def _compiled_flex_attention() -> Any:
-    """Without compilation it would compute every score; shapes differ from batch to batch."""
+    """Return the compiled kernel: uncompiled it computes every score. Shapes differ from batch to batch."""
     return torch.compile(flex_attention, dynamic=True)
 
 
-def _blocks(until: Tensor, keys: Layout, device: torch.device) -> BlockMask:
-    """Like :func:`_mask`, as blocks of tokens of which some see nothing of some others, and are left out."""
-    place, last = keys.place.to(device), until.to(device)
+def _block_mask(attend_until: Tensor, keys: Layout, device: torch.device) -> BlockMask:
+    """Return :func:`_dense_mask` in blocks of tokens; FlexAttention skips blocks that are masked out."""
+    index, last = keys.index.to(device), attend_until.to(device)
 
-    def sees(sample: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return place[sample, key] <= last[sample, query]
+    def attends(sample: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return index[sample, key] <= last[sample, query]
 
-    return create_block_mask(sees, len(until), None, until.shape[1], place.shape[1], device=str(device))
+    return create_block_mask(attends, len(last), None, last.shape[1], index.shape[1], device=str(device))
 
 
-def _mask(until: Tensor, keys: Layout, device: torch.device) -> Tensor | None:
-    """What queries (B, T) see of the keys: (B, 1, T, K), or (B, 1, 1, K) if all see the same; ``None``: everything."""
-    if bool((until == until[:, :1]).all()):  # the usual case of drawn tokens
-        until = until[:, :1]
-    seen = keys.place[:, None, :] <= until[:, :, None]
-    return None if bool(seen.all()) else seen[:, None].to(device)
+def _dense_mask(attend_until: Tensor, keys: Layout, device: torch.device) -> Tensor | None:
+    """Return the mask of queries (B, T): (B, 1, T, K), (B, 1, 1, K) if all are alike, ``None`` if all is visible."""
+    if bool((attend_until == attend_until[:, :1]).all()):  # the usual case of latent tokens
+        attend_until = attend_until[:, :1]
+    visible = keys.index[:, None, :] <= attend_until[:, :, None]
+    return None if bool(visible.all()) else visible[:, None].to(device)
 
 
 class MixtureOfTransformers(nn.Module):
-    """The language model: official names, both experts.
+    """The language model with both experts, under official names.
 
     Args:
         config: Sizes of a Qwen2; ``qk_norm`` (default true) says whether queries and keys are normalised.
@@ -230,39 +233,43 @@ class MixtureOfTransformers(nn.Module):
         self.model = MixtureDecoder(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.detach_understanding = False
-        """Let no gradient flow through the reading expert (BAGEL's ``freeze_und``). With its weights frozen and its
-        inputs without gradient, cutting its attention is enough: markers around a drawn image attend to that image."""
+        """Stop gradients through the understanding expert (BAGEL's ``freeze_und``). With frozen weights and inputs
+        without gradient, detaching its attention is enough: markers around a noisy image attend to that image."""
         self.flex_attention = False
-        """Attend block by block where that is possible, without masks of every query and key."""
+        """Use FlexAttention, which needs no dense mask of every query and key."""
 
     def forward(
-        self, read: Tensor, drawn: Tensor, layout: Layout, memory: KVCache | None = None, keep: bool = False
+        self,
+        understanding: Tensor,
+        generation: Tensor,
+        layout: Layout,
+        cache: KVCache | None = None,
+        return_cache: bool = False,
     ) -> tuple[Tensor, Tensor, KVCache | None]:
         """Run all layers.
 
         Args:
-            read: Embeddings for the reading expert, (B, U, D).
-            drawn: Embeddings for the drawing expert, (B, G, D).
-            layout: Where the U + G tokens stand, in this order.
-            memory: What these samples have read before.
-            keep: Return what is to be remembered of this call.
+            understanding: Embeddings for the understanding expert, (B, U, D).
+            generation: Embeddings for the generation expert, (B, G, D).
+            layout: Layout of the U + G tokens, in this order.
+            cache: Keys and values of the tokens before them.
+            return_cache: Return the cache extended by these tokens.
 
         Returns:
-            Last hidden states like ``read`` and ``drawn``, after the final norm; and the memory, the earlier one
-            included, if asked for.
+            Last hidden states (B, U, D) and (B, G, D) after the final norm, and the extended cache or ``None``.
         """
-        device = read.device
-        known = layout if memory is None else memory.layout + layout
-        mask = _blocks if self.flex_attention else _mask
-        parts = layout.until.split([read.shape[1], drawn.shape[1]], dim=1)
-        masks = [mask(part, known, device) if part.shape[1] else None for part in parts]
-        rotary = self.model.rotary(read, layout.position.to(device))
-        streams: list[Tensor] = [read, drawn]
-        kept: list[KeysValues] = []
+        device = understanding.device
+        all_tokens = layout if cache is None else cache.layout + layout
+        mask = _block_mask if self.flex_attention else _dense_mask
+        per_expert = layout.attend_until.split([understanding.shape[1], generation.shape[1]], dim=1)
+        masks = [mask(part, all_tokens, device) if part.shape[1] else None for part in per_expert]
+        rotary = self.model.rotary(understanding, layout.position.to(device))
+        streams: list[Tensor] = [understanding, generation]
+        new_cache: list[KeysValues] = []
         for number, layer in enumerate(self.model.layers):
-            past = memory.layers[number] if memory is not None else None
+            past = cache.layers[number] if cache is not None else None
             streams, keys_values = layer(streams, rotary, masks, past, self.detach_understanding)
-            if keep:
-                kept.append(keys_values)
-        read, drawn = (getattr(self.model, f"norm{e}")(stream) for e, stream in zip(EXPERTS, streams, strict=True))
-        return read, drawn, KVCache(known, kept) if keep else None
+            if return_cache:
+                new_cache.append(keys_values)
+        outputs = [getattr(self.model, f"norm{e}")(stream) for e, stream in zip(EXPERTS, streams, strict=True)]
+        return outputs[0], outputs[1], KVCache(all_tokens, new_cache) if return_cache else None

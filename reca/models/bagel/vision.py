@@ -1,4 +1,4 @@
-"""A SigLIP vision tower that takes images of any size and shape (NaViT, Dehghani et al., arXiv 2307.06304)."""
+"""A SigLIP vision tower for images of any size and shape (NaViT, Dehghani et al., arXiv 2307.06304), and patches."""
 
 from collections.abc import Sequence
 
@@ -11,11 +11,11 @@ from reca.models.positions import grid_cells
 
 
 class PatchEmbeddings(nn.Module):
-    """Linear patch embeddings plus a learned table of positions, of which an image uses the upper left corner.
+    """Linear patch embeddings plus a learned position table; an image uses the table's upper left corner.
 
     Args:
         config: Sizes.
-        side: Patches per side of the largest image, by which the table is read.
+        side: Patches per side of the largest image: the row length of the table.
     """
 
     def __init__(self, config: SiglipVisionConfig, side: int) -> None:
@@ -26,7 +26,7 @@ class PatchEmbeddings(nn.Module):
         self.position_embedding = nn.Embedding((config.image_size // config.patch_size) ** 2, config.hidden_size)
 
     def forward(self, image: Tensor) -> Tensor:
-        """(3, H, W) -> (N, D)."""
+        """Embed (3, H, W) as (N, D)."""
         rows, columns = image.shape[1] // self.patch_size, image.shape[2] // self.patch_size
         patches = patchify(image, self.patch_size).to(self.patch_embedding.weight.dtype)
         tokens = self.patch_embedding(patches)
@@ -34,7 +34,7 @@ class PatchEmbeddings(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Embeddings, stock encoder, last norm; the pooling head of SigLIP is not used."""
+    """Embeddings, the stock encoder and the last norm, without SigLIP's pooling head."""
 
     def __init__(self, config: SiglipVisionConfig, side: int) -> None:
         super().__init__()
@@ -44,18 +44,18 @@ class VisionTransformer(nn.Module):
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, images: Sequence[Tensor]) -> list[Tensor]:
-        """Tokens (N_i, D) of each image (3, H_i, W_i); the batch is padded to its longest image."""
-        rows = [self.embeddings(image) for image in images]
-        hidden = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        lengths = torch.tensor([len(row) for row in rows])
+        """Encode images (3, H_i, W_i) as (N_i, D); the batch is padded to its longest image."""
+        embeds = [self.embeddings(image) for image in images]
+        hidden = nn.utils.rnn.pad_sequence(embeds, batch_first=True)
+        lengths = torch.tensor([len(tokens) for tokens in embeds])
         mask = torch.arange(hidden.shape[1]) < lengths[:, None]
         attention = None if bool(mask.all()) else mask[:, None, None].to(hidden.device)
         hidden = self.post_layernorm(self.encoder(hidden, attention_mask=attention).last_hidden_state)
-        return [row[:length] for row, length in zip(hidden, lengths.tolist(), strict=True)]
+        return [tokens[:length] for tokens, length in zip(hidden, lengths.tolist(), strict=True)]
 
 
 class NavitVision(nn.Module):
-    """The tower under its official name; see :class:`PatchEmbeddings` for its arguments."""
+    """The tower under its official name; see :class:`PatchEmbeddings` for the arguments."""
 
     def __init__(self, config: SiglipVisionConfig, side: int) -> None:
         super().__init__()
@@ -67,19 +67,19 @@ class NavitVision(nn.Module):
 
 
 def patchify(image: Tensor, size: int) -> Tensor:
-    """(C, H, W) -> (H/p · W/p, p · p · C): patches row by row; within one: its rows, its columns, its channels.
+    """Cut (C, H, W) into (H/p · W/p, p · p · C): patches in row order, each flattened as rows, columns, channels.
 
     Raises:
-        ValueError: A side is no multiple of the patch.
+        ValueError: A side is not a multiple of the patch.
     """
     channels, height, width = image.shape
     if height % size or width % size or not height or not width:
         raise ValueError(f"an image of {height} x {width} cannot be cut into patches of {size} x {size}")
-    cut = image.reshape(channels, height // size, size, width // size, size)
-    return cut.permute(1, 3, 2, 4, 0).reshape(-1, size * size * channels)
+    patches = image.reshape(channels, height // size, size, width // size, size)
+    return patches.permute(1, 3, 2, 4, 0).reshape(-1, size * size * channels)
 
 
 def unpatchify(patches: Tensor, rows: int, columns: int, size: int) -> Tensor:
-    """The inverse of :func:`patchify` for batches: (B, rows · columns, p · p · C) -> (B, C, rows · p, columns · p)."""
-    cut = patches.reshape(len(patches), rows, columns, size, size, -1)
-    return cut.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), -1, rows * size, columns * size)
+    """Invert :func:`patchify` for a batch: (B, rows · columns, p · p · C) -> (B, C, rows · p, columns · p)."""
+    grid = patches.reshape(len(patches), rows, columns, size, size, -1)
+    return grid.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), -1, rows * size, columns * size)

@@ -1,4 +1,4 @@
-"""The mixture of transformers: attention by blocks gives what attention by masks gives."""
+"""FlexAttention and dense masks give the mixture of transformers the same outputs."""
 
 import pytest
 import torch
@@ -26,9 +26,9 @@ def network() -> MixtureOfTransformers:
     return MixtureOfTransformers(config).double()
 
 
-@torch.no_grad()  # PyTorch's attention by blocks has no backward pass on the CPU; `make gpu-check` compares gradients
-def outcome(model: MixtureOfTransformers, lengths: list[tuple[int, int, int]], flex: bool) -> list[torch.Tensor]:
-    """Last states of samples that see an image, read a text and draw an image."""
+@torch.no_grad()  # FlexAttention has no backward pass on the CPU; `make gpu-check` compares gradients
+def last_states(model: MixtureOfTransformers, lengths: list[tuple[int, int, int]], flex: bool) -> list[torch.Tensor]:
+    """Return last hidden states of samples with an image, a text and latents of the given lengths."""
     torch.manual_seed(1)
     model.flex_attention = flex
 
@@ -37,25 +37,25 @@ def outcome(model: MixtureOfTransformers, lengths: list[tuple[int, int, int]], f
 
     samples = [
         [
-            Segment(tokens(seen + 2)),
+            Segment(tokens(image + 2)),
             Segment(tokens(text), causal=True),
-            *([Segment(tokens(2), tokens(drawn))] if drawn else []),
+            *([Segment(tokens(2), tokens(latents))] if latents else []),
         ]
-        for seen, text, drawn in lengths
+        for image, text, latents in lengths
     ]
     batch = pack(samples, None, tokens(0))
-    read, drawn, _ = model(batch.read, batch.drawn, batch.layout)
-    real = [
-        row[: seen + 2 + text + (2 if drawn_ else 0)] for row, (seen, text, drawn_) in zip(read, lengths, strict=True)
-    ]
-    return real + [row[:length] for row, length in zip(drawn, batch.drawn_lengths, strict=True)]
+    understanding, generation, _ = model(batch.understanding, batch.generation, batch.layout)
+    states = []
+    for row, (image, text, latents) in zip(understanding, lengths, strict=True):
+        states.append(row[: image + 2 + text + (2 if latents else 0)])
+    return states + [row[:length] for row, length in zip(generation, batch.latent_lengths, strict=True)]
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 6), st.integers(0, 7)), min_size=1, max_size=3))
-def test_blocks_and_masks_attend_alike(lengths: list[tuple[int, int, int]]) -> None:
+def test_flex_attention_equals_dense_masks(lengths: list[tuple[int, int, int]]) -> None:
     model = network()
-    by_masks, by_blocks = (outcome(model, lengths, flex) for flex in (False, True))
-    for ours, theirs in zip(by_blocks, by_masks, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    dense, flex = (last_states(model, lengths, flex) for flex in (False, True))
+    for actual, expected in zip(flex, dense, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
