@@ -1,4 +1,4 @@
-"""What a run shows on Prefect's pages: progress while it works, tables and pictures when it is done."""
+"""Prefect artifacts of a run: progress while it runs, tables and images when it is done."""
 
 import base64
 import re
@@ -15,14 +15,14 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from flows.summary import Summary, markdown_verdict
+from flows.display import Summary, markdown_verdict
 
-LARGEST_PICTURE_BYTES = 2_000_000
-SECONDS_BETWEEN_UPDATES = 5.0
+MAX_IMAGE_BYTES = 2_000_000
+UPDATE_SECONDS = 5.0
 
 
 class StageProgress:
-    """The progress artifact of one stage; made at its first word, renewed every five seconds."""
+    """The progress artifact of a stage; created at its first progress line, updated every five seconds."""
 
     def __init__(self, stage: str) -> None:
         self._key = re.sub(r"[^a-z0-9]+", "-", f"progress-{stage}".lower()).strip("-")
@@ -31,9 +31,9 @@ class StageProgress:
         self._last = float("-inf")
 
     def update(self, done: int, total: int, text: str) -> None:
-        """Say how far the stage is."""
+        """Update the artifact if the last update is old enough."""
         now = time.monotonic()
-        if now - self._last < SECONDS_BETWEEN_UPDATES:
+        if now - self._last < UPDATE_SECONDS:
             return
         self._last = now
         percent = 100.0 * done / max(total, 1)
@@ -43,21 +43,21 @@ class StageProgress:
             update_progress_artifact(self._artifact, percent, f"{self._stage}: {text}")
 
     def finish(self) -> None:
-        """The stage has ended well."""
+        """Set the artifact to 100 %."""
         if self._artifact is not None:
             update_progress_artifact(self._artifact, 100.0, f"{self._stage}: done")
 
 
 def publish(summary: Summary, figure: Path, run: str) -> None:
-    """Put the outcome on Prefect's pages: scores, verdict, picture, link to the report."""
+    """Publish the outcome on Prefect's pages: scores, verdict, samples, link to the report."""
     headings = ("base", "aligned", "points", "interval")
     table = [{"score": row.name, **dict(zip(headings, row.cells(), strict=True))} for row in summary.rows]
     create_table_artifact(table, "scores", f"Base → aligned in percent; {summary.confidence} % intervals. Run {run}.")
     create_markdown_artifact(markdown_verdict(summary), "verdict", f"May this model become champion? Run {run}.")
-    if figure.is_file() and figure.stat().st_size <= LARGEST_PICTURE_BYTES:
+    if figure.is_file() and figure.stat().st_size <= MAX_IMAGE_BYTES:
         data = base64.b64encode(figure.read_bytes()).decode()
         create_markdown_artifact(
             f"![samples](data:image/png;base64,{data})", "samples", f"Base and aligned. Run {run}."
         )
-    where = f"The page lies at {summary.report}; browsers open file links only when they are pasted."
-    create_link_artifact(summary.report.as_uri(), str(summary.report), "report", where)
+    note = f"The page is {summary.report}; browsers open file links only when they are pasted."
+    create_link_artifact(summary.report.as_uri(), str(summary.report), "report", note)

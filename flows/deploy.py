@@ -1,4 +1,4 @@
-"""Deployments: what a Prefect server needs to run the flow by schedule or on demand, and submitting to it."""
+"""Deployments: set up a Prefect server to run the flow by schedule or on demand, and submit runs to it."""
 
 import os
 import subprocess
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 POOLS = {"cpu": "runs on the processor", "gpu": "runs on GPUs"}
 ZOMBIES = "reca: a run without a heartbeat has crashed"
-SILENCE = timedelta(seconds=90)
-"""Three of the heartbeats that prefect.yaml asks for."""
+HEARTBEAT_TIMEOUT = timedelta(seconds=90)
+"""Three of the heartbeat intervals in prefect.yaml."""
 
 
 def deploy(gpus: int | None) -> int:
-    """Create work pools, the limit ``gpu``, the zombie watch and the deployments; doing it again changes nothing.
+    """Create work pools, the limit ``gpu``, the heartbeat automation and the deployments; idempotent.
 
     Args:
-        gpus: Slots of the limit; ``None``: as many as this machine has GPUs, at least one.
+        gpus: Slots of the limit; ``None``: the number of GPUs of this machine, at least one.
 
     Raises:
-        UserError: No Prefect server is named or runs, or `prefect deploy` fails.
+        UserError: There is no Prefect server, or `prefect deploy` fails.
     """
     root = workspace.project_root()
     address = use_server(root)
@@ -47,19 +47,19 @@ def deploy(gpus: int | None) -> int:
                     WorkPoolCreate(name=name, type="process", description=text, base_job_template=template)
                 )
         if not client.read_automations_by_name(ZOMBIES):
-            client.create_automation(_zombie_watch())
+            client.create_automation(_heartbeat_automation())
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise UserError(f"`prefect deploy --all` failed:\n{done.stdout}{done.stderr}")
+    process = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    if process.returncode != 0:
+        raise UserError(f"`prefect deploy --all` failed:\n{process.stdout}{process.stderr}")
     print(f"deployments of prefect.yaml are on {address}, work pools {', '.join(POOLS)}, limit {LIMIT} = {slots}")
     print(f"start a worker:  PREFECT_API_URL={address} prefect worker start --pool cpu --type process")
-    print("ask for a run:   reca submit train.max_steps=40")
+    print("submit a run:    reca submit train.max_steps=40")
     return 0
 
 
 def submit(overrides: list[str], deployment: str) -> int:
-    """Check the overrides, then create a run of a deployment: Prefect itself would take any words.
+    """Check the overrides, then create a run of a deployment: Prefect itself does not validate them.
 
     Raises:
         ConfigError: An override is wrong.
@@ -73,20 +73,20 @@ def submit(overrides: list[str], deployment: str) -> int:
 
     with get_client(sync_client=True) as client:
         try:
-            found = client.read_deployment_by_name(f"reca/{deployment}")
+            target = client.read_deployment_by_name(f"reca/{deployment}")
         except ObjectNotFound:
             raise UserError(
                 f"there is no deployment {deployment!r} on {address}; create it with `reca deploy`"
             ) from None
-        given = list(found.parameters.get("overrides") or [])
-        run = client.create_flow_run_from_deployment(found.id, parameters={"overrides": [*given, *overrides]})
-    print(f"{run.name} is queued for work pool {found.work_pool_name}")
+        given = list(target.parameters.get("overrides") or [])
+        run = client.create_flow_run_from_deployment(target.id, parameters={"overrides": [*given, *overrides]})
+    print(f"{run.name} is queued for work pool {target.work_pool_name}")
     print(f"watch it:  {address.removesuffix('/api')}/runs/flow-run/{run.id}")
     return 0
 
 
 def use_server(root: Path) -> str:
-    """Point Prefect to the server that the environment names, or to the project's own while `reca ui` serves it.
+    """Select the server that the environment names, or the project's own while `reca ui` serves it.
 
     Returns:
         The address of its API.
@@ -102,7 +102,7 @@ def use_server(root: Path) -> str:
     return address
 
 
-def _zombie_watch() -> "AutomationCore":
+def _heartbeat_automation() -> "AutomationCore":
     from prefect.events.actions import ChangeFlowRunState
     from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
     from prefect.events.schemas.events import ResourceSpecification
@@ -111,7 +111,7 @@ def _zombie_watch() -> "AutomationCore":
     ends = ("Completed", "Failed", "Cancelled", "Crashed")
     return AutomationCore(
         name=ZOMBIES,
-        description="Every flow run says every 30 s that it is alive; after 90 s of silence it is dead.",
+        description="Every flow run sends a heartbeat every 30 s; after 90 s without one it is marked as crashed.",
         trigger=EventTrigger(
             after={"prefect.flow-run.heartbeat"},
             expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{end}" for end in ends)},
@@ -119,7 +119,7 @@ def _zombie_watch() -> "AutomationCore":
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,
-            within=SILENCE,
+            within=HEARTBEAT_TIMEOUT,
         ),
         actions=[
             ChangeFlowRunState(

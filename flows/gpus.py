@@ -1,8 +1,8 @@
 """One stage on a GPU at a time: a lock file for each device of this host, and a Prefect limit across hosts.
 
-The file lock also chooses the device, and the kernel frees it when its last holder ends: the guard of the stage
-holds it too, so after ``kill -9`` of the flow nobody gets the device before the stage is really gone. Prefect's
-limit alone would do neither (facts/mlops.md §2.3).
+The file lock also selects the device, and the kernel releases it when its last holder ends: the guard of the stage
+holds it too, so after ``kill -9`` of the flow the device is free only when the stage has ended. Prefect's limit alone
+does neither.
 """
 
 import fcntl
@@ -21,18 +21,18 @@ POLL_SECONDS = 1.0
 
 
 def visible_devices() -> list[str]:
-    """The devices that this process may use, by the names that CUDA_VISIBLE_DEVICES takes."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None:
-        return [name for name in chosen.split(",") if name.strip()]
+    """Return the devices that this process may use, as named in CUDA_VISIBLE_DEVICES."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name.strip()]
     return sorted((path.name[6:] for path in Path("/dev").glob("nvidia[0-9]*")), key=int)
 
 
 def create_limit(slots: int | None = None) -> int:
-    """Create Prefect's limit, or set it anew.
+    """Create or update Prefect's limit, and return its slots.
 
     Args:
-        slots: How many; ``None``: as many as this machine has devices, at least one.
+        slots: Slots of the limit; ``None``: the number of devices of this machine, at least one.
     """
     from prefect.client.orchestration import get_client
 
@@ -43,15 +43,15 @@ def create_limit(slots: int | None = None) -> int:
 
 
 @contextmanager
-def devices(count: int, say: Callable[[str], None]) -> Iterator[tuple[str, list[int]]]:
-    """Hold ``count`` devices of this host and as many slots of the limit ``gpu``.
+def reserve_devices(count: int, log: Callable[[str], None]) -> Iterator[tuple[str, list[int]]]:
+    """Reserve ``count`` devices of this host and as many slots of the limit ``gpu``.
 
     Args:
-        count: How many.
-        say: Told when there is a wait.
+        count: Number of devices.
+        log: Called with a message before a wait.
 
     Yields:
-        The value for CUDA_VISIBLE_DEVICES, and the descriptors of the locks, to be held by the guard as well.
+        The value for CUDA_VISIBLE_DEVICES, and the descriptors of the locks, which the guard holds as well.
 
     Raises:
         UserError: The host has fewer devices, or the limit was never created.
@@ -63,32 +63,32 @@ def devices(count: int, say: Callable[[str], None]) -> Iterator[tuple[str, list[
     if len(names) < count:
         raise UserError(f"hardware.processes={count}, but this machine shows {len(names)} GPUs: {names}")
     with ExitStack() as stack:
-        locks = _lock_devices(names, count, stack, say)
+        locks = _lock_devices(names, count, stack, log)
         try:
             stack.enter_context(concurrency(LIMIT, occupy=count, strict=True, lease_duration=LEASE_SECONDS))
         except ConcurrencySlotAcquisitionError as error:
             raise UserError(
-                f"the Prefect limit {LIMIT!r} cannot be had ({error}); create it with `reca deploy`"
+                f"the Prefect limit {LIMIT!r} is not available ({error}); create it with `reca deploy`"
             ) from None
         yield ",".join(locks), list(locks.values())
 
 
-def _lock_devices(names: list[str], count: int, stack: ExitStack, say: Callable[[str], None]) -> dict[str, int]:
-    """All ``count`` locks or none, so that two stages never wait for each other's half."""
+def _lock_devices(names: list[str], count: int, stack: ExitStack, log: Callable[[str], None]) -> dict[str, int]:
+    """Acquire all ``count`` locks or none, so that two stages never block each other half-way."""
     waiting = False
     while True:
-        held: dict[str, int] = {}
+        locks: dict[str, int] = {}
         for name in names:
-            if len(held) < count and (descriptor := _try_lock(name)) is not None:
-                held[name] = descriptor
-        if len(held) == count:
-            for descriptor in held.values():
+            if len(locks) < count and (descriptor := _try_lock(name)) is not None:
+                locks[name] = descriptor
+        if len(locks) == count:
+            for descriptor in locks.values():
                 stack.callback(os.close, descriptor)
-            return held
-        for descriptor in held.values():
+            return locks
+        for descriptor in locks.values():
             os.close(descriptor)
         if not waiting:
-            say(f"waiting for {count} of the GPUs {', '.join(names)}: another stage has them")
+            log(f"waiting for {count} of the GPUs {', '.join(names)}: another stage uses them")
             waiting = True
         time.sleep(POLL_SECONDS)
 

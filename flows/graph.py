@@ -1,4 +1,4 @@
-"""What DVC knows, read only: the stages of ``dvc.yaml``, their order, and which of them are out of date."""
+"""DVC's graph, read-only: the stages of ``dvc.yaml``, their order, and which are out of date."""
 
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
@@ -17,11 +17,11 @@ class Stage:
 
     name: str
     needs: frozenset[str]
-    """Stages whose outputs it reads."""
+    """Names of the stages whose outputs it reads."""
     stale: bool
-    """Whether its dependencies, parameters or outputs differ from ``dvc.lock``."""
+    """``True`` if its dependencies, parameters or outputs differ from ``dvc.lock``."""
     resource: str | None
-    """From ``meta``: ``gpu``, or ``judge`` where only some benchmarks are judged by a network on this machine."""
+    """``meta.resource``: ``gpu``, or ``judge`` if a device is needed for benchmarks with a local judge network."""
 
     def uses_gpu(self, evaluate: EvaluateSection) -> bool:
         """Return whether the stage needs devices."""
@@ -30,10 +30,10 @@ class Stage:
 
 
 def read_graph(root: Path) -> list[Stage]:
-    """The stages, each after those that it needs.
+    """Read the stages, each after those that it needs.
 
     Raises:
-        UserError: The folder is no DVC project, ``dvc.yaml`` is wrong, or tracked data is not here.
+        UserError: The folder is not a DVC project, ``dvc.yaml`` is wrong, or tracked data is missing.
     """
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
@@ -41,11 +41,11 @@ def read_graph(root: Path) -> list[Stage]:
     try:
         with Repo(str(root)) as repo:
             graph = repo.index.graph
-            # Data that no stage reads (prompts of benchmarks: they come by `reca compose`) may be elsewhere.
+            # Data that no stage reads (prompts of benchmarks, which `reca compose` downloads) may be elsewhere.
             sources = [stage for stage in graph if stage.is_data_source and graph.pred[stage]]
-            missing = [str(out) for stage in sources for out in stage.outs if not out.exists]
-            if missing:
-                raise UserError(f"data that DVC tracks is not here: {', '.join(missing)}; fetch it with `dvc pull`")
+            absent = [str(out) for stage in sources for out in stage.outs if not out.exists]
+            if absent:
+                raise UserError(f"data that DVC tracks is missing: {', '.join(absent)}; fetch it with `dvc pull`")
             with repo.lock:
                 stages = {stage.name: _stage(stage, graph) for stage in graph if not stage.is_data_source}
     except DvcException as error:
@@ -55,7 +55,7 @@ def read_graph(root: Path) -> list[Stage]:
 
 
 def _stage(stage: Any, graph: Any) -> Stage:
-    needs = (other for other in graph.successors(stage) if not other.is_data_source)  # edges lead to what is needed
+    needs = (other for other in graph.successors(stage) if not other.is_data_source)  # edges point to dependencies
     return Stage(
         name=stage.name,  # `addressing` would depend on this process's working directory
         needs=frozenset(other.name for other in needs),
@@ -65,7 +65,7 @@ def _stage(stage: Any, graph: Any) -> Stage:
 
 
 def _whole_message(error: BaseException) -> str:
-    """DVC chains its errors; the useful one is often the cause."""
+    """Join the messages of a chain of errors; in DVC the useful one is often the cause."""
     parts = [str(error)]
     while error.__cause__ is not None:
         error = error.__cause__

@@ -1,16 +1,16 @@
-"""Runs one command so that nothing of it outlives whoever asked for it: ``python -m flows.guard … -- command``.
+"""Run one command so that none of its processes outlives the caller: ``python -m flows.guard … -- command``.
 
-The guard is a small process of its own between the flow and the work. It ends the command and every process
-that came of it (also those that left the process group or lost their parents) when
+The guard is a small process between the flow and the work. It ends the command and all its descendants (also those
+that left the process group or lost their parents) when
 
-* it is told to (SIGTERM),
-* its standard input closes: the flow holds the other end of that pipe, so this happens however the flow dies,
-* nobody holds the file of ``--while-locked`` any more (the private Prefect server lives as long as its users),
-* the command ends: what it left behind goes too.
+* it receives SIGTERM,
+* its standard input closes: the flow holds the other end of that pipe, so this happens however the flow ends,
+* no process holds the file of ``--while-locked`` any more (the private Prefect server lives as long as its users),
+* the command ends: processes that it left behind are ended too.
 
-First SIGTERM to everything, then, after ``--grace`` seconds, SIGKILL. What starts processes on several hosts, and what
-comes of it here, gets SIGUSR1 first: srun and mpirun hand that on, while at SIGTERM srun kills what may be saving
-(reca/runtime/launch.py). Only the standard library: it starts fast.
+First SIGTERM to every process, then, after ``--grace`` seconds, SIGKILL. Processes that launch on several hosts, and
+their children here, get SIGUSR1 first: srun and mpirun forward it, while at SIGTERM srun kills a process that may be
+saving (reca/runtime/launch.py). It imports psutil and the standard library only, so it starts fast.
 """
 
 import argparse
@@ -24,14 +24,17 @@ import sys
 import threading
 import time
 
+import psutil  # type: ignore[import-untyped]
+
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-PARENT_ALONE_SECONDS = 3
-RENDEZVOUS = b"RECA_RENDEZVOUS="
-"""In the environment of what :mod:`reca.runtime.launch` starts for several hosts."""
+PARENT_EXIT_SECONDS = 3
+"""Time for the command to exit by itself after its last child."""
+RENDEZVOUS_VARIABLE = "RECA_RENDEZVOUS"
+"""Environment variable of processes that :mod:`reca.runtime.launch` starts for several hosts."""
 
 
 def main() -> int:
-    """Run the command; returns its exit status, 128 + n when a signal ended it."""
+    """Run the command; return its exit status, 128 + n when a signal ended it."""
     parser = argparse.ArgumentParser(prog="flows.guard")
     parser.add_argument("--grace", type=float, default=20)
     parser.add_argument("--while-locked")
@@ -41,7 +44,7 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())
     libc = ctypes.CDLL(None)
-    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # orphans come to us, so that we find them
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # orphans become children of the guard, so that it finds them
 
     def die_with_guard() -> None:
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)  # for a guard that is itself killed with -9
@@ -60,61 +63,45 @@ def main() -> int:
 
 
 def end_all(child: "subprocess.Popen[bytes]", grace: float) -> None:
-    """End the child and everything below us: TERM, time to finish, KILL.
+    """End all descendants: SIGTERM, time to finish, SIGKILL.
 
-    The child (DVC, here) is asked last: it clears its own locks once its command has ended.
+    The child (DVC, here) gets its signal last: it removes its own locks once its command has ended.
     """
     start = time.monotonic()
-    asked: set[int] = set()
+    signalled: set[int] = set()
     while alive := _descendants(child):
         elapsed = time.monotonic() - start
-        for pid in alive:
-            if elapsed > grace:
-                _send(pid, signal.SIGKILL)
-            elif pid not in asked and (pid != child.pid or (len(alive) == 1 and elapsed > _patience(asked))):
-                _send(pid, signal.SIGUSR1 if _on_several_hosts(pid) else signal.SIGTERM)
-                asked.add(pid)
+        exit_seconds = PARENT_EXIT_SECONDS if signalled else 0
+        for process in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if elapsed > grace:
+                    process.kill()
+                elif process.pid not in signalled and (
+                    process.pid != child.pid or (len(alive) == 1 and elapsed > exit_seconds)
+                ):
+                    process.send_signal(signal.SIGUSR1 if _spans_hosts(process) else signal.SIGTERM)
+                    signalled.add(process.pid)
         time.sleep(0.05)
 
 
-def _patience(asked: set[int]) -> float:
-    """How long a child without children of its own may take to end by itself."""
-    return PARENT_ALONE_SECONDS if asked else 0
-
-
-def _descendants(child: "subprocess.Popen[bytes]") -> list[int]:
-    """Reap what has ended; the processes below this one that have not."""
+def _descendants(child: "subprocess.Popen[bytes]") -> list[psutil.Process]:
+    """Reap ended orphans; return the descendants that are alive."""
     child.poll()
-    parents: dict[int, int] = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                with open(f"/proc/{name}/stat", "rb") as file:
-                    state, parent = file.read().rsplit(b")", 1)[1].split()[:2]
-            except OSError:
-                continue
-            if state == b"Z" and int(parent) == os.getpid() and int(name) != child.pid:
-                os.waitpid(int(name), os.WNOHANG)
-            elif state != b"Z":
-                parents[int(name)] = int(parent)
-    found, frontier = [], [os.getpid()]
-    while frontier:
-        frontier = [pid for pid, parent in parents.items() if parent in frontier]
-        found += frontier
-    return found
+    alive = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.status() != psutil.STATUS_ZOMBIE:
+                alive.append(process)
+            elif process.ppid() == os.getpid() and process.pid != child.pid:
+                os.waitpid(process.pid, os.WNOHANG)
+    return alive
 
 
-def _on_several_hosts(pid: int) -> bool:
+def _spans_hosts(process: psutil.Process) -> bool:
     try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            return any(variable.startswith(RENDEZVOUS) for variable in file.read().split(b"\0"))
-    except OSError:  # it has ended
+        return RENDEZVOUS_VARIABLE in process.environ()
+    except (psutil.Error, OSError):  # it has ended, or belongs to another user
         return False
-
-
-def _send(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, number)
 
 
 def _until_input_closes(stop: threading.Event, _: None) -> None:
@@ -125,7 +112,7 @@ def _until_input_closes(stop: threading.Event, _: None) -> None:
 
 def _until_unlocked(stop: threading.Event, path: str) -> None:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)  # users hold it shared; held from here on until the command is gone
+    fcntl.flock(descriptor, fcntl.LOCK_EX)  # users hold it shared; the guard keeps it until the command has ended
     stop.set()
 
 

@@ -1,4 +1,4 @@
-"""The flow ``reca``: compose, bring every stage up to date in DVC's order, register, show what came out."""
+"""The flow ``reca``: compose, bring every stage up to date in DVC's order, register, publish the outcome."""
 
 import os
 import sys
@@ -14,13 +14,11 @@ from prefect.states import Cancelled, Completed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.artifacts import publish
-from flows.display import Display
+from flows.display import Display, summarise
 from flows.graph import read_graph
-from flows.liveness import CancellationWatch
-from flows.reconcile import reconcile
+from flows.liveness import CancellationWatch, mark_dead_runs
 from flows.run_context import RunContext, StageFailed, run_command
 from flows.schedule import run_stages
-from flows.summary import summarise
 from flows.supervisor import Processes, Stopped
 from flows.tasks import run_register
 from reca.config import Config, compose
@@ -29,12 +27,14 @@ from reca.runtime.system_metrics import FILE_VARIABLE, sample_to_csv
 
 ISOLATED = "RECA_ISOLATED"
 TRACKING = "MLFLOW_TRACKING_URI"
+FLOW_RUN = "RECA_FLOW_RUN_ID"
+"""The MLflow run of ``reca register`` is tagged with it."""
 RUNNER: Any = ThreadPoolTaskRunner(max_workers=16)
 
 
 @flow(name="reca", task_runner=RUNNER, persist_result=False)
 def reca(overrides: list[str] | None = None) -> State[Any]:
-    """Images in, an aligned, measured and registered model out.
+    """Align, measure and register a model.
 
     Args:
         overrides: Changes to the configuration in Hydra's grammar: ``["train.max_steps=40", "data.num_images=256"]``.
@@ -64,8 +64,8 @@ def run_context(root: Path, overrides: list[str]) -> Iterator[RunContext]:
     """Lock the project for this run or, on a worker and with ``--isolated``, make a worktree for it.
 
     Raises:
-        ConfigError: An override is wrong; nothing has happened yet.
-        UserError: Another run works here, or git or DVC cannot.
+        ConfigError: An override is wrong; no file was changed.
+        UserError: Another run uses the project, or git or DVC fails.
     """
     config = compose(overrides)
     state = (root / config.paths.state).resolve()
@@ -73,24 +73,24 @@ def run_context(root: Path, overrides: list[str]) -> Iterator[RunContext]:
     isolated = runtime.deployment.id is not None or bool(os.environ.get(ISOLATED))
     display, logger = Display.current, get_run_logger()
 
-    def say(text: str) -> None:
+    def log(text: str) -> None:
         logger.info(text)
-        display.say(text)
+        display.log(text)
 
     with ExitStack() as stack:
         if not isolated:
             stack.enter_context(workspace.project_lock(state, name))
         stack.enter_context(workspace.run_lease(state, run_id))
-        reconcile(state, say)
+        mark_dead_runs(state, log)
         if note := workspace.prepare_dvc(root):
-            say(note)
+            log(note)
         folder, environment = root, {"DVC_NO_ANALYTICS": "1"}
         if isolated:
-            folder = stack.enter_context(workspace.isolated_worktree(root, state, run_id, say))
+            folder = stack.enter_context(workspace.isolated_worktree(root, state, run_id, log))
             environment[TRACKING] = os.environ.get(TRACKING, f"sqlite:///{root / 'mlruns/mlflow.db'}")
             overrides = [*overrides, f"paths.state={state}"]
         logs = state / "logs" / run_id
-        environment[FILE_VARIABLE] = str(logs / "system.csv")
+        environment |= {FILE_VARIABLE: str(logs / "system.csv"), FLOW_RUN: run_id}
         stack.enter_context(sample_to_csv(logs / "system.csv"))
         processes = Processes(environment)
         stack.callback(processes.stop)

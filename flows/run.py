@@ -1,4 +1,4 @@
-"""``reca run``: the flow in this process, shown on the terminal, with a Prefect server of its own if there is none."""
+"""``reca run``: the flow in this process, displayed on the terminal, with a private Prefect server if there is none."""
 
 import json
 import os
@@ -10,10 +10,9 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from flows.display import Display
+from flows.display import Display, print_summary, summarise
 from flows.gpus import create_limit
 from flows.server import PrivateServer
-from flows.summary import print_summary, summarise
 from reca.config import Config, compose
 from reca.runtime import workspace
 from reca.runtime.files import write_json
@@ -21,25 +20,25 @@ from reca.runtime.files import write_json
 SETTLE_SECONDS, INTERRUPTED_SECONDS = 20.0, 2.0
 DURATIONS = "durations.json"
 _CONSOLE = {
-    # The display tells what happens; Prefect's own lines, tracebacks of a user's mistakes among them, go to its pages.
+    # The display reports progress; Prefect's own lines, with tracebacks of user errors, go to its pages only.
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
 }
 
 
 def run(overrides: list[str], isolated: bool) -> int:
-    """Run the flow and tell what came out.
+    """Run the flow and print its outcome.
 
     Args:
         overrides: As on the command line.
-        isolated: Work on the last commit, in a worktree, beside whatever goes on in the project.
+        isolated: Run the last commit in a worktree, independent of other work in the project.
 
     Returns:
         The exit status: 0, or 1 when a stage failed.
 
     Raises:
         ConfigError: An override is wrong.
-        UserError: There is something to mend; the message says what.
+        UserError: The user has to fix something; the message says what.
     """
     root = workspace.project_root()
     config = compose(overrides)
@@ -54,7 +53,7 @@ def run(overrides: list[str], isolated: bool) -> int:
         from flows.pipeline import reca  # Prefect reads its settings when it is imported
 
         if wait() and config.hardware.device != "cpu":
-            create_limit()  # of our own server; on another's, `reca deploy` does it, knowing all its hosts
+            create_limit()  # of the private server; on a shared one, `reca deploy` sets it for all hosts
         with Display(expected=_durations(state)) as display:
             Display.current = display
             try:
@@ -67,21 +66,21 @@ def run(overrides: list[str], isolated: bool) -> int:
         if outcome.is_cancelled():
             raise KeyboardInterrupt
         if not outcome.is_completed():
-            return _tell_failure(outcome)
-    _tell_outcome(root, state, config, isolated)
+            return _print_failure(outcome)
+    _print_outcome(root, state, config, isolated)
     return 0
 
 
 @contextmanager
 def prefect_api(home: Path, port: int | None = None) -> Iterator[Any]:
-    """Prefect's API for this process: the one the environment names, or the project's private server.
+    """Select Prefect's API for this process: the one in the environment, or the project's private server.
 
     Args:
         home: The private server's home.
-        port: Where it listens if it must be started.
+        port: Port of a newly started server.
 
     Yields:
-        A function that returns when the API answers, and whether the server is ours: there is work to do until then.
+        A function that waits until the API answers and returns whether the server is private.
     """
     if os.environ.get("PREFECT_API_URL"):
         yield lambda: False
@@ -108,7 +107,7 @@ def _interrupt(*_: object) -> None:
 
 
 def _settle(expected: int, seconds: float) -> None:
-    """Wait until the server has put down every task of the newest run: their states travel as events."""
+    """Wait until the server has recorded every task of the newest run: their states travel as events."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
     from prefect.client.schemas.sorting import FlowRunSort
@@ -120,21 +119,21 @@ def _settle(expected: int, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     with get_client(sync_client=True) as client:
         newest = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)
-        chosen = FlowRunFilter(id=FlowRunFilterId(any_=[run.id for run in newest]))
+        newest_run = FlowRunFilter(id=FlowRunFilterId(any_=[run.id for run in newest]))
         while newest and time.monotonic() < deadline:
-            tasks = client.read_task_runs(flow_run_filter=chosen)
+            tasks = client.read_task_runs(flow_run_filter=newest_run)
             if len(tasks) >= expected and all(task.state and task.state.is_final() for task in tasks):
                 return
             time.sleep(0.2)
 
 
-def _tell_failure(outcome: Any) -> int:
+def _print_failure(outcome: Any) -> int:
     error = outcome.result(raise_on_failure=False)
     print(f"reca run: {error if isinstance(error, BaseException) else outcome.message}", file=sys.stderr)
     return 1 if getattr(error, "retryable", True) else 2
 
 
-def _tell_outcome(root: Path, state: Path, config: Config, isolated: bool) -> None:
+def _print_outcome(root: Path, state: Path, config: Config, isolated: bool) -> None:
     summary = None if isolated else summarise(root, state, config.evaluate.confidence)
     if summary:
         print_summary(summary, Display().console)

@@ -19,12 +19,12 @@ from reca.runtime.files import write_text
 
 PROGRESS = re.compile(r"PROGRESS (\d+)/(\d+) (\S+) ?(.*)")
 EXIT_STATUS = re.compile(r"exited with (-?\d+)$")
-USERS_MISTAKE = 2
+USER_ERROR_STATUS = 2
 LAST_LINES = 12
 
 
 class StageFailed(UserError):
-    """A stage ended badly; the message holds its last lines and names its log."""
+    """A stage failed; the message holds its last lines and names its log."""
 
     def __init__(self, message: str, *, retryable: bool) -> None:
         super().__init__(message)
@@ -69,20 +69,20 @@ def run_command(
     environment: Mapping[str, str] | None = None,
     hold: Sequence[int] = (),
 ) -> list[str]:
-    """Run a command for the task at hand; its lines go to Prefect, its progress to the display.
+    """Run a command for the current task; its lines go to Prefect, its progress to the display.
 
     Args:
-        name: The stage, for log file and display.
+        name: Stage name, used for the log file and the display.
         command: Program and arguments.
         context: The run.
-        environment: Variables on top of the run's.
-        hold: Descriptors of locks that last until the command's last process has ended.
+        environment: Variables in addition to those of the run.
+        hold: Descriptors of locks that are held until the command's last process has ended.
 
     Returns:
-        The last lines.
+        The last lines of its output.
 
     Raises:
-        StageFailed: It ended with another status than 0.
+        StageFailed: The exit status is not 0.
     """
     log, logger, last = context.logs / f"{name}.log", get_run_logger(), deque[str](maxlen=LAST_LINES)
     progress = StageProgress(name)
@@ -99,8 +99,8 @@ def run_command(
 def _take(
     line: str, name: str, display: Display, progress: StageProgress, log: Callable[[str], None], last: "deque[str]"
 ) -> None:
-    if found := PROGRESS.fullmatch(line.strip()):
-        done, total, unit, text = int(found[1]), int(found[2]), found[3], found[4]
+    if match := PROGRESS.fullmatch(line.strip()):
+        done, total, unit, text = int(match[1]), int(match[2]), match[3], match[4]
         display.progress(name, done, total, unit, text)
         progress.update(done, total, f"{done}/{total} {unit} {text}")
     elif line.strip():
@@ -109,8 +109,8 @@ def _take(
 
 
 def _failure(name: str, status: int, last: list[str], log: Path, stopped: bool) -> StageFailed:
-    inner = [int(found[1]) for line in last if (found := EXIT_STATUS.search(line))]  # DVC's own status is always 255
+    inner = [int(match[1]) for line in last if (match := EXIT_STATUS.search(line))]  # DVC's own status is always 255
     status = inner[-1] if inner else status
     text = "\n".join(f"  | {line}" for line in last)
-    message = f"{name} failed (exit status {status}):\n{text}\n  the whole log: {log}"
-    return StageFailed(message, retryable=status != USERS_MISTAKE and not stopped)
+    message = f"{name} failed (exit status {status}):\n{text}\n  full log: {log}"
+    return StageFailed(message, retryable=status != USER_ERROR_STATUS and not stopped)

@@ -1,4 +1,4 @@
-"""Stages in DVC's order, as many side by side as the machine takes."""
+"""Stages in DVC's order, several at a time."""
 
 import concurrent.futures
 from typing import Any
@@ -13,13 +13,13 @@ Future = Any  # PrefectConcurrentFuture; `submit` is typed by its base class, wh
 
 
 def run_stages(stages: list[Stage], context: RunContext) -> None:
-    """Run what is out of date.
+    """Run the stages that are out of date.
 
-    The one with the longest chain of stages behind it goes first: the base is measured beside the training, not before
-    it. A stage that is up to date and reads nothing of a stage that ran is put down as unchanged without asking DVC
-    again. A failure starts nothing new; what already runs may finish, for its work is kept.
+    The stage with the longest chain of dependents starts first: the base is measured during training, not before it.
+    A stage that is up to date and depends on no stage that ran is recorded as unchanged without another call of DVC.
+    After a failure no stage starts; running ones finish, because their results are kept.
 
-    The tasks run in threads (``submit``), which is safe here: their commands end with this process, by their guards.
+    The tasks run in threads (``submit``), which is safe here: their guards end the commands with this process.
 
     Raises:
         StageFailed: The first failure.
@@ -37,7 +37,7 @@ def run_stages(stages: list[Stage], context: RunContext) -> None:
             if not unchanged:
                 visited.add(stage.name)
             waiting.remove(stage)
-            upstream = [finished[name] for name in sorted(stage.needs)]  # drawn as arrows on Prefect's pages
+            upstream = [finished[name] for name in sorted(stage.needs)]  # arrows on Prefect's pages
             running[stage.name] = run_stage.submit(stage, context, unchanged, wait_for=upstream, return_state=False)
         concurrent.futures.wait(
             [future.wrapped_future for future in running.values()], return_when=concurrent.futures.FIRST_COMPLETED
@@ -50,7 +50,7 @@ def run_stages(stages: list[Stage], context: RunContext) -> None:
 
 
 def by_urgency(stages: list[Stage]) -> list[Stage]:
-    """The stages, those first on which the longest chain of others waits; what a stage needs stays before it."""
+    """Sort stages by their longest chain of dependents, longest first; dependencies stay before dependents."""
     behind = dict.fromkeys((stage.name for stage in stages), 0)
     for stage in reversed(stages):
         for name in stage.needs:

@@ -1,4 +1,4 @@
-"""Commands under a guard (flows/guard.py), their output in a file that is followed while it grows."""
+"""Commands under a guard (flows/guard.py), with their output in a file that is followed as it grows."""
 
 import os
 import subprocess
@@ -16,13 +16,13 @@ POLL_SECONDS = 0.2
 
 
 class Stopped(UserError):
-    """The run is being ended: nothing may start any more."""
+    """The run is being ended, so no command may start."""
 
     retryable = False
 
 
 class Processes:
-    """The commands of one run; once stopped, it starts no more (a task that is retried would)."""
+    """The commands of a run; after :meth:`stop` none is started, even by a task that is retried."""
 
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
         self.environment = dict(environment or {})
@@ -43,12 +43,12 @@ class Processes:
         Args:
             command: Program and arguments.
             folder: Working directory.
-            log: File that takes stdout and stderr.
+            log: File for stdout and stderr.
             environment: Variables on top of those of the run.
-            hold: File descriptors that stay open until the last process has ended: locks on devices.
+            hold: File descriptors, such as device locks, that stay open until the last process has ended.
 
         Raises:
-            Stopped: The run is being ended.
+            Stopped: :meth:`stop` was called.
         """
         with self._lock:
             if self.stopped:
@@ -59,29 +59,29 @@ class Processes:
 
     @property
     def stopped(self) -> bool:
-        """Whether the run is being ended."""
+        """``True`` after :meth:`stop` was called."""
         return self._stop.is_set()
 
     def pause(self, seconds: float) -> None:
-        """Wait, but no longer than the run lasts."""
+        """Wait, at most until :meth:`stop` is called."""
         self._stop.wait(seconds)
 
     def stop(self) -> None:
-        """End everything, all at the same time, and start nothing more."""
+        """End all commands at the same time; no command can be started afterwards."""
         with self._lock:
             self._stop.set()
             running = list(self._running)
         for process in running:
-            process.ask_to_stop()
+            process.request_stop()
         for process in running:
             process.wait()
 
 
 class Guarded:
-    """A running command; as a context manager, it and everything that came of it have ended at the block's end.
+    """A running command; at the end of its ``with`` block, it and all its descendants have ended.
 
-    The output goes to a file, not through a pipe: the last words of a process that is being ended are not lost,
-    and a flow that is killed breaks no pipe under a stage that is saving its work.
+    The output goes to a file, not through a pipe: the last lines of a process that is being ended are not lost,
+    and a killed flow breaks no pipe under a stage that is saving its work.
     """
 
     def __init__(
@@ -106,31 +106,31 @@ class Guarded:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.ask_to_stop()
+        self.request_stop()
         self.wait()
 
     def lines(self) -> Iterator[str]:
-        """New lines as they come, until the command has ended."""
+        """Yield new lines as they are written, until the command has ended."""
         with self.log.open("rb") as file:
             file.seek(self._offset)
             rest, ended = b"", False
             while not ended:
                 ended = self._ended_within(POLL_SECONDS)
-                *whole, rest = (rest + file.read().replace(b"\r", b"\n")).split(b"\n")
-                yield from (line.decode(errors="replace") for line in whole)
+                *complete, rest = (rest + file.read().replace(b"\r", b"\n")).split(b"\n")
+                yield from (line.decode(errors="replace") for line in complete)
             if rest:
                 yield rest.decode(errors="replace")
 
     def wait(self) -> int:
-        """The command's exit status, once it and its children have ended."""
+        """Wait until the command and its descendants have ended; return the exit status."""
         return self._process.wait()
 
     def running(self) -> bool:
-        """Whether it has not ended."""
+        """Return whether the command is still running."""
         return self._process.poll() is None
 
-    def ask_to_stop(self) -> None:
-        """Let the guard begin to end the command; returns at once."""
+    def request_stop(self) -> None:
+        """Make the guard end the command; return at once."""
         if self._process.stdin and not self._process.stdin.closed:
             self._process.stdin.close()
 
@@ -143,5 +143,5 @@ class Guarded:
 
 
 def _path_of_this_python() -> dict[str, str]:
-    """``python`` in dvc.yaml means the one that runs this flow, activated or not."""
+    """Return a PATH on which ``python`` (in dvc.yaml) is this interpreter."""
     return {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])}

@@ -21,16 +21,16 @@ def serve(prefect_port: int, mlflow_port: int) -> int:
     """Serve until Ctrl-C.
 
     Args:
-        prefect_port: Where Prefect's pages go if the port is free and no run has a server already.
-        mlflow_port: Where MLflow's pages go if the port is free.
+        prefect_port: Port of Prefect's pages if it is free and no run has started a server.
+        mlflow_port: Port of MLflow's pages if it is free.
     """
     root = workspace.project_root()
     config = Config.load(root / "params.yaml")
     state = (root / config.paths.state).resolve()
     processes = Processes(QUIET)
-    with prefect_api(state / "prefect", port_near(prefect_port)) as wait:
+    with prefect_api(state / "prefect", free_port_or(prefect_port)) as wait:
         try:
-            mlflow = _start_mlflow(root, state, config, port_near(mlflow_port), processes)
+            mlflow = _start_mlflow(root, state, config, free_port_or(mlflow_port), processes)
             print("starting…", flush=True)
             wait()
             api = os.environ["PREFECT_API_URL"]
@@ -46,13 +46,13 @@ def serve(prefect_port: int, mlflow_port: int) -> int:
 
 
 def _start_mlflow(root: Path, state: Path, config: Config, port: int, processes: Processes) -> str:
-    """Start MLflow's server over the project's store; returns where, or why not."""
-    named = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if named and not named.startswith("sqlite:"):
-        return named
-    database = (root / named.removeprefix("sqlite:///")) if named else root / "mlruns/mlflow.db"
+    """Start MLflow's server on the project's store; return its address, or the reason why there is none."""
+    uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if uri and not uri.startswith("sqlite:"):
+        return uri
+    database = (root / uri.removeprefix("sqlite:///")) if uri else root / "mlruns/mlflow.db"
     if not database.is_file():
-        return f"(nothing has been registered yet: {database} is not there)"
+        return f"(no model is registered yet: {database} does not exist)"
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     store = ["--backend-store-uri", f"sqlite:///{database.resolve()}"]
     artifacts = ["--default-artifact-root", str(database.resolve().parent / "artifacts")]
@@ -60,14 +60,14 @@ def _start_mlflow(root: Path, state: Path, config: Config, port: int, processes:
     deadline = time.monotonic() + START_SECONDS
     while not _listens(port):
         if not process.running() or time.monotonic() > deadline:
-            raise UserError(f"MLflow's server does not start; its log: {process.log}")
+            raise UserError(f"MLflow's server does not start; see its log: {process.log}")
         time.sleep(0.2)
     return f"http://127.0.0.1:{port}"
 
 
-def port_near(wanted: int) -> int:
-    """The wanted port if nothing listens there, any free one otherwise."""
-    return free_port() if _listens(wanted) else wanted
+def free_port_or(preferred: int) -> int:
+    """Return the preferred port if it is free, else any free port."""
+    return free_port() if _listens(preferred) else preferred
 
 
 def _listens(port: int) -> bool:
@@ -77,4 +77,4 @@ def _listens(port: int) -> bool:
 
 def _report(root: Path) -> str:
     page = root / "outputs/report/index.html"
-    return page.as_uri() if page.is_file() else "(none yet: `reca run` makes it)"
+    return page.as_uri() if page.is_file() else "(none yet: `reca run` creates it)"

@@ -53,9 +53,9 @@ class ImageGrid:
     """Images in labelled rows."""
 
     rows: Sequence[tuple[str, Sequence[Path]]]
-    """Label and images of each row; empty when the run has no images."""
+    """The label and the images of every row; empty if the run has no images."""
     prompts: Sequence[str] = ()
-    """Heading of each column."""
+    """Headings of the columns."""
 
 
 def direction(delta: Delta) -> str:
@@ -92,7 +92,7 @@ def forest_chart(title: str, rows: Sequence[tuple[str, Delta]]) -> Chart:
 def curve_chart(title: str, series: Sequence[Series]) -> Chart:
     """Draw lines over optimizer steps; at least one must hold a finite point.
 
-    The largest two per cent of the values may lie above the chart: the first steps must not flatten all others.
+    The largest two per cent of the values may be cut off: the first steps must not flatten all others.
     """
     lines = [line for line in series if any(math.isfinite(y) for _, y in line.points)]
     with _new_figure(4.7, 2.65) as figure:
@@ -168,9 +168,9 @@ def _draw_images(panel: Any, grid: ImageGrid) -> None:
         x, y = at(0, number + 0.5)
         panel.text(x - 0.12 / width, y, label, ha="right", va="center", fontsize=13, color=_color("ink"))
         for column, path in enumerate(paths):
-            left, bottom = at(column, number + 1)
+            x_left, y_bottom = at(column, number + 1)
             side = stride - GAP
-            axis = panel.add_axes((left, bottom + GAP / 2 / height, side / width, side / height))
+            axis = panel.add_axes((x_left, y_bottom + GAP / 2 / height, side / width, side / height))
             axis.set_axis_off()
             image = open_image(path)
             if image is not None:
@@ -261,7 +261,7 @@ def _as_chart(figure: Any, alt: str) -> Chart:
 
 @cache
 def _palette() -> dict[str, str]:
-    """Return the colours of light mode by name, which stands first in the file."""
+    """Return the colours of light mode by name; they come first in the file."""
     light = PALETTE.read_text(encoding="utf-8").partition("@media")[0]
     return dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6});", light))
 

@@ -62,7 +62,7 @@ class PromptSamples:
 
 @dataclass(frozen=True)
 class CategorySamples:
-    """The first prompts of one category."""
+    """Samples of the first prompts in a category."""
 
     title: str
     prompts: tuple[PromptSamples, ...]
@@ -128,7 +128,7 @@ def detected_objects(detail: Mapping[str, Any]) -> tuple[DetectedObject, ...] | 
 
 
 def mean_value(item: ItemScore) -> float | None:
-    """Return the score of one prompt: the mean over its scored images."""
+    """Return the score of a prompt: the mean over its scored images."""
     values = [value for value in item.values if value is not None]
     return sum(values) / len(values) if values else None
 

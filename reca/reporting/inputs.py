@@ -105,7 +105,7 @@ def _not_comparable(benchmark: str, difference: str) -> MissingInput:
 
 
 def read_benchmark_result(outputs: Path, variant: str, benchmark: str) -> BenchmarkResult:
-    """Read one benchmark of one model.
+    """Read the result of a benchmark for one model.
 
     Raises:
         MissingInput: A file is missing or broken; the message names it and the stage that writes it.

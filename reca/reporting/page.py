@@ -90,7 +90,7 @@ def render_page(report: ReportData) -> str:
         caveat=SCENES_CAVEAT if "scenes" in report.pairs else "",
         benchmarks=views,
         absent=[
-            (text.title, f"Not measured: evaluate.benchmarks does not name {name!r}.")
+            (text.title, f"Not accuracy_note: evaluate.benchmarks does not name {name!r}.")
             for name, text in BENCHMARKS.items()
             if name not in report.pairs
         ],
@@ -170,8 +170,8 @@ def _protocol(pair: ResultPair) -> str:
     scores = pair.aligned.scores
     judge, parts = scores.judge, [f"Protocol: {scores.protocol}."]
     accuracy = ", ".join(f"{kind.replace('_', ' ')} {100 * value:.4g} %" for kind, value in judge.accuracy.items())
-    measured = f"; measured on cases whose truth is known: {accuracy}." if accuracy else "."
-    parts.append(f"Judge: {judge.name} {judge.version}{measured}")
+    accuracy_note = f"; measured on cases whose truth is known: {accuracy}." if accuracy else "."
+    parts.append(f"Judge: {judge.name} {judge.version}{accuracy_note}")
     failed = [result.scores.failed for result in pair.results]
     if any(failed):
         parts.append(f"Could not be scored, and left out: base {failed[0]}, aligned {failed[1]} of {scores.expected}.")

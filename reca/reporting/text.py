@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class BenchmarkText:
-    """Title and explanation of one benchmark."""
+    """The title and the explanation of a benchmark."""
 
     title: str
     short: str
-    """For a tile and a table."""
+    """Short title, in tiles and tables."""
     question: str
     """The task given to the model, and the meaning of 100 %."""
 
@@ -60,8 +60,8 @@ def category_label(name: str) -> str:
 
 def format_points(value: float) -> str:
     """Format a difference of two scores in points of per cent, with its sign: ``+4.2``, ``−1.0``, ``0.0``."""
-    rounded = round(100 * value, 1)
-    return "0.0" if rounded == 0 else f"{rounded:+.1f}".replace("-", "−")
+    value_points = round(100 * value, 1)
+    return "0.0" if value_points == 0 else f"{value_points:+.1f}".replace("-", "−")
 
 
 def format_percent(value: float) -> str:

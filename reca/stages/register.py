@@ -1,72 +1,73 @@
-"""Register: hand the aligned model to the registry, and make it champion if the verdict allows.
+"""Register: add the aligned model to the registry, and make it champion if the promotion rules pass.
 
-Not a DVC stage: it acts on something outside. It may be killed anywhere and run again; the same lineage gives the
-same version. A refusal is an outcome, with its reasons, not an error.
+Not a DVC stage: it changes the registry, which is outside the project's outputs. It may be killed anywhere and run
+again; the same lineage gives the same version. A refusal is an outcome, with its reasons, not an error.
 """
 
 import json
 import os
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from reca.config import Config
 from reca.evaluation.benchmark import read_items, read_scores, values_of
 from reca.evaluation.promotion import Champion, PromotionDecision, evaluate_rules
-from reca.evaluation.statistics import OVERALL, Values, paired_delta, scored_pairs
+from reca.evaluation.statistics import OVERALL, BenchmarkDelta, Delta, paired_delta, scored_pairs
+from reca.reporting.text import format_points
 from reca.runtime import system_metrics
 from reca.runtime.errors import UserError
 from reca.runtime.files import write_json
-from reca.tracking import registry
-from reca.tracking import runs as tracking
-from reca.tracking.lineage import Lineage, check_outputs, check_params, collect, uncommitted_patch
+from reca.tracking import registry, runs
+from reca.tracking.lineage import Lineage, check_outputs, check_params, collect_lineage, uncommitted_patch
 from reca.tracking.registry import Version
 
 MODEL, REPORT, SCORES, CURVES = "outputs/model", "outputs/report", "outputs/scores", "outputs/curves"
 REQUIREMENTS = ("mlflow", "torch", "transformers", "safetensors", "numpy", "pillow")
-"""What the registered model needs to draw."""
+"""Packages that the registered model needs to generate images."""
 NO_CHAMPION = "there is no champion yet"
 STATE_FILE = "register.json"
 
 
 def register(config: Config, root: Path) -> None:
-    """Register what lies in ``outputs/``, set ``challenger``, and move ``champion`` on a passing verdict.
+    """Register the model in ``outputs/`` as ``challenger``, and as ``champion`` too if the promotion rules pass.
 
     Args:
         config: The composed configuration.
         root: The project folder.
 
     Raises:
-        UserError: Outputs are missing or not what DVC recorded, or MLflow's store cannot be used.
+        UserError: Outputs are missing or differ from what DVC recorded, or MLflow's store cannot be used.
     """
     check_params(root)
     check_outputs(root, (MODEL, REPORT))
-    lineage = collect(config, root)
+    lineage = collect_lineage(config, root)
     report = _read_json(root / REPORT / "verdict.json")
     deltas = _read_json(root / REPORT / "deltas.json")
     _check_report(report, lineage)
     name = registry.model_name(config.model.name)
-    store = tracking.locate(config, root)
-    with tracking.opened(store) as client:
-        experiment = tracking.experiment_id(client, store)
-        for run_id in tracking.reconcile(client, experiment):
-            print(f"run {run_id} was left running by a process that is gone; marked as killed")
-        rival = _champion(client, config, root, name, report["benchmark_set"], lineage)
-        verdict = evaluate_rules(config.register_.promotion_rules, deltas, rival, NO_CHAMPION)
-        version = registry.find(client, name, lineage.digest)
-        known = version is not None
+    store = runs.locate_store(config, root)
+    with runs.open_store(store) as client:
+        experiment = runs.get_or_create_experiment(client, store)
+        for run_id in runs.mark_killed_runs(client, experiment):
+            print(f"run {run_id} was left RUNNING by a process that has ended; marked as KILLED")
+        champion = _compare_with_champion(client, config, root, name, report["benchmark_set"], lineage)
+        verdict = evaluate_rules(config.register_.promotion_rules, deltas, champion, NO_CHAMPION)
+        version = registry.find_version(client, name, lineage.digest)
+        is_new = version is None
         if version is None:
             version = _create(client, experiment, config, root, lineage, report, deltas, verdict)
-        if not registry.was_decided(client, version):
-            registry.update(client, version, _verdict_tags(verdict), _description(verdict, deltas))
-            registry.challenge(client, version)
+        if not registry.was_champion(client, version):
+            registry.update_version(client, version, _verdict_tags(verdict), _description(verdict, deltas))
+            registry.set_challenger(client, version)
             if verdict.passed:
                 registry.promote(client, version)
-        version = registry.resolve(client, f"{name}/{version.number}")
-        champion = registry.champion(client, name)
-    _tell(version, champion, known)
-    write_json(root / config.paths.state / STATE_FILE, _summary(version, champion, known))
+        version = registry.get_version(client, f"{name}/{version.number}")
+        current = registry.get_champion(client, name)
+    print_summary(version, current, is_new)
+    write_json(root / config.paths.state / STATE_FILE, _record(version, current, is_new))
 
 
 def _create(
@@ -79,35 +80,35 @@ def _create(
     deltas: Mapping[str, Any],
     verdict: PromotionDecision,
 ) -> Version:
-    """A version of the lineage's finished run; a new run, unless a killed registration left a finished one."""
+    """Create a version from a new run, or from the finished run that a killed registration left behind."""
     name = registry.model_name(config.model.name)
-    run = tracking.find_finished(client, experiment, lineage.digest)
+    run = runs.find_finished_run(client, experiment, lineage.digest)
     if run is None:
         run_id = _log_run(client, experiment, config, root, lineage, deltas)
         run = client.get_run(run_id)
-    scores = {f"score.{key}": f"{value:.6f}" for key, value in _numbers(deltas).items()}
+    scores = {f"score.{key}": f"{value:.6f}" for key, value in _flat_scores(deltas).items()}
     tags = {
-        **tracking.lineage_tags(lineage),
+        **runs.lineage_tags(lineage),
         **scores,
         "benchmark_set": report["benchmark_set"],
         **_verdict_tags(verdict),
     }
     model_id = run.data.tags["model.id"]
-    return registry.create(client, name, run.info.run_id, model_id, tags, _description(verdict, deltas))
+    return registry.create_version(client, name, run.info.run_id, model_id, tags, _description(verdict, deltas))
 
 
 def _log_run(
     client: Any, experiment: str, config: Config, root: Path, lineage: Lineage, deltas: Mapping[str, Any]
 ) -> str:
     title = f"{config.model.name} {lineage.config_digest[:6]} {lineage.digest[:6]}"
-    with tracking.started(client, experiment, title, tracking.run_tags(lineage, _note(deltas))) as run_id:
-        tracking.log_params(client, run_id, config.flat())
-        tracking.log_dataset(client, run_id, lineage)
+    with runs.start_run(client, experiment, title, runs.run_tags(lineage, _score_table(deltas))) as run_id:
+        runs.log_params(client, run_id, config.flat())
+        runs.log_dataset(client, run_id, lineage)
         model_id = _log_model(config, root, lineage)
-        tracking.log_metrics(client, run_id, _numbers(deltas), model_id)
+        runs.log_metrics(client, run_id, _flat_scores(deltas), model_id)
         curves = sorted((root / CURVES).glob("*.csv"))
         system = [Path(name)] if (name := os.environ.get(system_metrics.FILE_VARIABLE)) else []
-        points = tracking.log_curves(client, run_id, [*curves, *system])
+        points = runs.log_curves(client, run_id, [*curves, *system])
         _log_files(client, run_id, root, lineage)
         client.set_tag(run_id, "model.id", model_id)
     print(f"run {run_id}: {points} points of curves, the report, the scores and the model are logged")
@@ -132,7 +133,7 @@ def _log_model(config: Config, root: Path, lineage: Lineage) -> str:
         if copied:
             artifacts["checkpoint"] = root / MODEL
         else:
-            write_json(written / "reference.json", tracking.dvc_reference(root, MODEL, lineage))
+            write_json(written / "reference.json", runs.dvc_reference(root, MODEL, lineage))
             artifacts["reference"] = written / "reference.json"
             print(f"the model has {size / 2**20:,.0f} MiB: registered by its DVC hash, not copied")
         sampling = {name: value for name, value in settings["sampling"].items() if value is not None}
@@ -151,43 +152,44 @@ def _log_files(client: Any, run_id: str, root: Path, lineage: Lineage) -> None:
         client.log_text(run_id, patch, "uncommitted.patch")
 
 
-def _champion(
+def _compare_with_champion(
     client: Any, config: Config, root: Path, name: str, benchmark_set: str, lineage: Lineage
 ) -> Champion | None:
-    """The champion with the deltas of this model against it, or why there are none."""
-    champion = registry.champion(client, name)
-    if champion is None or champion.tags.get(tracking.LINEAGE) == lineage.digest:
+    """Return the champion with the deltas of this model against it, or with the reason why there are none.
+
+    Raises:
+        UserError: The items of this model are missing or damaged.
+    """
+    champion = registry.get_champion(client, name)
+    if champion is None or champion.tags.get(runs.LINEAGE_TAG) == lineage.digest:
         return None
-    theirs = champion.tags.get("benchmark_set", "")
-    if theirs != benchmark_set:
+    champion_set = champion.tags.get("benchmark_set", "")
+    if champion_set != benchmark_set:
         obstacle = (
-            f"it was measured on another benchmark set ({theirs[:8] or 'unknown'}, here {benchmark_set[:8]}): other "
-            "prompts, seeds or judges. Measure with its `evaluate` settings, or drop the champion rules from "
+            f"it was measured on another benchmark set ({champion_set[:8] or 'unknown'}, here {benchmark_set[:8]}): "
+            "other prompts, seeds or judges. Measure with its `evaluate` settings, or remove the champion rules from "
             "register.promotion_rules for this run"
         )
         return Champion(champion.number, None, obstacle)
+    evaluate = config.evaluate
     deltas: dict[str, Any] = {}
-    for benchmark in config.evaluate.benchmarks:
+    for benchmark in evaluate.benchmarks:
         file = f"aligned/{benchmark}.items.jsonl"
+        after = values_of(read_items(root / SCORES / file))
+        weights = read_scores(root / SCORES / f"aligned/{benchmark}.json").weights
         try:
-            before = values_of(read_items(tracking.artifact(client, champion.run_id, f"scores/{file}")))
-            after = values_of(read_items(root / SCORES / file))
-            weights = read_scores(root / SCORES / f"aligned/{benchmark}.json").weights
-            deltas[benchmark] = _paired(before, after, config, weights)
+            before = values_of(read_items(runs.download_artifact(client, champion.run_id, f"scores/{file}")))
+            pairs = scored_pairs(before, after)
+            paired = paired_delta(*pairs, evaluate.confidence, evaluate.bootstrap_resamples, config.seed, weights)
         except (OSError, ValueError, UserError) as error:
             return Champion(champion.number, None, f"its answers to {benchmark} cannot be used ({error})")
+        overall = paired.pop(OVERALL)
+        deltas[benchmark] = asdict(BenchmarkDelta(overall, paired))
     return Champion(champion.number, deltas)
 
 
-def _paired(before: Values, after: Values, config: Config, weights: Mapping[str, float]) -> dict[str, Any]:
-    evaluate, pairs = config.evaluate, scored_pairs(before, after)
-    found = paired_delta(*pairs, evaluate.confidence, evaluate.bootstrap_resamples, config.seed, weights)
-    records = {name: {"delta": one.delta, "low": one.low, "high": one.high} for name, one in found.items()}
-    return {"overall": records.pop(OVERALL), "categories": records}
-
-
 def _check_report(report: Mapping[str, Any], lineage: Lineage) -> None:
-    """Refuse a report about other weights: its scores would be given to this model."""
+    """Refuse a report about other weights: its scores would be registered with this model."""
     reported = report["checkpoint"]["aligned"]
     if reported != lineage.weights_digest:
         raise UserError(
@@ -203,8 +205,8 @@ def _read_json(path: Path) -> Any:
         raise UserError(f"{path} cannot be read ({error}); run `reca report`") from None
 
 
-def _numbers(deltas: Mapping[str, Any]) -> dict[str, float]:
-    """``{"scenes/overall/delta": …}`` for MLflow."""
+def _flat_scores(deltas: Mapping[str, Any]) -> dict[str, float]:
+    """Return ``{"scenes/overall/delta": …}``, MLflow's names of metrics."""
     numbers: dict[str, float] = {}
     for benchmark, scores in deltas.items():
         for category, delta in {"overall": scores["overall"], **scores["categories"]}.items():
@@ -226,19 +228,19 @@ def _description(verdict: PromotionDecision, deltas: Mapping[str, Any]) -> str:
     for rule in verdict.rules:
         sign = "skipped" if rule.skipped else "passed" if rule.passed else "failed"
         lines.append(f"- {sign}: {rule.text} ({rule.reason})")
-    return "\n".join([*lines, "", _note(deltas)])
+    return "\n".join([*lines, "", _score_table(deltas)])
 
 
-def _note(deltas: Mapping[str, Any]) -> str:
+def _score_table(deltas: Mapping[str, Any]) -> str:
     lines = ["| benchmark | base | aligned | delta (points) |", "|---|---|---|---|"]
     for benchmark, scores in deltas.items():
-        one = scores["overall"]
-        interval = f"{100 * one['delta']:+.1f} [{100 * one['low']:+.1f}, {100 * one['high']:+.1f}]"
-        lines.append(f"| {benchmark} | {one['base']:.3f} | {one['aligned']:.3f} | {interval} |")
+        delta = Delta(**scores["overall"])
+        change = f"{format_points(delta.delta)} [{format_points(delta.low)}, {format_points(delta.high)}]"
+        lines.append(f"| {benchmark} | {delta.base:.3f} | {delta.aligned:.3f} | {change} |")
     return "\n".join(lines)
 
 
-def _summary(version: Version, champion: Version | None, known: bool) -> dict[str, Any]:
+def _record(version: Version, champion: Version | None, is_new: bool) -> dict[str, Any]:
     aliases = [alias for alias in (registry.CHAMPION, registry.CHALLENGER) if alias in version.aliases]
     return {
         "name": version.name,
@@ -249,15 +251,16 @@ def _summary(version: Version, champion: Version | None, known: bool) -> dict[st
         "reasons": version.tags.get("verdict.reasons", ""),
         "rules": json.loads(version.tags.get("verdict.rules", "[]")),
         "champion": champion.number if champion else None,
-        "new": not known,
+        "new": is_new,
     }
 
 
-def _tell(version: Version, champion: Version | None, known: bool) -> None:
+def print_summary(version: Version, champion: Version | None, is_new: bool) -> None:
+    """Print the version with its aliases, its verdict, and the current champion."""
     aliases = ", ".join(version.aliases) or "none"
-    print(f"{version} {'was registered before' if known else 'registered'}; aliases: {aliases}")
+    print(f"{version} {'registered' if is_new else 'was registered before'}; aliases: {aliases}")
     verdict, reasons = version.tags.get("verdict", ""), version.tags.get("verdict.reasons", "none")
     print(f"verdict: {verdict}" + (f" ({reasons})" if reasons != "none" else ""))
-    if registry.ROLLED_BACK in version.tags:
-        print(f"it was rolled back {version.tags[registry.ROLLED_BACK]} and is not promoted again")
+    if registry.ROLLED_BACK_TAG in version.tags:
+        print(f"it was rolled back {version.tags[registry.ROLLED_BACK_TAG]} and is not promoted again")
     print(f"champion: {champion if champion else 'none'}")

@@ -116,9 +116,9 @@ def benchmark_set(config: Config, pairs: Mapping[str, ResultPair]) -> str:
     judges; not the model, not its sampling, and not benchmarks that did not run.
     """
     evaluate = config.to_dict()["evaluate"]
-    measured = {
+    content = {
         name: {
-            # An empty list asks for nothing: a new setting must not separate a model from older champions.
+            # An empty list is the same as no setting: a new one must not separate a model from older champions.
             "settings": {key: value for key, value in evaluate[name].items() if value != []},
             "prompts": [_prompt(sample) for sample in pair.base.samples],
             "protocol": pair.base.scores.protocol,
@@ -126,7 +126,7 @@ def benchmark_set(config: Config, pairs: Mapping[str, ResultPair]) -> str:
         }
         for name, pair in sorted(pairs.items())
     }
-    return json_digest(measured)
+    return json_digest(content)
 
 
 def _prompt(sample: Mapping[str, Any]) -> list[Any]:

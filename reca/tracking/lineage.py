@@ -1,7 +1,7 @@
-"""Where a model comes from: git commit, DVC hashes, configuration, base weights, versions, device.
+"""Lineage of a model: git commit, DVC hashes, configuration, base weights, versions, device.
 
-DVC is read as what it leaves behind, the YAML file ``dvc.lock``; nothing here needs git, DVC or even a
-repository to be there: what is missing is said and recorded.
+DVC's records are read from ``dvc.lock``. Neither git nor DVC nor a repository is required: the lineage records which
+of them was missing.
 """
 
 import configparser
@@ -23,8 +23,8 @@ from reca.runtime.hashing import json_digest, weights_digest
 
 RESULT_SECTIONS = ("model", "data", "extract", "train", "generate", "evaluate", "register", "seed")
 """The sections of the configuration that change a result."""
-GENERATED = ("params.yaml", LOCK)
-"""Files that every run rewrites; they are recorded whole with the run and do not make a tree dirty."""
+GENERATED_FILES = ("params.yaml", LOCK)
+"""Files that every run rewrites; the run stores them as artifacts, and they do not make a tree dirty."""
 PACKAGES = (
     "torch",
     "transformers",
@@ -49,28 +49,28 @@ class Git:
     commit: str | None
     """``None``: there is no repository, see ``note``."""
     dirty: tuple[str, ...] = ()
-    """Changed or untracked files, but for the generated ones."""
+    """Changed or untracked files, except the generated ones."""
     note: str = ""
-    """What a reader must know: no repository, no commit, uncommitted changes."""
+    """A warning for readers: no repository, no commit, uncommitted changes."""
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """Everything a version of the registry can be traced back to."""
+    """The origin of a registered version."""
 
     git: Git
     dvc: bool
-    """Whether the hashes were recorded by DVC, or computed here the way DVC does."""
+    """``True`` if DVC recorded the hashes, ``False`` if they were computed here in DVC's way."""
     data_path: str
     data_pointer: str
-    """The ``.dvc`` file of the data or of a folder that holds it; empty where there is none."""
+    """The ``.dvc`` file of the data or of a folder that contains it; empty if there is none."""
     artifacts: Mapping[str, str]
-    """Path -> MD5 (of a folder: ``….dir``) of everything the pipeline read and wrote."""
+    """Path -> MD5 (of a folder: ``….dir``) of the inputs and outputs of all stages."""
     config_digest: str
     base_digest: str
     weights_digest: str
     evidence_digest: str
-    """Hash of the scores, so that a model which is measured anew is registered anew."""
+    """Hash of the scores, so that a model that is measured again is registered again."""
     python: str = ""
     device: str = ""
     platform: str = ""
@@ -80,7 +80,7 @@ class Lineage:
     def digest(self) -> str:
         """The identity of a registration (32 hex digits): equal data, configuration, base, weights and scores.
 
-        Commit, versions and device are not part of it: they explain a result, they do not make it another.
+        Commit, versions and device are excluded: they explain a result but do not define it.
         """
         parts = (
             self.artifacts.get("outputs/dataset", ""),
@@ -96,23 +96,23 @@ class Lineage:
         return {"digest": self.digest, **asdict(self)}
 
 
-def collect(config: Config, root: Path) -> Lineage:
-    """Read the lineage of what lies in ``outputs/``.
+def collect_lineage(config: Config, root: Path) -> Lineage:
+    """Read the lineage of the model in ``outputs/``.
 
     Raises:
-        UserError: Base or aligned weights, or the report, are not there.
+        UserError: Base or aligned weights, or the report, are missing.
     """
     lock = read_lock(root)
-    # The lock file goes on telling of stages that are no more: a benchmark taken off, a data set of another source.
+    # The lock file keeps stages that no longer exist: a benchmark that was removed, a data set of another source.
     artifacts = {path: md5 for path, md5 in recorded_hashes(lock).items() if (root / path).exists()}
     for path in ("outputs/dataset", "outputs/model", config.data.path):
         if path not in artifacts and (root / path).exists():
             artifacts[path] = dvc_md5(root / path)
-    pointer = find_pointer(root, config.data.path)
-    # `dvc add` writes the pointer and names the data in the .gitignore beside it: a part of preparing a run.
+    pointer = find_dvc_pointer(root, config.data.path)
+    # `dvc add` writes the pointer and adds the data to the .gitignore next to it: part of preparing a run.
     by_dvc = (pointer, (Path(pointer).parent / ".gitignore").as_posix()) if pointer else ()
     return Lineage(
-        git=read_git(root, generated=(*GENERATED, *by_dvc)),
+        git=read_git(root, generated=(*GENERATED_FILES, *by_dvc)),
         dvc=bool(lock),
         data_path=config.data.path,
         data_pointer=pointer,
@@ -128,22 +128,26 @@ def collect(config: Config, root: Path) -> Lineage:
     )
 
 
-def find_pointer(root: Path, path: str) -> str:
-    """The ``.dvc`` file that names ``path`` or a folder above it, relative to the project; empty: there is none."""
+def find_dvc_pointer(root: Path, path: str) -> str:
+    """Return the ``.dvc`` file of ``path`` or of a folder above it, relative to the project; empty if none exists."""
     inside = not Path(path).is_absolute()
     folders = [Path(path), *Path(path).parents][:-1] if inside else []
     return next((f"{folder.as_posix()}.dvc" for folder in folders if (root / f"{folder}.dvc").is_file()), "")
 
 
 def dvc_cache(root: Path) -> Path:
-    """The folder of DVC's cache, as the project's settings name it."""
+    """Return the folder of DVC's cache according to the project's settings."""
     settings = configparser.ConfigParser(interpolation=None)
     settings.read([root / ".dvc/config", root / ".dvc/config.local"])
     return root / ".dvc" / settings.get("cache", "dir", fallback="cache")
 
 
 def base_digest(config: Config, root: Path) -> str:
-    """Digest of the base weights."""
+    """Return the digest of the base weights.
+
+    Raises:
+        UserError: The base model is missing.
+    """
     folder = root / config.model.checkpoint
     if folder.is_dir():
         return weights_digest(folder)
@@ -153,8 +157,8 @@ def base_digest(config: Config, root: Path) -> str:
     )
 
 
-def read_git(root: Path, generated: tuple[str, ...] = GENERATED) -> Git:
-    """The commit that is checked out at ``root`` and what differs from it; never an error."""
+def read_git(root: Path, generated: tuple[str, ...] = GENERATED_FILES) -> Git:
+    """Return the commit that is checked out at ``root`` and the files that differ from it; never raises."""
     top = _git(root, "rev-parse", "--show-toplevel")
     if top is None or Path(top.strip()).resolve() != root.resolve():
         return Git(None, note="no git repository: the code that made this model is not recorded")
@@ -168,8 +172,8 @@ def read_git(root: Path, generated: tuple[str, ...] = GENERATED) -> Git:
 
 
 def uncommitted_patch(root: Path, limit_bytes: int = 4_000_000) -> str | None:
-    """The diff of tracked files against HEAD; ``None`` when there is none, no git, or it is over the limit."""
-    excluded = [f":(exclude){name}" for name in GENERATED]
+    """Return the diff of tracked files against HEAD; ``None`` without a diff or git, or above the limit."""
+    excluded = [f":(exclude){name}" for name in GENERATED_FILES]
     patch = _git(root, "diff", "--binary", "HEAD", "--", ".", *excluded)
     return patch if patch and len(patch) <= limit_bytes else None
 
@@ -189,10 +193,10 @@ def check_params(root: Path) -> None:
 
 
 def check_outputs(root: Path, paths: tuple[str, ...]) -> None:
-    """Check that outputs are the ones ``dvc.lock`` tells of, by hashing them as DVC does.
+    """Check that outputs are those in ``dvc.lock``, by hashing them as DVC does.
 
     Raises:
-        UserError: One is missing, or was changed or written by hand since.
+        UserError: An output is missing, or was changed or written by hand.
     """
     recorded = {out["path"]: out for stage in read_lock(root).values() for out in stage.get("outs", [])}
     for path in paths:
@@ -202,14 +206,14 @@ def check_outputs(root: Path, paths: tuple[str, ...]) -> None:
             raise UserError(f"{root / path} is missing; restore it with `dvc checkout {path}` or run `reca run`")
         if dvc_md5(root / path) != recorded[path]["md5"]:
             raise UserError(
-                f"{root / path} is not what dvc.lock tells of: it was changed by hand, or its stage was run without "
+                f"{root / path} differs from the one in dvc.lock: it was changed by hand, or its stage was run without "
                 f"DVC, so its lineage would be false. Restore it with `dvc checkout --force {path}`, or make it "
-                "anew with `reca run`"
+                "again with `reca run`"
             )
 
 
 def dvc_md5(path: Path) -> str:
-    """The hash DVC gives to a file (MD5 of its bytes) or a folder (MD5 of its sorted listing, with ``.dir``)."""
+    """Return DVC's hash of a file (MD5 of its bytes) or a folder (MD5 of its sorted listing, with ``.dir``)."""
     if path.is_file():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "md5").hexdigest()
@@ -229,10 +233,10 @@ def _evidence_digest(report: Path) -> str:
 
 def _git(root: Path, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
+        process = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError, UnicodeDecodeError):
         return None
-    return done.stdout
+    return process.stdout
 
 
 def _some(names: tuple[str, ...], most: int = 3) -> str:
@@ -247,16 +251,16 @@ def _device(name: str) -> str:
         if torch.cuda.is_available():
             return f"cuda: {torch.cuda.get_device_name()}"
     cpuinfo = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.is_file() else None
-    return f"cpu: {found.group(1).strip() if found else platform.machine()}"
+    match = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.is_file() else None
+    return f"cpu: {match.group(1).strip() if match else platform.machine()}"
 
 
 def current_versions() -> dict[str, str]:
-    """The installed versions of the packages that a result may depend on."""
-    found = {}
+    """Return the installed versions of the packages that may change a result."""
+    versions = {}
     for package in PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions

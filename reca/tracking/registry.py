@@ -1,12 +1,12 @@
-"""The model registry: versions by lineage, the aliases ``challenger`` and ``champion``, and the way back.
+"""The model registry: versions by lineage, the aliases ``challenger`` and ``champion``, and rollback.
 
-Every function that writes expects its caller to hold the store's lock (:func:`reca.tracking.runs.opened`). Each step
-can be the last one before a kill, and the same steps, taken again, end in the same state:
+Every function that writes expects its caller to hold the store's lock (:func:`reca.tracking.runs.open_store`). The
+process may be killed after any step; the same steps, run again, end in the same state:
 
 - A version is created together with all its tags, in one transaction, and is found again by ``lineage.digest``.
 - The alias ``champion`` is the truth and moves in one call. The history of champions, a tag of the registered model,
-  is written *before* the alias moves forward and *after* it moves back, so what is above the alias in the history
-  is a step that was never taken; :func:`champions` drops it.
+  is written *before* the alias moves forward and *after* it moves back, so entries above the alias in the history
+  are steps that never happened; :func:`champion_history` drops them.
 """
 
 import json
@@ -21,12 +21,12 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
 from reca.runtime.errors import UserError
-from reca.tracking.runs import LINEAGE, Client
+from reca.tracking.runs import LINEAGE_TAG, Client
 
 CHALLENGER, CHAMPION = "challenger", "champion"
-HISTORY, ROLLED_BACK = "champion.history", "rolled_back"
-KEPT = 50
-"""Champions that are remembered."""
+HISTORY_TAG, ROLLED_BACK_TAG = "champion.history", "rolled_back"
+MAX_HISTORY = 50
+"""Entries of the history of champions."""
 
 
 @dataclass(frozen=True)
@@ -45,21 +45,21 @@ class Version:
 
 
 def model_name(preset: str) -> str:
-    """The registered model of a preset."""
+    """Return the name of a preset's registered model."""
     return f"reca-{preset}"
 
 
-def find(client: Client, name: str, lineage_digest: str) -> Version | None:
-    """The version of a lineage, if it was registered."""
-    versions = client.search_model_versions(f"name = '{name}' AND tags.`{LINEAGE}` = '{lineage_digest}'")
-    return resolve(client, f"{name}/{min(int(v.version) for v in versions)}") if versions else None
+def find_version(client: Client, name: str, lineage_digest: str) -> Version | None:
+    """Return the version of a lineage, or ``None`` if it is not registered."""
+    versions = client.search_model_versions(f"name = '{name}' AND tags.`{LINEAGE_TAG}` = '{lineage_digest}'")
+    return get_version(client, f"{name}/{min(int(v.version) for v in versions)}") if versions else None
 
 
-def resolve(client: Client, reference: str) -> Version:
-    """A version by ``NAME@ALIAS`` or ``NAME/NUMBER``; ``NAME`` alone means its champion.
+def get_version(client: Client, reference: str) -> Version:
+    """Return a version by ``NAME@ALIAS`` or ``NAME/NUMBER``; ``NAME`` alone means its champion.
 
     Raises:
-        UserError: There is no such model, alias or version; the message lists those that are there.
+        UserError: There is no such model, alias or version; the message lists those that exist.
     """
     name, alias, number = _parts(reference)
     try:
@@ -71,11 +71,11 @@ def resolve(client: Client, reference: str) -> Version:
         raise UserError(f"no registered model {name!r}; there are: {names}") from None
     aliases = {alias: str(version) for alias, version in model.aliases.items()}
     if alias is not None and alias not in aliases:
-        there = ", ".join(f"{a} (version {v})" for a, v in sorted(aliases.items())) or "none"
-        raise UserError(f"{name} has no alias {alias!r}; there are: {there}")
+        existing = ", ".join(f"{a} (version {v})" for a, v in sorted(aliases.items())) or "none"
+        raise UserError(f"{name} has no alias {alias!r}; there are: {existing}")
     number = number or aliases[alias or CHAMPION]
     try:
-        found = client.get_model_version(name, number)
+        version = client.get_model_version(name, number)
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
@@ -83,15 +83,17 @@ def resolve(client: Client, reference: str) -> Version:
         raise UserError(f"{name} has no version {number}; there are: {numbers}") from None
     return Version(
         name=name,
-        number=str(found.version),
-        run_id=found.run_id or "",
-        tags=dict(found.tags),
-        aliases=tuple(sorted(alias for alias, version in aliases.items() if version == str(found.version))),
-        description=found.description or "",
+        number=str(version.version),
+        run_id=version.run_id or "",
+        tags=dict(version.tags),
+        aliases=tuple(sorted(alias for alias, alias_number in aliases.items() if alias_number == str(version.version))),
+        description=version.description or "",
     )
 
 
-def create(client: Client, name: str, run_id: str, model_id: str, tags: Mapping[str, str], description: str) -> Version:
+def create_version(
+    client: Client, name: str, run_id: str, model_id: str, tags: Mapping[str, str], description: str
+) -> Version:
     """Create the version of a run's model with all its tags at once."""
     try:
         client.create_registered_model(name)
@@ -101,11 +103,11 @@ def create(client: Client, name: str, run_id: str, model_id: str, tags: Mapping[
     created = client.create_model_version(
         name, f"models:/{model_id}", run_id, tags=dict(tags), description=description, model_id=model_id
     )
-    return resolve(client, f"{name}/{created.version}")
+    return get_version(client, f"{name}/{created.version}")
 
 
-def update(client: Client, version: Version, tags: Mapping[str, str], description: str) -> None:
-    """Write what changed of a version's tags and description."""
+def update_version(client: Client, version: Version, tags: Mapping[str, str], description: str) -> None:
+    """Write the tags and the description of a version that have changed."""
     for key, value in tags.items():
         if version.tags.get(key) != value:
             client.set_model_version_tag(version.name, version.number, key, value)
@@ -113,88 +115,88 @@ def update(client: Client, version: Version, tags: Mapping[str, str], descriptio
         client.update_model_version(version.name, version.number, description)
 
 
-def champion(client: Client, name: str) -> Version | None:
-    """The current champion; ``None``: there is none, or no such model yet."""
+def get_champion(client: Client, name: str) -> Version | None:
+    """Return the current champion; ``None`` if there is no champion or no such model yet."""
     try:
         aliases = client.get_registered_model(name).aliases
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         return None
-    return resolve(client, f"{name}@{CHAMPION}") if CHAMPION in aliases else None
+    return get_version(client, f"{name}@{CHAMPION}") if CHAMPION in aliases else None
 
 
-def champions(client: Client, name: str) -> list[str]:
-    """Version numbers that were champion, the current one last; steps that were never taken are left out."""
+def champion_history(client: Client, name: str) -> list[str]:
+    """Return the numbers of the champions, the current one last, without entries of steps that never happened."""
     model = client.get_registered_model(name)
     current = str(model.aliases[CHAMPION]) if CHAMPION in model.aliases else None
-    there = set(_numbers(client, name))
-    history = [number for number in json.loads(model.tags.get(HISTORY, "[]")) if number in there]
+    existing = set(_numbers(client, name))
+    history = [number for number in json.loads(model.tags.get(HISTORY_TAG, "[]")) if number in existing]
     if current is None:
         return []
     if current in history:
         return history[: len(history) - history[::-1].index(current)]
-    return [*history, current]  # somebody moved the alias by hand
+    return [*history, current]  # the alias was moved by hand
 
 
-def challenge(client: Client, version: Version) -> None:
+def set_challenger(client: Client, version: Version) -> None:
     """Make a version the challenger."""
     client.set_registered_model_alias(version.name, CHALLENGER, version.number)
 
 
 def promote(client: Client, version: Version) -> None:
-    """Make a version the champion; the one before stays in the history for :func:`rollback`."""
-    history = champions(client, version.name)
+    """Make a version the champion; the previous one stays in the history for :func:`rollback`."""
+    history = champion_history(client, version.name)
     if history[-1:] == [version.number]:
         return
     _write_history(client, version.name, [*history, version.number])
     client.set_registered_model_alias(version.name, CHAMPION, version.number)
 
 
-def was_decided(client: Client, version: Version) -> bool:
-    """Whether a version was champion already: a rerun of its lineage must not undo what came after."""
-    return ROLLED_BACK in version.tags or version.number in champions(client, version.name)
+def was_champion(client: Client, version: Version) -> bool:
+    """Return whether a version is or was champion: a rerun of its lineage must not undo later changes."""
+    return ROLLED_BACK_TAG in version.tags or version.number in champion_history(client, version.name)
 
 
 def rollback(client: Client, name: str) -> tuple[Version, Version]:
     """Make the previous champion the champion again.
 
     Returns:
-        The version that was taken back and the one that is champion now.
+        The version that was rolled back and the current champion.
 
     Raises:
         UserError: There is no such model, no champion, or none before it.
     """
-    taken_back = resolve(client, f"{name}@{CHAMPION}")
-    history = champions(client, name)
+    rolled_back = get_version(client, f"{name}@{CHAMPION}")
+    history = champion_history(client, name)
     if len(history) < 2:
-        raise UserError(f"{taken_back} is the first champion of {name}; there is none before it to go back to")
+        raise UserError(f"{rolled_back} is the first champion of {name}; there is none before it to go back to")
     # Marked first: were the mark missing after a kill, the next run of the same lineage would promote it again.
-    client.set_model_version_tag(name, taken_back.number, ROLLED_BACK, f"to version {history[-2]}")
+    client.set_model_version_tag(name, rolled_back.number, ROLLED_BACK_TAG, f"to version {history[-2]}")
     client.set_registered_model_alias(name, CHAMPION, history[-2])
     _write_history(client, name, history[:-1])
-    return taken_back, resolve(client, f"{name}@{CHAMPION}")
+    return rolled_back, get_version(client, f"{name}@{CHAMPION}")
 
 
 def log_model(artifacts: Mapping[str, Path], requirements: Sequence[str], parameters: Mapping[str, float]) -> str:
-    """Log the serving code with its artifacts to the active run; returns MLflow's id of the model.
+    """Log the serving code with its artifacts to the active run; return MLflow's id of the model.
 
     The code of this package is stored with it, so that the model loads where only the requirements are installed.
     Its settings are one of the artifacts: MLflow would log a ``model_config`` among the run's parameters.
 
     Args:
-        artifacts: What ``reca/tracking/serving.py`` reads: ``settings``, and ``checkpoint`` or ``reference``.
+        artifacts: Files for ``reca/tracking/serving.py``: ``settings``, and ``checkpoint`` or ``reference``.
         requirements: Exact pins; MLflow's own guess would load the model to see what it imports.
-        parameters: What ``predict`` takes besides prompts, with defaults; what the signature does not name is dropped.
+        parameters: Parameters of ``predict`` with defaults; MLflow drops any that the signature does not name.
     """
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     text = Schema([ColSpec("string")])
     kinds = {int: "long", float: "double"}
     schema = ParamSchema([ParamSpec(name, kinds[type(value)], value) for name, value in parameters.items()])
-    with warnings.catch_warnings(record=True):  # it asks for type hints, but their signatures have no parameters
+    with warnings.catch_warnings(record=True):  # it asks for type hints, which cannot describe parameters
         info = mlflow.pyfunc.log_model(
             name="model",
-            python_model=str(package / "serving.py"),
+            python_model=str(package / "tracking/serving.py"),
             artifacts={name: str(path) for name, path in artifacts.items()},
             code_paths=[str(package)],
             pip_requirements=list(requirements),
@@ -215,16 +217,16 @@ def _parts(reference: str) -> tuple[str, str | None, str | None]:
 
 
 def _numbers(client: Client, name: str) -> list[str]:
-    """The numbers of all versions; MLflow hands them out as integers here and as strings there."""
-    found: list[str] = []
+    """Return the numbers of all versions as strings; MLflow returns integers in some calls."""
+    numbers: list[str] = []
     token = None
     while True:
         page = client.search_model_versions(f"name = '{name}'", page_token=token)
-        found += [str(version.version) for version in page]
+        numbers += [str(version.version) for version in page]
         token = page.token
         if not token:
-            return found
+            return numbers
 
 
 def _write_history(client: Client, name: str, history: Sequence[str]) -> None:
-    client.set_registered_model_tag(name, HISTORY, json.dumps(list(history)[-KEPT:]))
+    client.set_registered_model_tag(name, HISTORY_TAG, json.dumps(list(history)[-MAX_HISTORY:]))

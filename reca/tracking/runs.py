@@ -1,11 +1,10 @@
-"""MLflow's record of a pipeline run: one run with parameters, curves, scores, the data set and what came out.
+"""MLflow runs: the store, and one run per registration with parameters, curves, scores, data set and artifacts.
 
 The default store is SQLite at ``mlruns/mlflow.db`` with artifacts in ``mlruns/artifacts``, both by absolute path:
 MLflow's own defaults depend on the working directory. ``MLFLOW_TRACKING_URI`` or ``tracking.uri`` name another
-store; a worktree of an isolated run is handed the project's store that way.
+store; the worktree of an isolated run uses the project's store that way.
 """
 
-import csv
 import fcntl
 import math
 import os
@@ -22,7 +21,7 @@ from typing import Any
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # the default tries an absent server for minutes
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # the default retries for minutes
 
 import mlflow
 import psutil  # type: ignore[import-untyped]
@@ -33,22 +32,23 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from reca.config import Config
+from reca.reporting.inputs import read_curve
 from reca.runtime.errors import UserError
 from reca.tracking.lineage import Lineage, dvc_cache
-from reca.tracking.store_errors import check_database, explained, is_absent
+from reca.tracking.store_errors import check_database, friendly_store_errors, is_absent
 
-URI = "MLFLOW_TRACKING_URI"
-FLOW_RUN = "RECA_FLOW_RUN_ID"
-"""Set by the flow for its stages, so that MLflow's run names Prefect's."""
-LINEAGE, PROCESS = "lineage.digest", "reca.process"
-BATCH = 1000
+URI_VARIABLE = "MLFLOW_TRACKING_URI"
+FLOW_RUN_VARIABLE = "RECA_FLOW_RUN_ID"
+"""Set by the flow for its stages, so that the MLflow run names the Prefect run."""
+LINEAGE_TAG, PROCESS_TAG = "lineage.digest", "reca.process"
+METRICS_PER_REQUEST = 1000
 """Metrics per ``log_batch``: MLflow's limit."""
 Client = Any
 """``mlflow.MlflowClient``; MLflow's types are not followed (pyproject.toml)."""
 
 
 class DvcSource(DatasetSource):
-    """Data that DVC keeps, as MLflow's pages name it."""
+    """A data set under DVC, as MLflow's pages name it."""
 
     def __init__(self, path: str, md5: str, commit: str | None) -> None:
         self._facts = {"path": path, "md5": md5, "git_commit": commit or ""}
@@ -58,7 +58,7 @@ class DvcSource(DatasetSource):
         return "dvc"
 
     def load(self) -> Any:
-        """Data stays where it is: `dvc pull` at the commit brings it back."""
+        """Raise: `dvc pull` at the commit restores the data."""
         raise NotImplementedError("check out the commit, then run `dvc pull`")
 
     @staticmethod
@@ -75,33 +75,33 @@ class DvcSource(DatasetSource):
 
     @classmethod
     def from_dict(cls, source_dict: dict[str, Any]) -> "DvcSource":
-        """The inverse of :meth:`to_dict`."""
+        """Build the source from :meth:`to_dict`'s value."""
         return cls(source_dict["path"], source_dict["md5"], source_dict["git_commit"])
 
 
 @dataclass(frozen=True)
 class Store:
-    """Where runs and versions are kept."""
+    """The location of runs, versions and artifacts."""
 
     uri: str
     database: Path | None
     """The SQLite file; ``None`` for a server."""
     artifacts: Path | None
-    """Where artifacts go; ``None``: the server decides."""
+    """Folder of new artifacts; ``None``: the server decides."""
     lock: Path
-    """Held while the registry is changed; beside the database, so all who share one share the other."""
+    """Held while the registry is changed; next to the database, so that all its users share it."""
     experiment: str
 
 
-def locate(config: Config, root: Path) -> Store:
-    """The store of a project.
+def locate_store(config: Config, root: Path) -> Store:
+    """Return the store of a project.
 
     Raises:
         UserError: ``tracking.uri`` holds a password, which would be written into ``params.yaml`` and logged.
     """
-    uri = config.tracking.uri or os.environ.get(URI) or f"sqlite:///{root.resolve() / 'mlruns/mlflow.db'}"
+    uri = config.tracking.uri or os.environ.get(URI_VARIABLE) or f"sqlite:///{root.resolve() / 'mlruns/mlflow.db'}"
     if config.tracking.uri and re.search(r"//[^/@]*:[^/@]+@", config.tracking.uri):
-        raise UserError(f"tracking.uri holds a password; leave it null and set {URI} in the environment instead")
+        raise UserError(f"tracking.uri holds a password; set it to null and {URI_VARIABLE} in the environment instead")
     if uri.startswith("sqlite:///"):
         database = (root / uri.removeprefix("sqlite:///")).resolve()
         folder = database.parent
@@ -117,16 +117,16 @@ def locate(config: Config, root: Path) -> Store:
 
 
 @contextmanager
-def opened(store: Store) -> Iterator[Client]:
-    """MLflow set to the store, under the store's lock, with its errors in words.
+def open_store(store: Store) -> Iterator[Client]:
+    """Yield an MLflow client of the store, under the store's lock, with readable errors.
 
     Only one process changes the registry at a time: "compare with the champion, then move the alias" is one step.
-    The lock is the kernel's, so it dies with its holder.
+    The lock is the kernel's: it is released when its holder ends, however that happens.
 
     Raises:
-        UserError: The store is broken, full, read-only or not reachable; the message names the file and the way out.
+        UserError: The store is broken, full, read-only or not reachable; the message names the file and the remedy.
     """
-    with explained(store.database, store.uri), _locked(store.lock), _used(store):
+    with friendly_store_errors(store.database, store.uri), _locked(store.lock), _selected(store):
         if store.database is not None and is_absent(store.database):
             create_database(store.database)
         check_database(store.database)
@@ -134,23 +134,23 @@ def opened(store: Store) -> Iterator[Client]:
 
 
 @contextmanager
-def reading(store: Store) -> Iterator[Client]:
-    """As :func:`opened`, without the lock and without creating anything.
+def open_store_read_only(store: Store) -> Iterator[Client]:
+    """Yield a client like :func:`open_store`, without the lock and without creating a database.
 
     Raises:
         UserError: There is no database yet, or it cannot be read.
     """
     if store.database is not None and is_absent(store.database):
         raise UserError(f"nothing is registered yet: {store.database} does not exist; `reca run` makes the first model")
-    with explained(store.database, store.uri), _used(store):
+    with friendly_store_errors(store.database, store.uri), _selected(store):
         check_database(store.database)
         yield mlflow.MlflowClient(store.uri)
 
 
 def create_database(database: Path) -> None:
-    """Migrate a new database under a temporary name: one that was killed half-way is never taken for whole."""
+    """Create and migrate a database under a temporary name, so that a killed migration leaves no partial database."""
     _quiet()
-    print(f"making {database} (once; some seconds)", flush=True)
+    print(f"creating {database} (once; takes some seconds)", flush=True)
     database.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=database.parent, prefix=".mlflow-") as folder:
         new = Path(folder) / database.name
@@ -158,33 +158,34 @@ def create_database(database: Path) -> None:
         os.replace(new, database)
 
 
-def experiment_id(client: Client, store: Store) -> str:
-    """The experiment of the store, made when it is not there.
+def get_or_create_experiment(client: Client, store: Store) -> str:
+    """Return the id of the store's experiment, created if it does not exist.
 
     Raises:
-        UserError: The project was moved, so that new artifacts would go to its old place.
+        UserError: The project was moved, so new artifacts would go to its old folder.
     """
-    found = client.get_experiment_by_name(store.experiment)
-    wanted = str(store.artifacts) if store.artifacts else None
-    if found is None:
-        return client.create_experiment(store.experiment, artifact_location=wanted)
-    if found.lifecycle_stage == "deleted":
-        client.restore_experiment(found.experiment_id)
-    there = found.artifact_location.removeprefix("file://")
-    if wanted is not None and there.startswith("/") and there != wanted:
+    experiment = client.get_experiment_by_name(store.experiment)
+    artifacts = str(store.artifacts) if store.artifacts else None
+    if experiment is None:
+        return client.create_experiment(store.experiment, artifact_location=artifacts)
+    if experiment.lifecycle_stage == "deleted":
+        client.restore_experiment(experiment.experiment_id)
+    recorded = experiment.artifact_location.removeprefix("file://")
+    if artifacts is not None and recorded.startswith("/") and recorded != artifacts:
         raise UserError(
-            f"{store.database} keeps the artifacts of experiment {store.experiment!r} in {there}, "
-            f"not in {wanted}: the project was moved or copied. Move it back, or set tracking.experiment to a new name"
+            f"{store.database} keeps the artifacts of experiment {store.experiment!r} in {recorded}, "
+            f"not in {artifacts}: the project was moved or copied. Move it back, or set tracking.experiment to a new "
+            "name"
         )
-    return found.experiment_id
+    return experiment.experiment_id
 
 
-def reconcile(client: Client, experiment: str) -> list[str]:
-    """Mark runs that say RUNNING although their process is gone as KILLED; returns their ids."""
+def mark_killed_runs(client: Client, experiment: str) -> list[str]:
+    """Mark runs that are RUNNING although their process has ended as KILLED; return their ids."""
     dead = [
         run.info.run_id
-        for run in client.search_runs([experiment], f"attributes.status = 'RUNNING' and tags.`{PROCESS}` LIKE '%'")
-        if _is_gone(run.data.tags.get(PROCESS, ""))
+        for run in client.search_runs([experiment], f"attributes.status = 'RUNNING' and tags.`{PROCESS_TAG}` LIKE '%'")
+        if _has_ended(run.data.tags.get(PROCESS_TAG, ""))
     ]
     for run_id in dead:
         client.set_terminated(run_id, "KILLED")
@@ -194,18 +195,18 @@ def reconcile(client: Client, experiment: str) -> list[str]:
     return dead
 
 
-def find_finished(client: Client, experiment: str, digest: str) -> Any | None:
-    """The finished run of a lineage, if there is one: a registration may have been killed after it."""
-    query = f"attributes.status = 'FINISHED' and tags.`{LINEAGE}` = '{digest}'"
+def find_finished_run(client: Client, experiment: str, digest: str) -> Any | None:
+    """Return the finished run of a lineage, if any: a registration may have been killed after it."""
+    query = f"attributes.status = 'FINISHED' and tags.`{LINEAGE_TAG}` = '{digest}'"
     runs = client.search_runs([experiment], query, max_results=1)
     return runs[0] if runs else None
 
 
-def artifact(client: Client, run_id: str, path: str) -> Path:
-    """A file or folder that a run logged, on this machine.
+def download_artifact(client: Client, run_id: str, path: str) -> Path:
+    """Return the local path of a file or folder that a run logged.
 
     Raises:
-        FileNotFoundError: The run has no such artifact, or no run of that id is left.
+        FileNotFoundError: The run has no such artifact, or no longer exists.
     """
     try:
         return Path(client.download_artifacts(run_id, path)).resolve()
@@ -214,15 +215,15 @@ def artifact(client: Client, run_id: str, path: str) -> Path:
 
 
 @contextmanager
-def started(client: Client, experiment: str, name: str, tags: Mapping[str, str]) -> Iterator[str]:
-    """A run (its id) that ends FINISHED, or FAILED when the block raises; fluent MLflow calls go to it."""
-    run = client.create_run(experiment, tags={**tags, PROCESS: _this_process()}, run_name=name)
+def start_run(client: Client, experiment: str, name: str, tags: Mapping[str, str]) -> Iterator[str]:
+    """Yield the id of a new active run; it ends FINISHED, or FAILED if the block raises."""
+    run = client.create_run(experiment, tags={**tags, PROCESS_TAG: _process_identity()}, run_name=name)
     with mlflow.start_run(run_id=run.info.run_id):
         yield run.info.run_id
 
 
 def log_params(client: Client, run_id: str, values: Mapping[str, Any]) -> None:
-    """Log the flattened configuration in one go."""
+    """Log the flattened configuration in one request."""
     client.log_batch(run_id, params=[Param(key, str(value)) for key, value in values.items()])
 
 
@@ -234,11 +235,11 @@ def log_metrics(client: Client, run_id: str, values: Mapping[str, float], model_
 
 
 def log_curves(client: Client, run_id: str, files: Iterable[Path]) -> int:
-    """Log every column of CSV files over its ``step`` as ``<file>/<column>``; returns how many points.
+    """Log every column of CSV files over its ``step`` as ``<file>/<column>``; return the number of points.
 
     A column ``timestamp`` (seconds) dates the points; files without ``step`` are numbered by row.
     """
-    metrics = [point for path in files if path.is_file() for point in _read_curve(path)]
+    metrics = [metric for path in files for metric in _curve_metrics(path)]
     _log_in_batches(client, run_id, metrics)
     return len(metrics)
 
@@ -261,20 +262,20 @@ def log_dataset(client: Client, run_id: str, lineage: Lineage) -> None:
 
 
 def run_tags(lineage: Lineage, note: str) -> dict[str, str]:
-    """The tags of a run: its lineage, what MLflow's pages show, and the flow that it belongs to."""
+    """Return the tags of a run: its lineage, a note for MLflow's pages, and its flow run."""
     tags = {**lineage_tags(lineage), "mlflow.note.content": note}
     if lineage.git.commit:
         tags["mlflow.source.git.commit"] = lineage.git.commit
-    if flow_run := os.environ.get(FLOW_RUN):
+    if flow_run := os.environ.get(FLOW_RUN_VARIABLE):
         tags["prefect.flow_run_id"] = flow_run
     return tags
 
 
 def dvc_reference(root: Path, path: str, lineage: Lineage) -> dict[str, str]:
-    """What finds an output again in DVC's cache, without copying it.
+    """Return the reference by which :mod:`reca.tracking.serving` finds an output in DVC's cache.
 
     Raises:
-        UserError: DVC did not record it, so it lies in no cache.
+        UserError: DVC did not record it, so it is in no cache.
     """
     if not lineage.dvc:
         raise UserError(f"{path} is bigger than tracking.copy_limit_mib and not under DVC; run it with `reca run`")
@@ -287,9 +288,9 @@ def dvc_reference(root: Path, path: str, lineage: Lineage) -> dict[str, str]:
 
 
 def lineage_tags(lineage: Lineage) -> dict[str, str]:
-    """What a run and a version say about where they come from; values as MLflow stores them."""
+    """Return the tags of a run and a version about their origin, cut to MLflow's lengths."""
     tags = {
-        LINEAGE: lineage.digest,
+        LINEAGE_TAG: lineage.digest,
         "git.commit": lineage.git.commit or "none",
         "git.dirty": str(bool(lineage.git.dirty)).lower(),
         "git.note": lineage.git.note,
@@ -318,17 +319,17 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _used(store: Store) -> Iterator[None]:
-    """Point MLflow's global URI at the store and back: some of its calls read nothing else."""
+def _selected(store: Store) -> Iterator[None]:
+    """Set MLflow's global URI to the store, and restore it: some of its calls read only that."""
     _quiet()
-    uri, before = mlflow.get_tracking_uri(), os.environ.get(URI)
+    uri, before = mlflow.get_tracking_uri(), os.environ.get(URI_VARIABLE)
     mlflow.set_tracking_uri(store.uri)
     try:
         yield
     finally:
         mlflow.set_tracking_uri(uri)
         if before is None:
-            os.environ.pop(URI, None)
+            os.environ.pop(URI_VARIABLE, None)
 
 
 def _quiet() -> None:
@@ -339,28 +340,26 @@ def _quiet() -> None:
 
 
 def _log_in_batches(client: Client, run_id: str, metrics: list[Metric]) -> None:
-    for start in range(0, len(metrics), BATCH):
-        client.log_batch(run_id, metrics=metrics[start : start + BATCH])
+    for start in range(0, len(metrics), METRICS_PER_REQUEST):
+        client.log_batch(run_id, metrics=metrics[start : start + METRICS_PER_REQUEST])
 
 
-def _read_curve(path: Path) -> Iterable[Metric]:
-    now = _milliseconds()
-    with path.open(newline="") as file:
-        for number, row in enumerate(csv.DictReader(file)):
-            step = int(float(row.pop("step", None) or number))
-            stamp = row.pop("timestamp", None)
-            at = round(float(stamp) * 1000) if stamp else now
-            for key, text in row.items():
-                if key and text and math.isfinite(value := float(text)):
-                    yield Metric(f"{path.stem}/{key}", value, at, step)
+def _curve_metrics(path: Path) -> Iterator[Metric]:
+    columns, now = read_curve(path), _milliseconds()
+    steps, timestamps = columns.pop("step", None), columns.pop("timestamp", None)
+    for name, values in columns.items():
+        for row, value in enumerate(values):
+            if math.isfinite(value):
+                at = round(timestamps[row] * 1000) if timestamps else now
+                yield Metric(f"{path.stem}/{name}", value, at, int(steps[row]) if steps else row)
 
 
-def _this_process() -> str:
+def _process_identity() -> str:
     return f"{socket.gethostname()} {os.getpid()} {psutil.Process().create_time():.0f}"
 
 
-def _is_gone(process: str) -> bool:
-    """Whether the process of a run is known to have ended; what runs on another host is left alone."""
+def _has_ended(process: str) -> bool:
+    """Return whether a run's process has ended; ``False`` for processes of another host."""
     try:
         host, pid, born = process.rsplit(" ", 2)
         if host != socket.gethostname():

@@ -1,7 +1,7 @@
 """The registered model as MLflow loads it: prompts in, PNG images out.
 
-MLflow stores this file and runs it to load a version ("models from code"); ``reca.tracking.registry.log_model`` hands
-it its checkpoint, either copied, or, when it is big, as a reference to what DVC keeps.
+MLflow stores this file and runs it to load a version ("models from code"). Its checkpoint, an artifact that
+``reca.tracking.registry.log_model`` logs, is a copy or, if it is large, a reference into DVC's cache.
 
     model = mlflow.pyfunc.load_model("models:/reca-janus_tiny@champion")
     images = model.predict(["a photo of a red circle"])        # base64 of PNG bytes, one per prompt
@@ -18,21 +18,21 @@ from typing import Any
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 
-CACHE = "RECA_DVC_CACHE"
+CACHE_VARIABLE = "RECA_DVC_CACHE"
 
 
-class Drawer(PythonModel):
-    """A unified model that draws; prompts are drawn in batches, each from its own seed."""
+class TextToImageModel(PythonModel):
+    """A unified model that generates images from prompts, in batches, each image from its own seed."""
 
     def load_context(self, context: Any) -> None:
-        """Load the weights; on the GPU when there is one."""
+        """Load the weights, on the GPU if there is one."""
         self._settings = json.loads(Path(context.artifacts["settings"]).read_text())
         if "checkpoint" in context.artifacts:
             checkpoint = Path(context.artifacts["checkpoint"])
         else:
-            checkpoint = fetch(json.loads(Path(context.artifacts["reference"]).read_text()))
+            checkpoint = link_from_dvc_cache(json.loads(Path(context.artifacts["reference"]).read_text()))
 
-        import torch  # takes seconds; weights that are not there are told before
+        import torch  # takes seconds: missing weights are reported before
 
         from reca.models.base import load_model
 
@@ -40,24 +40,24 @@ class Drawer(PythonModel):
         self._model = load_model(self._settings["family"], checkpoint, self._settings["options"], device)
 
     def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> list[str]:
-        """Draw one image per prompt.
+        """Generate one image per prompt.
 
         Args:
-            context: What :meth:`load_context` was given.
-            model_input: Prompts: a list, or the first column of the table that MLflow makes of one.
+            context: The context of :meth:`load_context`.
+            model_input: Prompts: a list, or the first column of the table that MLflow makes from a list.
             params: ``seed`` (0), ``guidance_scale``, ``temperature``, and ``num_steps`` where the family has it; the
                 defaults are those that the model was evaluated with.
 
         Returns:
-            Base64 of PNG bytes, in the order of the prompts. The same prompt and seed give the same image, whatever
-            else is in the list.
+            Base64 of PNG bytes, in the order of the prompts. The same prompt and seed give the same image in any
+            batch.
         """
         from reca.models.base import Sampling
         from reca.runtime.seeding import SampleRng, derive_seed
 
-        chosen = {**self._settings["sampling"], **(params or {})}
-        seed = chosen.pop("seed", 0)
-        sampling, size = Sampling(**chosen), self._settings["batch_size"]
+        parameters = {**self._settings["sampling"], **(params or {})}
+        seed = parameters.pop("seed", 0)
+        sampling, size = Sampling(**parameters), self._settings["batch_size"]
         prompts = model_input.iloc[:, 0].tolist() if hasattr(model_input, "iloc") else list(model_input)
         images: list[str] = []
         for start in range(0, len(prompts), size):
@@ -67,16 +67,16 @@ class Drawer(PythonModel):
         return images
 
 
-def fetch(reference: dict[str, Any]) -> Path:
-    """Assemble a checkpoint folder from the DVC cache, by links, into a temporary folder.
+def link_from_dvc_cache(reference: dict[str, Any]) -> Path:
+    """Link the files of a checkpoint in the DVC cache into a temporary folder.
 
     Args:
-        reference: ``{"md5": "….dir", "path", "commit", "cache"}`` as written when the model was registered.
+        reference: ``{"md5": "….dir", "path", "commit", "cache"}`` as written at registration.
 
     Raises:
-        FileNotFoundError: The cache does not hold it; the message says how to get it.
+        FileNotFoundError: No cache holds it; the message says how to get it.
     """
-    caches = [Path(place) for place in (os.environ.get(CACHE), ".dvc/cache", reference["cache"]) if place]
+    caches = [Path(folder) for folder in (os.environ.get(CACHE_VARIABLE), ".dvc/cache", reference["cache"]) if folder]
     for cache in caches:
         listing = _object(cache, reference["md5"])
         if not listing.is_file():
@@ -92,7 +92,7 @@ def fetch(reference: dict[str, Any]) -> Path:
     raise FileNotFoundError(
         f"the weights of this model ({reference['path']}, DVC hash {reference['md5']}) are in none of "
         f"{', '.join(map(str, caches))}; get them with `dvc fetch --run-cache` in the project at commit "
-        f"{reference['commit']}, or name another DVC cache in {CACHE}"
+        f"{reference['commit']}, or name another DVC cache in {CACHE_VARIABLE}"
     )
 
 
@@ -110,4 +110,4 @@ def _png(image: Any) -> str:
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-set_model(Drawer())
+set_model(TextToImageModel())

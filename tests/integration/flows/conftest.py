@@ -17,17 +17,18 @@ import pytest
 SOURCE = Path(__file__).parents[3]
 
 STAGE = '''
-"""python stage.py NAME SECONDS: sleep, then leave a result; what happens is told in events.jsonl and pids/."""
+"""python stage.py NAME SECONDS: sleep, then write a result; the events go to events.jsonl and pids/."""
 import json, os, pathlib, subprocess, sys, time, yaml
 name, seconds = sys.argv[1], float(sys.argv[2])
 used = {key: value for key, value in yaml.safe_load(open("params.yaml")).items() if key in ("seed", "train")}
 home = pathlib.Path(os.environ.get("STUB_HOME", "."))
-def tell(what):
+def log(what):
     with open(home / "events.jsonl", "a") as file:
         event = {"stage": name, "what": what, "at": time.time(), "rate": used["train"]["learning_rate"]}
         event["gpu"] = os.environ.get("CUDA_VISIBLE_DEVICES")
+        event["flow_run"] = os.environ.get("RECA_FLOW_RUN_ID")
         file.write(json.dumps(event) + "\\n")
-tell("begin")
+log("begin")
 if (home / f"hang-{name}").exists():
     child = subprocess.Popen(["sleep", "600"], start_new_session=True)
     (home / f"pids-{name}").write_text(f"{os.getpid()} {child.pid}")
@@ -41,7 +42,7 @@ if status.exists():
     print("something is wrong with", name, file=sys.stderr); sys.exit(code)
 out = pathlib.Path("outputs", name); out.mkdir(parents=True, exist_ok=True)
 (out / "result.json").write_text(json.dumps({"stage": name, "params": used}))
-tell("end")
+log("end")
 '''
 
 DVC_YAML = """
@@ -64,7 +65,7 @@ DVC_CONFIG = """
 """
 
 REGISTER = '''
-"""The real reca, but for `register`, which needs a model."""
+"""The real reca, except for `register`, which needs a model."""
 import json, pathlib, sys
 import yaml
 if sys.argv[1:] == ["register"]:
@@ -84,7 +85,7 @@ def git(folder: Path, *arguments: str) -> None:
 
 @pytest.fixture(scope="session")
 def template(tmp_path_factory) -> Path:
-    """The project, committed, nothing run."""
+    """The project, committed, before any run."""
     root = tmp_path_factory.mktemp("template") / "project"
     (root / "reca").mkdir(parents=True)
     (root / "reca/__init__.py").write_text(f"__path__.append({str(SOURCE / 'reca')!r})\n")
@@ -118,10 +119,10 @@ def project(template, tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory) -> str:
-    """One private server, ours, for all tests; Prefect is imported only after it is named.
+    """Start a private server for all tests; Prefect is imported only after its address is set.
 
-    It is neither released nor forgotten at the end: Prefect's own threads talk to it until this process has ended
-    (and would start one of their own); then the kernel takes its lock back, and it ends.
+    It is not released at the end: Prefect's own threads use it until this process has ended (and would start
+    another one); then the kernel releases its lock, and it ends.
     """
     from flows.server import PrivateServer
 
@@ -137,7 +138,7 @@ def server(tmp_path_factory) -> str:
 
 @pytest.fixture
 def run_flow(server, project) -> Callable[..., SimpleNamespace]:
-    """Run the flow in this process; gives its state, its error, and the states of its tasks by name."""
+    """Run the flow in this process; return its state, its error and its id."""
 
     def run(*overrides: str) -> SimpleNamespace:
         from flows.pipeline import reca
@@ -151,27 +152,27 @@ def run_flow(server, project) -> Callable[..., SimpleNamespace]:
 
 @pytest.fixture
 def tasks(server) -> Callable[..., dict]:
-    """Task runs of a flow run by name, once all of them have ended on the server."""
+    """Return the task runs of a flow run by name, once the server has recorded the end of all."""
 
     def read(run_id, expected: int) -> dict:
         from prefect.client.orchestration import get_client
         from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
         with get_client(sync_client=True) as client:
-            chosen = FlowRunFilter(id=FlowRunFilterId(any_=[run_id]))
+            this_run = FlowRunFilter(id=FlowRunFilterId(any_=[run_id]))
 
             def ended():
-                found = client.read_task_runs(flow_run_filter=chosen)
-                return len(found) >= expected and all(one.state and one.state.is_final() for one in found) and found
+                runs = client.read_task_runs(flow_run_filter=this_run)
+                return len(runs) >= expected and all(run.state and run.state.is_final() for run in runs) and runs
 
-            return {one.name: one for one in wait_for(ended, 120)}
+            return {run.name: run for run in wait_for(ended, 120)}
 
     return read
 
 
 @pytest.fixture
 def events(project) -> Callable[[], list]:
-    """What the stages have told so far."""
+    """Return the events of the stages so far."""
 
     def read() -> list[SimpleNamespace]:
         path = project / "events.jsonl"
@@ -183,7 +184,7 @@ def events(project) -> Callable[[], list]:
 
 @pytest.fixture
 def command(project) -> Iterator[Callable[..., subprocess.Popen]]:
-    """Start `reca …` in the project; what still runs at the test's end is killed."""
+    """Start `reca …` in the project; processes that still run at the test's end are killed."""
     started: list[subprocess.Popen] = []
 
     def start(*words: str, **environment: str | None) -> subprocess.Popen:
@@ -195,7 +196,7 @@ def command(project) -> Iterator[Callable[..., subprocess.Popen]]:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            # A shell's background job ignores Ctrl-C and hands that on; what is tested here must not.
+            # A shell's background job ignores Ctrl-C and its children inherit that; the tested one must not.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         started.append(process)
@@ -209,7 +210,7 @@ def command(project) -> Iterator[Callable[..., subprocess.Popen]]:
 
 @pytest.fixture
 def hanging(project) -> Callable[[str], list[int]]:
-    """Wait until a stage hangs; gives its process and that process's child."""
+    """Wait until a stage hangs; return the ids of its process and of that process's child."""
 
     def pids(stage: str) -> list[int]:
         path = project / f"pids-{stage}"
@@ -238,6 +239,6 @@ def gone() -> Callable[..., None]:
 def wait_for(condition: Callable[[], object], seconds: float):
     end = time.monotonic() + seconds
     while not (value := condition()):
-        assert time.monotonic() < end, f"it did not happen within {seconds:g} s"
+        assert time.monotonic() < end, f"the condition did not hold within {seconds:g} s"
         time.sleep(0.1)
     return value

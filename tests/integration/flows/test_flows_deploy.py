@@ -33,11 +33,13 @@ def client(server):
     """Prefect's API."""
     from prefect.client.orchestration import get_client
 
-    with get_client(sync_client=True) as one:
-        yield one
+    with get_client(sync_client=True) as api:
+        yield api
 
 
-def test_deployments_on_demand_by_schedule_and_cancelled(worker, client, project, capsys, until, hanging, gone):
+def test_deployments_run_on_demand_and_by_schedule_and_are_cancelled(
+    worker, client, project, capsys, until, hanging, gone
+):
     from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
     from prefect.client.schemas.schedules import IntervalSchedule
     from prefect.states import Cancelling
@@ -45,7 +47,7 @@ def test_deployments_on_demand_by_schedule_and_cancelled(worker, client, project
     from flows.deploy import ZOMBIES, deploy, submit
     from reca.config import ConfigError
 
-    assert deploy(gpus=3) == 0, "a second time changes nothing"
+    assert deploy(gpus=3) == 0, "a second deployment changes nothing"
     assert client.read_global_concurrency_limit_by_name("gpu").limit == 3
     assert len(client.read_automations_by_name(ZOMBIES)) == 1
     nightly = client.read_deployment_by_name("reca/nightly")
@@ -66,14 +68,14 @@ def test_deployments_on_demand_by_schedule_and_cancelled(worker, client, project
     assert (project / ".reca/registered.jsonl").read_text().split() == ["0.004"]
     assert not (project / "outputs").exists(), "a scheduled run works in its own folder"
 
-    # a schedule really fires (with SQLAlchemy 2.1 none ever does, and nothing says so)
+    # a schedule really fires (with SQLAlchemy 2.1 none does, without an error)
     every = IntervalSchedule(interval=timedelta(seconds=15))
     (added,) = client.create_deployment_schedules(nightly.id, [(every, True)])
 
     def fired():
-        chosen = DeploymentFilter(id=DeploymentFilterId(any_=[nightly.id]))
-        runs = client.read_flow_runs(deployment_filter=chosen)
-        return [one for one in runs if one.auto_scheduled and (one.state.is_running() or one.state.is_final())]
+        nightly_only = DeploymentFilter(id=DeploymentFilterId(any_=[nightly.id]))
+        runs = client.read_flow_runs(deployment_filter=nightly_only)
+        return [run for run in runs if run.auto_scheduled and (run.state.is_running() or run.state.is_final())]
 
     run_id = until(fired, 400)[0].id
     client.delete_deployment_schedule(nightly.id, added.id)

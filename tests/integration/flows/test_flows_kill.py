@@ -1,4 +1,4 @@
-"""Ending a run in every way there is: nothing trains on, nothing is lost, the next run puts it right."""
+"""Runs that are interrupted, cancelled or killed: no process goes on, and the next run continues the work."""
 
 import json
 import signal
@@ -10,7 +10,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_run_and_its_children(server, project, command, hanging, gone, number):
+def test_signal_ends_the_run_and_its_children(server, project, command, hanging, gone, number):
     (project / "hang-train").touch()
     run = command("run")
     pids = hanging("train")
@@ -22,7 +22,7 @@ def test_a_signal_ends_the_run_and_its_children(server, project, command, hangin
     gone(pids, 5)
 
 
-def test_a_run_cancelled_on_prefects_pages_ends_though_no_worker_minds_it(
+def test_run_without_a_worker_ends_when_it_is_cancelled_on_prefects_pages(
     server, project, command, hanging, gone, until
 ):
     from prefect.client.orchestration import get_client
@@ -40,7 +40,7 @@ def test_a_run_cancelled_on_prefects_pages_ends_though_no_worker_minds_it(
         assert client.read_flow_run(log.name).state.name == "Cancelled"
 
 
-def test_kill_9_of_the_flow_leaves_no_orphans_and_the_next_run_continues(
+def test_flow_killed_with_sigkill_leaves_no_orphans_and_the_next_run_continues(
     server, project, command, hanging, gone, run_flow, events
 ):
     (project / "hang-train").touch()
@@ -64,7 +64,7 @@ def test_kill_9_of_the_flow_leaves_no_orphans_and_the_next_run_continues(
     assert killed.state.name == "Crashed"
 
 
-def test_without_a_server_the_run_has_its_own_and_its_history_is_complete(server, project, command, gone):
+def test_run_without_a_server_starts_its_own_with_a_complete_history(server, project, command, gone):
     run = command("run", PREFECT_API_URL=None, PREFECT_HOME=None)
     output, _ = run.communicate(timeout=600)
     assert run.returncode == 0, output

@@ -23,15 +23,15 @@ def recorded(folder, stage):
     return yaml_io.load(folder / "dvc.lock")["stages"][stage]["params"]["params.yaml"]
 
 
-def test_order_comes_from_the_graph_and_what_is_up_to_date_is_skipped(run_flow, tasks, events, project):
+def test_flow_follows_the_graph_and_skips_stages_that_are_up_to_date(run_flow, tasks, events, project):
     run = run_flow("train.max_steps=40")
     assert run.state.is_completed(), run.error
+    assert {event.flow_run for event in events()} == {str(run.id)}
     at = {(event.stage, event.what): event.at for event in events()}
     assert at["first", "end"] < at["train", "begin"] < at["train", "end"] < at["made", "begin"]
-    assert at["side", "begin"] < at["train", "end"], "independent stages wait for each other"
+    assert at["side", "begin"] < at["train", "end"], "independent stages ran one after the other"
     assert at["side", "end"] < at["made", "begin"]
-    found = tasks(run.id, 5)
-    assert {name: task.state.name for name, task in found.items()} == {
+    assert {name: task.state.name for name, task in tasks(run.id, 5).items()} == {
         **dict.fromkeys(("first", "train", "side", "report"), "Done"),
         "register": "Completed",
     }
@@ -43,7 +43,7 @@ def test_order_comes_from_the_graph_and_what_is_up_to_date_is_skipped(run_flow, 
         "register": "Completed",
     }
 
-    # DVC's own cut: the stub's result tells the parameter, so what depends on it changes too.
+    # The stub's result contains the parameter, so its dependents change too.
     other = run_flow("train.max_steps=41")
     states = {name: task.state.name for name, task in tasks(other.id, 5).items()}
     assert states["first"] == states["side"] == "Unchanged"
@@ -53,7 +53,7 @@ def test_order_comes_from_the_graph_and_what_is_up_to_date_is_skipped(run_flow, 
     assert len([event for event in events() if (event.stage, event.what) == ("train", "end")]) == 2
 
 
-def test_a_failure_is_tried_again(run_flow, tasks, project, monkeypatch, events):
+def test_failed_stage_is_retried(run_flow, tasks, project, monkeypatch, events):
     monkeypatch.setattr("flows.tasks.RETRY_DELAYS", (0.1, 0.1))
     (project / "fail-train").write_text("1")
     run = run_flow()
@@ -62,19 +62,19 @@ def test_a_failure_is_tried_again(run_flow, tasks, project, monkeypatch, events)
     assert [event.what for event in events() if event.stage == "train"] == ["begin", "begin", "end"]
 
 
-def test_a_users_mistake_is_told_once(run_flow, tasks, project, events):
+def test_user_error_is_not_retried(run_flow, tasks, project, events):
     (project / "fail-first").write_text("2")
     run = run_flow()
     assert run.state.is_failed()
     assert "first failed (exit status 2)" in str(run.error)
     assert "something is wrong with first" in str(run.error)
-    found = tasks(run.id, 1)
-    assert found["first"].run_count == 1
-    assert not {"train", "report", "register"} & found.keys()
+    runs = tasks(run.id, 1)
+    assert runs["first"].run_count == 1
+    assert not {"train", "report", "register"} & runs.keys()
     assert not (project / ".reca/registered.jsonl").exists()
 
 
-def test_a_wrong_override_stops_the_flow_before_anything_runs(run_flow, project):
+def test_wrong_override_stops_the_flow_before_any_stage(run_flow, project):
     before = (project / "params.yaml").read_text()
     run = run_flow("train.stpes=3")
     assert run.state.is_failed()
@@ -82,8 +82,8 @@ def test_a_wrong_override_stops_the_flow_before_anything_runs(run_flow, project)
     assert (project / "params.yaml").read_text() == before
 
 
-def test_params_edited_during_a_run_make_no_false_lineage(run_flow, project, events, until):
-    """facts/mlops.md §3.3: DVC alone records 0.5 for a model that was trained with 0.001."""
+def test_params_edited_during_a_run_are_restored_and_the_stage_runs_again(run_flow, project, events, until):
+    """DVC alone would record 0.5 for a model that was trained with 0.001."""
 
     def edit():
         until(lambda: any((event.stage, event.what) == ("train", "begin") for event in events()), 300)
@@ -100,34 +100,35 @@ def test_params_edited_during_a_run_make_no_false_lineage(run_flow, project, eve
     assert recorded(project, "train")["train"]["learning_rate"] == 0.001
     assert result(project, "train")["train"]["learning_rate"] == 0.001
     assert (project / ".reca/registered.jsonl").read_text().split() == ["0.001"]
-    # Nor does anyone later get that model under the other name.
+    # A later run with 0.5 does not restore that model.
     later = run_flow("train.learning_rate=0.5")
     assert later.state.is_completed(), later.error
     assert result(project, "train")["train"]["learning_rate"] == 0.5
 
 
-def test_two_runs_at_once_do_not_mix(server, project, command):
+def test_isolated_runs_at_the_same_time_do_not_mix(server, project, command):
     runs = {rate: command("run", "--isolated", f"train.learning_rate={rate}") for rate in (0.002, 0.003)}
     for process in runs.values():
         output, _ = process.communicate(timeout=600)
         assert process.returncode == 0, output
-    places = [place for place in (project.parent / "workspaces").iterdir() if (place / "dvc.lock").exists()]
-    rates = {recorded(place, "train")["train"]["learning_rate"] for place in places}
+    worktrees = [path for path in (project.parent / "workspaces").iterdir() if (path / "dvc.lock").exists()]
+    rates = {recorded(worktree, "train")["train"]["learning_rate"] for worktree in worktrees}
     assert rates == set(runs)
-    for place in places:
-        assert result(place, "train")["train"] == recorded(place, "train")["train"]
+    for worktree in worktrees:
+        assert result(worktree, "train")["train"] == recorded(worktree, "train")["train"]
     assert sorted((project / ".reca/registered.jsonl").read_text().split()) == ["0.002", "0.003"]
     assert not (project / "outputs").exists()
     assert any((project.parent / "remote").rglob("files/md5/*/*")), "the results were not pushed"
 
 
-def test_a_second_run_in_place_is_told_who_is_there(project, command):
+def test_second_run_in_the_project_names_the_first(project, command):
     holder = (
-        "import sys, time, pathlib; from reca import workspace\n"
-        "with workspace.project_lock(pathlib.Path('.reca'), 'golden otter'): print('held', flush=True); time.sleep(600)"
+        "import sys, time, pathlib; from reca.runtime import workspace\n"
+        "with workspace.project_lock(pathlib.Path('.reca'), 'golden otter'):\n"
+        "    print('locked', flush=True); time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", holder], cwd=project, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "held\n"
+        assert process.stdout.readline() == "locked\n"
         began = time.monotonic()
         second = command("run")
         output, _ = second.communicate(timeout=300)
@@ -137,10 +138,12 @@ def test_a_second_run_in_place_is_told_who_is_there(project, command):
     assert str(process.pid) in output
     assert "--isolated" in output
     assert "Traceback" not in output
-    assert not (project / ".reca/prefect").exists(), f"a server was started for nothing in {time.monotonic() - began} s"
+    assert not (project / ".reca/prefect").exists(), (
+        f"a server was started although the run was refused, within {time.monotonic() - began} s"
+    )
 
 
-def test_stages_on_a_gpu_take_turns(run_flow, events, monkeypatch, tmp_path):
+def test_gpu_stages_run_one_at_a_time(run_flow, events, monkeypatch, tmp_path):
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound
 
@@ -148,7 +151,7 @@ def test_stages_on_a_gpu_take_turns(run_flow, events, monkeypatch, tmp_path):
 
     with get_client(sync_client=True) as client, contextlib.suppress(ObjectNotFound):
         client.delete_global_concurrency_limit_by_name("gpu")  # another test may have made it
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # another session's locks lie elsewhere
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # the locks of another session are elsewhere
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     without = run_flow("hardware.device=cuda")
     assert "create it with `reca deploy`" in str(without.error), without.error

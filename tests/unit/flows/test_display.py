@@ -1,4 +1,4 @@
-"""What a run shows: which stage, how far, how long still; and the table at its end."""
+"""The display of a run: stages, progress, time left; and the summary at its end."""
 
 import io
 import json
@@ -6,9 +6,8 @@ import json
 import pytest
 from rich.console import Console
 
-from flows.display import Display
+from flows.display import Display, markdown_verdict, print_summary, summarise
 from flows.run_context import EXIT_STATUS, PROGRESS
-from flows.summary import markdown_verdict, print_summary, summarise
 
 
 @pytest.fixture
@@ -23,7 +22,7 @@ def plain(display) -> io.StringIO:
     return display.console.file
 
 
-def test_in_a_log_a_line_now_and_then(clock):
+def test_display_prints_a_line_every_15_seconds_without_a_terminal(clock):
     display = Display(expected={"train": 100.0, "report": 20.0})
     out = plain(display)
     display.plan(["ingest", "train", "report"])
@@ -42,7 +41,7 @@ def test_in_a_log_a_line_now_and_then(clock):
     assert display.seconds() == {"train": 101.0, "report": 20.0}
 
 
-def test_the_whole_is_not_guessed_while_a_stage_has_never_run(clock):
+def test_time_left_is_unknown_while_a_stage_has_no_duration(clock):
     display = Display(expected={"train": 100.0})
     out = plain(display)
     display.plan(["train", "report"])
@@ -52,7 +51,7 @@ def test_the_whole_is_not_guessed_while_a_stage_has_never_run(clock):
     assert "in all" not in out.getvalue()
 
 
-def test_on_a_terminal_a_table(clock):
+def test_display_renders_a_table_on_a_terminal(clock):
     display = Display()
     display.plan(["ingest", "extract", "train", "report"])
     display.ended("ingest", "unchanged")
@@ -62,33 +61,33 @@ def test_on_a_terminal_a_table(clock):
     display.progress("train", 3, 4, "steps", "0:10 left")
     console = Console(file=io.StringIO(), width=120)
     console.print(display._render())
-    shown = console.file.getvalue()
-    assert "✗ extract failed" in shown
-    assert "3/4 steps  0:10 left" in shown
-    assert "1 stages unchanged, still to come: report" in shown
+    output = console.file.getvalue()
+    assert "✗ extract failed" in output
+    assert "3/4 steps  0:10 left" in output
+    assert "1 stages unchanged, still to come: report" in output
 
 
-def test_quiet_says_nothing(capsys):
+def test_quiet_display_prints_no_line(capsys):
     display = Display(quiet=True)
-    display.say("x")
+    display.log("x")
     display.started("train")
     display.ended("train", "done")
     assert capsys.readouterr().out == ""
 
 
-def test_a_stages_progress_line_is_understood():
-    found = PROGRESS.fullmatch("PROGRESS 15/600 steps 0:03 elapsed, 2:01 left loss 0.31")
-    assert found.groups() == ("15", "600", "steps", "0:03 elapsed, 2:01 left loss 0.31")
+def test_progress_lines_are_parsed():
+    match = PROGRESS.fullmatch("PROGRESS 15/600 steps 0:03 elapsed, 2:01 left loss 0.31")
+    assert match.groups() == ("15", "600", "steps", "0:03 elapsed, 2:01 left loss 0.31")
 
 
-def test_what_the_real_helper_prints_is_understood(capsys):
+def test_progress_lines_of_the_stages_are_parsed(capsys):
     from reca.runtime.progress import Progress
 
     Progress(4, "images").update(4)
     assert PROGRESS.fullmatch(capsys.readouterr().out.strip()).groups()[:3] == ("4", "4", "images")
 
 
-def test_dvcs_words_for_a_failed_command_are_understood():
+def test_exit_status_in_a_dvc_error_is_parsed():
     line = "ERROR: failed to reproduce 'train': failed to run: python -m reca train, exited with 2"
     assert EXIT_STATUS.search(line)[1] == "2"
 
@@ -110,7 +109,7 @@ def project(tmp_path):
     return tmp_path
 
 
-def test_the_summary_shows_scores_verdict_version_and_places(project):
+def test_summary_prints_scores_verdict_version_and_paths(project):
     state = project / ".reca"
     state.mkdir()
     worse_than_champion = {"text": "not worse than the champion", "passed": False, "reason": "-1.0", "skipped": False}
@@ -127,17 +126,17 @@ def test_the_summary_shows_scores_verdict_version_and_places(project):
     summary = summarise(project, state, 0.95)
     console = Console(file=io.StringIO(), width=400)  # a long temporary path must not be broken
     print_summary(summary, console)
-    shown = console.file.getvalue()
+    output = console.file.getvalue()
     for words in (
         "position", "color attr", "GenEval on rendered scenes, overall", "understanding", "reconstruction", "95 %",
         "50.0", "57.0", "+7.0", "[+5.0, +9.0]", "verdict: refused", "failed: not worse than the champion (-1.0)",
         "reca-janus_tiny version 3, alias challenger", "champion: 2", "reca ui", "index.html",
     ):  # fmt: skip
-        assert words in shown, words
-    assert "color attr" in shown
-    assert "| color |" not in shown, "only GenEval's categories are shown one by one"
+        assert words in output, words
+    assert "color attr" in output
+    assert "| color |" not in output, "only GenEval's categories have their own rows"
     assert "**Refused**" in markdown_verdict(summary)
 
 
-def test_no_report_no_summary(tmp_path):
+def test_summary_without_a_report_is_none(tmp_path):
     assert summarise(tmp_path, tmp_path / ".reca", 0.95) is None

@@ -1,4 +1,4 @@
-"""The guard: nothing of a command outlives it, whatever happens to anybody."""
+"""The guard ends a command with all its descendants, however the command, the guard or the flow ends."""
 
 import fcntl
 import os
@@ -29,7 +29,7 @@ def start(*command: str, options: tuple[str, ...] = ("--grace", "0.5")) -> subpr
 def wait_for(condition, seconds: float = 60):
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
+        assert time.monotonic() < end, f"the condition did not hold within {seconds:g} s"
         time.sleep(0.05)
 
 
@@ -38,7 +38,7 @@ def read_pids(path: Path) -> list[int]:
 
 
 @pytest.mark.parametrize("how", ["input closes", "TERM"])
-def test_a_stubborn_tree_ends_with_the_flow(tmp_path, how):
+def test_guard_ends_a_process_tree_that_ignores_sigterm(tmp_path, how):
     pids = tmp_path / "pids"
     guard = start("bash", "-c", STUBBORN.format(pids=pids))
     wait_for(lambda: len(read_pids(pids)) == 4)
@@ -52,7 +52,7 @@ def test_a_stubborn_tree_ends_with_the_flow(tmp_path, how):
     assert not any(psutil.pid_exists(pid) for pid in tree)
 
 
-def test_a_polite_command_gets_time_to_finish(tmp_path):
+def test_guard_gives_a_command_time_to_finish(tmp_path):
     done = tmp_path / "done"
     code = f"""
 import pathlib, signal, sys, time
@@ -69,7 +69,7 @@ time.sleep(300)
     assert done.exists()
 
 
-def test_what_starts_processes_on_several_hosts_is_told_as_it_wants_to_be(tmp_path):
+def test_guard_sends_sigusr1_to_processes_that_span_hosts(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(f"""
 import pathlib, signal, sys, time
@@ -86,7 +86,7 @@ time.sleep(300)
     assert int((tmp_path / "got").read_text()) == signal.SIGUSR1
 
 
-def test_a_guard_killed_with_9_takes_its_command_along(tmp_path):
+def test_guard_killed_with_sigkill_ends_its_command(tmp_path):
     pids = tmp_path / "pids"
     guard = start("bash", "-c", f"echo $$ >> {pids}; exec sleep 300")
     wait_for(lambda: len(read_pids(pids)) == 1)
@@ -96,11 +96,11 @@ def test_a_guard_killed_with_9_takes_its_command_along(tmp_path):
 
 
 @pytest.mark.parametrize(("command", "status"), [("exit 7", 7), ("exit 0", 0), ("kill -9 $$", 137)])
-def test_the_status_is_the_commands(command, status):
+def test_guard_returns_the_status_of_the_command(command, status):
     assert start("bash", "-c", command).wait(60) == status
 
 
-def test_what_a_command_leaves_behind_goes_too(tmp_path):
+def test_guard_ends_processes_that_the_command_left_behind(tmp_path):
     pids = tmp_path / "pids"
     guard = start(
         "bash", "-c", f"setsid bash -c 'echo $$ >> {pids}; exec sleep 300' & while ! test -s {pids}; do :; done"
@@ -109,7 +109,7 @@ def test_what_a_command_leaves_behind_goes_too(tmp_path):
     assert not psutil.pid_exists(read_pids(pids)[0])
 
 
-def test_a_server_lives_as_long_as_one_user(tmp_path):
+def test_guard_ends_a_server_with_its_last_user(tmp_path):
     lock = tmp_path / "users.lock"
     users = [os.open(lock, os.O_RDWR | os.O_CREAT) for _ in range(2)]
     for user in users:

@@ -1,31 +1,31 @@
-"""Which of the stages that could start does, and which take devices."""
+"""The order of stages that could start, and the stages that need devices."""
 
 from flows.graph import Stage
 from flows.schedule import by_urgency
 from reca.config import compose
 
 
-def stage(name: str, *needs: str) -> Stage:
+def make_stage(name: str, *needs: str) -> Stage:
     return Stage(name, frozenset(needs), stale=True, resource=None)
 
 
-def test_the_longest_chain_goes_first() -> None:
+def test_by_urgency_puts_the_longest_chain_first() -> None:
     stages = [
-        stage("generate-base"),
-        stage("score-base", "generate-base"),
-        stage("ingest"),
-        stage("train", "ingest"),
-        stage("generate-aligned", "train"),
-        stage("score-aligned", "generate-aligned"),
-        stage("report", "score-base", "score-aligned"),
+        make_stage("generate-base"),
+        make_stage("score-base", "generate-base"),
+        make_stage("ingest"),
+        make_stage("train", "ingest"),
+        make_stage("generate-aligned", "train"),
+        make_stage("score-aligned", "generate-aligned"),
+        make_stage("report", "score-base", "score-aligned"),
     ]
-    names = [one.name for one in by_urgency(stages)]
+    names = [stage.name for stage in by_urgency(stages)]
     assert names[:2] == ["ingest", "train"]
-    assert all(names.index(need) < names.index(one.name) for one in stages for need in one.needs)
+    assert all(names.index(need) < names.index(stage.name) for stage in stages for need in stage.needs)
     assert names[-1] == "report"
 
 
-def test_scoring_takes_a_device_where_a_network_judges_here() -> None:
+def test_score_needs_a_device_for_a_local_judge_network() -> None:
     def uses(name: str, *words: str) -> bool:
         return Stage(name, frozenset(), stale=True, resource="judge").uses_gpu(compose(words).evaluate)
 

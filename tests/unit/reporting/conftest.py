@@ -44,8 +44,8 @@ def write_outputs(
 
     Args:
         root: The project folder.
-        overrides: As for ``reca compose``, beside :data:`SMALL`.
-        prompt_of: May replace the text of each drawing prompt.
+        overrides: As for ``reca compose``, in addition to :data:`SMALL`.
+        prompt_of: Replaces the text of every drawing prompt.
         swap: The aligned model gets the base's skill, and the other way round.
         photographs: Fidelity is about large images without ground truth.
     """
@@ -122,9 +122,9 @@ def _fidelity(root: Path, variant: str, config: Config) -> None:
     for number in range(config.evaluate.fidelity.num_images):
         rng, prompt_id = random.Random(f"{variant}-rebuilt-{number}"), f"{number:016x}"
         scene = scenes.sample_scene(13, number)
-        kept = [shape for shape in scene.shapes if rng.random() < 0.2 + 0.8 * SKILL[variant]]
+        shapes_left = [shape for shape in scene.shapes if rng.random() < 0.2 + 0.8 * SKILL[variant]]
         _save(folder / f"original_{prompt_id}.png", scene)
-        rebuilt = scenes.Scene(tuple(kept), scene.background, scene.shade)
+        rebuilt = scenes.Scene(tuple(shapes_left), scene.background, scene.shade)
         _save(folder / f"{prompt_id}.png", rebuilt)
         names = (f"{prompt_id}.png", f"original_{prompt_id}.png")
         rows.append(
@@ -137,7 +137,7 @@ def _fidelity(root: Path, variant: str, config: Config) -> None:
                 "checkpoint": CHECKPOINTS[variant],
             }
         )
-        share, detail = len(kept) / len(scene.shapes), {"psnr": 20.0, "seen": _seen(rebuilt)}
+        share, detail = len(shapes_left) / len(scene.shapes), {"psnr": 20.0, "seen": _seen(rebuilt)}
         items.append(ItemScore(prompt_id, "similarity", (0.5 + share / 2 - 0.01,), names, (detail,)))
         items.append(ItemScore(prompt_id, "objects", (share,), names, ({},)))
         items.append(ItemScore(prompt_id, "exact_scene", (float(share == 1),), names, ({},)))
@@ -184,14 +184,16 @@ def _write(
     samples, scores = root / f"outputs/samples/{variant}/{name}", root / f"outputs/scores/{variant}"
     write_manifest(samples, rows)
     write_items(scores / f"{name}.items.jsonl", items)
-    found = intervals(values_of(items), draws=50)
-    overall = found.pop("overall")
+    scores_by_name = intervals(values_of(items), draws=50)
+    overall = scores_by_name.pop("overall")
     score = Scores(
         benchmark=name,
         variant=variant,
         protocol=f"variant: {name} on rendered scenes",
         overall=asdict(overall),
-        categories={key: {**asdict(one), "n": len(values_of(items)[key])} for key, one in found.items()},
+        categories={
+            key: {**asdict(interval), "n": len(values_of(items)[key])} for key, interval in scores_by_name.items()
+        },
         expected=sum(len(item.values) for item in items),
         scored=sum(len(item.values) for item in items),
         failed=0,
@@ -222,14 +224,14 @@ _CENTRES = {
 
 
 def _matching(include: list[dict[str, Any]], rng: random.Random) -> scenes.Scene:
-    """A scene that shows what the clauses ask for."""
-    wanted = [clause for clause in include for _ in range(clause["count"])]
+    """Return a scene that satisfies the clauses."""
+    clauses = [clause for clause in include for _ in range(clause["count"])]
     places: list[tuple[float, float]] = [(0.25, 0.27), (0.74, 0.3), (0.28, 0.75), (0.73, 0.72)]
     relation = next((clause["position"][0] for clause in include if "position" in clause), None)
     if relation:  # the moved object comes second in the clauses, first in the table
         places = list(reversed(_CENTRES[relation]))
     shapes = [
         scenes.Shape(clause["class"], clause.get("color") or rng.choice(list(scenes.COLORS)), x, y, 3.6 / 24)
-        for clause, (x, y) in zip(wanted, places, strict=False)
+        for clause, (x, y) in zip(clauses, places, strict=False)
     ]
     return scenes.Scene(tuple(shapes), rng.choice(list(scenes.BACKGROUNDS)), 0.0)

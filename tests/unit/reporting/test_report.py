@@ -1,4 +1,4 @@
-"""The report stage on outputs as the contract has them (conftest.py): what it writes, says, escapes and refuses."""
+"""The report stage on outputs as the contract has them (conftest.py): its files, texts, escaping and errors."""
 
 import json
 import re
@@ -16,7 +16,6 @@ from reca.evaluation.benchmark import Judge, read_items, values_of
 from reca.evaluation.statistics import paired_delta
 from reca.reporting.inputs import MissingInput
 from reca.reporting.text import category_label
-from reca.runtime.errors import UserError
 from reca.stages.report import benchmark_set, report
 from reca.stages.result import read_result
 
@@ -83,7 +82,7 @@ def page_of(root: Path) -> Page:
     return Page((root / "outputs/report/index.html").read_text(encoding="utf-8"))
 
 
-def test_page_is_whole_html_and_fetches_nothing(project) -> None:
+def test_page_is_valid_html_without_external_resources(project) -> None:
     root, _ = project
     page = page_of(root)
     assert page.open == []
@@ -101,7 +100,7 @@ def test_page_is_whole_html_and_fetches_nothing(project) -> None:
     assert (root / "outputs/report/index.html").stat().st_size < 3_000_000
 
 
-def test_page_names_every_category_rule_and_drawing(project) -> None:
+def test_page_contains_every_category_and_chart(project) -> None:
     root, _ = project
     page = page_of(root)
     for name in (*CATEGORIES, *QUESTION_KINDS, "similarity", "exact_scene"):
@@ -116,38 +115,38 @@ def test_page_names_every_category_rule_and_drawing(project) -> None:
     assert text.count('class="pixelated"') >= 6 * 3 * 4 * 2
 
 
-def test_samples_follow_the_stated_rule(project) -> None:
-    """The first three prompts of a category, in the benchmark's order; four images of each on either side."""
+def test_page_shows_the_first_samples_of_each_category(project) -> None:
+    """The first three prompts of a category, in the benchmark's order; four images per prompt and model."""
     root, _ = project
     rows = [json.loads(line) for line in (root / "outputs/samples/base/scenes/manifest.jsonl").read_text().splitlines()]
     text = (root / "outputs/report/index.html").read_text()
-    shown = re.findall(r'<p class="prompt">(.*?)</p>', text)
+    prompts = re.findall(r'<p class="prompt">(.*?)</p>', text)
     expected = []
     for category in CATEGORIES:
         expected += list({row["prompt_id"]: row["prompt"] for row in rows if row["category"] == category}.values())[:3]
-    assert shown == expected
+    assert prompts == expected
 
 
 def test_deltas_are_the_statistics_of_the_items(project) -> None:
     root, config = project
     deltas = json.loads((root / "outputs/report/deltas.json").read_text())
     assert list(deltas) == ["scenes", "understanding", "fidelity"]
-    for name, found in deltas.items():
+    for name, delta in deltas.items():
         values = [
             values_of(read_items(root / f"outputs/scores/{variant}/{name}.items.jsonl"))
             for variant in ("base", "aligned")
         ]
-        wanted = paired_delta(*values, 0.95, config.evaluate.bootstrap_resamples, config.seed)
-        assert found["overall"] == vars(wanted["overall"])
-        assert found["categories"] == {key: vars(one) for key, one in wanted.items() if key != "overall"}
+        expected = paired_delta(*values, 0.95, config.evaluate.bootstrap_resamples, config.seed)
+        assert delta["overall"] == vars(expected["overall"])
+        assert delta["categories"] == {key: vars(value) for key, value in expected.items() if key != "overall"}
         for variant in ("base", "aligned"):
             score = json.loads((root / f"outputs/scores/{variant}/{name}.json").read_text())
-            assert found["overall"][variant] == pytest.approx(score["overall"]["value"])
+            assert delta["overall"][variant] == pytest.approx(score["overall"]["value"])
     position = deltas["scenes"]["categories"]["position"]
     assert f"{100 * position['base']:.1f} → {100 * position['aligned']:.1f}" in page_of(root).text
 
 
-def test_verdict_record(project) -> None:
+def test_verdict_record_holds_rules_scores_and_digests(project) -> None:
     root, config = project
     verdict = json.loads((root / "outputs/report/verdict.json").read_text())
     assert verdict["passed"] is True
@@ -161,7 +160,7 @@ def test_verdict_record(project) -> None:
     assert read_result(root / "outputs/report")["passed"] is True
 
 
-def test_same_inputs_same_bytes(project, tmp_path) -> None:
+def test_report_is_the_same_bytes_for_the_same_inputs(project, tmp_path) -> None:
     root, config = project
     shutil.copytree(root, tmp_path / "copy")
     report(config, tmp_path / "copy")
@@ -169,7 +168,7 @@ def test_same_inputs_same_bytes(project, tmp_path) -> None:
         assert file.read_bytes() == (tmp_path / "copy" / file.relative_to(root)).read_bytes(), file.name
 
 
-def test_benchmark_set_is_about_what_was_asked_not_about_the_model(outputs_of, tmp_path) -> None:
+def test_benchmark_set_depends_on_the_prompts_but_not_on_the_model(outputs_of, tmp_path) -> None:
     def digest(name: str, *overrides: str, **changes: object) -> str:
         root = tmp_path / name
         root.mkdir()
@@ -183,7 +182,7 @@ def test_benchmark_set_is_about_what_was_asked_not_about_the_model(outputs_of, t
     assert digest("more images", "evaluate.scenes.images_per_prompt=2") != first
 
 
-def test_a_setting_that_asks_for_nothing_parts_no_benchmark_sets() -> None:
+def test_benchmark_set_ignores_empty_settings() -> None:
     judge = Judge(name="j", version="1")
     pair = SimpleNamespace(base=SimpleNamespace(samples=[], scores=SimpleNamespace(protocol="p", judge=judge)))
 
@@ -194,7 +193,7 @@ def test_a_setting_that_asks_for_nothing_parts_no_benchmark_sets() -> None:
     assert digest(seed=1, encoders=["a/b@main"]) != digest(seed=1)
 
 
-def test_a_model_that_got_worse_is_refused_with_reasons(outputs_of, tmp_path) -> None:
+def test_worse_model_is_refused_with_reasons(outputs_of, tmp_path) -> None:
     config = outputs_of(tmp_path, swap=True)
     report(config, tmp_path)
     verdict = json.loads((tmp_path / "outputs/report/verdict.json").read_text())
@@ -206,7 +205,7 @@ def test_a_model_that_got_worse_is_refused_with_reasons(outputs_of, tmp_path) ->
     assert "**Refused**" in (tmp_path / "outputs/report/model_card.md").read_text()
 
 
-def test_hostile_prompts_and_answers_stay_text(outputs_of, tmp_path) -> None:
+def test_html_in_prompts_and_answers_is_escaped(outputs_of, tmp_path) -> None:
     config = outputs_of(
         tmp_path, "evaluate.benchmarks=[scenes,understanding]", prompt_of=lambda prompt: prompt + HOSTILE
     )
@@ -229,7 +228,7 @@ def test_hostile_prompts_and_answers_stay_text(outputs_of, tmp_path) -> None:
         ("samples/base/fidelity/manifest.jsonl", "generate@base-fidelity"),
     ],
 )
-def test_missing_or_broken_inputs_name_the_file_and_the_stage(project, tmp_path, file, stage) -> None:
+def test_missing_or_broken_input_names_the_file_and_the_stage(project, tmp_path, file, stage) -> None:
     root, config = project
     shutil.copytree(root, tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "outputs/report")
@@ -239,13 +238,13 @@ def test_missing_or_broken_inputs_name_the_file_and_the_stage(project, tmp_path,
         report(config, tmp_path)
     assert path.name in str(broken.value) or path.parent.name in str(broken.value)
     path.unlink()
-    with pytest.raises(MissingInput, match=re.escape(f"{path} is missing")) as missing:
+    with pytest.raises(MissingInput, match=re.escape(f"{path} is missing")) as absent:
         report(config, tmp_path)
-    assert f"`dvc repro {stage}`" in str(missing.value)
+    assert f"`dvc repro {stage}`" in str(absent.value)
     assert not (tmp_path / "outputs/report").exists(), "no half-written report"
 
 
-def test_unlike_measurements_are_not_compared(project, tmp_path) -> None:
+def test_differently_measured_scores_are_not_compared(project, tmp_path) -> None:
     root, config = project
     shutil.copytree(root, tmp_path, dirs_exist_ok=True)
     scores = tmp_path / "outputs/scores/aligned/scenes.json"
@@ -263,7 +262,7 @@ def test_unlike_measurements_are_not_compared(project, tmp_path) -> None:
         report(config, tmp_path)
 
 
-def test_what_is_not_there_is_said(outputs_of, tmp_path) -> None:
+def test_page_says_which_inputs_are_missing(outputs_of, tmp_path) -> None:
     """No fidelity, no understanding, no curves, an image lost: sentences, not tracebacks."""
     config = outputs_of(tmp_path, "evaluate.benchmarks=[scenes]", "register.promotion_rules=[{benchmark: scenes, "
                         "versus: base, bound: lower, minimum: 0}]")  # fmt: skip
@@ -282,25 +281,25 @@ def test_what_is_not_there_is_said(outputs_of, tmp_path) -> None:
         assert figure.size == (1920, 735)
 
 
-def test_a_prompt_that_failed_on_one_side_makes_no_pair(outputs_of, tmp_path) -> None:
+def test_prompt_that_failed_for_one_model_is_left_out(outputs_of, tmp_path) -> None:
     config = outputs_of(tmp_path, "evaluate.benchmarks=[scenes]")
     path = tmp_path / "outputs/scores/aligned/scenes.items.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     lines[0]["values"] = [None] * len(lines[0]["values"])
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     report(config, tmp_path)
-    found = json.loads((tmp_path / "outputs/report/deltas.json").read_text())["scenes"]["categories"]["single_object"]
+    delta = json.loads((tmp_path / "outputs/report/deltas.json").read_text())["scenes"]["categories"]["single_object"]
     values = [values_of(read_items(tmp_path / f"outputs/scores/{w}/scenes.items.jsonl")) for w in ("base", "aligned")]
-    kept = [
-        {"single_object": {k: v for k, v in one["single_object"].items() if k != lines[0]["prompt_id"]}}
-        for one in values
+    scored = [
+        {"single_object": {k: v for k, v in side["single_object"].items() if k != lines[0]["prompt_id"]}}
+        for side in values
     ]
-    assert found == vars(paired_delta(*kept, 0.95, config.evaluate.bootstrap_resamples, config.seed)["single_object"])
+    assert delta == vars(paired_delta(*scored, 0.95, config.evaluate.bootstrap_resamples, config.seed)["single_object"])
     assert "n=4" in page_of(tmp_path).text
     assert "not scored" in page_of(tmp_path).text
 
 
-def test_photographs_without_captions(outputs_of, tmp_path) -> None:
+def test_photographs_are_reduced_and_scored_by_similarity(outputs_of, tmp_path) -> None:
     """Folder data: fidelity has no truth to compare with, only similarity; large images are reduced."""
     config = outputs_of(tmp_path, "evaluate.benchmarks=[fidelity]", NO_LOSS, photographs=True)
     report(config, tmp_path)
@@ -311,7 +310,7 @@ def test_photographs_without_captions(outputs_of, tmp_path) -> None:
     assert "not the published GenEval" not in page.text
 
 
-def test_model_card(project) -> None:
+def test_model_card_has_all_sections_and_scores(project) -> None:
     root, _ = project
     card = (root / "outputs/report/model_card.md").read_text()
     assert card.startswith("---\nlicense: apache-2.0\n")
@@ -332,7 +331,7 @@ def test_model_card(project) -> None:
     assert f"| {100 * deltas['scenes']['overall']['aligned']:.1f} | " in card
 
 
-def test_card_takes_the_licence_of_the_base(outputs_of, tmp_path) -> None:
+def test_model_card_has_the_licence_of_the_base(outputs_of, tmp_path) -> None:
     config = outputs_of(tmp_path, "evaluate.benchmarks=[scenes]")
     base = tmp_path / config.model.checkpoint
     base.mkdir(parents=True)
@@ -343,11 +342,7 @@ def test_card_takes_the_licence_of_the_base(outputs_of, tmp_path) -> None:
     assert "as the base model that these weights are derived from" in card
 
 
-def test_errors_are_for_users() -> None:
-    assert issubclass(MissingInput, UserError)
-
-
-def test_default_benchmarks_have_words() -> None:
+def test_default_benchmarks_have_a_text() -> None:
     from reca.reporting.text import BENCHMARKS
 
     assert set(compose().evaluate.benchmarks) <= set(BENCHMARKS)

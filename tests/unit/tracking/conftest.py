@@ -19,7 +19,7 @@ from reca.evaluation.benchmark import ItemScore, Scores, values_of, write_items
 from reca.evaluation.promotion import evaluate_rules
 from reca.evaluation.statistics import Values, paired_delta
 from reca.runtime.hashing import weights_digest
-from reca.tracking import runs as tracking
+from reca.tracking import runs
 from reca.tracking.lineage import dvc_md5
 
 NAME = "reca-janus_tiny"
@@ -27,8 +27,10 @@ PROMPTS = 48
 
 
 def write_scores(path: Path, benchmark: str, variant: str, values: Values) -> None:
-    """A score file that says what its items say."""
-    shares = {name: float(np.mean([v for one in prompts.values() for v in one])) for name, prompts in values.items()}
+    """Write a score file that matches its items."""
+    shares = {
+        name: float(np.mean([v for scores in prompts.values() for v in scores])) for name, prompts in values.items()
+    }
     spread = {"low": 0.0, "high": 1.0}
     record = {
         "benchmark": benchmark,
@@ -50,7 +52,7 @@ def write_scores(path: Path, benchmark: str, variant: str, values: Values) -> No
 
 @dataclass
 class Project:
-    """A project folder with finished outputs, as small as can be."""
+    """A minimal project folder with finished outputs."""
 
     root: Path
     config: Config
@@ -62,7 +64,7 @@ class Project:
 
         Args:
             weights: Seed of the aligned weights: equal seeds, equal weights; ``None`` keeps those that are there.
-            skill: Share of prompts that the aligned model gets right; the base gets half of them.
+            skill: Share of prompts that the aligned model gets right; the base gets half right.
             benchmark_set: As in ``verdict.json``.
             lock: Whether DVC made all this.
         """
@@ -82,7 +84,7 @@ class Project:
             self.lock()
 
     def lock(self, **params: Any) -> None:
-        """Write ``dvc.lock`` about what lies in ``outputs/`` (JSON is YAML)."""
+        """Write ``dvc.lock`` for the files in ``outputs/`` (JSON is YAML)."""
         values = self.config.to_dict()
         stages = {
             "ingest": _stage(self.root, [self.config.data.path], ["outputs/dataset"], {"data": values["data"]}),
@@ -96,11 +98,11 @@ class Project:
         }
         (self.root / "dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": stages}))
 
-    def store(self) -> tracking.Store:
-        return tracking.locate(self.config, self.root)
+    def store(self) -> runs.Store:
+        return runs.locate_store(self.config, self.root)
 
     def registered(self) -> dict[str, Any]:
-        """What the last registration told the flow."""
+        """The record of the last registration."""
         return json.loads((self.root / ".reca/register.json").read_text())
 
     def sql(self, query: str) -> list[tuple[Any, ...]]:
@@ -112,7 +114,7 @@ class Project:
             connection.close()
 
     def _scores(self, skill: float) -> dict[str, Any]:
-        deltas = {}
+        deltas: dict[str, Any] = {}
         for benchmark in self.config.evaluate.benchmarks:
             sides = {}
             for variant, share in (("base", 0.5), ("aligned", skill)):
@@ -124,8 +126,10 @@ class Project:
                 write_items(folder / f"{benchmark}.items.jsonl", items)
                 sides[variant] = values_of(items)
                 write_scores(folder / f"{benchmark}.json", benchmark, variant, sides[variant])
-            found = {name: vars(one) for name, one in paired_delta(sides["base"], sides["aligned"], draws=200).items()}
-            deltas[benchmark] = {"overall": found.pop("overall"), "categories": found}
+            paired = {
+                name: vars(delta) for name, delta in paired_delta(sides["base"], sides["aligned"], draws=200).items()
+            }
+            deltas[benchmark] = {"overall": paired.pop("overall"), "categories": paired}
         return deltas
 
     def _report(self, deltas: dict[str, Any], benchmark_set: str) -> None:
@@ -143,9 +147,9 @@ class Project:
 
 @pytest.fixture(scope="session")
 def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty MLflow database; migrating one takes seconds, copying it nothing."""
+    """An empty MLflow database; migration takes seconds, a copy milliseconds."""
     database = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    tracking.create_database(database)
+    runs.create_database(database)
     return database
 
 
@@ -184,10 +188,10 @@ def git() -> Callable[..., str]:
 
 @pytest.fixture
 def project(make_project: Callable[..., Project]) -> Project:
-    """One project with results that pass the gate."""
-    one = make_project()
-    one.results()
-    return one
+    """One project with results that pass the promotion rules."""
+    project = make_project()
+    project.results()
+    return project
 
 
 def _make(root: Path, database: Path | None, sections: dict[str, dict[str, Any]]) -> Project:

@@ -1,4 +1,4 @@
-"""Lineage: what is recorded, what is refused, what is missing and said."""
+"""Lineage: records, refusals, and messages about missing files."""
 
 import dataclasses
 import json
@@ -9,15 +9,15 @@ import pytest
 
 from reca.runtime.errors import UserError
 from reca.stages.register import register
-from reca.tracking.lineage import check_outputs, check_params, collect, read_git, read_lock
+from reca.tracking.lineage import check_outputs, check_params, collect_lineage, read_git, read_lock
 
 Project = Any  # the class in conftest.py
 
 
-def test_without_git_and_dvc_it_says_so_and_goes_on(make_project: Callable[..., Project]) -> None:
+def test_lineage_without_git_and_dvc_is_recorded_with_a_note(make_project: Callable[..., Project]) -> None:
     project = make_project()
     project.results(lock=False)
-    lineage = collect(project.config, project.root)
+    lineage = collect_lineage(project.config, project.root)
     assert lineage.git.commit is None
     assert lineage.git.note.startswith("no git repository")
     assert not lineage.dvc
@@ -27,24 +27,24 @@ def test_without_git_and_dvc_it_says_so_and_goes_on(make_project: Callable[..., 
 
 
 def test_hashes_are_the_same_with_and_without_dvc(project: Project) -> None:
-    with_dvc = collect(project.config, project.root)
+    with_dvc = collect_lineage(project.config, project.root)
     (project.root / "dvc.lock").unlink()
-    without = collect(project.config, project.root)
+    without = collect_lineage(project.config, project.root)
     assert with_dvc.dvc
     assert with_dvc.digest == without.digest
 
 
-def test_a_folder_inside_another_repository_is_not_that_repository(project: Project, git: Callable[..., str]) -> None:
+def test_folder_inside_another_repository_has_no_commit(project: Project, git: Callable[..., str]) -> None:
     git(project.root.parent, "init", "--quiet")
     assert read_git(project.root).commit is None
 
 
-def test_a_repository_without_commit_says_so(project: Project, git: Callable[..., str]) -> None:
+def test_repository_without_commit_has_a_note(project: Project, git: Callable[..., str]) -> None:
     git(project.root, "init", "--quiet")
     assert "no commit yet" in read_git(project.root).note
 
 
-def test_without_the_program_git_it_says_so(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_git_program_has_a_note(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     assert read_git(project.root).note.startswith("no git repository")
 
@@ -59,22 +59,22 @@ def test_without_the_program_git_it_says_so(project: Project, monkeypatch: pytes
         {"artifacts": {"outputs/dataset": "other"}},
     ],
 )
-def test_the_digest_knows_what_makes_a_result(project: Project, change: dict[str, Any]) -> None:
-    lineage = collect(project.config, project.root)
+def test_digest_depends_on_what_changes_a_result(project: Project, change: dict[str, Any]) -> None:
+    lineage = collect_lineage(project.config, project.root)
     assert dataclasses.replace(lineage, **change).digest != lineage.digest
 
 
 @pytest.mark.parametrize("change", [{"device": "other"}, {"versions": {}}, {"dvc": False}, {"python": "4.0"}])
-def test_the_digest_leaves_out_what_only_explains_it(project: Project, change: dict[str, Any]) -> None:
-    lineage = collect(project.config, project.root)
+def test_digest_ignores_device_and_versions(project: Project, change: dict[str, Any]) -> None:
+    lineage = collect_lineage(project.config, project.root)
     assert dataclasses.replace(lineage, **change).digest == lineage.digest
 
 
-def test_speed_and_place_do_not_make_another_lineage(make_project: Callable[..., Project]) -> None:
-    one, other = make_project("one"), make_project("other", hardware={"threads": 7}, tracking={"experiment": "x"})
-    for project in (one, other):
+def test_digest_ignores_hardware_and_tracking(make_project: Callable[..., Project]) -> None:
+    first, other = make_project("one"), make_project("other", hardware={"threads": 7}, tracking={"experiment": "x"})
+    for project in (first, other):
         project.results()
-    assert collect(one.config, one.root).digest == collect(other.config, other.root).digest
+    assert collect_lineage(first.config, first.root).digest == collect_lineage(other.config, other.root).digest
 
 
 # ------------------------------------------------------------------------------------------------ false lineage
@@ -87,7 +87,7 @@ def test_parameters_that_were_changed_during_a_run_are_found(project: Project) -
         check_params(project.root)
     with pytest.raises(UserError, match="false lineage"):
         register(project.config, project.root)
-    assert not (project.root / "mlruns/artifacts").exists()  # nothing was logged
+    assert not (project.root / "mlruns/artifacts").exists()  # no run was logged
 
 
 def test_parameters_are_numbers_in_yaml_1_2(project: Project) -> None:
@@ -105,7 +105,7 @@ def test_parameters_are_numbers_in_yaml_1_2(project: Project) -> None:
 def test_outputs_that_dvc_did_not_make_are_refused(project: Project, file: str, stage: str) -> None:
     check_outputs(project.root, ("outputs/model", "outputs/report"))
     (project.root / file).write_bytes(b"by hand")
-    with pytest.raises(UserError, match=rf"{stage} is not what dvc\.lock tells of.*`dvc checkout --force {stage}`"):
+    with pytest.raises(UserError, match=rf"{stage} differs from the one in dvc\.lock.*`dvc checkout --force {stage}`"):
         register(project.config, project.root)
 
 
@@ -163,7 +163,7 @@ def test_the_pointer_of_tracked_images_is_recorded_and_makes_no_tree_dirty(
     (project.root / "data/photos.dvc").write_text("outs: []\n")  # as `dvc add data/photos` leaves it
     (project.root / "data/.gitignore").write_text("/photos\n")
 
-    lineage = collect(project.config, project.root)
+    lineage = collect_lineage(project.config, project.root)
 
     assert lineage.data_pointer == "data/photos.dvc"
     assert lineage.git.dirty == ()

@@ -1,4 +1,4 @@
-"""Versions and aliases in a real SQLite registry; the database is asked with SQL, so MLflow cannot flatter itself."""
+"""Versions and aliases in a real SQLite registry; the database is read with SQL, not by MLflow."""
 
 import fcntl
 import json
@@ -18,8 +18,7 @@ from sqlalchemy.engine import Engine
 
 from reca.runtime.errors import UserError
 from reca.stages.register import register
-from reca.tracking import registry
-from reca.tracking import runs as tracking
+from reca.tracking import registry, runs
 
 NAME = "reca-janus_tiny"
 Project = Any  # the class in conftest.py
@@ -42,8 +41,8 @@ def tags(project: Project, version: int) -> dict[str, str]:
 
 
 def history(project: Project) -> list[str]:
-    with tracking.reading(project.store()) as client:
-        return registry.champions(client, NAME)
+    with runs.open_store_read_only(project.store()) as client:
+        return registry.champion_history(client, NAME)
 
 
 def promoted(project: Project, weights: int, skill: float) -> None:
@@ -53,14 +52,14 @@ def promoted(project: Project, weights: int, skill: float) -> None:
 
 
 def rolled_back(project: Project) -> str:
-    with tracking.opened(project.store()) as client:
+    with runs.open_store(project.store()) as client:
         return registry.rollback(client, NAME)[1].number
 
 
-def test_a_run_holds_all_that_made_the_model(project: Project) -> None:
+def test_run_records_everything_about_the_model(project: Project) -> None:
     register(project.config, project.root)
-    with tracking.reading(project.store()) as client:
-        version = registry.resolve(client, f"{NAME}@champion")
+    with runs.open_store_read_only(project.store()) as client:
+        version = registry.get_version(client, f"{NAME}@champion")
         run = client.get_run(version.run_id)
         assert run.info.status == "FINISHED"
         assert run.data.params == {key: str(value) for key, value in project.config.flat().items()}
@@ -81,11 +80,11 @@ def test_a_run_holds_all_that_made_the_model(project: Project) -> None:
     artifacts = project.root / "mlruns/artifacts"
     assert all(uri.startswith(str(artifacts)) for (uri,) in project.sql("SELECT artifact_uri FROM runs"))
     assert len(list(artifacts.rglob("model.safetensors"))) == 1
-    told = project.registered()
-    assert (told["name"], told["version"], told["alias"], told["verdict"]) == (NAME, "1", "champion", "passed")
+    record = project.registered()
+    assert (record["name"], record["version"], record["alias"], record["verdict"]) == (NAME, "1", "champion", "passed")
 
 
-def test_the_same_lineage_is_the_same_version(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+def test_same_lineage_is_the_same_version(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     register(project.config, project.root)
     before = tags(project, 1)
     capsys.readouterr()
@@ -97,7 +96,7 @@ def test_the_same_lineage_is_the_same_version(project: Project, capsys: pytest.C
 
 
 @pytest.mark.parametrize("changed", ["weights", "scores", "rules"])
-def test_another_lineage_is_another_version(project: Project, changed: str) -> None:
+def test_different_lineage_is_another_version(project: Project, changed: str) -> None:
     register(project.config, project.root)
     if changed == "rules":
         values = project.config.to_dict()
@@ -108,7 +107,7 @@ def test_another_lineage_is_another_version(project: Project, changed: str) -> N
     assert versions(project) == [1, 2]
 
 
-def test_a_failed_gate_registers_a_refused_challenger(project: Project) -> None:
+def test_failed_rule_registers_a_refused_challenger(project: Project) -> None:
     register(project.config, project.root)
     promoted(project, weights=1, skill=0.2)  # worse than the base
     assert aliases(project) == {"champion": 1, "challenger": 2}
@@ -117,8 +116,8 @@ def test_a_failed_gate_registers_a_refused_challenger(project: Project) -> None:
     ((description,),) = project.sql("SELECT description FROM model_versions WHERE version = 2")
     assert description.startswith("**Refused**")
     assert "failed: scenes overall versus base" in description
-    told = project.registered()
-    assert (told["alias"], told["verdict"], told["champion"]) == ("challenger", "refused", "1")
+    record = project.registered()
+    assert (record["alias"], record["verdict"], record["champion"]) == ("challenger", "refused", "1")
 
 
 def test_better_than_the_base_is_not_enough_against_a_champion(project: Project) -> None:
@@ -130,7 +129,7 @@ def test_better_than_the_base_is_not_enough_against_a_champion(project: Project)
     assert aliases(project) == {"champion": 3, "challenger": 3}
 
 
-def test_unlike_benchmark_sets_are_not_compared(project: Project) -> None:
+def test_different_benchmark_sets_are_not_compared(project: Project) -> None:
     register(project.config, project.root)
     project.results(weights=1, skill=1.0, benchmark_set="t" * 64)
     register(project.config, project.root)
@@ -138,7 +137,7 @@ def test_unlike_benchmark_sets_are_not_compared(project: Project) -> None:
     assert "not comparable with champion version 1" in tags(project, 2)["verdict.reasons"]
 
 
-def test_a_champion_whose_answers_are_gone_is_not_compared(project: Project) -> None:
+def test_champion_without_its_answers_is_not_compared(project: Project) -> None:
     register(project.config, project.root)
     for file in (project.root / "mlruns/artifacts").rglob("scenes.items.jsonl"):
         file.unlink()
@@ -147,7 +146,16 @@ def test_a_champion_whose_answers_are_gone_is_not_compared(project: Project) -> 
     assert "its answers to scenes cannot be used" in tags(project, 2)["verdict.reasons"]
 
 
-def test_rollback_restores_the_champion_before_and_it_stays(project: Project) -> None:
+def test_damaged_items_of_this_model_are_an_error(project: Project) -> None:
+    register(project.config, project.root)
+    project.results(weights=1, skill=1.0)
+    (project.root / "outputs/scores/aligned/scenes.items.jsonl").write_text("{damaged\n")
+    with pytest.raises(UserError, match=r"outputs/scores/aligned/scenes\.items\.jsonl is damaged"):
+        register(project.config, project.root)
+    assert versions(project) == [1]
+
+
+def test_rollback_restores_the_previous_champion_for_good(project: Project) -> None:
     for weights, skill in ((0, 0.6), (1, 0.8), (2, 1.0)):
         promoted(project, weights, skill)
     assert history(project) == ["1", "2", "3"]
@@ -161,7 +169,7 @@ def test_rollback_restores_the_champion_before_and_it_stays(project: Project) ->
     assert (aliases(project)["champion"], versions(project)) == (1, [1, 2, 3])
 
 
-def test_a_refused_version_is_judged_again_when_the_champion_has_changed(project: Project) -> None:
+def test_refused_version_is_evaluated_again_when_the_champion_has_changed(project: Project) -> None:
     for weights, skill in ((0, 0.6), (1, 1.0), (2, 0.8)):
         promoted(project, weights, skill)
     assert aliases(project) == {"champion": 2, "challenger": 3}
@@ -171,23 +179,23 @@ def test_a_refused_version_is_judged_again_when_the_champion_has_changed(project
     assert (tags(project, 3)["verdict"], tags(project, 3)["verdict.reasons"]) == ("passed", "none")
 
 
-def test_a_champion_that_was_overtaken_does_not_come_back_by_a_rerun(project: Project) -> None:
+def test_rerun_of_a_former_champion_does_not_promote_it(project: Project) -> None:
     promoted(project, weights=0, skill=0.8)
     promoted(project, weights=1, skill=0.8)  # not worse, so it is champion
     promoted(project, weights=0, skill=0.8)
     assert aliases(project)["champion"] == 2
 
 
-def test_hands_on_the_registry_are_respected(project: Project) -> None:
+def test_manual_changes_of_the_registry_are_respected(project: Project) -> None:
     for weights, skill in ((0, 0.6), (1, 0.8), (2, 1.0)):
         promoted(project, weights, skill)
-    with tracking.opened(project.store()) as client:
+    with runs.open_store(project.store()) as client:
         client.delete_model_version(NAME, "2")
-        assert registry.champions(client, NAME) == ["1", "3"]
+        assert registry.champion_history(client, NAME) == ["1", "3"]
         client.set_registered_model_alias(NAME, "champion", "1")  # moved by hand
-        assert registry.champions(client, NAME) == ["1"]
+        assert registry.champion_history(client, NAME) == ["1"]
         client.delete_registered_model_alias(NAME, "champion")
-        assert registry.champion(client, NAME) is None
+        assert registry.get_champion(client, NAME) is None
     promoted(project, weights=4, skill=0.7)
     assert aliases(project)["champion"] == 4
 
@@ -202,12 +210,12 @@ def in_child(work: Callable[[], object], kill_at_write: int | None = None) -> in
     """
     child = os.fork()
     if child == 0:
-        seen = 0
+        writes = 0
 
         def count(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-            nonlocal seen
-            seen += statement.lstrip().upper().startswith(("INSERT", "UPDATE", "DELETE"))
-            if seen == kill_at_write:
+            nonlocal writes
+            writes += statement.lstrip().upper().startswith(("INSERT", "UPDATE", "DELETE"))
+            if writes == kill_at_write:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         event.listen(Engine, "before_cursor_execute", count)
@@ -220,7 +228,7 @@ def in_child(work: Callable[[], object], kill_at_write: int | None = None) -> in
     return os.waitpid(child, 0)[1]
 
 
-def assert_one_whole_version(project: Project) -> None:
+def assert_one_complete_version(project: Project) -> None:
     assert versions(project) == [1]
     assert aliases(project) == {"champion": 1, "challenger": 1}
     ((run_id,),) = project.sql("SELECT run_id FROM model_versions")
@@ -233,7 +241,7 @@ def assert_one_whole_version(project: Project) -> None:
     assert project.sql("SELECT value FROM registered_model_tags WHERE key = 'champion.history'") == [('["1"]',)]
 
 
-def test_killed_before_any_write_a_rerun_ends_in_one_whole_version(project: Project, tmp_path: Path) -> None:
+def test_rerun_after_a_kill_before_any_write_gives_one_complete_version(project: Project, tmp_path: Path) -> None:
     database, fresh = project.root / "mlruns/mlflow.db", tmp_path / "fresh.db"
     shutil.copy(database, fresh)
 
@@ -247,10 +255,10 @@ def test_killed_before_any_write_a_rerun_ends_in_one_whole_version(project: Proj
         shutil.copy(fresh, database)
         assert os.WIFSIGNALED(in_child(work, kill_at_write=number)), f"not killed at write {number} of {total}"
         assert in_child(work) == 0
-        assert_one_whole_version(project)
+        assert_one_complete_version(project)
 
 
-def test_killed_again_and_again_it_still_ends_in_one_whole_version(project: Project) -> None:
+def test_rerun_after_many_kills_gives_one_complete_version(project: Project) -> None:
     def work() -> None:
         register(project.config, project.root)
 
@@ -258,10 +266,10 @@ def test_killed_again_and_again_it_still_ends_in_one_whole_version(project: Proj
     killed = [os.WIFSIGNALED(in_child(work, kill_at_write=dice.randrange(1, 18))) for _ in range(5)]
     assert sum(killed) >= 3
     assert in_child(work) == 0
-    assert_one_whole_version(project)
+    assert_one_complete_version(project)
 
 
-def test_killed_while_rolling_back(project: Project, tmp_path: Path) -> None:
+def test_rollback_killed_at_any_write_is_not_undone(project: Project, tmp_path: Path) -> None:
     def work() -> None:
         register(project.config, project.root)
 
@@ -284,14 +292,16 @@ def test_killed_while_rolling_back(project: Project, tmp_path: Path) -> None:
 
 
 def writes_of(work: Callable[[], object], folder: Path) -> int:
-    """How many writes ``work`` takes when nothing stops it."""
+    """Return the number of writes that ``work`` takes."""
     count = folder / "count"
 
     def counted() -> None:
-        seen: list[str] = []
-        event.listen(Engine, "before_cursor_execute", lambda _c, _k, statement, *_: seen.append(statement))
+        writes: list[str] = []
+        event.listen(Engine, "before_cursor_execute", lambda _c, _k, statement, *_: writes.append(statement))
         work()
-        count.write_text(str(sum(one.lstrip().upper().startswith(("INSERT", "UPDATE", "DELETE")) for one in seen)))
+        count.write_text(
+            str(sum(statement.lstrip().upper().startswith(("INSERT", "UPDATE", "DELETE")) for statement in writes))
+        )
 
     assert in_child(counted) == 0
     return int(count.read_text())
@@ -323,7 +333,7 @@ def together(projects: list[Project]) -> None:
     assert [os.waitpid(child, 0)[1] for child in children] == [0] * len(children)
 
 
-def test_registering_the_same_at_the_same_time_makes_one_version(workspaces: list[Project]) -> None:
+def test_concurrent_registrations_of_one_lineage_make_one_version(workspaces: list[Project]) -> None:
     for project in workspaces:
         project.results()
     together(workspaces)
@@ -331,7 +341,7 @@ def test_registering_the_same_at_the_same_time_makes_one_version(workspaces: lis
     assert {project.registered()["version"] for project in workspaces} == {"1"}
 
 
-def test_registering_different_models_at_the_same_time_ends_with_the_best(workspaces: list[Project]) -> None:
+def test_concurrent_registrations_promote_the_best_model(workspaces: list[Project]) -> None:
     for number, project in enumerate(workspaces):
         project.results(weights=number, skill=0.6 + 0.2 * number)
     together(workspaces)
@@ -343,7 +353,7 @@ def test_registering_different_models_at_the_same_time_ends_with_the_best(worksp
     assert history(main) == [str(number) for number in (1, 2, 3) if passed[number - 1]]
 
 
-def test_a_second_registration_waits_for_the_first(project: Project, capfd: pytest.CaptureFixture[str]) -> None:
+def test_second_registration_waits_for_the_first(project: Project, capfd: pytest.CaptureFixture[str]) -> None:
     register(project.config, project.root)
     with project.store().lock.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -356,7 +366,7 @@ def test_a_second_registration_waits_for_the_first(project: Project, capfd: pyte
     assert "waiting for another process that holds" in capfd.readouterr().out
 
 
-def test_mlflows_global_settings_are_left_as_they_were(project: Project) -> None:
+def test_mlflow_global_settings_are_restored(project: Project) -> None:
     before = mlflow.get_tracking_uri(), os.environ.get("MLFLOW_TRACKING_URI")
     register(project.config, project.root)
     assert (mlflow.get_tracking_uri(), os.environ.get("MLFLOW_TRACKING_URI")) == before

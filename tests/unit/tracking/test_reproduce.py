@@ -93,7 +93,7 @@ def template(make_template: Callable[[], Project]) -> Project:
 
 @pytest.fixture
 def tracked(template: Project, tmp_path: Path) -> Project:
-    """A copy of it."""
+    """A copy of the template."""
     shutil.copytree(template.root, tmp_path / "tracked", symlinks=True)
     return type(template)(tmp_path / "tracked", template.config)
 
@@ -102,7 +102,7 @@ def options(**values: object) -> argparse.Namespace:
     return argparse.Namespace(**values)
 
 
-def test_our_hashes_are_those_of_dvc_and_its_lock_is_read(tracked: Project) -> None:
+def test_hashes_equal_those_of_dvc(tracked: Project) -> None:
     hashes = recorded_hashes(read_lock(tracked.root))
     for path in ("outputs/model", "outputs/report", "conf/data/scenes.yaml"):
         assert dvc_md5(tracked.root / path) == hashes[path], path
@@ -112,7 +112,7 @@ def test_our_hashes_are_those_of_dvc_and_its_lock_is_read(tracked: Project) -> N
     check_params(tracked.root)
 
 
-def test_a_version_comes_out_again_from_its_commit(
+def test_version_is_reproduced_from_its_commit(
     tracked: Project, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     values = tracked.config.to_dict() | {"paths": {"state": str(tmp_path / "shared")}}  # as isolated runs have it
@@ -124,12 +124,12 @@ def test_a_version_comes_out_again_from_its_commit(
 
     code = reproduce_command(options(model=f"{NAME}@champion"), tracked.root)
 
-    said = capfd.readouterr().out
-    assert code == 0, said
-    assert "equal to the last bit" in said
-    assert "Running stage 'train'" in said  # from scratch: not restored from the run cache
-    assert "checkpoints are in .reca" in said  # nor from finished checkpoints
-    assert run(tracked, "git", "worktree", "list").count("\n") == 1  # nothing is left behind
+    output = capfd.readouterr().out
+    assert code == 0, output
+    assert "equal to the last bit" in output
+    assert "Running stage 'train'" in output  # from scratch: not restored from the run cache
+    assert "checkpoints are in .reca" in output  # nor from finished checkpoints
+    assert run(tracked, "git", "worktree", "list").count("\n") == 1  # the worktree was removed
     assert reproduce_command(options(model=f"{NAME}@champion", from_scratch=False), tracked.root) == 0
 
 
@@ -143,27 +143,27 @@ def test_uncommitted_code_is_recorded_and_applied(tracked: Project, capfd: pytes
     assert "1 uncommitted file: train.py" in capfd.readouterr().out
 
 
-def test_what_differs_is_told(tracked: Project, capfd: pytest.CaptureFixture[str]) -> None:
+def test_differences_are_printed_with_their_cause(tracked: Project, capfd: pytest.CaptureFixture[str]) -> None:
     (tracked.root / "noise.txt").write_text("an untracked file changes the weights")
     dvc(tracked, "repro", "--force", "--no-run-cache")
     register(tracked.config, tracked.root)
 
     code = reproduce_command(options(model=f"{NAME}@challenger"), tracked.root)
 
-    said = capfd.readouterr().out
+    output = capfd.readouterr().out
     assert code == 1
-    assert "DIFFERS" in said
-    assert "NOT reproduced" in said
-    assert "noise.txt" in said  # why
+    assert "DIFFERS" in output
+    assert "NOT reproduced" in output
+    assert "noise.txt" in output  # why
 
 
-def test_a_version_without_commit_says_so(project: Project) -> None:
+def test_version_without_commit_is_refused(project: Project) -> None:
     register(project.config, project.root)
     with pytest.raises(UserError, match="no git repository"):
         reproduce_command(options(model=f"{NAME}@champion"), project.root)
 
 
-def test_a_commit_that_is_gone_says_so(project: Project) -> None:
+def test_missing_commit_is_refused(project: Project) -> None:
     run(project, "git", "init", "--quiet")
     commit(project, "start")
     register(project.config, project.root)
@@ -174,21 +174,21 @@ def test_a_commit_that_is_gone_says_so(project: Project) -> None:
         reproduce_command(options(model=f"{NAME}@champion"), project.root)
 
 
-def test_lineage_tells_the_way_back(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lineage_command_prints_the_origin(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     register(project.config, project.root)
     capsys.readouterr()
     assert lineage_command(options(model=f"{NAME}@champion"), project.root) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     hashes = recorded_hashes(read_lock(project.root))
     order = ["version 1", "run ", "train.max_steps = 600", hashes["conf/data/scenes.yaml"], "git commit", "base "]
-    assert [said.index(words) for words in order] == sorted(said.index(words) for words in order)
-    assert "no git repository" in said
+    assert [output.index(words) for words in order] == sorted(output.index(words) for words in order)
+    assert "no git repository" in output
 
     assert lineage_command(options(model=NAME, json=True), project.root) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["version"] == "1"
-    assert told["lineage"]["artifacts"]["outputs/model"] == hashes["outputs/model"]
-    assert told["parameters"]["train.max_steps"] == "600"
+    record = json.loads(capsys.readouterr().out)
+    assert record["version"] == "1"
+    assert record["lineage"]["artifacts"]["outputs/model"] == hashes["outputs/model"]
+    assert record["parameters"]["train.max_steps"] == "600"
 
 
 @pytest.mark.parametrize(
@@ -200,28 +200,28 @@ def test_lineage_tells_the_way_back(project: Project, capsys: pytest.CaptureFixt
         (f"{NAME}/seven", "no version seven; there are: 1"),
     ],
 )
-def test_an_unknown_version_names_those_that_are_there(project: Project, reference: str, words: str) -> None:
+def test_unknown_version_lists_the_existing_ones(project: Project, reference: str, words: str) -> None:
     register(project.config, project.root)
     with pytest.raises(UserError, match=words):
         lineage_command(options(model=reference), project.root)
 
 
-def test_before_the_first_run_there_is_nothing_to_tell(make_project: Callable[..., Project]) -> None:
+def test_lineage_command_before_the_first_run_is_an_error(make_project: Callable[..., Project]) -> None:
     empty = make_project(database=False)
     with pytest.raises(UserError, match="nothing is registered yet"):
         lineage_command(options(model=NAME), empty.root)
-    assert not (empty.root / "mlruns/mlflow.db").exists()  # asking makes nothing
+    assert not (empty.root / "mlruns/mlflow.db").exists()  # reading creates no file
 
 
-def test_rollback_command(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rollback_command_prints_both_versions(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     register(project.config, project.root)
     project.results(weights=1, skill=0.9)
     register(project.config, project.root)
     assert rollback_command(options(name=NAME), project.root) == 0
-    assert "version 1 is champion again; version 2 was taken back" in capsys.readouterr().out
+    assert "version 1 is champion again; version 2 was rolled back" in capsys.readouterr().out
 
 
-def test_a_dirty_tree_is_told_but_not_for_generated_files(tracked: Project) -> None:
+def test_dirty_files_exclude_generated_ones(tracked: Project) -> None:
     for name in ("params.yaml", "dvc.lock"):
         (tracked.root / name).write_text((tracked.root / name).read_text() + "# changed\n")
     assert read_git(tracked.root).dirty == ()

@@ -1,4 +1,4 @@
-"""The registered model, loaded and asked as a user would: by MLflow, from another folder, in another process."""
+"""The registered model, loaded and called like a user would: by MLflow, from another folder, in another process."""
 
 import base64
 import json
@@ -36,7 +36,7 @@ print(json.dumps({"shape": picture.shape, "same": images == again, "other": imag
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Janus that has learned nothing."""
+    """An untrained Janus."""
     from tools.tiny_bases.janus_tiny import build
 
     torch.manual_seed(0)
@@ -61,23 +61,23 @@ def served(make_project: Callable[..., Project], checkpoint: Path) -> Callable[.
     return make
 
 
-def test_a_version_draws_with_its_own_code_from_any_folder(served: Callable[..., Project], tmp_path: Path) -> None:
+def test_version_generates_with_its_own_code_from_any_folder(served: Callable[..., Project], tmp_path: Path) -> None:
     project = served()
     shutil.rmtree(project.root / "outputs")
     command = [sys.executable, "-c", ASK, project.store().uri]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert told["shape"] == [24, 24, 3]
-    assert told["spread"] > 0
-    assert told["same"]  # an image depends on its prompt and seed, not on its neighbours
-    assert told["other"]
-    assert str(project.root / "mlruns/artifacts") in told["code"]
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert answer["shape"] == [24, 24, 3]
+    assert answer["spread"] > 0
+    assert answer["same"]  # an image depends on its prompt and seed, not on its neighbours
+    assert answer["other"]
+    assert str(project.root / "mlruns/artifacts") in answer["code"]
     (requirements,) = (project.root / "mlruns/artifacts").rglob("model*/**/requirements.txt")
     assert f"torch=={torch.__version__.split('+')[0]}" in requirements.read_text().splitlines()
 
 
-def test_big_weights_are_registered_by_reference(
+def test_large_weights_are_registered_by_reference(
     served: Callable[..., Project], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project = served(tracking={"copy_limit_mib": 0})
@@ -95,7 +95,7 @@ def test_big_weights_are_registered_by_reference(
     assert base64.b64decode(image).startswith(b"\x89PNG")
 
 
-def test_big_weights_without_dvc_are_refused(make_project: Callable[..., Project]) -> None:
+def test_large_weights_without_dvc_are_refused(make_project: Callable[..., Project]) -> None:
     project = make_project(tracking={"copy_limit_mib": 0})
     project.results(lock=False)
     with pytest.raises(UserError, match=r"bigger than tracking\.copy_limit_mib and not under DVC"):

@@ -1,4 +1,4 @@
-"""MLflow's store when it is broken, closed, full, moved, or left behind by a process that is gone."""
+"""MLflow's store when it is broken, closed, full, moved, or left behind by a process that has ended."""
 
 import csv
 import os
@@ -17,8 +17,8 @@ import pytest
 from reca.runtime.errors import UserError
 from reca.runtime.system_metrics import sample_to_csv
 from reca.stages.register import register
-from reca.tracking import runs as tracking
-from reca.tracking.store_errors import StoreError, explained
+from reca.tracking import runs
+from reca.tracking.store_errors import StoreError, friendly_store_errors
 
 Project = Any  # the class in conftest.py
 
@@ -46,7 +46,7 @@ def another_program(database: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [half, scribbled, text, another_program])
-def test_a_broken_database_is_named_with_the_way_out(
+def test_broken_database_is_named_with_the_remedy(
     project: Project, migrated_database: Path, damage: Callable[[Path], None]
 ) -> None:
     database = project.root / "mlruns/mlflow.db"
@@ -60,12 +60,12 @@ def test_a_broken_database_is_named_with_the_way_out(
     assert not (project.root / ".reca/register.json").exists()
 
     os.rename(way_out[1], way_out[2])  # as it says
-    shutil.copy(migrated_database, database)  # what the next run would make
+    shutil.copy(migrated_database, database)  # as the next run would do
     register(project.config, project.root)
     assert project.registered()["version"] == "1"
 
 
-def test_an_empty_file_is_no_database_yet(make_project: Callable[..., Project]) -> None:
+def test_empty_file_does_not_count_as_a_database(make_project: Callable[..., Project]) -> None:
     project = make_project(database=False)
     (project.root / "mlruns/mlflow.db").touch()
     project.results()
@@ -88,7 +88,7 @@ def small_disk(tmp_path: Path, migrated_database: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("left", [0, 40_000])
-def test_a_full_disk_is_named(make_project: Callable[..., Project], small_disk: Path, left: int) -> None:
+def test_full_disk_is_named(make_project: Callable[..., Project], small_disk: Path, left: int) -> None:
     project = make_project(database=False, tracking={"uri": f"sqlite:///{small_disk}/mlflow.db"})
     project.results()
     free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
@@ -101,7 +101,7 @@ def test_a_full_disk_is_named(make_project: Callable[..., Project], small_disk: 
     assert project.registered()["version"] == "1"
 
 
-def test_a_read_only_store_is_named(make_project: Callable[..., Project], small_disk: Path) -> None:
+def test_read_only_store_is_named(make_project: Callable[..., Project], small_disk: Path) -> None:
     project = make_project(database=False, tracking={"uri": f"sqlite:///{small_disk}/mlflow.db"})
     project.results()
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
@@ -109,38 +109,38 @@ def test_a_read_only_store_is_named(make_project: Callable[..., Project], small_
         register(project.config, project.root)
 
 
-def test_a_moved_project_does_not_write_to_its_old_place(project: Project, tmp_path: Path) -> None:
+def test_moved_project_does_not_write_to_its_old_folder(project: Project, tmp_path: Path) -> None:
     register(project.config, project.root)
     shutil.copytree(project.root, tmp_path / "moved")
-    moved = type(project)(tmp_path / "moved", project.config)
-    moved.results(weights=1, skill=1.0)
+    copy = type(project)(tmp_path / "moved", project.config)
+    copy.results(weights=1, skill=1.0)
     with pytest.raises(UserError, match=r"the project was moved or copied\. Move it back, or set tracking\.experiment"):
-        register(moved.config, moved.root)
+        register(copy.config, copy.root)
 
 
-def test_a_password_does_not_go_into_the_configuration(make_project: Callable[..., Project]) -> None:
+def test_password_in_the_configuration_is_refused(make_project: Callable[..., Project]) -> None:
     project = make_project(tracking={"uri": "postgresql://user:secret@host/db"})
     with pytest.raises(UserError, match="holds a password") as error:
         project.store()
     assert "secret" not in str(error.value)
 
 
-def test_a_server_that_is_absent_is_named_without_its_password() -> None:
+def test_server_that_does_not_answer_is_named_without_its_password() -> None:
     problem = ConnectionError("API request to http://host failed: Max retries exceeded")
     with (
         pytest.raises(StoreError, match=r"MLflow server at host:5000 does not answer") as error,
-        explained(None, "http://user:secret@host:5000"),
+        friendly_store_errors(None, "http://user:secret@host:5000"),
     ):
         raise problem
     assert "secret" not in str(error.value)
 
 
-def test_our_own_mistakes_keep_their_traceback() -> None:
-    with pytest.raises(ZeroDivisionError), explained(None, "http://host"):
+def test_other_errors_pass_through() -> None:
+    with pytest.raises(ZeroDivisionError), friendly_store_errors(None, "http://host"):
         raise ZeroDivisionError
 
 
-def test_the_store_is_the_same_from_every_folder(
+def test_store_does_not_depend_on_the_working_directory(
     project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -150,39 +150,39 @@ def test_the_store_is_the_same_from_every_folder(
     assert project.store().lock == tmp_path / "registry.lock"  # who shares the database shares the lock
 
 
-def test_runs_of_processes_that_are_gone_are_marked_as_killed(project: Project) -> None:
+def test_runs_of_ended_processes_are_marked_as_killed(project: Project) -> None:
     """One run of a process that was killed with -9, one of a process that lives, one of another host."""
-    with tracking.opened(project.store()) as client:
-        experiment = tracking.experiment_id(client, project.store())
-        tags = {"reca.process": tracking._this_process()}
+    with runs.open_store(project.store()) as client:
+        experiment = runs.get_or_create_experiment(client, project.store())
+        tags = {"reca.process": runs._process_identity()}
         alive = client.create_run(experiment, tags=tags).info.run_id
         abroad = client.create_run(experiment, tags={"reca.process": "another-host 1 1"}).info.run_id
         foreign = client.create_run(experiment).info.run_id  # not ours
         child = os.fork()
         if child == 0:
-            client.create_run(experiment, tags={"reca.process": tracking._this_process()})
+            client.create_run(experiment, tags={"reca.process": runs._process_identity()})
             os.kill(os.getpid(), signal.SIGKILL)
         os.waitpid(child, 0)
-        (killed,) = tracking.reconcile(client, experiment)
+        (killed,) = runs.mark_killed_runs(client, experiment)
         assert client.get_run(killed).info.status == "KILLED"
         assert {client.get_run(run).info.status for run in (alive, abroad, foreign)} == {"RUNNING"}
-        assert tracking.reconcile(client, experiment) == []
+        assert runs.mark_killed_runs(client, experiment) == []
 
 
-def test_a_number_of_a_process_that_was_given_out_again_is_not_taken_for_alive() -> None:
-    host, pid, born = tracking._this_process().rsplit(" ", 2)
-    assert tracking._is_gone(f"{host} {pid} {float(born) - 100:.0f}")
-    assert not tracking._is_gone(f"{host} {pid} {born}")
-    assert not tracking._is_gone("not ours")
+def test_reused_process_id_counts_as_ended() -> None:
+    host, pid, born = runs._process_identity().rsplit(" ", 2)
+    assert runs._has_ended(f"{host} {pid} {float(born) - 100:.0f}")
+    assert not runs._has_ended(f"{host} {pid} {born}")
+    assert not runs._has_ended("not ours")
 
 
-def test_curves_of_any_length_arrive(project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_long_curves_are_logged_completely(project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     rows = "".join(f"{step},{step / 10}\n" for step in range(1, 2501))
     (project.root / "outputs/curves/held_out.csv").write_text("step,loss\n" + rows)
     (tmp_path / "system.csv").write_text("timestamp,memory_gib\n1000.5,1.5\n1002.5,2.5\n")
     monkeypatch.setenv("RECA_SYSTEM_METRICS", str(tmp_path / "system.csv"))
     register(project.config, project.root)
-    with tracking.reading(project.store()) as client:
+    with runs.open_store_read_only(project.store()) as client:
         history = client.get_metric_history(project.registered()["run_id"], "held_out/loss")
         assert [(point.step, point.value) for point in (history[0], history[-1])] == [(1, 0.1), (2500, 250.0)]
         assert len(history) == 2500
