@@ -1,6 +1,6 @@
-"""The verbs: ``reca run``, ``reca compose``, one verb for each stage, and what one does with a registered model.
+"""The command line: ``reca run``, ``reca compose``, one verb per stage, and verbs for registered models.
 
-Every import that costs time stands inside the verb that needs it: a run starts this file once for each stage.
+Slow imports are inside the verbs that need them, because a run starts this file once per stage.
 """
 
 import argparse
@@ -24,26 +24,24 @@ from reca.runtime.files import write_text
 
 PLAIN_STAGES = {
     "ingest": "read images into shards and a manifest",
-    "extract": "compute what the frozen parts of the base model say about the images",
-    "train": "align the base model; resumes where it stopped",
-    "report": "compare base and aligned; write the page and the verdict",
-    "register": "hand the model to the registry, and promote it if the verdict allows",
+    "extract": "compute embeddings and targets by the frozen parts of the base model",
+    "train": "align the base model; resumes from its last checkpoint",
+    "report": "compare base and aligned; write the page and the promotion decision",
+    "register": "register the model, and promote it if its rules pass",
 }
 PER_BENCHMARK_STAGES = {
-    "generate": "draw a benchmark's samples with the base or the aligned model",
+    "generate": "generate a benchmark's samples with the base or the aligned model",
     "score": "score the samples of a benchmark",
 }
 FLOW_VERBS = {
-    "run": "align, measure and register a model: everything, as far as it is not up to date",
-    "submit": "the same on a worker: check the overrides, then hand them to a deployment",
+    "run": "align, evaluate and register a model; runs stages that are out of date",
+    "submit": "`reca run` on a worker: check the overrides, then pass them to a deployment",
     "deploy": "create work pools, limits and deployments on the Prefect server",
     "ui": "open the Prefect and MLflow pages of this project",
     "demo": "`reca run` on the embedded default",
 }
-PASSED_ON = set(FLOW_VERBS)
-"""Verbs whose arguments are read elsewhere."""
 STAGE_OPTIONS = ("from_replies", "dry_run")
-"""Options of these that a stage takes by name."""
+"""Options that ``score`` takes as keyword arguments."""
 TERMINATE_GRACE_SECONDS = 20
 
 
@@ -51,12 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb.
 
     Returns:
-        0; 1 when a comparison failed; 2 for a mistake that the user can mend, told in one message; 130 after Ctrl-C.
+        0; 1 if a comparison failed; 2 for an error that the user can fix, printed as one message; 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    passed_on = words[1:] if words[:1] and words[0] in PASSED_ON else []
-    options = parser().parse_args(words[:1] if passed_on else words)
-    options.arguments = passed_on
+    flow_arguments = words[1:] if words[:1] and words[0] in FLOW_VERBS else []  # parsed by flows/__main__.py
+    options = parser().parse_args(words[:1] if flow_arguments else words)
+    options.arguments = flow_arguments
     try:
         return options.verb_function(options) or 0
     except (ConfigError, UserError) as error:
@@ -71,14 +69,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the command line's parser."""
     top = argparse.ArgumentParser("reca", description="Reconstruction alignment, from images to a registered model.")
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
 
     def verb(name: str, function: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
-        one = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        one.set_defaults(verb_function=function)
-        return one
+        verb_parser = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        verb_parser.set_defaults(verb_function=function)
+        return verb_parser
 
     for name, text in FLOW_VERBS.items():
         verb(name, _start_flows, text)
@@ -86,28 +84,28 @@ def parser() -> argparse.ArgumentParser:
     overrides.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="train.max_steps=40, data=folder, …")
     for name, text in PLAIN_STAGES.items():
         verb(name, _stage, text)
-    subject = verb("fingerprint", _fingerprint, "hash the code that each stage runs, or the base model's files")
+    subject = verb("fingerprint", _fingerprint, "write digests of the code of all stages, or of the base model's files")
     subject.add_argument("subject", choices=("code", "base"))
     for name, text in PER_BENCHMARK_STAGES.items():
         stage = verb(name, _stage, text)
         stage.add_argument("variant", choices=("base", "aligned"))
         stage.add_argument("benchmark")
         if name == "score":
-            stage.add_argument("--from-replies", action="store_true", help="ask no judge: only stored replies count")
-            stage.add_argument("--dry-run", action="store_true", help="say what asking the judge would cost")
+            stage.add_argument("--from-replies", action="store_true", help="use stored replies only, ask no judge")
+            stage.add_argument("--dry-run", action="store_true", help="print the judge's cost")
     add_evaluation(verb)
-    doctor = verb("doctor", _doctor, "say whether machine and project are fit; with overrides, what a run would take")
+    doctor = verb("doctor", _doctor, "check machine and project; with overrides, predict memory and time of that run")
     doctor.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="model=…, hardware=…: predict this run")
     doctor.add_argument("--json", action="store_true", help="for programs")
-    lineage = verb("lineage", _registered, "tell where a registered model came from")
-    lineage.add_argument("--json", action="store_true", help="everything, for programs")
-    reproduce = verb("reproduce", _registered, "make a registered model again and compare")
+    lineage = verb("lineage", _registered, "show the origin of a registered model")
+    lineage.add_argument("--json", action="store_true", help="complete, for programs")
+    reproduce = verb("reproduce", _registered, "train a registered model again from its commit and compare")
     reproduce.add_argument(
         "--no-from-scratch", dest="from_scratch", action="store_false", help="let DVC restore what it has cached"
     )
-    for one in (lineage, reproduce):
-        one.add_argument("model", metavar="NAME@ALIAS")
-    verb("rollback", _registered, "make the previous champion the champion again").add_argument("name", metavar="NAME")
+    for registered in (lineage, reproduce):
+        registered.add_argument("model", metavar="NAME@ALIAS")
+    verb("rollback", _registered, "restore the previous champion").add_argument("name", metavar="NAME")
     return top
 
 
@@ -132,13 +130,13 @@ def _compose(options: argparse.Namespace) -> None:
         fetch_benchmarks(config, root)
         _track_prompts(config, root)
     for name in workspace.remove_unlisted_outputs(root, config.evaluate.benchmarks):
-        print(f"outputs of the benchmark {name} are removed: it is measured no longer (DVC keeps them in its cache)")
-    changed = write_text(root / "params.yaml", config.to_yaml())
-    print("params.yaml written" if changed else "params.yaml unchanged")
+        print(f"outputs of the benchmark {name} are removed, because it is no longer measured (DVC's cache keeps them)")
+    is_new = write_text(root / "params.yaml", config.to_yaml())
+    print("params.yaml written" if is_new else "params.yaml unchanged")
 
 
 def _track_prompts(config: Config, root: Path) -> None:
-    """Put the published texts and images that are measured with under DVC, so that a run's prompts have a version."""
+    """Put the prompts of published benchmarks under DVC, so that they have a version."""
     from reca.data.track import track
     from reca.evaluation.prompt_sources import benchmark_folder
 
@@ -168,28 +166,28 @@ def _stage(options: argparse.Namespace) -> int:
             return launch_all(command, config.hardware, independent_ranks=options.verb != "train")
     stage = getattr(importlib.import_module(f"reca.stages.{options.verb}"), options.verb)
     arguments = (options.variant, options.benchmark) if options.verb in PER_BENCHMARK_STAGES else ()
-    switches = {name: value for name in STAGE_OPTIONS if (value := getattr(options, name, None))}
-    stage(config, root, *arguments, **switches)
+    keywords = {name: value for name in STAGE_OPTIONS if (value := getattr(options, name, None))}
+    stage(config, root, *arguments, **keywords)
     return 0
 
 
 def _is_shared(options: argparse.Namespace, config: Config) -> bool:
-    """Whether several processes take part in a stage."""
+    """Return whether several processes share the work of a stage."""
     if options.verb == "score" and not options.from_replies and not options.dry_run:
         return config.evaluate.uses_local_judge(options.benchmark)
     return options.verb in ("extract", "train", "generate")
 
 
 def add_evaluation(verb: Callable[..., argparse.ArgumentParser]) -> None:
-    """The verbs that measure and compare outside a run."""
-    evaluate = verb("evaluate", _evaluate, "measure a checkpoint, or images made elsewhere, without a run")
+    """Add the verbs that evaluate and compare outside a run."""
+    evaluate = verb("evaluate", _evaluate, "evaluate a checkpoint or existing images, without a run")
     evaluate.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="model=…, benchmarks=[geneval,wise], …")
-    evaluate.add_argument("--images", metavar="FOLDER", help="score these images; no model is loaded")
-    evaluate.add_argument("--benchmark", choices=("geneval", "dpgbench"), help="whose layout the --images have")
+    evaluate.add_argument("--images", metavar="FOLDER", help="score these images instead of a model's")
+    evaluate.add_argument("--benchmark", choices=("geneval", "dpgbench"), help="layout of --images")
     evaluate.add_argument("--output", metavar="FOLDER", help="default: outputs/evaluations/<name>")
-    evaluate.add_argument("--from-replies", action="store_true", help="ask no judge: only stored replies count")
-    evaluate.add_argument("--dry-run", action="store_true", help="draw, then say what the judge would cost")
-    evaluate.add_argument("--grids", metavar="FOLDER", help="write DPG-Bench's 2 x 2 grids there, its official layout")
+    evaluate.add_argument("--from-replies", action="store_true", help="use stored replies only, ask no judge")
+    evaluate.add_argument("--dry-run", action="store_true", help="generate, then print the judge's cost")
+    evaluate.add_argument("--grids", metavar="FOLDER", help="also write DPG-Bench's official 2 x 2 grids here")
     gate = verb("gate", _gate, "draw until it is settled whether the aligned model beats the base by so much")
     gate.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="model=…, evaluate.scenes.seed=…, …")
     gate.add_argument("--aligned", type=Path, metavar="FOLDER", help="weights to compare; default: outputs/model")
@@ -220,12 +218,12 @@ def _compare(options: argparse.Namespace) -> None:
 
     from reca.evaluation.compare import as_json, compare, table
 
-    found = compare(Path(options.first), Path(options.second))
-    print(json.dumps(as_json(found), indent=2) if options.json else table(found))
+    comparison = compare(Path(options.first), Path(options.second))
+    print(json.dumps(as_json(comparison), indent=2) if options.json else table(comparison))
 
 
 def _end_with_guard() -> None:
-    """End this process when the guard of the flow that wants its result is gone (flows/guard.py)."""
+    """End this process when the guard of the flow that started it ends (flows/guard.py)."""
     guard = os.environ.get(GUARD)
     if guard is None:
         return
@@ -235,7 +233,7 @@ def _end_with_guard() -> None:
         raise UserError("the flow that started this stage has ended") from None
 
     def watch() -> None:
-        select.select([descriptor], [], [])  # readable when that process has ended, however it ended
+        select.select([descriptor], [], [])  # readable once that process has ended
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(TERMINATE_GRACE_SECONDS)
         os.kill(os.getpid(), signal.SIGKILL)
@@ -244,7 +242,7 @@ def _end_with_guard() -> None:
 
 
 def _start_flows(options: argparse.Namespace) -> None:
-    """Become ``python -m flows``: Prefect stays out of this package; does not return."""
+    """Replace this process by ``python -m flows``, because only that package imports Prefect."""
     verb = "run" if options.verb == "demo" else options.verb
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", "flows", verb, *options.arguments])

@@ -2,9 +2,8 @@
 
     python3.11 tools/environment.py
 
-Idempotent: it does nothing when the lock, pyproject.toml and the place have not changed since it last ended well.
-Packages come from wherever pip is told to look (its settings are handed on to uv); nothing but the standard
-library is needed to run it.
+Idempotent: it returns at once if the lock, pyproject.toml and the project's folder are those of the last success.
+Packages come from pip's configured sources (its settings are passed on to uv). It needs the standard library only.
 """
 
 import ast
@@ -34,15 +33,15 @@ UV_OF_PIP = {  # pip's setting -> uv's variable of the same meaning
     "timeout": "UV_HTTP_TIMEOUT",
     "cert": "SSL_CERT_FILE",
 }
-COMMA_SEPARATED = {"UV_FIND_LINKS"}  # pip separates by white space throughout, as uv does in its other variables
+COMMA_SEPARATED = {"UV_FIND_LINKS"}  # pip always separates by white space, as uv does in its other variables
 
 
 class SetupError(Exception):
-    """Setting up cannot go on; the message says what to do."""
+    """The setup failed; the message says what to do."""
 
 
 def state() -> str:
-    """What the environment was made from: the two files, the interpreter and the place."""
+    """Return a digest of the environment's inputs: both files, the interpreter and the folder."""
     digest = hashlib.sha256(f"{ROOT} {sys.version_info[:2]}".encode())
     for path in (LOCK, ROOT / "pyproject.toml", Path(__file__)):
         digest.update(path.read_bytes())
@@ -50,18 +49,18 @@ def state() -> str:
 
 
 def pip_settings(listing: str) -> dict[str, str]:
-    """The effective settings in the output of ``pip config list``: environment over [install] over [global]."""
-    found: dict[str, str] = {}
+    """Return the effective settings in the output of ``pip config list``: environment over [install] over [global]."""
+    settings: dict[str, str] = {}
     for section in ("global.", "install.", ":env:."):
         for line in listing.splitlines():
             name, separator, value = line.partition("=")
             if separator and name.startswith(section):
-                found[name.removeprefix(section)] = " ".join(str(ast.literal_eval(value)).split())
-    return found
+                settings[name.removeprefix(section)] = " ".join(str(ast.literal_eval(value)).split())
+    return settings
 
 
 def uv_environment(pip: Mapping[str, str], environment: Mapping[str, str]) -> dict[str, str]:
-    """Variables that make uv look where pip would; what is set for uv already stays."""
+    """Return variables that give uv the sources of pip; existing uv variables win."""
     values = {"UV_INDEX_STRATEGY": "unsafe-best-match"}  # pip, too, merges its indexes
     for name, variable in UV_OF_PIP.items():
         if value := pip.get(name):
@@ -77,12 +76,12 @@ def run(*command: str | Path, environment: Mapping[str, str] | None = None) -> N
 
 
 def make_venv() -> None:
-    """Create ``.venv`` with this interpreter, or keep one that works."""
+    """Create ``.venv`` with this interpreter, unless a working one exists."""
     probe = "import sys, pip; sys.exit(sys.version_info[:2] != (3, 11) or sys.prefix != sys.argv[1])"
     if PYTHON.exists() and subprocess.run([PYTHON, "-c", probe, VENV], stderr=subprocess.DEVNULL).returncode == 0:
         return
     if VENV.exists():
-        print(f"setup: {VENV} does not work here (moved, or half made): making it again", flush=True)
+        print(f"setup: {VENV} does not work here (moved or incomplete): creating it again", flush=True)
         shutil.rmtree(VENV)
     try:
         run(sys.executable, "-m", "venv", VENV)
@@ -125,14 +124,14 @@ def install() -> None:
 
 
 def main() -> int:
-    """Bring the environment up to date; 0 when it is."""
+    """Bring the environment up to date; return the exit status."""
     if sys.version_info[:2] != (3, 11):
         print(f"setup: Python 3.11 is needed; this is {sys.version.split()[0]}", file=sys.stderr)
         return 2
     with LOCK.open() as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)  # `make demo` and `make test` may be started side by side
-        wanted = state()
-        if STAMP.exists() and STAMP.read_text() == wanted and PYTHON.exists():
+        current = state()
+        if STAMP.exists() and STAMP.read_text() == current and PYTHON.exists():
             return 0
         started = time.monotonic()
         print(f"setup: installing {LOCK.name} into .venv (about a minute)", flush=True)
@@ -143,7 +142,7 @@ def main() -> int:
         except SetupError as error:
             print(f"setup: {error}", file=sys.stderr)
             return 2
-        STAMP.write_text(wanted)
+        STAMP.write_text(current)
         print(f"setup: done in {time.monotonic() - started:.0f} s", flush=True)
     return 0
 

@@ -41,7 +41,7 @@ def benchmarks() -> list[str]:
 
 
 def stage_modules(stage: str, *, source: str = "", family: str = "", benchmark: str = "") -> set[str]:
-    """Return the modules of ours that make a stage's result, for one source, family and benchmark.
+    """Return the modules of ours that make a stage's result with a source, a family and a benchmark.
 
     They are the stage's module, the chosen modules, and everything that these import, inside functions too.
     Modules that only the type checker imports, empty packages and :data:`INFRASTRUCTURE` are left out.
@@ -117,7 +117,7 @@ def _imports(tree: ast.Module) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and _is_ours(node.module):
             inner = [f"{node.module}.{alias.name}" for alias in node.names]
             is_module = [module_path(name).is_file() for name in inner]
-            yield from (name for name, found in zip(inner, is_module, strict=True) if found)
+            yield from (name for name, exists in zip(inner, is_module, strict=True) if exists)
             if not all(is_module):
                 yield node.module
 

@@ -35,7 +35,7 @@ def weights_digest(checkpoint: Path) -> str:
 
 
 def checkpoint_digests(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of each file of a checkpoint folder, by relative path, without its documentation.
+    """Return the SHA-256 of a checkpoint folder's files, by relative path, without its documentation.
 
     Raises:
         UserError: The folder is missing or empty.

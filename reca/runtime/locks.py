@@ -62,7 +62,7 @@ def _errno(error: BaseException | None) -> int | None:
 
 @contextmanager
 def file_lock(path: Path, subject: str, wait_seconds: float = LOCK_WAIT_SECONDS) -> Iterator[None]:
-    """Hold a lock file; the kernel releases it when the process ends, however it ends.
+    """Hold a lock file; the kernel releases it when the process ends or is killed.
 
     Args:
         path: The lock file; it names its holder.

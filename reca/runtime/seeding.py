@@ -66,7 +66,7 @@ class SampleRng:
 
 
 class ForbiddenRng(SampleRng):
-    """A stream that raises on every draw, for code that must be deterministic.
+    """A stream that raises on every draw: it guards code that must be deterministic.
 
     Args:
         message: Message of the error.

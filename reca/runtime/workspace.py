@@ -58,7 +58,7 @@ def project_lock(state: Path, run: str) -> Iterator[None]:
 
     Args:
         state: The state folder.
-        run: Name of the run, for the message that other processes get.
+        run: Name of the run, shown to other processes.
 
     Raises:
         WorkspaceBusy: Another process holds it; names that process, its start, and the possible actions.

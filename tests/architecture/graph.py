@@ -1,4 +1,4 @@
-"""dvc.yaml as it is written, and which keys of the configuration a module reads. Used by test_graph.py."""
+"""Readers of dvc.yaml and of the configuration keys that a module reads, for test_graph.py."""
 
 import ast
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ class Stage:
 
     @property
     def over_benchmarks(self) -> bool:
-        """Whether the stage has a matrix over models and benchmarks."""
+        """Return whether the stage has a matrix over models and benchmarks."""
         return "matrix" in self.definition
 
     @property
@@ -42,12 +42,12 @@ class Stage:
         ]
 
     def choices(self) -> Iterator[dict[str, str]]:
-        """Yield every way to choose a family, a source and a benchmark (none for a stage of no one benchmark)."""
+        """Yield every way to choose a family, a source and a benchmark (none for a stage without a matrix)."""
         for family, source, item in product(FAMILIES, sources(), BENCHMARKS if self.over_benchmarks else [""]):
             yield {"${model.family}": family, "${data.source}": source, "${item.benchmark}": item}
 
     def modules(self, choice: dict[str, str]) -> set[str]:
-        """Return the modules that the digest covers which the stage depends on under a choice."""
+        """Return the modules in the stage's digest under a choice."""
         (key,) = self.code
         names = {"${model.family}": "family", "${data.source}": "source", "${item.benchmark}": "benchmark"}
         return stage_modules(self.name, **{names[field]: choice[field] for field in names if field in key})
@@ -68,31 +68,31 @@ def read_stages() -> list[Stage]:
 
 @cache
 def config_reads(module: str) -> frozenset[str]:
-    """``train.max_steps`` for every ``config.train.max_steps`` in a module (also ``self.config...``).
+    """Return ``train.max_steps`` for every ``config.train.max_steps`` in a module (also ``self.config...``).
 
-    Telling the kinds of a section apart, ``isinstance(config.data, ScenesData)``, reads ``data.source``.
+    Distinguishing the classes of a section, ``isinstance(config.data, ScenesData)``, reads ``data.source``.
     """
-    found: set[str] = set()
+    keys: set[str] = set()
 
     class Reads(ast.NodeVisitor):
         def visit_Call(self, node: ast.Call) -> None:
             if isinstance(node.func, ast.Name) and node.func.id == "isinstance" and config_path(node.args[0]) == "data":
-                found.add("data.source")
+                keys.add("data.source")
             else:
                 self.generic_visit(node)
 
         def visit_Attribute(self, node: ast.Attribute) -> None:
             if path := config_path(node):
-                found.add(path)  # the whole chain: what is inside it is not visited
+                keys.add(path)  # the whole chain; its inner nodes are not visited
             else:
                 self.generic_visit(node)
 
     Reads().visit(syntax_tree(module))
-    return frozenset(found)
+    return frozenset(keys)
 
 
 def config_path(node: ast.AST) -> str:
-    """``train.max_steps`` of ``config.train.max_steps``; empty for anything else."""
+    """Return ``train.max_steps`` for ``config.train.max_steps``, an empty string otherwise."""
     parts: list[str] = []
     while isinstance(node, ast.Attribute):
         parts.insert(0, node.attr)

@@ -1,4 +1,4 @@
-"""conf/ is the source, params.yaml its lock file, Config its type: the three never disagree."""
+"""conf/, params.yaml and Config agree."""
 
 from pathlib import Path
 
@@ -15,33 +15,33 @@ def test_params_yaml_is_the_default_composition(tmp_path: Path) -> None:
     assert committed == (tmp_path / "params.yaml").read_text(), "run `reca compose` and commit params.yaml"
 
 
-def test_params_yaml_loads_as_what_was_composed() -> None:
+def test_params_yaml_loads_as_the_default_composition() -> None:
     assert Config.load(ROOT / "params.yaml") == compose()
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
 def test_every_file_of_conf_composes_and_validates(choice: Path) -> None:
-    """What the file asks for (``???``) is given; everything else must fit as it stands."""
+    """Mandatory values (``???``) are filled in; all others must be valid as written."""
     group, name, text = choice.parent.name, choice.stem, (CONF / choice).read_text()
     values = yaml_io.loads(text)
     values.pop("defaults", None)
     values = flatten(values if "@package _global_" in text else {group: values})
-    asked = [f"{key}=something" for key, value in values.items() if value == "???"]
-    config = flatten(compose([f"{group}={name}", *asked]).to_dict())
-    for key, wanted in values.items():
-        if wanted != "???":
-            assert config[key] == wanted, f"{choice}: {key} is {wanted!r} in the file and {config[key]!r} composed"
+    mandatory = [f"{key}=something" for key, value in values.items() if value == "???"]
+    config = flatten(compose([f"{group}={name}", *mandatory]).to_dict())
+    for key, expected in values.items():
+        if expected != "???":
+            assert config[key] == expected, f"{choice}: {key} is {expected!r} in the file and {config[key]!r} composed"
 
 
 @pytest.mark.parametrize("data", ["folder data.path=x", "webdataset data.urls=x", "hub data.dataset=x"])
-def test_images_without_captions_and_questions_need_no_further_word(data: str) -> None:
-    """`reca run data=folder data.path=DIR` is all there is to type; who has captions may say so."""
+def test_images_without_captions_train_the_reconstruction_loss_alone(data: str) -> None:
+    """`reca run data=folder data.path=DIR` is a complete command; the caption loss is an override away."""
     words = f"data={data}".split()
     assert compose(words).train.mixture.model_dump() == {"reconstruction": 1, "text_to_image": 0, "understanding": 0}
     assert compose([*words, "train.mixture.text_to_image=1"]).train.mixture.text_to_image == 1
     assert compose(["experiment=smoke", *words]).train.max_steps == 40
 
 
-def test_there_is_a_choice_in_every_group() -> None:
+def test_every_group_has_a_choice() -> None:
     groups = {path.name for path in CONF.iterdir() if path.is_dir()}
     assert {choice.parent.name for choice in CHOICES} == groups

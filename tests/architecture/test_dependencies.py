@@ -1,4 +1,4 @@
-"""pyproject.toml declares what the code imports, and requirements.lock pins it all."""
+"""pyproject.toml declares every imported package, and requirements.lock pins them."""
 
 import ast
 import re
@@ -23,21 +23,21 @@ def name_of(requirement: str) -> str:
 
 
 def declared(*extras: str) -> dict[str, Requirement]:
-    """The dependencies, those of extras included, by normal name."""
+    """Return the dependencies and those of extras by normalised name."""
     lines = [*PROJECT["dependencies"], *(line for extra in extras for line in PROJECT["optional-dependencies"][extra])]
     return {name_of(requirement.name): requirement for requirement in map(Requirement, lines)}
 
 
 def imported(folder: Path) -> set[str]:
-    """Top-level names of the packages that are imported below a folder, inside functions too."""
-    found: set[str] = set()
+    """Return the top-level packages that are imported below a folder, inside functions too."""
+    modules: set[str] = set()
     for path in folder.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
-                found |= {alias.name for alias in node.names}
+                modules |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                found.add(node.module)
-    return {name.split(".")[0] for name in found} - sys.stdlib_module_names - OURS - ELSEWHERE
+                modules.add(node.module)
+    return {name.split(".")[0] for name in modules} - sys.stdlib_module_names - OURS - ELSEWHERE
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_imports_are_declared(top: str, extras: tuple[str, ...]) -> None:
         assert distributions & declared(*extras).keys(), f"{top}/ imports {module}: declare it in pyproject.toml"
 
 
-def test_the_lock_pins_what_is_declared() -> None:
+def test_lock_pins_every_declared_dependency() -> None:
     lines = [
         line for line in (ROOT / "requirements.lock").read_text().splitlines() if line and not line.startswith("#")
     ]

@@ -1,4 +1,4 @@
-"""What the documents tell people to type exists."""
+"""Commands and links in the documents exist."""
 
 import re
 import subprocess
@@ -15,13 +15,13 @@ HEAVY = ("torch", "transformers", "diffusers", "mlflow", "prefect", "pandas", "d
 
 
 def verbs() -> set[str]:
-    """The verbs of the command line."""
+    """Return the verbs of the command line."""
     actions = (action.choices for action in parser()._actions if action.choices)
     return {verb for choices in actions for verb in choices}
 
 
 def commands(text: str) -> list[list[str]]:
-    """Lines of code blocks and inline code, as words."""
+    """Return lines of code blocks and inline code, split into words."""
     blocks = re.findall(r"^```(?:bash|sh|console)?\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines()] + re.findall(r"`([^`\n]+)`", text)
     return [line.strip().removeprefix("$ ").split() for line in lines if line.strip()]
@@ -41,14 +41,14 @@ def test_commands_in_documents_exist(path) -> None:
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_links_in_documents_lead_somewhere(path) -> None:
+def test_links_in_documents_exist(path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)", path.read_text()):
         if "://" not in target:
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
 
 
 def test_the_command_line_starts_light() -> None:
-    """A run starts `reca` once per stage: what is heavy is imported by the stage that needs it."""
+    """Stages import heavy packages themselves, because a run starts `reca` once per stage."""
     code = f"import sys, reca.cli; reca.cli.parser(); print([name for name in {HEAVY!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -1,4 +1,4 @@
-"""dvc.yaml tells the truth: its parameters exist and are all that a stage reads, its code is all that a stage runs."""
+"""dvc.yaml lists exactly the parameters that a stage reads and the code that it runs."""
 
 import ast
 import subprocess
@@ -15,23 +15,23 @@ STAGES = [stage for stage in read_stages() if stage.name not in ("code", "base")
 TRACKED = {"model", "data", "extract", "train", "generate", "evaluate", "register", "seed"}
 UNTRACKED = {"hardware", "tracking", "paths"}
 TRAINING_ONLY = {"model.hub", "model.name", "model.prompt_dropout", "model.train_vision"}
-"""Keys of ``model`` that say nothing about how a checkpoint is loaded and drawn from."""
+"""Keys of ``model`` without effect on loading and sampling a checkpoint."""
 IN_THE_GRAPH = {"data.path", "evaluate", "evaluate.benchmarks"}
-"""The path is a dependency by its content; the benchmarks are the matrix; the section is a way to its parts."""
+"""The path is a dependency by content; the benchmarks are the matrix; the section is a path to its parts."""
 each_stage = pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
 
 
 @cache
 def keys() -> frozenset[str]:
-    """Every key of the configuration, sections included."""
-    found: set[str] = set()
+    """Return every key of the configuration, sections included."""
+    names: set[str] = set()
     for key in flatten(compose([f"evaluate.benchmarks=[{','.join(BENCHMARKS)}]"]).to_dict()):
         parts = key.split(".")
-        found |= {".".join(parts[: length + 1]) for length in range(len(parts))}
-    return frozenset(found)
+        names |= {".".join(parts[: length + 1]) for length in range(len(parts))}
+    return frozenset(names)
 
 
-def test_the_stages_are_those_of_the_design() -> None:
+def test_stages_and_sections_are_complete() -> None:
     assert [stage.name for stage in STAGES] == [
         "ingest", "extract", "train", "generate", "score", "report"
     ]  # fmt: skip
@@ -48,22 +48,22 @@ def test_parameters_exist_and_change_results(stage: Stage) -> None:
 
 @each_stage
 def test_every_parameter_that_the_code_reads_is_tracked(stage: Stage) -> None:
-    """What ``config.a.b`` reads anywhere in the stage's code stands in its params, whole or in parts."""
-    for chosen in stage.choices():
-        declared = [fill(param, chosen) for param in stage.params]
-        reads = {read for module in stage.modules(chosen) for read in config_reads(module)}
+    """Every ``config.a.b`` in the stage's code is in its params, as a whole or in parts."""
+    for choice in stage.choices():
+        declared = [fill(param, choice) for param in stage.params]
+        reads = {read for module in stage.modules(choice) for read in config_reads(module)}
         for read in sorted(reads):
             parts = read.split(".")
             key = next((".".join(parts[:n]) for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in keys()), "")
             if (
                 key.split(".")[0] not in TRACKED
                 or key in IN_THE_GRAPH
-                or of_other_benchmark(key, chosen["${item.benchmark}"])
+                or of_other_benchmark(key, choice["${item.benchmark}"])
             ):
                 continue
-            leaves = {leaf for leaf in keys() if within(leaf, key)} - {one for one in keys() if has_parts(one)}
-            missing = {leaf for leaf in leaves - TRAINING_ONLY if not any(within(leaf, param) for param in declared)}
-            assert not missing, f"{stage.name} reads config.{read}: name {', '.join(sorted(missing))} in its params"
+            leaves = {leaf for leaf in keys() if within(leaf, key)} - {name for name in keys() if has_parts(name)}
+            untracked = {leaf for leaf in leaves - TRAINING_ONLY if not any(within(leaf, param) for param in declared)}
+            assert not untracked, f"{stage.name} reads config.{read}: name {', '.join(sorted(untracked))} in its params"
 
 
 def within(key: str, section: str) -> bool:
@@ -75,7 +75,7 @@ def has_parts(key: str) -> bool:
 
 
 def of_other_benchmark(key: str, benchmark: str) -> bool:
-    """Read in shared code, by another benchmark than the one that this stage runs."""
+    """Return whether shared code reads a key for another benchmark than the stage's."""
     return bool(benchmark) and any(within(key, f"evaluate.{name}") for name in BENCHMARKS if name != benchmark)
 
 
@@ -83,16 +83,16 @@ def of_other_benchmark(key: str, benchmark: str) -> bool:
 def test_each_stage_depends_on_the_digest_of_its_code(stage: Stage) -> None:
     digests = code_digest.all_digests()
     (key,) = stage.code
-    for chosen in stage.choices():
+    for choice in stage.choices():
         value = digests
-        for part in fill(key, chosen).split("."):
+        for part in fill(key, choice).split("."):
             value = value[part]
         assert len(value) == 16
     assert key.split(".")[0] == stage.name
 
 
 def test_imports_are_those_that_grimp_finds() -> None:
-    """An independent reader of imports agrees with ours, for every module."""
+    """Compare our reader of imports with an independent one."""
     graph = grimp.build_graph("reca", cache_dir=None, exclude_type_checking_imports=True)
     for module in graph.modules:
         ours = code_digest.imported_modules(module)
@@ -100,7 +100,7 @@ def test_imports_are_those_that_grimp_finds() -> None:
 
 
 def test_infrastructure_imports_only_infrastructure() -> None:
-    """What is left out of the digests cannot bring in what makes a result."""
+    """Infrastructure is not part of the digests, so it must not import code that makes results."""
     modules = {module for module in all_modules() if is_infrastructure(module)}
     for module in modules:
         outside = {name for name in code_digest.imported_modules(module) if not is_infrastructure(name)}
@@ -120,15 +120,15 @@ def is_infrastructure(module: str) -> bool:
 def test_each_stage_is_one_function_of_one_module(stage: Stage) -> None:
     tree = ast.parse((ROOT / f"reca/stages/{stage.name}.py").read_text())
     function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == stage.name)
-    wanted = ["config", "root"] + (["variant", "benchmark"] if stage.over_benchmarks else [])
-    assert [argument.arg for argument in function.args.args] == wanted
+    arguments = ["config", "root"] + (["variant", "benchmark"] if stage.over_benchmarks else [])
+    assert [argument.arg for argument in function.args.args] == arguments
     variant = ["${item.variant}", "${item.benchmark}"] if stage.over_benchmarks else []
     assert stage.definition["cmd"] == " ".join(["python -m reca", stage.name, *variant])
 
 
 @each_stage
 def test_outputs_belong_to_dvc_alone(stage: Stage) -> None:
-    """Everything lies in outputs/, which git ignores, and is cached, so that a second clone reruns nothing."""
+    """Outputs are in outputs/, which git ignores, and cached, so that a second clone reruns no stage."""
     for kind in ("outs", "metrics", "plots"):
         for out in stage.definition.get(kind, []):
             assert isinstance(out, str), f"{stage.name}: {out} has options; cached and not kept between runs is meant"
@@ -138,7 +138,7 @@ def test_outputs_belong_to_dvc_alone(stage: Stage) -> None:
 
 
 def test_dvc_settings() -> None:
-    """DVC composes nothing (one truth), adds nothing to git by itself, tells nobody."""
+    """DVC does not compose, does not stage files in git and sends no analytics."""
     config = (ROOT / ".dvc/config").read_text()
     for line in (
         "analytics = false",

@@ -1,4 +1,4 @@
-"""Sizes that keep files and functions readable (design: files at most 400 lines, functions at most 80)."""
+"""Limits on the length of files and functions."""
 
 import ast
 from pathlib import Path
@@ -13,28 +13,28 @@ each_source = pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.rel
 
 
 def functions(path: Path) -> dict[str, int]:
-    """Lines of each function, its docstring and decorators left out."""
-    found = {}
+    """Return the lines per function, without docstring and decorators."""
+    lengths = {}
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             code = node.body[1:] if ast.get_docstring(node) else node.body
             first = code[0].lineno if code else node.lineno
-            found[f"{node.name} (line {node.lineno})"] = (node.end_lineno or first) - first + 2  # and its def line
-    return found
+            lengths[f"{node.name} (line {node.lineno})"] = (node.end_lineno or first) - first + 2  # and its def line
+    return lengths
 
 
 @each_source
-def test_a_file_is_one_sitting(path: Path) -> None:
+def test_file_has_at_most_400_lines(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 400, "split it: a family or a source becomes a folder"
 
 
 @each_source
-def test_no_function_is_longer_than_a_screen(path: Path) -> None:
+def test_function_has_at_most_80_lines(path: Path) -> None:
     long = {name: lines for name, lines in functions(path).items() if lines > 80}
     assert not long
 
 
-def test_most_are_far_smaller() -> None:
+def test_typical_files_and_functions_are_short() -> None:
     lengths = [len(path.read_text().splitlines()) for path in SOURCES if path.name != "__init__.py"]
     assert mean(lengths) <= 150, "files have grown long on average"
     ninetieth = quantiles([lines for path in SOURCES for lines in functions(path).values()], n=10)[-1]

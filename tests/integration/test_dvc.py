@@ -1,7 +1,7 @@
-"""The real dvc.yaml under the real DVC: what reruns, what can be compared, what a second clone gets.
+"""The real dvc.yaml under the real DVC: stale stages, comparisons, second clones.
 
-``ingest`` runs for real; the outputs of the later stages are small stand-ins of the right form, taken into DVC with
-``dvc commit``: here it matters when a stage would run, not what it does then.
+``ingest`` runs for real; the outputs of later stages are small fakes in the right format, recorded with ``dvc commit``,
+because these tests check when a stage runs, not its results.
 """
 
 import ast
@@ -30,7 +30,7 @@ HELD_OUT_COLUMNS = ("reconstruction_loss", "text_to_image_loss")
 
 
 def each(*groups: str) -> set[str]:
-    """Return ``each("score@base")``: that stage for every benchmark."""
+    """Return the names of stages for every benchmark, such as ``score@base-scenes``."""
     return {f"{group}-{benchmark}" for group in groups for benchmark in BENCHMARKS}
 
 
@@ -92,7 +92,7 @@ class Project:
         } | {f"GIT_{role}_{what}": "test" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 
     def run(self, *command: str) -> str:
-        """Run a command in the project; its standard output."""
+        """Run a command in the project and return its output."""
         done = subprocess.run(command, cwd=self.root, env=self.environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{' '.join(command)}:\n{done.stdout}\n{done.stderr}"
         return done.stdout
@@ -106,18 +106,18 @@ class Project:
         return json.loads(self.dvc(*arguments, "--json"))
 
     def compose(self, *overrides: str) -> None:
-        """What ``reca compose`` writes."""
+        """Write params.yaml as ``reca compose`` does."""
         (self.root / "params.yaml").write_text(compose([*SMALL, *overrides]).to_yaml())
 
     def would_run(self) -> set[str]:
-        """The stages that ``dvc repro`` finds changed now, and all that come after them."""
+        """Return the stages that `dvc repro` would run, with all stages after them."""
         with pytest.MonkeyPatch.context() as patch, Repo(str(self.root)) as repo:
-            patch.chdir(self.root)  # DVC looks for dvc.yaml where it stands
+            patch.chdir(self.root)  # DVC looks for dvc.yaml in the working directory
             for name, value in self.environment.items():
                 patch.setenv(name, value)
-            changed = repo.reproduce(dry=True)
-            after = {stage for one in changed for stage in networkx.ancestors(repo.index.graph, one)}
-            return {stage.name for stage in {*changed, *after}}
+            stale = repo.reproduce(dry=True)
+            after = {stage for first in stale for stage in networkx.ancestors(repo.index.graph, first)}
+            return {stage.name for stage in {*stale, *after}}
 
     def commit(self, message: str) -> None:
         """Commit everything that git sees."""
@@ -127,7 +127,7 @@ class Project:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project in which everything has run, committed; read it, or take a copy."""
+    """Return a project in which all stages have run, committed; read-only."""
     scratch = tmp_path_factory.mktemp("dvc")
     project = Project(scratch / "project", scratch)
     listed = subprocess.run(
@@ -144,9 +144,9 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project.compose()
     project.run("git", "init", "--quiet", "--initial-branch=main")
     project.commit("the project")
-    said = project.dvc("repro", "base", "ingest")
-    assert "Running stage 'ingest'" in said
-    write_stand_ins(project.root)
+    output = project.dvc("repro", "base", "ingest")
+    assert "Running stage 'ingest'" in output
+    write_fake_outputs(project.root)
     project.dvc("commit", "--force", "--quiet")
     project.commit("everything has run")
     return project
@@ -154,15 +154,15 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 @pytest.fixture
 def project(done: Project, tmp_path: Path) -> Iterator[Project]:
-    """The finished project, to be changed: git and DVC put it back afterwards."""
+    """Yield the finished project to change; git and DVC restore it afterwards."""
     yield done
     done.run("git", "checkout", "--quiet", "--force", "main")
     done.run("git", "clean", "--quiet", "--force", "-d")
     done.dvc("checkout", "--quiet", "--force")
 
 
-def write_stand_ins(root: Path) -> None:
-    """Outputs of the stages after ``ingest``: small, and in the form that DVC reads."""
+def write_fake_outputs(root: Path) -> None:
+    """Write small outputs of the stages after ``ingest``, in the formats that DVC reads."""
     for folder in ("embeddings", "model", "curves", "report/figures"):
         (root / "outputs" / folder).mkdir(parents=True)
     (root / "outputs/embeddings/index.json").write_text("{}")
@@ -199,19 +199,19 @@ def write_score(root: Path, variant: str, benchmark: str, value: float) -> None:
         path.write_text(text)
 
 
-def test_ingest_ran_for_real(done: Project) -> None:
+def test_ingest_writes_its_outputs(done: Project) -> None:
     result = json.loads((done.root / "outputs/dataset/result.json").read_text())
     assert result["images"] == 24
     assert (done.root / "outputs/dataset/manifest.parquet").is_file()
 
 
-def test_nothing_changed_nothing_runs(done: Project) -> None:
+def test_unchanged_project_runs_no_stage(done: Project) -> None:
     assert done.would_run() == set()
     assert done.json("status") == {}
 
 
 @pytest.mark.parametrize("override", DEPENDS_ON)
-def test_a_parameter_reruns_exactly_what_depends_on_it(done: Project, override: str) -> None:
+def test_override_reruns_exactly_the_dependent_stages(done: Project, override: str) -> None:
     before = (done.root / "params.yaml").read_text()
     done.compose(override)
     try:
@@ -220,8 +220,8 @@ def test_a_parameter_reruns_exactly_what_depends_on_it(done: Project, override: 
         (done.root / "params.yaml").write_text(before)
 
 
-def test_photographs_tie_held_out_benchmarks_to_the_data_set(project: Project) -> None:
-    """Scenes are rendered anew; of photographs, the held-out ones are measured, so the base is measured again."""
+def test_another_photograph_set_reruns_held_out_benchmarks(project: Project) -> None:
+    """The held-out photographs are the benchmark, so another data set makes the base's samples stale too."""
     photographs = project.root / "data/photographs"
     photographs.mkdir()
     (photographs / "one.png").write_bytes(b"one")
@@ -229,14 +229,14 @@ def test_photographs_tie_held_out_benchmarks_to_the_data_set(project: Project) -
     assert each("generate@base", "generate@aligned") | {"ingest"} <= project.would_run()
 
 
-def test_a_benchmark_taken_off_leaves_nothing_behind(project: Project) -> None:
-    """``report`` depends on whole folders: its hash must be that of a project which never measured the others."""
-    (project.root / "outputs/scores/base/notes.txt").write_text("somebody's own")
-    said = project.run(sys.executable, "-m", "reca", "compose", *SMALL, "evaluate.benchmarks=[scenes]")
-    assert said.count("is measured no longer") == 2
+def test_removed_benchmark_leaves_no_outputs(project: Project) -> None:
+    """``report`` depends on whole folders, so its hash must equal that of a project without the other benchmarks."""
+    (project.root / "outputs/scores/base/notes.txt").write_text("a user's own")
+    output = project.run(sys.executable, "-m", "reca", "compose", *SMALL, "evaluate.benchmarks=[scenes]")
+    assert output.count("is no longer measured") == 2
     assert sorted(path.name for path in (project.root / "outputs/samples/base").iterdir()) == ["scenes"]
-    left = ["notes.txt", "scenes.items.jsonl", "scenes.json"]
-    assert sorted(path.name for path in (project.root / "outputs/scores/base").iterdir()) == left
+    remaining = ["notes.txt", "scenes.items.jsonl", "scenes.json"]
+    assert sorted(path.name for path in (project.root / "outputs/scores/base").iterdir()) == remaining
     assert project.would_run() == {"report"}
     (project.root / "outputs/scores/base/notes.txt").unlink()
     project.dvc("commit", "--force", "--quiet", "report")
@@ -246,18 +246,19 @@ def test_a_benchmark_taken_off_leaves_nothing_behind(project: Project) -> None:
     for kind in ("samples", "scores"):
         for variant in ("base", "aligned"):
             (only_scenes / variant).mkdir(parents=True)
-            for made in (project.root / "outputs" / kind / variant).glob("scenes*"):
-                (shutil.copytree if made.is_dir() else shutil.copy)(made, only_scenes / variant / made.name)
+            for output_path in (project.root / "outputs" / kind / variant).glob("scenes*"):
+                copy = shutil.copytree if output_path.is_dir() else shutil.copy
+                copy(output_path, only_scenes / variant / output_path.name)
         assert recorded[f"outputs/{kind}"] == dvc_md5(only_scenes)
         shutil.rmtree(only_scenes)
-    # Listed again, they come back from DVC's cache: nothing is made a second time.
+    # Listed again, they come back from DVC's cache without a rerun.
     project.run(sys.executable, "-m", "reca", "compose", *SMALL)
     for stage in ("generate@base-fidelity", "score@base-fidelity"):
         assert "Running stage" not in project.dvc("repro", "--single-item", stage)
     assert (project.root / "outputs/scores/base/fidelity.json").is_file()
 
 
-def test_data_that_no_stage_reads_may_be_elsewhere(project: Project) -> None:
+def test_absent_data_of_unmeasured_benchmarks_makes_no_stage_stale(project: Project) -> None:
     """The prompts of a published benchmark, in a clone that has not fetched them."""
     prompts = project.root / "data/benchmarks/wise"
     prompts.mkdir(parents=True)
@@ -271,7 +272,7 @@ def test_data_that_no_stage_reads_may_be_elsewhere(project: Project) -> None:
         assert not any(stage.stale for stage in read_graph(project.root))
 
 
-def test_a_reworded_docstring_in_every_package_makes_nothing_stale(project: Project) -> None:
+def test_reworded_docstrings_make_no_stage_stale(project: Project) -> None:
     for package in sorted({path.parent for path in (project.root / "reca").rglob("*.py")}):
         for path in package.glob("*.py"):
             reword(path)
@@ -290,7 +291,7 @@ def reword(path: Path) -> None:
 
 
 @pytest.mark.parametrize("edited", EDITED)
-def test_an_edited_constant_reruns_exactly_what_runs_it(project: Project, edited: str) -> None:
+def test_edited_code_reruns_exactly_the_dependent_stages(project: Project, edited: str) -> None:
     with (project.root / edited).open("a") as file:
         file.write("\nADDED = 1\n")
     project.dvc("repro", "code")
@@ -298,43 +299,43 @@ def test_an_edited_constant_reruns_exactly_what_runs_it(project: Project, edited
 
 
 def test_runs_can_be_compared(project: Project) -> None:
-    """``dvc params diff``, ``metrics diff``, ``plots`` and ``exp show`` after another run."""
+    """``dvc params diff``, ``metrics diff``, ``plots`` and ``exp show`` work after another run."""
     project.compose("train.max_steps=700")
     write_score(project.root, "aligned", "scenes", 0.75)
     project.dvc("commit", "--force", "--quiet")
     assert project.json("params", "diff") == {"params.yaml": {"train.max_steps": {"old": 600, "new": 700, "diff": 100}}}
-    changed = {path: values["overall.value"] for path, values in project.json("metrics", "diff").items()}
-    assert changed == {"outputs/scores/aligned/scenes.json": {"old": 0.5, "new": 0.75, "diff": 0.25}}
+    differences = {path: values["overall.value"] for path, values in project.json("metrics", "diff").items()}
+    assert differences == {"outputs/scores/aligned/scenes.json": {"old": 0.5, "new": 0.75, "diff": 0.25}}
     plots = project.json("plots", "diff")
     assert "errors" not in plots
     assert {"training loss", "held-out loss"} <= plots["data"].keys()
     assert any(name.endswith("overview.png") for name in plots["data"])
-    shown = {row["rev"]: row["data"] for row in project.json("exp", "show")}
-    scores = {rev: data["metrics"]["outputs/scores/aligned/scenes.json"]["data"] for rev, data in shown.items()}
+    revisions = {row["rev"]: row["data"] for row in project.json("exp", "show")}
+    scores = {rev: data["metrics"]["outputs/scores/aligned/scenes.json"]["data"] for rev, data in revisions.items()}
     assert scores["workspace"]["overall"]["value"] == 0.75
 
 
-def test_an_experiment_after_compose(project: Project) -> None:
-    """``reca compose`` then ``dvc exp run``: the composed values are the ones that run; DVC composes nothing."""
+def test_dvc_experiment_runs_the_composed_values(project: Project) -> None:
+    """``dvc exp run`` after ``reca compose`` runs the composed values; DVC does not compose."""
     project.compose("data.num_images=12")
     project.dvc("exp", "run", "--quiet", "--single-item", "ingest", "--name", "twelve")
     assert json.loads((project.root / "outputs/dataset/result.json").read_text())["images"] == 12
     rows = project.json("exp", "show")
     named = [experiment for row in rows for experiment in row["experiments"] or []]
-    assert [one["name"] for one in named] == ["twelve"]
+    assert [experiment["name"] for experiment in named] == ["twelve"]
     params = named[0]["revs"][0]["data"]["params"]["params.yaml"]["data"]
     assert params["data"]["num_images"] == 12
 
 
 def second_clone(project: Project, folder: Path) -> Project:
-    """A colleague's clone, with a DVC that has seen nothing yet."""
+    """Return a clone with an empty DVC cache."""
     clone = Project(folder / "second", folder)
     project.run("git", "clone", "--quiet", "--no-hardlinks", str(project.root), str(clone.root))
     return clone
 
 
-def test_a_second_clone_pulls_and_reruns_nothing(done: Project) -> None:
-    """The default remote is a folder beside the project; a clone beside it finds it."""
+def test_second_clone_pulls_and_reruns_no_stage(done: Project) -> None:
+    """The default remote is a folder next to the project, which a neighbouring clone finds."""
     done.dvc("push", "--quiet")
     assert (done.root.parent / "reca-dvc-remote").is_dir()
     clone = second_clone(done, done.root.parent)
@@ -343,22 +344,22 @@ def test_a_second_clone_pulls_and_reruns_nothing(done: Project) -> None:
     assert files(clone.root) == files(done.root)
 
 
-def test_a_clone_with_a_lock_file_and_an_empty_cache_makes_everything_anew(done: Project, tmp_path: Path) -> None:
-    """``make demo`` on a fresh clone: dvc.lock names outputs that no cache has; nothing needs to be pulled."""
+def test_clone_with_an_empty_cache_reruns_all_stages(done: Project, tmp_path: Path) -> None:
+    """``make demo`` works on a fresh clone, whose dvc.lock names outputs that no cache has."""
     clone = second_clone(done, tmp_path)
     assert (clone.root / "dvc.lock").is_file()
     assert not any((clone.root / ".dvc").glob("cache/files/md5/*"))
     stages = read_graph(clone.root)
     assert all(stage.stale for stage in stages)
     assert "Running stage 'ingest'" in clone.dvc("repro", "ingest")
-    assert clone.run("git", "status", "--porcelain") == ""  # the same bytes: dvc.lock says what it said
+    assert clone.run("git", "status", "--porcelain") == ""  # the same bytes, so dvc.lock is unchanged
     written = ("dataset/", "fingerprint/code.json")
     ingested = {path: data for path, data in files(done.root).items() if path.startswith(written)}
     assert files(clone.root) == ingested
 
 
 def test_s3_push_and_pull(done: Project, tmp_path: Path) -> None:
-    """The same through an S3 server on loopback (moto's, real HTTP); the credentials never enter a tracked file."""
+    """Push and pull through an S3 server on loopback (moto, real HTTP); no credentials enter a tracked file."""
     import boto3
     from moto.server import ThreadedMotoServer
 
@@ -372,8 +373,8 @@ def test_s3_push_and_pull(done: Project, tmp_path: Path) -> None:
         client.create_bucket(Bucket="reca")
         clone = second_clone(done, tmp_path)
         settings = f"['remote \"s3\"']\n    url = s3://reca/remote\n    endpointurl = {address}\n"
-        for one in (done, clone):  # what `dvc remote add --local` and `modify --local` write
-            (one.root / ".dvc/config.local").write_text(settings)
+        for repository in (done, clone):  # what `dvc remote add --local` and `modify --local` write
+            (repository.root / ".dvc/config.local").write_text(settings)
         done.dvc("push", "--quiet", "--remote", "s3")
         clone.dvc("pull", "--quiet", "--remote", "s3")
         assert client.list_objects_v2(Bucket="reca", Prefix="remote/")["KeyCount"] > len(BENCHMARKS)

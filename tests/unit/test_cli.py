@@ -1,4 +1,4 @@
-"""The command line: one message for a mistake, nothing heavy imported for nothing."""
+"""The command line: one message per user error, light imports."""
 
 import os
 import subprocess
@@ -9,15 +9,15 @@ import pytest
 from reca.cli import FLOW_VERBS, PER_BENCHMARK_STAGES, PLAIN_STAGES, main
 
 
-def test_help_names_every_verb(capsys):
+def test_help_lists_every_verb(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
-    shown = capsys.readouterr().out
+    output = capsys.readouterr().out
     for verb in (*PLAIN_STAGES, *PER_BENCHMARK_STAGES, *FLOW_VERBS, "compose", "lineage", "rollback", "reproduce"):
-        assert f"    {verb}" in shown
+        assert f"    {verb}" in output
 
 
-def test_help_is_quick():
+def test_help_imports_no_heavy_package():
     heavy = "import sys; from reca.cli import parser; parser()\n" + (
         "print([name for name in ('torch', 'prefect', 'mlflow', 'hydra', 'dvc', 'pandas') if name in sys.modules])"
     )
@@ -42,7 +42,7 @@ def project(tmp_path, monkeypatch):
         (["train"], "params.yaml is missing"),
     ],
 )
-def test_a_mistake_is_one_message(project, words, said):
+def test_user_error_is_one_message(project, words, said):
     done = subprocess.run([sys.executable, "-m", "reca", *words], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert said in done.stderr.replace("'", "")
@@ -59,7 +59,7 @@ def test_compose_writes_the_parameters_of_this_project(project, capsys):
     assert capsys.readouterr().out == "params.yaml written\nparams.yaml unchanged\n"
 
 
-def test_a_stage_of_a_dead_flow_does_not_start(project, capsys, monkeypatch):
+def test_stage_of_a_dead_flow_does_not_start(project, capsys, monkeypatch):
     main(["compose"])
     process = subprocess.Popen(["true"])
     process.wait()
@@ -68,8 +68,7 @@ def test_a_stage_of_a_dead_flow_does_not_start(project, capsys, monkeypatch):
     assert "has ended" in capsys.readouterr().err
 
 
-def test_a_stage_ends_with_its_guard(project):
-    """Also when a shell stands between them, which dies alone."""
+def test_stage_ends_with_its_guard(project):
     main(["compose"])
     guard = subprocess.Popen(["sleep", "600"])
     code = "import time; from reca import cli\ncli._end_with_guard(); print('running', flush=True); time.sleep(600)"

@@ -19,11 +19,11 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_progress_prints_few_lines_and_the_last_one_once(now: list[float], capsys: pytest.CaptureFixture[str]) -> None:
-    shown = Progress(1000, "images")
+    progress_lines = Progress(1000, "images")
     for done in range(1, 1001):
         now[0] += 0.01
-        shown.update(done, f"{done} good")
-    shown.update(1000)
+        progress_lines.update(done, f"{done} good")
+    progress_lines.update(1000)
     lines = [LINE.fullmatch(line) for line in capsys.readouterr().out.splitlines()]
     assert [int(line[1]) for line in lines if line] == [1, 201, 401, 601, 801, 1000]
     assert [line.groups()[1:3] for line in lines if line] == [("1000", "images")] * 6
@@ -32,10 +32,10 @@ def test_progress_prints_few_lines_and_the_last_one_once(now: list[float], capsy
 
 
 def test_time_left_ignores_units_of_an_earlier_process(now: list[float], capsys: pytest.CaptureFixture[str]) -> None:
-    shown = Progress(100, "steps", start=50)
-    shown.update(50)
+    progress_lines = Progress(100, "steps", start=50)
+    progress_lines.update(50)
     now[0] += 30
-    shown.update(75)
+    progress_lines.update(75)
     first, second = capsys.readouterr().out.splitlines()
     assert first == "PROGRESS 50/100 steps 0:00 elapsed"
     assert second == "PROGRESS 75/100 steps 0:30 elapsed, 0:30 left"
