@@ -1,7 +1,7 @@
 """Limits on habits of language in docstrings, comments and names.
 
 The limits are the highest rates in five well-written projects of the field (nanochat, torchtitan, litgpt,
-flow_matching, an MLOps template): per 1,000 words of docstrings and comments, and in per cent of docstrings and assigned names.
+flow_matching, an MLOps template), per 1,000 words of docstrings and comments or in per cent of docstrings or names.
 """
 
 import ast
@@ -41,10 +41,10 @@ MOST_CLAUSES, MOST_FRAGMENTS, MOST_PARTICIPLES = 1.6, 2.0, 0.3
 """Per cent of docstrings that begin with a clause or a fragment, and of assigned names that are bare participles."""
 # fmt: off
 PARTICIPLES = {
-    "found", "told", "made", "kept", "asked", "wanted", "shown", "seen", "drawn", "held", "taken", "measured", "rounded",
-    "known", "left", "said", "noted", "chosen", "fitting", "lost", "reached", "moved", "changed", "joined", "placed",
-    "dropped", "marked", "lacking", "missing", "alone", "beside", "apart", "own", "theirs", "mine", "these", "others",
-    "each", "one", "several", "some", "whole", "place", "due",
+    "found", "told", "made", "kept", "asked", "wanted", "shown", "seen", "drawn", "held", "taken", "measured",
+    "rounded", "known", "left", "said", "noted", "chosen", "fitting", "lost", "reached", "moved", "changed", "joined",
+    "placed", "dropped", "marked", "lacking", "missing", "alone", "beside", "apart", "own", "theirs", "mine", "these",
+    "others", "each", "one", "several", "some", "whole", "place", "due",
 }
 # fmt: on
 
@@ -71,7 +71,7 @@ def language(folder: str) -> Language:
 
 
 def read_file(path: Path, name: str, result: Language) -> None:
-    """Add the language of one file."""
+    """Add a file's language to the result."""
     text = path.read_text()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
