@@ -1,6 +1,6 @@
-"""Replay a Janus recording: the stock network beside our turns, masks, loss and code-by-code drawing.
+"""Replay a Janus recording: our prompts, masks, loss and code-by-code sampling against the stock network.
 
-No official RecA for Janus exists; the recorded loss is the cross-entropy that :mod:`reca.models.janus.model` defines,
+There is no official RecA for Janus; the recorded loss is the cross-entropy that :mod:`reca.models.janus.model` defines,
 taken from the stock class in one forward pass.
 """
 
@@ -26,20 +26,20 @@ GUIDANCE_SCALE = 5.0
 
 
 class GreedyRng(SampleRng):
-    """Takes the likeliest code, as the recording did, and remembers what it took."""
+    """Chooses the most likely code, as the recording did, and stores the choices."""
 
     def __init__(self, size: int) -> None:
         super().__init__([0] * size)
-        self.taken: list[Tensor] = []
+        self.codes: list[Tensor] = []
 
     def categorical(self, name: str, logits: Tensor) -> Tensor:
-        """The likeliest class of each row."""
-        self.taken.append(logits.argmax(dim=-1))
-        return self.taken[-1]
+        """Return the most likely class of each row."""
+        self.codes.append(logits.argmax(dim=-1))
+        return self.codes[-1]
 
 
 def build(folder: Path) -> Janus:
-    """Our model over the folder's weights, everything trainable that can be, so that gradients can be compared."""
+    """Build our model from the folder's weights with all parts trainable, so that gradients can be compared."""
     transformers_logging.disable_progress_bar()
     if not (folder / "model.safetensors").is_file():
         raise FileNotFoundError(f"{folder / 'model.safetensors'} is missing")
@@ -56,13 +56,13 @@ def build(folder: Path) -> Janus:
 
 
 def prompts_of(model: Janus, ids: Tensor, mask: Tensor | None) -> list[str]:
-    """Hand recorded turns to the stand-in tokenizer, without padding and without the closing <boi>, which we add."""
+    """Install a tokenizer for the recorded ids without padding and final <boi>, and return its prompts."""
     config = model.network.config
     text = config.text_config
     rows = unpadded(ids, mask, text.pad_token_id)
     endings = {row[-1] for row in rows}
     if len(endings) != 1:
-        raise ValueError(f"every recorded turn should end with <begin_of_image>; the last ids are {sorted(endings)}")
+        raise ValueError(f"every recorded prompt should end with <begin_of_image>; the last ids are {sorted(endings)}")
     model.tokenizer = RecordedTokenizer(
         [row[:-1] for row in rows],
         {BOI: endings.pop(), IMAGE: config.image_token_id},
@@ -74,7 +74,7 @@ def prompts_of(model: Janus, ids: Tensor, mask: Tensor | None) -> list[str]:
 
 
 def captured(module: torch.nn.Module, run: Callable[[], Any]) -> tuple[Any, Tensor]:
-    """What ``run`` returns, and what ``module`` gave out last while it ran."""
+    """Return the result of ``run`` and the last output of ``module`` during it."""
     outputs: list[Tensor] = []
     handle = module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
     try:
@@ -88,8 +88,8 @@ def replay(recording: Recording) -> None:
     model = build(recording.folder)
     inputs = recording.inputs
     readme = recording.folder / "README.md"
-    named = re.search(r"(?:CFG|guidance)\D{0,12}?(\d+(?:\.\d+)?)", readme.read_text()) if readme.is_file() else None
-    guidance_scale = float(named[1]) if named else GUIDANCE_SCALE
+    match = re.search(r"(?:CFG|guidance)\D{0,12}?(\d+(?:\.\d+)?)", readme.read_text()) if readme.is_file() else None
+    guidance_scale = float(match[1]) if match else GUIDANCE_SCALE
 
     def encoders() -> None:
         images = inputs["pixel_values"]
@@ -113,11 +113,11 @@ def replay(recording: Recording) -> None:
         recording.check("recon.logits", logits, EMBEDDING)
         recording.check_gradients("recon.gradnorm.", model.network.named_parameters())
 
-    def drawing() -> None:
+    def sampling() -> None:
         texts = prompts_of(model, inputs["gen.input_ids"], inputs.get("gen.attention_mask"))
         rng = GreedyRng(len(texts))
         model.generate(texts, Sampling(guidance_scale), rng)
-        codes = torch.stack(rng.taken, dim=1)
+        codes = torch.stack(rng.codes, dim=1)
         recording.check("gen.tokens", codes, 0)
         with torch.no_grad():
             images = model.network.model.vqmodel.decode(codes)
@@ -125,4 +125,4 @@ def replay(recording: Recording) -> None:
 
     recording.part("the encoders", ["pixel_values"], encoders, ["image_features", "codes"])
     recording.part("the loss", ["pixel_values", "recon.input_ids"], reconstruction, ["recon."])
-    recording.part("drawing", ["gen.input_ids"], drawing, ["gen."])
+    recording.part("sampling", ["gen.input_ids"], sampling, ["gen."])

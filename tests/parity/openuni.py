@@ -28,12 +28,12 @@ MAX_STEPS = 51
 
 
 def build(recording: Recording) -> OpenUni:
-    """Our model over the folder's weights; images are as large as the recorded ones."""
-    found = read_checkpoint(recording.folder, {})
+    """Build our model from the folder's weights, with the image size of the recording."""
+    files = read_checkpoint(recording.folder, {})
     with no_init_weights():
-        network = OpenUniNetwork(found.config)
+        network = OpenUniNetwork(files.config)
     tied = ["lmm.language_model.lm_head.weight"] if network.lmm.language_model.config.tie_word_embeddings else []
-    load_strictly(network, network.from_official(found.state), found.source, may_lack=tied)
+    load_strictly(network, network.from_official(files.state), files.source, may_lack=tied)
     network.lmm.language_model.tie_weights()
     options = options_of("openuni")
     if "gen.init_latents" in recording.inputs:
@@ -42,19 +42,19 @@ def build(recording: Recording) -> OpenUni:
 
 
 def read_with(model: OpenUni, ids: Tensor, mask: Tensor | None, otherwise: int = 0) -> list[str]:
-    """Hand recorded turns to the stand-in tokenizer; their prompts."""
+    """Install a tokenizer for the recorded ids and return its prompts."""
     padding = model.network.config["lmm"]["llm_config"].get("pad_token_id") or 0
-    if mask is None:  # padding stands on the right
+    if mask is None:  # padding is on the right
         mask = (ids != padding).flip(1).cumsum(1).flip(1) > 0
     rows = unpadded(ids, mask)
-    # Nothing else is repeated as often as the token that stands for a piece of the image.
+    # The image placeholder is the most frequent token.
     special = {IMAGE: model.network.config.get("image_token_id", int(ids.flatten().mode().values))}
     model.tokenizer = RecordedTokenizer(rows, special, padding, otherwise=otherwise)
     return prompts(rows)
 
 
 def official_gradients(model: OpenUni) -> list[tuple[str, Tensor]]:
-    """Tensors under the official names of the parameters, each with the gradient of its parameter."""
+    """Return tensors under official parameter names, with the gradients of the parameters."""
     gradients = {
         name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         for name, parameter in model.network.named_parameters()
@@ -66,20 +66,20 @@ def official_gradients(model: OpenUni) -> list[tuple[str, Tensor]]:
 
 
 class _Replay:
-    """One folder's replay; each method is a part of it."""
+    """Replay of one folder, part by part."""
 
     def __init__(self, recording: Recording) -> None:
         self.recording, self.inputs = recording, recording.inputs
         self.model = build(recording)
 
     def encoders(self) -> None:
-        """Understanding features and latents of the images."""
+        """Check the understanding features and the latents of the images."""
         images = self.inputs["pixel_values"]
         self.recording.check("vit_embeds", self.model.encode_semantic(images).embeds, EMBEDDING)
         self.recording.check("latents", self._target(images).values, THROUGH_VAE)
 
     def decoder(self) -> None:
-        """The images of the recorded latents."""
+        """Check the images decoded from the recorded latents."""
         latents = self.recording.outputs.get("latents")
         if latents is None:
             latents = self._target(self.inputs["pixel_values"]).values
@@ -87,15 +87,15 @@ class _Replay:
             self.recording.check("decoded", self.model.network.decode(latents), THROUGH_VAE)
 
     def loss(self, kind: str) -> Callable[[], None]:
-        """``kind``: ``recon`` or ``t2i``."""
+        """Return the check of a loss, ``recon`` or ``t2i``."""
 
         def run() -> None:
             images = self.inputs["pixel_values"]
             texts = read_with(self.model, self.inputs[f"{kind}.input_ids"], self.inputs.get(f"{kind}.attention_mask"))
             self._cross_check(kind, texts)
             draws = {
-                "noise": self.inputs[self.drawn(kind, "randn_like")],
-                "timestep": self.inputs[self.drawn(kind, "rand")],
+                "noise": self.inputs[self.draw_key(kind, "randn_like")],
+                "timestep": self.inputs[self.draw_key(kind, "rand")],
             }
             rng, target = RecordedRng(draws, len(texts)), self._target(images)
             for parameter in self.model.parameters():
@@ -111,54 +111,54 @@ class _Replay:
 
         return run
 
-    def drawn(self, kind: str, function: str) -> str:
-        """Key of the first draw that a loss made by a function of torch, as ``recon.rng.000.randn_like``."""
+    def draw_key(self, kind: str, function: str) -> str:
+        """Return the key of a loss's first draw by a torch function, such as ``recon.rng.000.randn_like``."""
         keys = (key for key in sorted(self.inputs) if re.fullmatch(rf"{kind}\.rng\.\d+\.{function}", key))
         return next(keys, f"{kind}.rng.*.{function}")
 
     def conditions(self) -> None:
-        """What the queries hold and what SANA is told, for the caption prompts."""
+        """Check the query states and SANA's condition for captions."""
         ids, mask = self._generation_turns()
         texts = read_with(self.model, ids, mask)
         with torch.no_grad():
-            queries = self.model.network.read(*self.model.turns(texts))
+            queries = self.model.network.query_states(*self.model.prompt_embeds(texts))
             self.recording.check("query_hidden", queries, EMBEDDING)
             self.recording.check("prompt_embeds", self.model.network.condition(queries), EMBEDDING)
 
-    def drawing(self) -> None:
-        """Guided sampling from recorded noise.
+    def sampling(self) -> None:
+        """Check guided sampling from recorded noise.
 
-        One prompt for each noise and then the unconditional turn; with fewer turns, the first is drawn several times.
+        The recording has a prompt per noise, then the unconditional one; with fewer, the first prompt is repeated.
         """
-        noise, theirs = self.inputs["gen.init_latents"], self.recording.outputs.get("gen.latents")
+        noise, official = self.inputs["gen.init_latents"], self.recording.outputs.get("gen.latents")
         ids, mask = self._generation_turns()
-        scale, steps = self._sampling()
-        if theirs is None or len(ids) < 2:
-            self.recording.skip("gen.", f"guidance needs a prompt and an unconditional turn, {len(ids)} are recorded")
+        scale, steps = self._settings()
+        if official is None or len(ids) < 2:
+            self.recording.skip("gen.", f"guidance needs a prompt and an unconditional one, {len(ids)} are recorded")
             return
         repeated = len(ids) <= len(noise)
         texts = read_with(self.model, ids, mask, otherwise=1 if repeated else len(noise))
         texts = texts[:1] * len(noise) if repeated else texts[: len(noise)]
-        # The steps are recorded nowhere: what the README says, or else the number that leads to the recorded latents.
-        first = ours = self._draw(texts, noise, scale, steps)
+        # The number of steps is not recorded: it is the README's, or else the one that gives the recorded latents.
+        first = ours = self._sample(texts, noise, scale, steps)
         for number in range(1, MAX_STEPS):
-            if ours.shape != theirs.shape or relative_error(ours, theirs) <= SAMPLED:
+            if ours.shape != official.shape or relative_error(ours, official) <= SAMPLED:
                 break
-            ours = self._draw(texts, noise, scale, number)
+            ours = self._sample(texts, noise, scale, number)
         else:
             ours = first
         self.recording.check("gen.latents", ours, SAMPLED)
 
-    def _draw(self, texts: list[str], noise: Tensor, guidance_scale: float, num_steps: int) -> Tensor:
+    def _sample(self, texts: list[str], noise: Tensor, guidance_scale: float, num_steps: int) -> Tensor:
         rng = RecordedRng({"latents": noise}, len(noise))
-        return self.model.draw(texts, None, Sampling(guidance_scale, num_steps=num_steps), rng)
+        return self.model.sample_latents(texts, None, Sampling(guidance_scale, num_steps=num_steps), rng)
 
     def _generation_turns(self) -> tuple[Tensor, Tensor | None]:
         kind = "gen" if "gen.input_ids" in self.inputs else "t2i"
         return self.inputs[f"{kind}.input_ids"], self.inputs.get(f"{kind}.attention_mask")
 
-    def _sampling(self) -> tuple[float, int]:
-        """Guidance and steps as the folder's README states them."""
+    def _settings(self) -> tuple[float, int]:
+        """Return guidance scale and steps from the folder's README, or the defaults."""
         readme = self.recording.folder / "README.md"
         text = readme.read_text() if readme.is_file() else ""
         scale = re.search(r"(?:CFG|guidance)\D{0,12}?(\d+(?:\.\d+)?)", text)
@@ -169,7 +169,7 @@ class _Replay:
         return self.model.encode_target(images, SampleRng([0] * len(images)))
 
     def _cross_check(self, kind: str, texts: list[str]) -> None:
-        """Our padding and mask beside the recorded ones; the numbers are compared even if these differ."""
+        """Warn if our mask differs from the recorded one."""
         mask = self.inputs.get(f"{kind}.attention_mask")
         ours = self.model._ids(texts)[1]
         if mask is not None and not torch.equal(ours, mask[:, : ours.shape[1]].bool()):
@@ -183,8 +183,8 @@ def replay(recording: Recording) -> None:
     decoded_from = [] if "latents" in recording.outputs else ["pixel_values"]
     recording.part("the decoder", decoded_from, run.decoder, ["decoded"])
     for kind in ("recon", "t2i"):
-        needs = ["pixel_values", f"{kind}.input_ids", *(run.drawn(kind, name) for name in ("randn_like", "rand"))]
+        needs = ["pixel_values", f"{kind}.input_ids", *(run.draw_key(kind, name) for name in ("randn_like", "rand"))]
         recording.part(f"the {kind} loss", needs, run.loss(kind), [f"{kind}."])
     turns = "gen.input_ids" if "gen.input_ids" in recording.inputs else "t2i.input_ids"
     recording.part("the conditions", [turns], run.conditions, ["query_hidden", "prompt_embeds"])
-    recording.part("drawing", ["gen.init_latents", turns], run.drawing, ["gen."])
+    recording.part("sampling", ["gen.init_latents", turns], run.sampling, ["gen."])

@@ -1,4 +1,4 @@
-"""Janus beside the stock network's recorded numbers, and the sizes of the real checkpoints."""
+"""Janus against the stock network's recorded numbers, and the sizes of the real checkpoints."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def test_everything_recorded_is_reproduced() -> None:
     assert not [str(row) for row in rows if row.verdict != "ok"]
 
 
-def test_bad_folders_are_named(tmp_path: Path) -> None:
+def test_bad_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
         replay("janus", tmp_path)
     for name in ("config.json", "inputs.safetensors", "outputs.safetensors"):

@@ -1,4 +1,4 @@
-"""mmdet's Mask2Former, converted: mmdet's own checkpoint format, inputs, logits and detections on a small network."""
+"""mmdet's Mask2Former, converted: checkpoint format, inputs, logits and detections on a small network."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ IMAGES = range(4)
 
 
 def sizes() -> Mask2FormerConfig:
-    """Those of ``shrink`` in the fixture's ``make.py``."""
+    """Return the sizes of ``shrink`` in the fixture's ``make.py``."""
     backbone = SwinConfig(
         image_size=64, embed_dim=8, depths=[1, 1, 2, 1], num_heads=[1, 1, 2, 2], window_size=4,
         out_features=["stage1", "stage2", "stage3", "stage4"],
@@ -44,7 +44,7 @@ def recorded() -> dict[str, NDArray[Any]]:
 
 @pytest.fixture(scope="module")
 def segmenter(tmp_path_factory: pytest.TempPathFactory) -> InstanceSegmenter:
-    """Converted and loaded as a user does it."""
+    """Convert and load the fixture as a user does."""
     folder = tmp_path_factory.mktemp("judges") / "mmdet"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mmdet, "official_config", sizes)
@@ -55,41 +55,41 @@ def segmenter(tmp_path_factory: pytest.TempPathFactory) -> InstanceSegmenter:
     return loaded
 
 
-def look(segmenter: InstanceSegmenter, image: NDArray[Any]) -> InstanceLogits:
+def predict(segmenter: InstanceSegmenter, image: NDArray[Any]) -> InstanceLogits:
     return segmenter.predict([image])[0]
 
 
 @pytest.mark.parametrize("number", IMAGES)
-def test_the_input_is_mmdets(recorded: dict[str, NDArray[Any]], number: int) -> None:
+def test_input_equals_mmdets(recorded: dict[str, NDArray[Any]], number: int) -> None:
     inputs, _ = prepare(torch.from_numpy(recorded[f"{number}.image"])[None], SHORT_SIDE)
     np.testing.assert_allclose(inputs[0].numpy(), recorded[f"{number}.input"], atol=1e-6)  # a level is 0.017
 
 
 @pytest.mark.parametrize("number", IMAGES)
-def test_logits_are_mmdets(recorded: dict[str, NDArray[Any]], segmenter: InstanceSegmenter, number: int) -> None:
-    seen = look(segmenter, recorded[f"{number}.image"])
-    np.testing.assert_allclose(seen.classes.numpy(), recorded[f"{number}.classes"], atol=1e-4)
-    np.testing.assert_allclose(seen.masks.numpy(), recorded[f"{number}.masks"], atol=1e-4)
+def test_logits_equal_mmdets(recorded: dict[str, NDArray[Any]], segmenter: InstanceSegmenter, number: int) -> None:
+    logits = predict(segmenter, recorded[f"{number}.image"])
+    np.testing.assert_allclose(logits.classes.numpy(), recorded[f"{number}.classes"], atol=1e-4)
+    np.testing.assert_allclose(logits.masks.numpy(), recorded[f"{number}.masks"], atol=1e-4)
 
 
 @pytest.mark.parametrize("number", IMAGES)
-def test_detections_are_mmdets(recorded: dict[str, NDArray[Any]], segmenter: InstanceSegmenter, number: int) -> None:
-    seen = look(segmenter, recorded[f"{number}.image"])
-    found = detections_of(seen.classes, seen.masks, seen.padded, seen.resized, seen.original)
-    found.sort(key=lambda one: (one.label, -one.score))
+def test_detections_equal_mmdets(recorded: dict[str, NDArray[Any]], segmenter: InstanceSegmenter, number: int) -> None:
+    logits = predict(segmenter, recorded[f"{number}.image"])
+    detections = detections_of(logits.classes, logits.masks, logits.padded, logits.resized, logits.original)
+    detections.sort(key=lambda detection: (detection.label, -detection.score))
     boxes = recorded[f"{number}.boxes"]
-    assert [one.label for one in found] == recorded[f"{number}.labels"].tolist()
-    np.testing.assert_allclose([one.score for one in found], boxes[:, 4], atol=1e-5)
-    assert share_of_other_pixels(found, recorded[f"{number}.segments"]) < 1e-4
-    np.testing.assert_allclose([one.box for one in found], boxes[:, :4], atol=1)  # by such a pixel
+    assert [detection.label for detection in detections] == recorded[f"{number}.labels"].tolist()
+    np.testing.assert_allclose([detection.score for detection in detections], boxes[:, 4], atol=1e-5)
+    assert share_of_other_pixels(detections, recorded[f"{number}.segments"]) < 1e-4
+    np.testing.assert_allclose([detection.box for detection in detections], boxes[:, :4], atol=1)  # by such a pixel
 
 
-def share_of_other_pixels(found: list[MaskedDetection], segments: NDArray[Any]) -> float:
-    """Where a logit is zero but for rounding."""
-    return float((np.stack([one.mask for one in found]) != segments).mean())
+def share_of_other_pixels(detections: list[MaskedDetection], segments: NDArray[Any]) -> float:
+    """Return the share of pixels that differ: those whose logit is zero up to rounding."""
+    return float((np.stack([detection.mask for detection in detections]) != segments).mean())
 
 
-def test_every_parameter_of_mmdet_has_its_place(state: dict[str, torch.Tensor]) -> None:
+def test_every_parameter_of_mmdet_is_converted(state: dict[str, torch.Tensor]) -> None:
     converted = mmdet.from_mmdet(state)
     tables = sum(name.endswith("relative_position_index") for name in state)
     threes = sum("qkv" in name or (".attentions.1.attn.in_proj" in name) for name in state)
@@ -97,7 +97,7 @@ def test_every_parameter_of_mmdet_has_its_place(state: dict[str, torch.Tensor]) 
     assert len(converted) == len(state) - tables + 2 * threes
 
 
-def test_names_of_mmdet_3_are_read_too(state: dict[str, torch.Tensor]) -> None:
+def test_names_of_mmdet_3_are_converted_too(state: dict[str, torch.Tensor]) -> None:
     names: dict[str, str] = json.loads((FIXTURE / "names_3.json").read_text())
     assert sorted(names.values()) == sorted(state)
     assert names.keys() != state.keys()
@@ -106,7 +106,7 @@ def test_names_of_mmdet_3_are_read_too(state: dict[str, torch.Tensor]) -> None:
     assert all(torch.equal(old[name], new[name]) for name in old)
 
 
-def test_what_is_no_mask2former_is_told(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+def test_other_checkpoints_are_refused(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"roi_head\.bbox\.weight is no parameter of mmdet's Mask2Former"):
         mmdet.from_mmdet({"roi_head.bbox.weight": torch.zeros(1)})
     less = {name: value for name, value in state.items() if name != "panoptic_head.cls_embed.bias"}

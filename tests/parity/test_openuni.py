@@ -1,4 +1,4 @@
-"""OpenUni beside the official code's recorded numbers; the contract on a tiny model; the sizes of the real ones."""
+"""OpenUni against the official code's recorded numbers, the contract on a tiny model, and the real sizes."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def test_everything_recorded_is_reproduced() -> None:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the tiny model, not trained."""
+    """Return a folder with an untrained tiny model."""
     folder = tmp_path_factory.mktemp("openuni") / "base"
     torch.manual_seed(0)
     openuni_tiny.build().save_official(folder)
@@ -53,7 +53,7 @@ def pictures(count: int, size: int = openuni_tiny.IMAGE_SIZE) -> Tensor:
 
 
 def reached(model: UnifiedModel, understanding: bool = False) -> set[str]:
-    """Parameters that get a gradient which is not zero."""
+    """Return the parameters with a non-zero gradient."""
     for parameter in model.parameters():
         parameter.grad = None
     target = model.encode_target(pictures(3), SampleRng([1, 2, 3]))
@@ -66,7 +66,7 @@ def reached(model: UnifiedModel, understanding: bool = False) -> set[str]:
     return {n for n, p in model.named_parameters() if p.grad is not None and bool(p.grad.abs().sum() > 0)}
 
 
-def test_gradients_reach_exactly_what_is_trainable(base: Path) -> None:
+def test_gradients_reach_exactly_the_trainable_parameters(base: Path) -> None:
     paper = load(base)
     assert reached(paper) == set(paper.trainable())
     assert not [name for name in paper.trainable() if name.startswith(("network.lmm.", "network.vae."))]
@@ -79,13 +79,13 @@ def test_gradients_reach_exactly_what_is_trainable(base: Path) -> None:
     assert paper.cacheable == {"semantic", "target"}
 
 
-def test_understanding_trains_nothing_while_internvl_is_frozen(model: UnifiedModel) -> None:
+def test_understanding_loss_has_no_gradient_while_internvl_is_frozen(model: UnifiedModel) -> None:
     loss = model.understanding_loss(pictures(1), [Dialogue("what color is the circle", "red")], SampleRng([7]))
     assert not loss.value.requires_grad
     assert loss.n_targets == 2  # the word, and the end of the turn
 
 
-def test_dropout_hides_text_and_image_while_training_only(base: Path) -> None:
+def test_dropout_hides_text_and_image_in_training_only(base: Path) -> None:
     blind = load(base, prompt_dropout=1.0).train()
     target = blind.encode_target(pictures(1), SampleRng([1]))
     with torch.no_grad():
@@ -99,23 +99,23 @@ def test_dropout_hides_text_and_image_while_training_only(base: Path) -> None:
 
 
 def official_layout(base: Path, folder: Path, trained_prefixes: tuple[str, ...]) -> dict[str, str]:
-    """The tiny model as the authors publish theirs: parts in their own repositories, the rest in one ``.pth``."""
+    """Write the tiny model in the official layout: parts in folders of their own, trained weights in one ``.pth``."""
     model = load(base)
     assert isinstance(model, OpenUni)
     state, config = model.network.to_official(), model.network.config
-    for place, values in (
+    for path, values in (
         ("lmm/config.json", config["lmm"]),
         ("sana/transformer/config.json", config["transformer"]),
         ("sana/scheduler/scheduler_config.json", config["sched"]),
         ("sana/vae/config.json", config["vae"]),
     ):
-        (folder / place).parent.mkdir(parents=True, exist_ok=True)
-        (folder / place).write_text(json.dumps(values))
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(json.dumps(values))
     model.tokenizer.save_pretrained(folder / "lmm")
     parts = (("lmm", "lmm", "model"), ("transformer", "sana/transformer", "diffusion_pytorch_model"))
-    for prefix, place, stem in (*parts, ("vae", "sana/vae", "diffusion_pytorch_model")):
-        own = {k.removeprefix(f"{prefix}."): v for k, v in state.items() if k.startswith(f"{prefix}.")}
-        write_weights(own, folder / place, stem)
+    for prefix, path, stem in (*parts, ("vae", "sana/vae", "diffusion_pytorch_model")):
+        part = {k.removeprefix(f"{prefix}."): v for k, v in state.items() if k.startswith(f"{prefix}.")}
+        write_weights(part, folder / path, stem)
     (folder / "trained").mkdir()
     trained = {key: value for key, value in state.items() if key.startswith(trained_prefixes)}
     torch.save({"state_dict": trained}, folder / "trained/openuni.pth")
@@ -123,7 +123,7 @@ def official_layout(base: Path, folder: Path, trained_prefixes: tuple[str, ...])
 
 
 @pytest.mark.parametrize("everything", [False, True])
-def test_the_authors_layout_loads(base: Path, tmp_path: Path, everything: bool) -> None:
+def test_official_layout_loads(base: Path, tmp_path: Path, everything: bool) -> None:
     trained = ("connector.", "projector.", "meta_queries", "transformer.")
     parts = official_layout(base, tmp_path, (*trained, "lmm.", "vae.") if everything else trained)
     loaded, direct = load(tmp_path / "trained", parts=parts).state_dict(), load(base).state_dict()
@@ -131,7 +131,7 @@ def test_the_authors_layout_loads(base: Path, tmp_path: Path, everything: bool) 
     assert all(torch.equal(loaded[name], direct[name]) for name in direct)
 
 
-def test_what_does_not_fit_the_authors_layout_is_named(base: Path, tmp_path: Path) -> None:
+def test_files_that_do_not_fit_the_official_layout_are_refused(base: Path, tmp_path: Path) -> None:
     parts = official_layout(base, tmp_path, ("connector.", "projector.", "meta_queries", "transformer."))
     trained = tmp_path / "trained"
     with pytest.raises(ValueError, match=r"model\.parts\.sana"):
@@ -155,7 +155,7 @@ def test_what_does_not_fit_the_authors_layout_is_named(base: Path, tmp_path: Pat
         load(trained, parts=parts, weights="openuni.pth")
 
 
-def test_bad_checkpoints_are_named(base: Path, tmp_path: Path) -> None:
+def test_bad_checkpoints_are_refused(base: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
         load(tmp_path)
     for file in base.iterdir():
@@ -175,7 +175,7 @@ def test_bad_checkpoints_are_named(base: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"meta_queries \(3, 96\), expected \(16, 96\)"):
         load(tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="no weights"):
+    with pytest.raises(FileNotFoundError, match="has no weights"):
         load(tmp_path)
 
 
@@ -193,7 +193,7 @@ def test_bad_inputs_are_refused(model: UnifiedModel, base: Path) -> None:
 def real_config(
     width: int, layers: int, heads: int, inner: int, connector: int, sana: tuple[int, int, int, int]
 ) -> dict:
-    """OpenUni-B and -L from the numbers of their parts' published configurations."""
+    """Return the configuration of OpenUni-B or -L, from the published configurations of their parts."""
     channels, blocks = [128, 256, 512, 512, 1024, 1024], ["ResBlock"] * 3 + ["EfficientViTBlock"] * 3
     sana_heads, sana_layers, cross_heads, cross_size = sana
     vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
@@ -264,7 +264,7 @@ def real_config(
     ],
 )
 def test_real_sizes_have_the_known_parameter_counts(sizes: tuple, millions: tuple[int, int, int, int]) -> None:
-    """InternViT-300M; SANA 592 M and 1604 M (their cards); what RecA trains; all, the autoencoder included."""
+    """Parameters in millions: InternViT-300M, SANA (592 and 1604 on their cards), trained by RecA, all."""
     with torch.device("meta"):
         model = OpenUni(OpenUniNetwork(real_config(*sizes)), None, options_of("openuni"))
     assert (model.spec.semantic_tokens, model.spec.understanding_size) == (256, 448)

@@ -1,4 +1,4 @@
-"""A stand-in for the tokenizers that recordings lack: they hold token ids, not texts."""
+"""A tokenizer for recordings, which hold token ids instead of texts."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,13 +8,13 @@ from torch import Tensor
 
 
 class RecordedTokenizer:
-    """Turns prompt ``"row 3"``, wherever it stands in a text, into the recorded ids of row 3.
+    """Returns the recorded ids of row 3 for a text that contains ``"row 3"``.
 
     Args:
         rows: Recorded ids without padding.
-        otherwise: Number of the row that texts without a "row" become, such as the unconditional prompt.
-        special: Ids of the special tokens that the model asks for by name.
-        bos_token_id, eos_token_id, pad_token_id: As the model's tokenizer has them.
+        special: Ids of the special tokens that the model looks up.
+        pad_token_id, bos_token_id, eos_token_id: The model's ids.
+        otherwise: Row of texts without "row", such as the unconditional prompt.
     """
 
     bos_token = eos_token = pad_token = ""
@@ -34,16 +34,16 @@ class RecordedTokenizer:
         self.pad_token_id, self.bos_token_id, self.eos_token_id = pad_token_id, bos_token_id, eos_token_id
 
     def __call__(self, texts: Sequence[str], add_special_tokens: bool = False) -> dict[str, list[list[int]]]:
-        found = [re.search(r"row (\d+)", text) for text in texts]
-        return {"input_ids": [self._rows[int(match[1]) if match else self._otherwise] for match in found]}
+        matches = [re.search(r"row (\d+)", text) for text in texts]
+        return {"input_ids": [self._rows[int(match[1]) if match else self._otherwise] for match in matches]}
 
     def convert_tokens_to_ids(self, token: str) -> int:
-        """Id of a special token; 0 for those that only wrap a text."""
+        """Return the id of a special token; 0 for markers that only wrap a text."""
         return self._special.get(token, 0)
 
 
 def unpadded(ids: Tensor, mask: Tensor | None, padding: int | None = None) -> list[list[int]]:
-    """Recorded ids (B, L) as rows without padding; without a mask, ``padding`` says which they are."""
+    """Return recorded ids (B, L) as rows without padding, by the mask or by the padding id."""
     if mask is None:
         real = torch.ones_like(ids, dtype=torch.bool) if padding is None else ids != padding
     else:
@@ -52,5 +52,5 @@ def unpadded(ids: Tensor, mask: Tensor | None, padding: int | None = None) -> li
 
 
 def prompts(rows: Sequence[object]) -> list[str]:
-    """One prompt a row, as :class:`RecordedTokenizer` reads them."""
+    """Return a prompt per row for :class:`RecordedTokenizer`."""
     return [f"row {number}" for number in range(len(rows))]

@@ -98,7 +98,7 @@ def prepare(model: Janus, captions: Sequence[str]) -> None:
     with torch.no_grad():
         model.network.model.generation_embeddings.weight.copy_(model.network.model.vqmodel.quantize.embedding.weight)
         blocks = [captions[start : start + 500] for start in range(0, 4000, 500)]
-        model.centre_gists(torch.cat([model.gist_states(model.read(block)) for block in blocks]))
+        model.centre_gists(torch.cat([model.gist_states(model.prompt_embeds(block)) for block in blocks]))
 
 
 @torch.no_grad()
@@ -108,7 +108,7 @@ def read_all(model: Janus, captions: Sequence[str], dropped: bool, batch: int = 
     seen = []
     for block in blocks:
         hidden = torch.full((len(block),), dropped)
-        seen.append(model.prefix(model.read(block, None, hidden)).embeds)
+        seen.append(model.prefix(model.prompt_embeds(block, None, hidden)).embeds)
     return torch.cat(seen)
 
 

@@ -179,9 +179,9 @@ def join(
         images = pixels(data.images[rows])
         patches = model.network.model.vision_model(pixel_values=images).last_hidden_state
         prompts = [TEMPLATES[rng.randrange(SIMPLE)] for _ in rows]
-        seen = model.gist_states(model.read(prompts, Semantic(model.network.model.aligner(patches))))
+        seen = model.gist_states(model.prompt_embeds(prompts, Semantic(model.network.model.aligner(patches))))
         sentences = [data.captions[row] for row in rows] + [texts[line] for line in lines]
-        told, stated = model.gist_states(model.read(sentences)).chunk(2)
+        told, stated = model.gist_states(model.prompt_embeds(sentences)).chunk(2)
         facts, statements = data.facts.rows(rows), spoken.rows(lines)
         loss = 0.5 * probes.tag_loss(patches, data.tags.rows(rows))
         loss = loss + probes.gist_loss(seen, facts) + probes.gist_loss(stated, statements)
@@ -239,11 +239,11 @@ def examine(model: Janus, probes: Probes, data: Study, seed: int, batch: int = 2
     blocks = torch.arange(len(images)).split(batch)
     template = TEMPLATES[0]
     seen = torch.cat(
-        [model.gist_states(model.read([template] * len(b), model.encode_semantic(images[b]))) for b in blocks]
+        [model.gist_states(model.prompt_embeds([template] * len(b), model.encode_semantic(images[b]))) for b in blocks]
     )
-    told = torch.cat([model.gist_states(model.read([data.captions[row] for row in b])) for b in blocks])
+    told = torch.cat([model.gist_states(model.prompt_embeds([data.captions[row] for row in b])) for b in blocks])
     texts, said = zip(*(random_statement(rng) for _ in range(len(images))), strict=True)
-    stated = torch.cat([model.gist_states(model.read([texts[row] for row in b])) for b in blocks])
+    stated = torch.cat([model.gist_states(model.prompt_embeds([texts[row] for row in b])) for b in blocks])
     scores = _probe_scores(probes, seen, data.facts, "image") | _probe_scores(probes, stated, labels(said), "text")
     wholes = [F.normalize(probes.whole(gists.flatten(1)), dim=-1) for gists in (seen, told)]
     found = (wholes[0] @ wholes[1].T).argmax(1) == torch.arange(len(images))

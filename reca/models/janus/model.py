@@ -1,21 +1,20 @@
-"""Janus and Janus-Pro: one decoder that reads SigLIP tokens and writes VQ codes (arXiv 2410.13848, 2501.17811).
+"""Janus and Janus-Pro: one decoder for SigLIP tokens and VQ codes (arXiv 2410.13848, 2501.17811).
 
-The network is the stock ``JanusForConditionalGeneration``; this file adds what RecA needs around it.
+The network is the stock ``JanusForConditionalGeneration``.
 
-    h_v  = aligner(SigLIP(image))                     the condition
-    L    = CE(generation_head(LM([user turn: h_v, template] [boi] codes)), codes)
+    h_v    = aligner(SigLIP(image))                     the condition
+    L_RecA = CE(generation_head(LM([user turn: h_v, template] [boi] codes)), codes)
 
-An image turn is ``<bos><|User|>: <boi> h_v <eoi> text <|Assistant|>:`` as in the official processor; drawing
-continues with ``<boi>`` and the codes, one by one.
+An image turn is ``<bos><|User|>: <boi> h_v <eoi> text <|Assistant|>:`` as in the official processor;
+generation continues with ``<boi>`` and the codes, one by one.
 
 **Gist tokens** (Mu et al., arXiv 2304.08467), optional, named in the checkpoint's ``config.json`` as
 ``"gist": {"tokens": n, "layer": r, "scale": s}``: n reserved tokens close every user turn. The first r layers read the
-turn; from there on the codes see the n gist states and nothing else of it. Text and image thus meet in the
-same n states, which is the information bottleneck that RecA asks for (method notes, "rules for porting"), and
-the layers that read are the understanding half: they stay frozen while the others learn to draw.
-What varies among gist states is small beside their mean, so the drawing layers see (state - centre) / s; the centres
-stand in the embedding table, under the reserved tokens ``<gist_mean_0>`` and so on (:meth:`Janus.centre_gists`).
-Without the entry (the official checkpoints) all layers read everything.
+turn; in the layers above, the codes attend to the n gist states only. Text and image thus meet in the same n states,
+the information bottleneck that RecA needs. The first r layers are the understanding half: they are frozen while the
+others learn to generate. Gist states vary little compared with their mean, so the upper layers get
+(state - centre) / s; the centres are rows of the embedding table, under the reserved tokens ``<gist_mean_0>`` and so on
+(:meth:`Janus.centre_gists`). Without the entry (official checkpoints) all layers attend to the whole turn.
 """
 
 import json
@@ -57,14 +56,14 @@ MAX_ANSWER_TOKENS = 16
 
 @dataclass(frozen=True)
 class PromptEmbeds:
-    """User turns of a batch, padded on the left: embeddings (B, L, D) and which of them are real (B, L)."""
+    """User turns of a batch, padded on the left: embeddings (B, L, D) and attention mask (B, L)."""
 
     embeds: Tensor
     mask: Tensor
 
 
 def read_config(checkpoint: Path) -> JanusConfig:
-    """The checkpoint's own sizes; the stock class overwrites the grid of codes with that of the vision tower."""
+    """Return the checkpoint's configuration; the stock class replaces the grid of codes by the vision tower's."""
     config = JanusConfig.from_pretrained(checkpoint)
     raw = json.loads((checkpoint / "config.json").read_text())
     config.vq_config.num_patches = raw.get("vq_config", {}).get("num_patches", config.vq_config.num_patches)
@@ -105,7 +104,7 @@ class Janus(UnifiedModel):
         """See :meth:`UnifiedModel.load`; the layout is that of the transformers-native repositories."""
         for name in ("config.json", "tokenizer.json"):
             if not (checkpoint / name).is_file():
-                raise FileNotFoundError(f"{checkpoint / name} is missing: {checkpoint} is no Janus checkpoint")
+                raise FileNotFoundError(f"{checkpoint / name} is missing: {checkpoint} is not a Janus checkpoint")
         transformers_logging.disable_progress_bar()
         try:
             network, report = JanusForConditionalGeneration.from_pretrained(
@@ -114,7 +113,7 @@ class Janus(UnifiedModel):
                 output_loading_info=True,
                 local_files_only=True,
                 use_safetensors=True,
-                # Not the config's: it may be narrower than what the file holds. Nothing is converted, nothing copied.
+                # The file's widest dtype, not the config's, so that no weight is converted or copied.
                 dtype=reduce(torch.promote_types, {value.dtype for value in read_weights(checkpoint).values()}),
             )
         except (OSError, SafetensorError, RuntimeError) as error:
@@ -123,7 +122,7 @@ class Janus(UnifiedModel):
         if wrong:
             raise ValueError(f"{checkpoint} does not fit its own config.json: {wrong}")
         for part in (network.config, *(getattr(network.config, name) for name in network.config.sub_configs)):
-            part.dtype = torch.float32  # what is written back, whatever was read
+            part.dtype = torch.float32  # the dtype in the config that save_official writes
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
         return cls(network, tokenizer, options).to_eval(device)
 
@@ -136,42 +135,42 @@ class Janus(UnifiedModel):
             (folder / "model.safetensors").chmod(0o644)
 
     def trainable(self) -> Iterable[str]:
-        """All but the VQ tokenizer and, unless ``train_vision``, what makes h_v; with gists, only what draws.
+        """Return all parameters but the VQ tokenizer's, the frozen vision tower's and those below the gist layer.
 
-        With gist tokens the embeddings and the layers below the gist layer are the understanding half; frozen,
-        they keep text and image in one space while the layers above learn to draw from it.
+        With gist tokens the embeddings and the layers below the gist layer are the understanding half. Frozen, they
+        keep text and image in one space while the layers above learn to generate from it.
         """
         frozen = ["network.model.vqmodel."]
-        if not self.train_vision:  # h_v is stored then, so nothing that makes it may move
+        if not self.train_vision:  # h_v is cached then, so its encoder must not change
             frozen += ["network.model.vision_model.", "network.model.aligner."]
         if self.gist_tokens:
             frozen += ["network.model.aligner.", "network.model.vision_model.", "network.model.language_model.embed"]
             frozen += [f"network.model.language_model.layers.{layer}." for layer in range(self.gist_layer)]
         return [name for name, _ in self.named_parameters() if not name.startswith(tuple(frozen))]
 
-    # -- what goes in ---------------------------------------------------------------------------------------
+    # -- encoders -------------------------------------------------------------------------------------------
 
     def encode_semantic(self, images: Tensor, rng: SampleRng | None = None) -> Semantic:
-        """h_v = aligner(SigLIP(image)): (B, 3, S, S) -> (B, N, D)."""
+        """Return h_v = aligner(SigLIP(image)), (B, N, D), for images (B, 3, S, S)."""
         with torch.set_grad_enabled(self.train_vision and torch.is_grad_enabled()):
             tokens = self.network.model.vision_model(pixel_values=images).last_hidden_state
             return Semantic(self.network.model.aligner(tokens))
 
     @torch.no_grad()
     def encode_target(self, images: Tensor, rng: SampleRng) -> Target:
-        """VQ codes: (B, 3, S, S) -> (B, T) int64. Nothing random here."""
+        """Return VQ codes (B, T) int64 of images (B, 3, S, S); ``rng`` is not used."""
         codes = self.network.model.vqmodel.encode(images).image_tokens
         return Target(codes.view(len(images), -1))
 
-    def read(
-        self, texts: Sequence[str], semantic: Semantic | None = None, dropped: Tensor | None = None
+    def prompt_embeds(
+        self, texts: Sequence[str], semantic: Semantic | None = None, dropout_mask: Tensor | None = None
     ) -> PromptEmbeds:
-        """User turns, gist tokens included, ready for the language model.
+        """Return the embeddings of user turns, gist tokens included.
 
         Args:
-            texts: One text a sample.
-            semantic: Embeddings of one image a sample, put before the text; ``None``: no image.
-            dropped: (B,) bool, the samples whose condition is replaced by padding tokens that *are* attended,
+            texts: A text per sample.
+            semantic: Embeddings of an image per sample, inserted before the text; ``None``: no image.
+            dropout_mask: Samples whose condition is replaced by padding tokens *inside* the attention mask, (B,) bool,
                 as Janus does for the unconditional half of classifier-free guidance.
 
         Raises:
@@ -181,22 +180,22 @@ class Janus(UnifiedModel):
         turns = [f"{self.tokenizer.bos_token}{USER} {image}{text}\n\n{self._gist_text}" for text in texts]
         closing = "" if self.gist_tokens else ASSISTANT
         ids, mask = self._ids([turn + closing for turn in turns])
-        if dropped is not None:
+        if dropout_mask is not None:
             content = mask & (ids != self.tokenizer.bos_token_id)
             if self.gist_tokens:
                 content[:, -self.gist_tokens :] = False
-            hidden = content & dropped.to(ids.device)[:, None]
+            hidden = content & dropout_mask.to(ids.device)[:, None]
         else:
             hidden = torch.zeros_like(mask)
         embeds = self._embed(ids)
         if semantic is not None:
-            places = ids == self._id(IMAGE)
-            embeds = embeds.masked_scatter(places[..., None], semantic.embeds.to(embeds.dtype))
+            is_image = ids == self._id(IMAGE)
+            embeds = embeds.masked_scatter(is_image[..., None], semantic.embeds.to(embeds.dtype))
         pad = self._embed(torch.tensor(self.tokenizer.pad_token_id, device=ids.device))
         return PromptEmbeds(torch.where(hidden[..., None], pad, embeds), mask)
 
     def _ids(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Token ids and mask (B, L), padded on the left."""
+        """Return token ids and attention mask (B, L), padded on the left."""
         rows = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         longest = max(map(len, rows))
         limit = self.network.config.text_config.max_position_embeddings - self.spec.target_tokens - 1
@@ -215,9 +214,9 @@ class Janus(UnifiedModel):
     def run_layers(
         self, hidden: Tensor, mask: Tensor, first: int, last: int | None = None, cache: DynamicCache | None = None
     ) -> Tensor:
-        """Layers ``first`` to ``last`` over the newest positions: (B, L, D) -> (B, L, D).
+        """Run layers ``first`` to ``last`` over the newest L positions, (B, L, D).
 
-        ``mask`` (B, K) says which of all K positions so far are real; the newest L of them are ``hidden``.
+        ``mask`` (B, K) is the attention mask of all K positions so far, the newest L included.
         """
         language_model = self.network.model.language_model
         new, total = hidden.shape[1], mask.shape[1]
@@ -225,9 +224,9 @@ class Janus(UnifiedModel):
         attention = None
         if not bool(mask.all()):
             causal = torch.ones(new, total, dtype=torch.bool, device=mask.device).tril(total - new)
-            # A padding query sees itself: a row without any key would turn into NaN.
-            alone = torch.eye(total, dtype=torch.bool, device=mask.device)[total - new :]
-            attention = ((causal & mask[:, None]) | alone)[:, None]
+            # A padding query attends to itself: a row without keys would become NaN.
+            diagonal = torch.eye(total, dtype=torch.bool, device=mask.device)[total - new :]
+            attention = ((causal & mask[:, None]) | diagonal)[:, None]
         rotary = language_model.rotary_emb(hidden, position_ids=positions)
         for layer in language_model.layers[first:last]:
             hidden = layer(
@@ -240,17 +239,17 @@ class Janus(UnifiedModel):
             )
         return hidden
 
-    def gist_states(self, turn: PromptEmbeds) -> Tensor:
-        """The states (B, n, D) through which the layers above see a turn."""
-        states = self.run_layers(turn.embeds, turn.mask, 0, self.gist_layer)
+    def gist_states(self, prompt: PromptEmbeds) -> Tensor:
+        """Return the states (B, n, D) of the gist tokens after the first r layers."""
+        states = self.run_layers(prompt.embeds, prompt.mask, 0, self.gist_layer)
         return states[:, -self.gist_tokens :]
 
     def centre_gists(self, states: Tensor) -> None:
-        """Set what the drawing layers subtract from gist states and divide them by, from states (B, n, D).
+        """Set the centres and the scale of gist states from states (B, n, D).
 
-        They then see what varies, at unit size, plus what tells the n gists apart (their means' own differences, at
-        unit size too). Without the latter all gists look alike: the probes that shaped them read every one the same
-        way, and rotary positions name a gist only by its distance, which is another one at every code.
+        The upper layers then get the variation at unit size, plus the differences between the n means, also at unit
+        size. Without the latter all gists look alike: the probes that trained them are the same for every gist, and
+        rotary positions encode only the distance to a gist, which differs at every code.
         """
         means = states.mean(dim=0)
         scale = (states - means).std()
@@ -264,12 +263,12 @@ class Janus(UnifiedModel):
         names = [f"<gist_mean_{number}>" for number in range(self.gist_tokens)]
         return torch.tensor(self.tokenizer.convert_tokens_to_ids(names), device=self.network.device)
 
-    def prefix(self, turn: PromptEmbeds) -> PromptEmbeds:
-        """What the drawing layers see of a turn: its gists (frozen half, hence no gradient), or all of it."""
+    def prefix(self, prompt: PromptEmbeds) -> PromptEmbeds:
+        """Return the prompt for the layers above r: its gists (frozen, so without gradient), or the whole prompt."""
         if not self.gist_tokens:
-            return turn
+            return prompt
         with torch.no_grad():
-            states = self.gist_states(turn) - self._embed(self._gist_means())
+            states = self.gist_states(prompt) - self._embed(self._gist_means())
             states = states / self.network.config.gist["scale"]
         return PromptEmbeds(states, torch.ones(states.shape[:2], dtype=torch.bool, device=states.device))
 
@@ -277,30 +276,30 @@ class Janus(UnifiedModel):
         return self.network.prepare_embeddings_for_image_generation(codes)
 
     def code_states(self, prefix: PromptEmbeds, codes: Tensor) -> Tensor:
-        """What the generation head predicts codes (B, T) from, each out of the prefix and the codes before it."""
+        """Return the states (B, T, D) from which the generation head predicts codes (B, T)."""
         boi = self._embed(torch.full((len(codes), 1), self._id(BOI), device=codes.device))
         hidden = torch.cat([prefix.embeds, boi, self._code_embeds(codes[:, :-1])], dim=1)
         mask = F.pad(prefix.mask, (0, codes.shape[1]), value=True)
         hidden = self.run_layers(hidden, mask, self.gist_layer)[:, -codes.shape[1] :]
         return self.network.model.language_model.norm(hidden)
 
-    def _code_loss(self, turn: PromptEmbeds, codes: Tensor) -> Loss:
-        logits = self.network.model.generation_head(self.code_states(self.prefix(turn), codes))
+    def _code_loss(self, prompt: PromptEmbeds, codes: Tensor) -> Loss:
+        logits = self.network.model.generation_head(self.code_states(self.prefix(prompt), codes))
         value = F.cross_entropy(logits.flatten(0, 1).float(), codes.flatten())
         return Loss(value, codes.numel())
 
     # -- losses ---------------------------------------------------------------------------------------------
 
     def reconstruction_loss(self, semantic: Semantic, prompts: Sequence[str], target: Target, rng: SampleRng) -> Loss:
-        """Cross-entropy of an image's codes given h_v and a template (ours: no official RecA for Janus exists)."""
-        return self._code_loss(self.read(prompts, semantic, self.condition_dropout_mask(rng)), target.values)
+        """Return the cross-entropy of codes given h_v and a template; there is no official RecA for Janus."""
+        return self._code_loss(self.prompt_embeds(prompts, semantic, self.condition_dropout_mask(rng)), target.values)
 
     def text_to_image_loss(self, prompts: Sequence[str], target: Target, rng: SampleRng) -> Loss:
-        """Cross-entropy of an image's codes given its caption."""
-        return self._code_loss(self.read(prompts, None, self.condition_dropout_mask(rng)), target.values)
+        """Return the cross-entropy of codes given a caption."""
+        return self._code_loss(self.prompt_embeds(prompts, None, self.condition_dropout_mask(rng)), target.values)
 
     def understanding_loss(self, images: Tensor, dialogues: Sequence[Dialogue], rng: SampleRng) -> Loss:
-        """Cross-entropy of the answer tokens, end included."""
+        """Return the cross-entropy of the answer tokens, end token included."""
         questions = [f"{self.tokenizer.bos_token}{USER} {self._image_text}{d.question}" for d in dialogues]
         ends = [f"\n\n{self._gist_text}{ASSISTANT} {d.answer}{self.tokenizer.eos_token}" for d in dialogues]
         ids, mask = self._ids([question + end for question, end in zip(questions, ends, strict=True)])
@@ -309,35 +308,35 @@ class Janus(UnifiedModel):
         )
         embeds = self._embed(ids)
         semantic = self.encode_semantic(images)
-        places = ids == self._id(IMAGE)
-        embeds = embeds.masked_scatter(places[..., None], semantic.embeds.to(embeds.dtype))
+        is_image = ids == self._id(IMAGE)
+        embeds = embeds.masked_scatter(is_image[..., None], semantic.embeds.to(embeds.dtype))
         hidden = self.network.model.language_model.norm(self.run_layers(embeds, mask, 0))
         loss_mask = last_tokens_mask([len(tokens) for tokens in answers["input_ids"]], ids.shape[1])
         return next_token_loss(hidden, ids, loss_mask, self.network.lm_head)
 
-    # -- what comes out -------------------------------------------------------------------------------------
+    # -- generation -----------------------------------------------------------------------------------------
 
     def generate(self, prompts: Sequence[str], sampling: Sampling, rng: SampleRng) -> Tensor:
-        """Draw one image per prompt, code by code."""
-        return self._draw(self._both(prompts, None, sampling), sampling, rng)
+        """See :meth:`UnifiedModel.generate`; codes are sampled one by one."""
+        return self._sample(self._guided_prompts(prompts, None, sampling), sampling, rng)
 
     def reconstruct(self, semantic: Semantic, sampling: Sampling, rng: SampleRng) -> Tensor:
-        """Draw images from their own understanding embeddings, under a fixed template."""
+        """See :meth:`UnifiedModel.reconstruct`."""
         prompts = [RECONSTRUCTION_PROMPT] * len(semantic.embeds)
-        return self._draw(self._both(prompts, semantic, sampling), sampling, rng)
+        return self._sample(self._guided_prompts(prompts, semantic, sampling), sampling, rng)
 
-    def _both(self, prompts: Sequence[str], semantic: Semantic | None, sampling: Sampling) -> PromptEmbeds:
-        """Conditional turns, followed by the unconditional ones when guidance wants them."""
-        everything = torch.ones(len(prompts), dtype=torch.bool)
-        turns = [self.read(prompts, semantic)]
+    def _guided_prompts(self, texts: Sequence[str], semantic: Semantic | None, sampling: Sampling) -> PromptEmbeds:
+        """Return the conditional prompts, followed by the unconditional ones if there is guidance."""
+        prompts = [self.prompt_embeds(texts, semantic)]
         if sampling.guidance_scale != 1:
-            turns.append(self.read(prompts, semantic, everything))
-        return PromptEmbeds(torch.cat([turn.embeds for turn in turns]), torch.cat([turn.mask for turn in turns]))
+            prompts.append(self.prompt_embeds(texts, semantic, torch.ones(len(texts), dtype=torch.bool)))
+        embeds, masks = [prompt.embeds for prompt in prompts], [prompt.mask for prompt in prompts]
+        return PromptEmbeds(torch.cat(embeds), torch.cat(masks))
 
     @torch.no_grad()
-    def _draw(self, turn: PromptEmbeds, sampling: Sampling, rng: SampleRng) -> Tensor:
-        prefix, cache, codes = self.prefix(turn), DynamicCache(), []
-        boi = self._embed(torch.full((len(turn.embeds), 1), self._id(BOI), device=turn.embeds.device))
+    def _sample(self, prompt: PromptEmbeds, sampling: Sampling, rng: SampleRng) -> Tensor:
+        prefix, cache, codes = self.prefix(prompt), DynamicCache(), []
+        boi = self._embed(torch.full((len(prompt.embeds), 1), self._id(BOI), device=prompt.embeds.device))
         hidden, mask = torch.cat([prefix.embeds, boi], dim=1), F.pad(prefix.mask, (0, 1), value=True)
         for _ in range(self.spec.target_tokens):
             states = self.run_layers(hidden, mask, self.gist_layer, cache=cache)[:, -1]
@@ -346,16 +345,16 @@ class Janus(UnifiedModel):
                 conditional, unconditional = logits.chunk(2)
                 logits = classifier_free_guidance(conditional, unconditional, sampling.guidance_scale)
             codes.append(rng.categorical("codes", logits / sampling.temperature))
-            hidden = self._code_embeds(codes[-1][:, None]).repeat(len(turn.embeds) // len(rng), 1, 1)
+            hidden = self._code_embeds(codes[-1][:, None]).repeat(len(prompt.embeds) // len(rng), 1, 1)
             mask = F.pad(mask, (0, 1), value=True)
         return self.network.model.vqmodel.decode(torch.stack(codes, dim=1)).clamp(-1, 1)
 
     @torch.no_grad()
     def answer(self, images: Tensor, questions: Sequence[str]) -> list[str]:
-        """Greedy answers, at most ``MAX_ANSWER_TOKENS`` tokens each."""
-        turn = self.read(questions, self.encode_semantic(images))
-        hidden, mask, cache = turn.embeds, turn.mask, DynamicCache()
-        if self.gist_tokens:  # the turn ended with the gists; the assistant's marker follows them
+        """Return greedy answers of at most ``MAX_ANSWER_TOKENS`` tokens."""
+        prompt = self.prompt_embeds(questions, self.encode_semantic(images))
+        hidden, mask, cache = prompt.embeds, prompt.mask, DynamicCache()
+        if self.gist_tokens:  # prompts end with the gists; the assistant's marker follows them
             marker = self._embed(torch.full((len(hidden), 1), self._id(ASSISTANT), device=hidden.device))
             hidden, mask = torch.cat([hidden, marker], dim=1), F.pad(mask, (0, 1), value=True)
 

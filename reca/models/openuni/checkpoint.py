@@ -3,18 +3,18 @@
 *Whole*: one folder with ``config.json`` (the networks' own configurations side by side), the weights of all parts under
 their official names, and the tokenizer. This is what we write.
 
-*Official*: the trained weights are one file of ``wusize/openuni`` or ``sanaka87/OpenUni-RecA``, and the parts that it
-was built on lie elsewhere, each in its own repository's layout:
+*Official*: the trained weights are one file of ``wusize/openuni`` or ``sanaka87/OpenUni-RecA``; the parts that it
+extends are in folders of their own, each in its repository's layout:
 
 =========  ====================================================  ==========================================
-part       repository                                            read from it
+part       repository                                            files
 =========  ====================================================  ==========================================
 ``lmm``    ``OpenGVLab/InternVL3-1B`` or ``-2B``                 config, weights, tokenizer
 ``sana``   ``Efficient-Large-Model/Sana_*_diffusers``            ``transformer/``, ``scheduler/``, ``vae/``
 ``vae``    ``mit-han-lab/dc-ae-f32c32-sana-1.1-diffusers``       config, weights; optional, else ``sana/vae``
 =========  ====================================================  ==========================================
 
-The trained file is laid over the parts, so it may hold all of the model or only what was trained.
+Keys of the trained file replace those of the parts, so it may hold the whole model or the trained parameters only.
 """
 
 from collections.abc import Mapping
@@ -31,30 +31,30 @@ PARTS = ("lmm", "sana", "vae")
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """What a checkpoint says about itself."""
+class OpenUniFiles:
+    """Contents of a checkpoint."""
 
     config: dict[str, Any]
-    """As :class:`reca.models.openuni.network.OpenUniNetwork` takes it."""
+    """Configuration of :class:`reca.models.openuni.network.OpenUniNetwork`."""
     state: dict[str, Tensor]
-    """Official names -> tensors."""
+    """Tensors under official names."""
     tokenizer: Path
     """Folder of the tokenizer's files."""
     source: Path
     """The weights file, for messages."""
 
 
-def read_checkpoint(folder: Path, parts: Mapping[str, Path], weights: str | None = None) -> Checkpoint:
+def read_checkpoint(folder: Path, parts: Mapping[str, Path], weights: str | None = None) -> OpenUniFiles:
     """Read either layout.
 
     Args:
-        folder: Where the trained weights lie.
+        folder: Folder with the trained weights.
         parts: Folders of the parts, for the official layout.
-        weights: Name of the trained file, where the folder has several.
+        weights: Name of the trained file, if the folder has several.
 
     Raises:
         FileNotFoundError: A file of the layout is missing.
-        ValueError: A file cannot be read, or does not hold what it should.
+        ValueError: A file cannot be read, or has other contents.
     """
     if unknown := sorted(parts.keys() - set(PARTS)):
         raise ValueError(f"model.parts: unknown part {unknown[0]!r}; OpenUni's parts are {', '.join(PARTS)}")
@@ -63,13 +63,13 @@ def read_checkpoint(folder: Path, parts: Mapping[str, Path], weights: str | None
     config = read_json(folder / "config.json")
     if "lmm" not in config:
         raise ValueError(
-            f"{folder / 'config.json'} describes no OpenUni (it lacks 'lmm'): set model.parts for its bases"
+            f"{folder / 'config.json'} does not describe an OpenUni (it lacks 'lmm'): set model.parts for its parts"
         )
     source = folder / weights if weights else find_weights(folder, ["model"])
-    return Checkpoint(config, read_weights(source), folder, source)
+    return OpenUniFiles(config, read_weights(source), folder, source)
 
 
-def _read_official(folder: Path, parts: Mapping[str, Path], weights: str | None) -> Checkpoint:
+def _read_official(folder: Path, parts: Mapping[str, Path], weights: str | None) -> OpenUniFiles:
     for name in ("lmm", "sana"):
         if name not in parts:
             raise ValueError(f"model.parts.{name} is not set: OpenUni's weights alone do not describe that part")
@@ -78,7 +78,7 @@ def _read_official(folder: Path, parts: Mapping[str, Path], weights: str | None)
     trained = read_weights(source)
     for key in ("meta_queries", "projector.weight", "connector.layers.0.mlp.fc1.weight"):
         if key not in trained:
-            raise ValueError(f"{source} holds no {key!r}: these are not OpenUni's weights")
+            raise ValueError(f"{source} lacks {key!r}: these are not OpenUni's weights")
     lmm = read_json(parts["lmm"] / "config.json")
     if "llm_config" not in lmm:
         raise ValueError(
@@ -100,22 +100,22 @@ def _read_official(folder: Path, parts: Mapping[str, Path], weights: str | None)
         "num_queries": len(trained["meta_queries"]),
         "vit_input_size": lmm.get("force_image_size") or lmm["vision_config"]["image_size"],
     }
-    places = {"lmm": parts["lmm"], "transformer": parts["sana"] / "transformer", "vae": vae}
+    folders = {"lmm": parts["lmm"], "transformer": parts["sana"] / "transformer", "vae": vae}
     state: dict[str, Tensor] = {}
-    for name, place in places.items():
-        state |= {f"{name}.{key}": value for key, value in read_weights(place).items()}
-    return Checkpoint(config, state | trained, parts["lmm"], source)
+    for name, path in folders.items():
+        state |= {f"{name}.{key}": value for key, value in read_weights(path).items()}
+    return OpenUniFiles(config, state | trained, parts["lmm"], source)
 
 
 def _trained_file(folder: Path, weights: str | None) -> Path:
     if weights is not None:
         return folder / weights
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is missing: model.checkpoint is no folder")
-    found = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", *PICKLED))
-    if len(found) != 1:
-        names = ", ".join(path.name for path in found) or "none"
+        raise FileNotFoundError(f"{folder} is missing: model.checkpoint must be a folder")
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", *PICKLED))
+    if len(files) != 1:
+        names = ", ".join(path.name for path in files) or "none"
         raise FileNotFoundError(
             f"{folder} should hold one weights file and holds {names}: name it in model.options.weights"
         )
-    return found[0]
+    return files[0]

@@ -1,11 +1,11 @@
-"""OpenUni: InternVL3 reads, learnable queries carry what it read to SANA, which draws (arXiv 2505.23661).
+"""OpenUni: InternVL3 understands, learnable queries condition SANA, which generates (arXiv 2505.23661).
 
-    h_v  = mlp1(InternViT(image))                                    the condition
-    c    = projector(connector(LM([user turn: h_v, template] [queries])))
-    L    = |SANA(x_t, t, c) - (e - x)|^2,   x_t = (1 - s) x + s e    x: DC-AE latents, s from a uniform grid
+    h_v    = mlp1(InternViT(image))                                    the condition
+    c      = projector(connector(LM([user turn: h_v, template] [queries])))
+    L_RecA = |SANA(x_t, t, c) - (e - x)|^2,   x_t = (1 - s) x + s e    x: DC-AE latents, s from a uniform grid
 
-InternVL and DC-AE are frozen; SANA, the connector, the projector and the queries are trained (the authors' release:
-``image2image_loss`` with the image as its own target). The networks stand in :mod:`reca.models.openuni.network`.
+InternVL and DC-AE are frozen; SANA, the connector, the projector and the queries are trained (the official
+``image2image_loss`` with the image as its own target). :mod:`reca.models.openuni.network` has the networks.
 """
 
 import json
@@ -87,42 +87,42 @@ class OpenUni(UnifiedModel):
     @classmethod
     def load(cls, checkpoint: Path, options: Mapping[str, Any], device: torch.device | None) -> Self:
         """See :meth:`UnifiedModel.load`; the layouts are those of :mod:`reca.models.openuni.checkpoint`."""
-        parts = {name: Path(place) for name, place in options["parts"].items()}
-        found = read_checkpoint(Path(checkpoint), parts, options["weights"])
+        parts = {name: Path(folder) for name, folder in options["parts"].items()}
+        files = read_checkpoint(Path(checkpoint), parts, options["weights"])
         with no_init_weights():
-            network = OpenUniNetwork(found.config)
+            network = OpenUniNetwork(files.config)
         tied = network.lmm.language_model.config.tie_word_embeddings
         head = ["lmm.language_model.lm_head.weight"] if tied else []
-        load_strictly(network, network.from_official(found.state), found.source, may_lack=head)
+        load_strictly(network, network.from_official(files.state), files.source, may_lack=head)
         network.lmm.language_model.tie_weights()
-        if not (found.tokenizer / "tokenizer_config.json").is_file():
-            raise FileNotFoundError(f"{found.tokenizer / 'tokenizer_config.json'} is missing: no tokenizer there")
-        tokenizer = AutoTokenizer.from_pretrained(found.tokenizer, local_files_only=True)
+        if not (files.tokenizer / "tokenizer_config.json").is_file():
+            raise FileNotFoundError(f"{files.tokenizer / 'tokenizer_config.json'} is missing")
+        tokenizer = AutoTokenizer.from_pretrained(files.tokenizer, local_files_only=True)
         return cls(network, tokenizer, options).to_eval(device)
 
     def save_official(self, path: Path) -> None:
-        """See :meth:`UnifiedModel.save_official`; always the whole layout, whichever was loaded."""
+        """See :meth:`UnifiedModel.save_official`; always writes the whole layout."""
         with atomic_folder(path) as folder:
             (folder / "config.json").write_text(json.dumps(self.network.config, indent=2) + "\n")
             write_weights(self.network.to_official(), folder)
             self.tokenizer.save_pretrained(folder)
 
     def trainable(self) -> Iterable[str]:
-        """Connector, projector and queries; SANA too (off: ``train_transformer``); InternViT if ``train_vision``."""
-        trained = ["network.connector.", "network.projector.", "network.meta_queries"]
+        """Return connector, projector and queries; SANA if ``train_transformer``; InternViT if ``train_vision``."""
+        prefixes = ["network.connector.", "network.projector.", "network.meta_queries"]
         if self.train_transformer:
-            trained.append("network.transformer.")
+            prefixes.append("network.transformer.")
         if self.train_vision:
-            trained += ["network.lmm.vision_model.", "network.lmm.mlp1."]
-        return [name for name, _ in self.named_parameters() if name.startswith(tuple(trained))]
+            prefixes += ["network.lmm.vision_model.", "network.lmm.mlp1."]
+        return [name for name, _ in self.named_parameters() if name.startswith(tuple(prefixes))]
 
-    # -- what goes in ---------------------------------------------------------------------------------------
+    # -- encoders -------------------------------------------------------------------------------------------
 
     def encode_semantic(self, images: Tensor, rng: SampleRng | None = None) -> Semantic:
-        """h_v = mlp1(InternViT(image)): (B, 3, S, S) -> (B, N, D); images of other sizes are resized as officially.
+        """Return h_v = mlp1(InternViT(image)), (B, N, D); other sizes are resized as in the official code.
 
         Raises:
-            ValueError: These are no images.
+            ValueError: The images are not (B, 3, S, S).
         """
         if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
             raise ValueError(f"images should have the shape (B, 3, S, S), these have {tuple(images.shape)}")
@@ -130,49 +130,50 @@ class OpenUni(UnifiedModel):
         if images.shape[-2:] != size:
             images = F.interpolate(images, size=size, mode="bilinear")
         with torch.set_grad_enabled(self.train_vision and torch.is_grad_enabled()):
-            return Semantic(self.network.lmm.see(images))
+            return Semantic(self.network.lmm.encode_images(images))
 
     @torch.no_grad()
     def encode_target(self, images: Tensor, rng: SampleRng) -> Target:
-        """Scaled latents of DC-AE: (B, 3, S, S) -> (B, C, h, w). Nothing random here.
+        """Return scaled DC-AE latents (B, C, h, w); ``rng`` is not used.
 
         Raises:
-            ValueError: The sides are no multiples of what one latent covers.
+            ValueError: The sides are not multiples of a latent.
         """
         unit = self.network.pixels_per_latent
         if images.ndim != 4 or images.shape[1] != 3 or any(side % unit or side == 0 for side in images.shape[-2:]):
             raise ValueError(f"images should be (B, 3, S, S) with S a multiple of {unit}, not {tuple(images.shape)}")
         return Target(self.network.encode(images))
 
-    def turns(
-        self, prompts: Sequence[str], semantic: Semantic | None = None, dropped: Tensor | None = None
+    def prompt_embeds(
+        self, prompts: Sequence[str], semantic: Semantic | None = None, dropout_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """User turns up to the place where the queries take over: embeddings (B, L, D) and mask (B, L).
+        """Return embeddings (B, L, D) and mask (B, L) of the prompts that precede the queries.
 
         Args:
-            prompts: One text a sample: a caption, or with ``semantic`` a template.
-            semantic: Embeddings of one image a sample, put before the text.
-            dropped: (B,) bool, the samples that get the unconditional turn instead.
+            prompts: A caption per sample, or with ``semantic`` a template.
+            semantic: Embeddings of an image per sample, inserted before the text.
+            dropout_mask: Samples with the unconditional prompt instead, (B,) bool.
 
         Raises:
-            ValueError: A turn and the queries do not fit into the model's context.
+            ValueError: A prompt and the queries do not fit into the model's context.
         """
-        lost = [False] * len(prompts) if dropped is None else dropped.tolist()
+        is_dropped = [False] * len(prompts) if dropout_mask is None else dropout_mask.tolist()
         full = GENERATE if semantic is None else self._image_text + "{}"
-        contents = [UNCONDITIONAL if gone else full.format(text) for text, gone in zip(prompts, lost, strict=True)]
+        pairs = zip(prompts, is_dropped, strict=True)
+        contents = [UNCONDITIONAL if dropped else full.format(text) for text, dropped in pairs]
         ids, mask = self._ids([USER + content + ASSISTANT + IMAGE_START for content in contents])
         embeds = self._embed(ids)
         if semantic is not None:
-            kept = semantic.embeds[~torch.tensor(lost, device=semantic.embeds.device)]
-            embeds = self._put(kept, ids, embeds)
+            conditional = ~torch.tensor(is_dropped, device=semantic.embeds.device)
+            embeds = self._insert(semantic.embeds[conditional], ids, embeds)
         return embeds, mask
 
-    def condition(self, turns: tuple[Tensor, Tensor]) -> Tensor:
-        """What SANA is told of a turn: (B, Q, caption_channels)."""
-        return self.network.condition(self.network.read(*turns))
+    def condition(self, prompts: tuple[Tensor, Tensor]) -> Tensor:
+        """Return SANA's condition (B, Q, caption_channels) for :meth:`prompt_embeds`."""
+        return self.network.condition(self.network.query_states(*prompts))
 
     def _ids(self, texts: Sequence[str], left: bool = False, room: int | None = None) -> tuple[Tensor, Tensor]:
-        """Token ids and mask (B, L), padded on the right or the left; ``room`` tokens must fit behind them."""
+        """Return token ids and mask (B, L); ``room`` tokens (``None``: the queries) must fit after them."""
         rows = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         longest = max(map(len, rows))
         after = len(self.network.meta_queries) if room is None else room
@@ -186,67 +187,72 @@ class OpenUni(UnifiedModel):
         embeds: Tensor = self.network.lmm.language_model.get_input_embeddings()(ids)
         return embeds
 
-    def _put(self, tokens: Tensor, ids: Tensor, embeds: Tensor) -> Tensor:
-        """Image tokens (B', N, D) in their places, in order."""
-        places = ids == self.tokenizer.convert_tokens_to_ids(IMAGE)
-        if int(places.sum()) != tokens.shape[0] * tokens.shape[1]:
-            raise ValueError(f"{int(places.sum())} places for {tokens.shape[0]} images of {tokens.shape[1]} tokens")
-        return embeds.masked_scatter(places[..., None], tokens.to(embeds.dtype))
+    def _insert(self, tokens: Tensor, ids: Tensor, embeds: Tensor) -> Tensor:
+        """Replace the embeddings of image placeholders by image tokens (B', N, D), in order."""
+        is_image = ids == self.tokenizer.convert_tokens_to_ids(IMAGE)
+        if int(is_image.sum()) != tokens.shape[0] * tokens.shape[1]:
+            raise ValueError(
+                f"{int(is_image.sum())} placeholders for {tokens.shape[0]} images of {tokens.shape[1]} tokens"
+            )
+        return embeds.masked_scatter(is_image[..., None], tokens.to(embeds.dtype))
 
     # -- losses ---------------------------------------------------------------------------------------------
 
     def reconstruction_loss(self, semantic: Semantic, prompts: Sequence[str], target: Target, rng: SampleRng) -> Loss:
-        """Flow-matching loss of an image's latents given h_v and a template; the authors drop nothing here."""
-        return self._flow_loss(self.turns(prompts, semantic, self.condition_dropout_mask(rng)), target, rng)
+        """Return the flow-matching loss given h_v and a template; the official code has no dropout here."""
+        return self._flow_loss(self.prompt_embeds(prompts, semantic, self.condition_dropout_mask(rng)), target, rng)
 
     def text_to_image_loss(self, prompts: Sequence[str], target: Target, rng: SampleRng) -> Loss:
-        """Flow-matching loss of an image's latents given its caption."""
-        return self._flow_loss(self.turns(prompts, None, self.condition_dropout_mask(rng)), target, rng)
+        """Return the flow-matching loss given a caption."""
+        return self._flow_loss(self.prompt_embeds(prompts, None, self.condition_dropout_mask(rng)), target, rng)
 
-    def _flow_loss(self, turns: tuple[Tensor, Tensor], target: Target, rng: SampleRng) -> Loss:
-        """Mean over all values of |v - (e - x)|^2, one uniform timestep per sample, no weighting."""
-        condition = self.condition(turns)
+    def _flow_loss(self, prompts: tuple[Tensor, Tensor], target: Target, rng: SampleRng) -> Loss:
+        """Return the mean of |v - (e - x)|^2 with one uniform timestep per sample, unweighted."""
+        condition = self.condition(prompts)
         latents = target.values.to(condition)
         noise = rng.normal("noise", latents.shape[1:]).to(latents)
-        noised, timesteps = self.network.noised(latents, noise, rng.uniform("timestep"))
-        value = F.mse_loss(self.network.velocity(noised, timesteps, condition).float(), (noise - latents).float())
+        x_t, timesteps = self.network.add_noise(latents, noise, rng.uniform("timestep"))
+        value = F.mse_loss(self.network.velocity(x_t, timesteps, condition).float(), (noise - latents).float())
         tokens = latents[:, 0].numel() // self.network.transformer.config.patch_size**2
         return Loss(value, tokens)
 
     def understanding_loss(self, images: Tensor, dialogues: Sequence[Dialogue], rng: SampleRng) -> Loss:
-        """Cross-entropy of the answer tokens, end included.
+        """Return the cross-entropy of the answer tokens, end token included.
 
-        InternVL is frozen, so this trains nothing unless ``train_vision``; without it the value has no gradient.
+        InternVL is frozen, so without ``train_vision`` the value has no gradient.
         """
         questions = [USER + self._image_text + dialogue.question + ASSISTANT for dialogue in dialogues]
         answers = [dialogue.answer + TURN_END for dialogue in dialogues]
         ids, mask = self._ids([q + a for q, a in zip(questions, answers, strict=True)], left=True, room=0)
-        embeds = self._put(self.encode_semantic(images).embeds, ids, self._embed(ids))
-        answered = self.tokenizer(answers, add_special_tokens=False)["input_ids"]
-        loss_mask = last_tokens_mask([len(tokens) for tokens in answered], ids.shape[1])
+        embeds = self._insert(self.encode_semantic(images).embeds, ids, self._embed(ids))
+        answer_ids = self.tokenizer(answers, add_special_tokens=False)["input_ids"]
+        loss_mask = last_tokens_mask([len(tokens) for tokens in answer_ids], ids.shape[1])
         hidden = self.network.lmm.language_model.model(
             inputs_embeds=embeds, attention_mask=mask.long(), position_ids=_positions(mask), use_cache=False
         ).last_hidden_state
         return next_token_loss(hidden, ids, loss_mask, self.network.lmm.language_model.lm_head)
 
-    # -- what comes out -------------------------------------------------------------------------------------
+    # -- generation -----------------------------------------------------------------------------------------
 
     def generate(self, prompts: Sequence[str], sampling: Sampling, rng: SampleRng) -> Tensor:
-        """Draw one image per prompt."""
-        return self._decode(self.draw(prompts, None, sampling, rng))
+        """See :meth:`UnifiedModel.generate`."""
+        return self._decode(self.sample_latents(prompts, None, sampling, rng))
 
     def reconstruct(self, semantic: Semantic, sampling: Sampling, rng: SampleRng) -> Tensor:
-        """Draw images from their own understanding embeddings, under a fixed template."""
-        return self._decode(self.draw([RECONSTRUCTION_PROMPT] * len(semantic.embeds), semantic, sampling, rng))
+        """See :meth:`UnifiedModel.reconstruct`."""
+        prompts = [RECONSTRUCTION_PROMPT] * len(semantic.embeds)
+        return self._decode(self.sample_latents(prompts, semantic, sampling, rng))
 
     @torch.no_grad()
-    def draw(self, prompts: Sequence[str], semantic: Semantic | None, sampling: Sampling, rng: SampleRng) -> Tensor:
-        """Latents (B, C, h, w) of new images; guidance is away from ``UNCONDITIONAL``."""
-        condition = self.condition(self.turns(prompts, semantic))
+    def sample_latents(
+        self, prompts: Sequence[str], semantic: Semantic | None, sampling: Sampling, rng: SampleRng
+    ) -> Tensor:
+        """Return latents (B, C, h, w) of new images; guidance is away from ``UNCONDITIONAL``."""
+        condition = self.condition(self.prompt_embeds(prompts, semantic))
         unconditional = None
         if sampling.guidance_scale != 1:
-            everything = torch.ones(1, dtype=torch.bool)
-            unconditional = self.condition(self.turns([""], None, everything)).expand_as(condition)
+            dropout_mask = torch.ones(1, dtype=torch.bool)
+            unconditional = self.condition(self.prompt_embeds([""], None, dropout_mask)).expand_as(condition)
         side = self.spec.generation_size // self.network.pixels_per_latent
         noise = rng.normal("latents", (self.network.transformer.config.in_channels, side, side)).to(condition)
         steps = sampling.num_steps or NUM_STEPS
@@ -258,10 +264,10 @@ class OpenUni(UnifiedModel):
 
     @torch.no_grad()
     def answer(self, images: Tensor, questions: Sequence[str]) -> list[str]:
-        """Greedy answers, at most ``MAX_ANSWER_TOKENS`` tokens each."""
+        """Return greedy answers of at most ``MAX_ANSWER_TOKENS`` tokens."""
         texts = [USER + self._image_text + question + ASSISTANT for question in questions]
         ids, mask = self._ids(texts, left=True, room=MAX_ANSWER_TOKENS)
-        embeds = self._put(self.encode_semantic(images).embeds, ids, self._embed(ids))
+        embeds = self._insert(self.encode_semantic(images).embeds, ids, self._embed(ids))
         language_model, cache = self.network.lmm.language_model, DynamicCache()
 
         def last_logits(embeds: Tensor) -> Tensor:
@@ -284,5 +290,5 @@ class OpenUni(UnifiedModel):
 
 
 def _positions(mask: Tensor) -> Tensor:
-    """Positions (B, L) that count real tokens only."""
+    """Return positions (B, L) that count unmasked tokens only."""
     return (mask.long().cumsum(dim=1) - 1).clamp(min=0)

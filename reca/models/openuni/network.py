@@ -1,11 +1,11 @@
-"""The networks of OpenUni (arXiv 2505.23661) and their wiring; every network is a stock class.
+"""OpenUni's networks (arXiv 2505.23661), all of them stock classes.
 
-    queries = LM([turn] [meta_queries])            InternVL: InternViT, mlp1, Qwen2
+    queries = LM([prompt] [meta_queries])          InternVL: InternViT, mlp1, Qwen2
     c       = projector(connector(queries))        SigLIP layers, one linear
     v       = SANA(x_t, t, c)                      on latents of DC-AE
 
-The flow runs from data to noise: x_t = (1 - s) x + s e, and v = e - x is what SANA predicts.
-Parameters carry the official names, but for InternViT, which :mod:`reca.models.openuni.vision_language` translates.
+The flow runs from data to noise: x_t = (1 - s) x + s e; SANA predicts v = e - x.
+Parameters have official names except InternViT's, which :mod:`reca.models.openuni.vision_language` converts.
 """
 
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ from reca.models.sampling import classifier_free_guidance
 
 VISION = "lmm.vision_model."
 CONNECTOR_HEAD_SIZE = 64
-"""Width of a head of the connector in all released checkpoints."""
+"""Head width of the connector in all released checkpoints."""
 _LLM_KEYS = (
     "vocab_size",
     "hidden_size",
@@ -58,7 +58,7 @@ _LLM_KEYS = (
     "eos_token_id",
     "pad_token_id",
 )
-"""What of ``llm_config`` describes the network; the dumps of old versions hold a hundred other things."""
+"""Keys of ``llm_config`` that describe the network; files of old versions have a hundred others."""
 
 
 class MultimodalModel(nn.Module):
@@ -82,8 +82,8 @@ class MultimodalModel(nn.Module):
         self.language_model = Qwen2ForCausalLM(Qwen2Config(**{k: v for k, v in language.items() if k in _LLM_KEYS}))
         self.mlp1 = projector(config, language["hidden_size"])
 
-    def see(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1] -> tokens (B, N, D)."""
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Encode images (B, 3, H, W) in [-1, 1] as tokens (B, N, D)."""
         return image_tokens(self.vision_model, self.mlp1, self.config, images)
 
 
@@ -91,7 +91,7 @@ class OpenUniNetwork(nn.Module):
     """All parts under their official names.
 
     Args:
-        config: ``lmm``, ``connector``, ``transformer``, ``vae``, ``sched`` (each the part's own configuration),
+        config: Configurations of the parts ``lmm``, ``connector``, ``transformer``, ``vae``, ``sched``; and
             ``num_queries``, ``vit_input_size``, ``image_token_id``.
 
     Raises:
@@ -108,14 +108,13 @@ class OpenUniNetwork(nn.Module):
         if config["connector"]["hidden_size"] != width:
             raise ValueError(f"connector.hidden_size is {config['connector']['hidden_size']}, the LLM's is {width}")
         self.lmm = MultimodalModel(config["lmm"])
-        own = {key: value for key, value in config["connector"].items() if not key.startswith("_")}
-        connector = SiglipVisionConfig(**own)
+        connector = SiglipVisionConfig(**_without_notes(config["connector"]))
         connector._attn_implementation = "sdpa"
         self.connector = SiglipEncoder(connector)
         self.projector = nn.Linear(width, config["transformer"]["caption_channels"])
         self.meta_queries = nn.Parameter(torch.randn(config["num_queries"], width) / width**0.5)
-        self.transformer = SanaTransformer2DModel.from_config(_own(config["transformer"]))
-        self.vae = AutoencoderDC.from_config(_own(config["vae"]))
+        self.transformer = SanaTransformer2DModel.from_config(_without_notes(config["transformer"]))
+        self.vae = AutoencoderDC.from_config(_without_notes(config["vae"]))
         channels = (self.transformer.config.in_channels, self.vae.config.latent_channels)
         if channels[0] != channels[1]:
             raise ValueError(f"transformer.in_channels is {channels[0]}, vae.latent_channels is {channels[1]}")
@@ -125,34 +124,34 @@ class OpenUniNetwork(nn.Module):
     # -- sizes ----------------------------------------------------------------------------------------------
 
     def image_tokens(self, size: int) -> int:
-        """Tokens of a square image with ``size`` pixels a side."""
+        """Return the number of tokens of a square image with ``size`` pixels per side."""
         return (size // self.patch) ** 2
 
     @property
     def patch(self) -> int:
-        """Pixels along each side of what becomes one token."""
+        """Side in pixels of a token."""
         patch: int = self.config["lmm"]["vision_config"]["patch_size"] * fold(self.config["lmm"])
         return patch
 
     @property
     def pixels_per_latent(self) -> int:
-        """Pixels along each side of one position of the latents."""
+        """Side in pixels of a latent."""
         return int(self.vae.spatial_compression_ratio)
 
     # -- parts ----------------------------------------------------------------------------------------------
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1] -> scaled latents (B, C, h, w); DC-AE has no posterior to draw from."""
+        """Encode images (B, 3, H, W) in [-1, 1] as scaled latents (B, C, h, w); DC-AE is deterministic."""
         latents: Tensor = self.vae.encode(images, return_dict=False)[0] * self.vae.config.scaling_factor
         return latents
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents -> images, not clamped."""
+        """Decode scaled latents (B, C, h, w) to images (B, 3, H, W), not clamped."""
         images: Tensor = self.vae.decode(latents / self.vae.config.scaling_factor, return_dict=False)[0]
         return images
 
-    def read(self, embeds: Tensor, mask: Tensor) -> Tensor:
-        """What the queries say after a turn: embeddings (B, L, D), padded on the right, mask (B, L) -> (B, Q, D)."""
+    def query_states(self, embeds: Tensor, mask: Tensor) -> Tensor:
+        """Return the states (B, Q, D) of the queries after prompts (B, L, D), padded on the right, with mask (B, L)."""
         queries = self.meta_queries.expand(len(embeds), -1, -1)
         mask = torch.cat([mask, mask.new_ones(queries.shape[:2])], dim=1)
         hidden: Tensor = self.lmm.language_model.model(
@@ -164,21 +163,21 @@ class OpenUniNetwork(nn.Module):
         return hidden[:, -queries.shape[1] :]
 
     def condition(self, queries: Tensor) -> Tensor:
-        """SANA's condition: query states (B, Q, D) -> (B, Q, caption_channels)."""
+        """Map query states (B, Q, D) to SANA's condition (B, Q, caption_channels)."""
         connected = self.connector(inputs_embeds=queries).last_hidden_state
         condition: Tensor = self.projector(connected)
         return condition
 
     def velocity(self, latents: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
-        """SANA's v at timesteps in 0..1000, (B,): (B, C, h, w) -> (B, C, h, w)."""
+        """Return SANA's v, (B, C, h, w), at timesteps (B,) in 0..1000."""
         scaled = timesteps * self.transformer.config.timestep_scale
         velocity: Tensor = self.transformer(latents, condition, scaled, return_dict=False)[0]
-        return velocity[:, : latents.shape[1]]  # the rest, if any, is a learned sigma
+        return velocity[:, : latents.shape[1]]  # further channels are a learned sigma
 
     # -- flow -----------------------------------------------------------------------------------------------
 
-    def noised(self, latents: Tensor, noise: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        """x_t and its timestep for u ~ U(0, 1), one per sample; the grid is the training scheduler's."""
+    def add_noise(self, latents: Tensor, noise: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x_t and its timestep for u ~ U(0, 1), (B,), on the training scheduler's grid."""
         steps = (uniform * self.noising.config.num_train_timesteps).long()
         timesteps = self.noising.timesteps[steps].to(latents.device)
         sigmas = self.noising.sigmas[steps].to(latents.device, latents.dtype)[:, None, None, None]
@@ -188,8 +187,8 @@ class OpenUniNetwork(nn.Module):
     def sample(
         self, latents: Tensor, condition: Tensor, unconditional: Tensor | None, guidance_scale: float, num_steps: int
     ) -> Tensor:
-        """Noise -> latents by DPM-Solver++; ``unconditional`` adds classifier-free guidance."""
-        solver = DPMSolverMultistepScheduler.from_config(_own(self.config["sched"]))
+        """Turn noise into latents by DPM-Solver++; ``unconditional`` adds classifier-free guidance."""
+        solver = DPMSolverMultistepScheduler.from_config(_without_notes(self.config["sched"]))
         solver.set_timesteps(num_steps, device=latents.device)
         both = condition if unconditional is None else torch.cat([unconditional, condition])
         for timestep in solver.timesteps:
@@ -205,17 +204,17 @@ class OpenUniNetwork(nn.Module):
 
     @staticmethod
     def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Names of an official state dict -> ours."""
+        """Rename an official state dict to our names."""
         return names_from_official(state, VISION)
 
     def to_official(self) -> dict[str, Tensor]:
-        """Our state dict under official names; a head that is tied to the embeddings is left out."""
+        """Return the state dict under official names, without a head that is tied to the embeddings."""
         state = names_to_official(self.state_dict(), VISION)
         if self.lmm.language_model.config.tie_word_embeddings:
             del state["lmm.language_model.lm_head.weight"]
         return state
 
 
-def _own(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A diffusers configuration without the notes that its files carry."""
+def _without_notes(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration without diffusers' underscored entries (class name, version)."""
     return {key: value for key, value in config.items() if not key.startswith("_")}

@@ -1,7 +1,7 @@
-"""The seeing half of InternVL (arXiv 2404.16821): InternViT, pixel shuffle and projector, from stock parts.
+"""InternVL's vision encoder (arXiv 2404.16821) from stock parts: InternViT, pixel shuffle and projector.
 
 The tower is the stock ``InternVLVisionModel``. Checkpoints that come with remote code (``OpenGVLab/InternVL3-*``, hence
-OpenUni's) name its parameters otherwise and keep query, key and value in one matrix; the functions below translate.
+OpenUni's) use other parameter names and one matrix for query, key and value; the functions below convert both.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import InternVLVisionConfig, InternVLVisionModel
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""What InternVL's images are normalised with, for values in [0, 1]."""
+"""Normalisation of InternVL's images, for values in [0, 1]."""
 
 _NAMES = (
     ("embeddings.class_embedding", "embeddings.cls_token"),
@@ -27,12 +27,12 @@ _NAMES = (
     (".ls1", ".lambda_1"),
     (".ls2", ".lambda_2"),
 )
-"""Parts of names: in remote-code checkpoints, in the stock class."""
+"""Parts of parameter names: remote code, stock class."""
 _FUSED, _SPLIT = ".attn.qkv.", tuple(f".attention.{name}_proj." for name in "qkv")
 
 
 def vision_config(official: Mapping[str, Any]) -> InternVLVisionConfig:
-    """The stock configuration for a remote-code ``vision_config``."""
+    """Return the stock configuration for a remote-code ``vision_config``."""
     return InternVLVisionConfig(
         hidden_size=official["hidden_size"],
         intermediate_size=official["intermediate_size"],
@@ -46,12 +46,12 @@ def vision_config(official: Mapping[str, Any]) -> InternVLVisionConfig:
         norm_type=official.get("norm_type", "layer_norm"),
         hidden_act=official.get("hidden_act", "gelu"),
         layer_norm_eps=official.get("layer_norm_eps", 1e-6),
-        use_mean_pooling=True,  # no norm after the last layer
+        use_mean_pooling=True,  # without a norm after the last layer
     )
 
 
 def names_from_official(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Rename the tower's keys, those under ``prefix``, from remote code to stock; other keys stay."""
+    """Rename the keys under ``prefix`` from remote code to the stock class; other keys are kept."""
     renamed: dict[str, Tensor] = {}
     for key, value in state.items():
         if not key.startswith(prefix):
@@ -68,14 +68,14 @@ def names_from_official(state: Mapping[str, Tensor], prefix: str) -> dict[str, T
 
 
 def names_to_official(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The way back of :func:`names_from_official`."""
+    """Rename the keys under ``prefix`` from the stock class to remote code."""
     renamed: dict[str, Tensor] = {}
     for key, value in state.items():
         if not key.startswith(prefix):
             renamed[key] = value
             continue
         if any(part in key for part in _SPLIT[1:]):
-            continue  # stands in the fused matrix, where the query's place is
+            continue  # part of the fused matrix, which replaces the query
         name = key.removeprefix(prefix)
         if _SPLIT[0] in name:
             value = torch.cat([state[key.replace(_SPLIT[0], part)] for part in _SPLIT])
@@ -87,32 +87,32 @@ def names_to_official(state: Mapping[str, Tensor], prefix: str) -> dict[str, Ten
 
 
 def projector(official: Mapping[str, Any], width: int) -> nn.Sequential:
-    """InternVL's ``mlp1``: norm, linear, GELU, linear; from a square of patches to the language model's width."""
+    """Return InternVL's ``mlp1``: norm, linear, GELU, linear; it maps a square of patches to ``width``."""
     folded = official["vision_config"]["hidden_size"] * fold(official) ** 2
     return nn.Sequential(nn.LayerNorm(folded), nn.Linear(folded, width), nn.GELU(), nn.Linear(width, width))
 
 
 def fold(official: Mapping[str, Any]) -> int:
-    """How many patches along each side become one token."""
+    """Return the number of patches per side of a token."""
     return round(1 / official.get("downsample_ratio", 0.5))
 
 
 def image_tokens(
     vision_model: InternVLVisionModel, projection: nn.Module, official: Mapping[str, Any], images: Tensor
 ) -> Tensor:
-    """Images (B, 3, H, W) in [-1, 1] -> tokens (B, N, D), N = H * W / (patch * fold)^2.
+    """Encode images (B, 3, H, W) in [-1, 1] as tokens (B, N, D), N = H * W / (patch * fold)^2.
 
-    Position embeddings are interpolated when the images are not of the size that the tower was made for.
+    Position embeddings are interpolated for images of another size than the configured one.
     """
     mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
     hidden = vision_model.embeddings(((images + 1) / 2 - mean) / std)
     layers = vision_model.encoder.layer
-    chosen = official.get("select_layer", -1)
-    for layer in layers[: chosen if chosen >= 0 else len(layers) + 1 + chosen]:
+    last = official.get("select_layer", -1)
+    for layer in layers[: last if last >= 0 else len(layers) + 1 + last]:
         hidden = layer(hidden)
     rows, columns = (side // official["vision_config"]["patch_size"] for side in images.shape[-2:])
     factor = fold(official)
-    # (B, rows * columns, C) -> (B, rows / factor, columns / factor, factor * factor * C): one token a square
+    # (B, rows * columns, C) -> (B, rows / factor, columns / factor, factor * factor * C)
     grid = hidden[:, 1:].unflatten(1, (rows // factor, factor, columns // factor, factor)).transpose(2, 3).flatten(3)
     if official.get("ps_version", "v2") == "v1":  # early checkpoints were trained with rows and columns exchanged
         grid = grid.transpose(1, 2)
