@@ -50,7 +50,7 @@ from bench.sizes import FAMILIES, PUBLISHED, SIZES
 from bench.steps import Trainer, make_batch, seconds_of, surroundings
 from reca.models.base import UnifiedModel
 from reca.runtime.files import write_json
-from reca.training.compile import attend_by_blocks, compile_blocks
+from reca.training.compile import compile_blocks, enable_flex_attention
 from tools.memory.accelerators import ACCELERATORS, accelerator_name
 from tools.memory.flops import flops_of
 
@@ -210,7 +210,7 @@ def _timed(
                 parameter.data = parameter.data.bfloat16()
     flops = flops_of(lambda: trainer.step(batch))  # of the plain step: compiled code calls what no table knows
     if "flex_attention" in faster:
-        attend_by_blocks(model, device)
+        enable_flex_attention(model, device)
     if "compile" in faster:
         compile_blocks(model)
     for _ in range(WARM_UP):

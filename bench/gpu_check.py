@@ -36,7 +36,7 @@ from bench.sizes import FAMILIES
 from bench.steps import Batch, make_batch
 from reca.models.base import Dialogue, Loss, Sampling, Semantic, Target, UnifiedModel
 from reca.runtime.seeding import SampleRng
-from reca.training.compile import attend_by_blocks, compile_blocks
+from reca.training.compile import compile_blocks, enable_flex_attention
 
 FIXTURES = Path(__file__).parents[1] / "tests/parity/fixtures"
 CPU = torch.device("cpu")
@@ -136,7 +136,7 @@ def faster_kernels(family: str, device: torch.device) -> Iterator[Verdict]:
     batch = make_batch(here, len(PROMPTS), CPU)
     ways: dict[str, Callable[[UnifiedModel], None]] = {"compiled": compile_blocks}
     if family == "bagel":
-        ways["FlexAttention"] = partial(attend_by_blocks, device=device)
+        ways["FlexAttention"] = partial(enable_flex_attention, device=device)
     for name, change in ways.items():
         there = copy.deepcopy(here).to(device)
         change(there)

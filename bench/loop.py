@@ -38,7 +38,7 @@ from reca.data.embeddings import Embeddings
 from reca.models.base import Semantic, Target, UnifiedModel
 from reca.models.loading import base_folder, load_base, load_encoders
 from reca.models.prompts import choose_templates
-from reca.runtime.distributed import SINGLE_PROCESS, StopRequest, prepare
+from reca.runtime.distributed import SINGLE_PROCESS, StopRequest, configure_device
 from reca.runtime.files import write_json
 from reca.stages.extract import DATASET, EMBEDDINGS, extract
 from reca.stages.ingest import ingest
@@ -108,7 +108,7 @@ def measure(size: str, root: Path, options: argparse.Namespace, threads: int) ->
     build("janus", size, CPU).save_official(root / "base")
     with redirect_stdout(StringIO()):
         ingest(config, root)
-    prepare("cpu", threads)
+    configure_device("cpu", threads)
     base, load_options = base_folder(config.model.checkpoint, root), config.model.load_options(root)
     ratios = []
     for _ in range(options.extractions):

@@ -30,7 +30,7 @@ from reca.runtime.distributed import init_distributed
 from reca.runtime.files import write_json
 from reca.runtime.launch import free_port
 from reca.runtime.seeding import SampleRng
-from reca.training.fsdp import shard
+from reca.training.fsdp import shard_model
 from reca.training.optimizer import build_optimizer, clip_gradients, freeze
 
 RESULT = ROOT / "bench/results/sharding.json"
@@ -107,7 +107,7 @@ def measure(folder: Path) -> dict[str, int]:
         with watched() as peak:
             model = load_model("janus", folder, OPTIONS, None if distributed.sharded else CPU)
             if distributed.sharded:
-                shard(model, CPU)
+                shard_model(model, CPU)
         found = {"whole": sum(value.numel() * 4 for value in model.parameters()), "loading, peak": peak[0] - before}
         found["loaded"] = anonymous() - before
         parameters = freeze(model, set(model.trainable()))

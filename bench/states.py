@@ -21,7 +21,7 @@ from bench.sizes import FAMILIES, PUBLISHED
 from reca.config import AdapterSection
 from reca.runtime.files import write_json
 from reca.training.lora import adapt
-from reca.training.low_bit_adamw import Moments, state_bytes
+from reca.training.low_bit_adamw import StateDtype, state_bytes
 from reca.training.precision import bf16_safe_parameters
 
 RESULT = Path(__file__).parent / "results" / "states.json"
@@ -38,7 +38,7 @@ def rows(family: str, ranks: list[int]) -> Iterator[dict[str, Any]]:
         trained = [model.get_parameter(name) for name in model.trainable()]
         weights, gradients = (4 * sum(value.numel() for value in values) for values in (model.parameters(), trained))
         lower = weights - 2 * sum(model.get_parameter(name).numel() for name in bf16_safe_parameters(model))
-        for moments in get_args(Moments):
+        for moments in get_args(StateDtype):
             state = sum(state_bytes(value, moments) for value in trained)
             yield {
                 "model": PUBLISHED[family],

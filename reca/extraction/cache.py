@@ -1,11 +1,11 @@
-"""Extractions under the state folder: a killed one goes on from its finished shards, a later one takes rows from them.
+"""Shards of extractions under the state folder, so that killed runs resume and later ones reuse rows.
 
-    <state>/extract/<how>-<what>/   how: what decides an image's row (model, base, code); what: which images, in order
-        shard-00000.safetensors     finished; the output folder has hard links of it, until DVC puts copies there
-        shard-00000.json            its note, written last
-        known/                      intact shards of other extractions of the same <how>, while this one works
+    <state>/extract/<how>-<what>/   how: digest of model, base and code; what: digest of the images and their order
+        shard-00000.safetensors     finished; the output folder has a hard link to it, until DVC replaces it by a copy
+        shard-00000.json            its metadata, written last
+        reusable/                   valid shards of other extractions with the same <how>, during a run
 
-What is not intact (SHA-256) counts as not there. The last :data:`KEPT` extractions stay.
+A shard whose SHA-256 differs is treated as absent. The last :data:`KEPT` extractions stay.
 """
 
 import json
@@ -26,13 +26,13 @@ from reca.runtime.files import write_text
 from reca.runtime.locks import file_lock
 
 KEPT = 2
-"""Extractions whose shards stay, this one included; other recipes and data sets count alike."""
-KNOWN = "known"
+"""Extractions whose shards stay, the current one included, of any settings."""
+REUSABLE = "reusable"
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """What storing an image's ``semantic`` in fewer bits has cost."""
+    """Error of storing an image's ``semantic`` in fewer bits."""
 
     max: float
     """Largest absolute error."""
@@ -41,16 +41,16 @@ class Rounding:
 
 
 def rounding(exact: Tensor, stored: Tensor) -> Tensor:
-    """The numbers of a :class:`Rounding` for each image, (B, 3) float64: values (B, N, D) against what is stored."""
+    """Return the fields of :class:`Rounding` by image, (B, 3) float64, of exact and stored values (B, N, D)."""
     values = exact.double()
     error = values - stored.double()
-    # In two steps, for a sum over all of an image that is alone in its batch would be split up among the threads.
+    # In two steps, because one sum over a whole image is split among threads if the image is alone in its batch.
     sums = [numbers.square().sum(dim=2).sum(dim=1) for numbers in (error, values)]
     return torch.stack([error.abs().amax(dim=(1, 2)), *sums], dim=1)
 
 
 def rounding_facts(images: Sequence[Rounding]) -> dict[str, float]:
-    """For ``index.json``: the largest error, and the root mean square error relative to that of the values."""
+    """Return the largest error, and the root mean square error relative to that of the values, for ``index.json``."""
     squared = math.fsum(image.squared for image in images)
     error = math.fsum(image.squared_error for image in images)
     largest = max((image.max for image in images), default=0.0)
@@ -58,54 +58,54 @@ def rounding_facts(images: Sequence[Rounding]) -> dict[str, float]:
 
 
 Row = tuple[dict[str, Tensor], Rounding | None]
-"""An image's values by field, as they are stored, and what their rounding has cost, where something is rounded."""
+"""An image's stored values by field, and their rounding error if there is any."""
 
 
 @dataclass(frozen=True)
 class FinishedShard:
-    """A finished shard."""
+    """Metadata of a shard."""
 
     shard: Shard
     fields: dict[str, Field]
     rounding: list[Rounding]
-    """Of each image, in the order of its ids; empty where nothing is rounded."""
+    """Errors of the images, in the order of the ids; empty if no field is rounded."""
 
-    def write(self, note: Path) -> None:
-        """Write the note: from now on the shard counts as finished."""
-        costs = [[cost.max, cost.squared_error, cost.squared] for cost in self.rounding]
+    def write(self, path: Path) -> None:
+        """Write the metadata, which marks the shard as finished."""
+        errors = [[error.max, error.squared_error, error.squared] for error in self.rounding]
         fields = {name: asdict(field) for name, field in self.fields.items()}
-        write_text(note, json.dumps({"shard": asdict(self.shard), "fields": fields, "rounding": costs}))
+        write_text(path, json.dumps({"shard": asdict(self.shard), "fields": fields, "rounding": errors}))
 
     @classmethod
-    def read(cls, note: Path) -> Self:
-        """Read a note."""
-        found = json.loads(note.read_text())
-        fields = {name: Field(**field) for name, field in found["fields"].items()}
-        return cls(Shard(**found["shard"]), fields, [Rounding(*image) for image in found["rounding"]])
+    def read(cls, path: Path) -> Self:
+        """Read the metadata."""
+        content = json.loads(path.read_text())
+        fields = {name: Field(**field) for name, field in content["fields"].items()}
+        return cls(Shard(**content["shard"]), fields, [Rounding(*image) for image in content["rounding"]])
 
     @classmethod
-    def load_valid(cls, note: Path) -> Self | None:
-        """What a note says, if the shard beside it is what it says."""
+    def load_valid(cls, path: Path) -> Self | None:
+        """Read the metadata; ``None`` if it or its shard is absent or damaged."""
         try:
-            done = cls.read(note)
-            check_shard(note.parent, done.shard)
+            finished = cls.read(path)
+            check_shard(path.parent, finished.shard)
         except (OSError, ValueError, KeyError, TypeError, EmbeddingsError):
             return None
-        return done
+        return finished
 
 
 def metadata_path(folder: Path, number: int) -> Path:
-    """Where the note of a shard lies."""
+    """Return the path of a shard's metadata."""
     return folder / f"shard-{number:05d}.json"
 
 
 def shard_path(folder: Path, number: int) -> Path:
-    """Where a shard lies."""
+    """Return the path of a shard."""
     return folder / f"shard-{number:05d}.safetensors"
 
 
 def link(source: Path, destination: Path) -> bool:
-    """Let a file be in two places, or return False: it is copied where that cannot be (another disk, no hard links)."""
+    """Hard-link a file; returns ``False`` if it had to be copied (another disk, no hard links)."""
     try:
         os.link(source, destination)
     except OSError:
@@ -114,75 +114,78 @@ def link(source: Path, destination: Path) -> bool:
     return True
 
 
-def remove_incomplete(folder: Path, parts: Sequence[Sequence[str]]) -> None:
-    """Remove what is not whole of an earlier attempt, and the notes of damaged shards.
+def remove_incomplete(folder: Path, shards: Sequence[Sequence[str]]) -> None:
+    """Remove partial files of an earlier attempt, and the metadata of damaged shards.
 
     Args:
-        folder: The extraction's.
-        parts: The ids of each shard.
+        folder: The state folder of the extraction.
+        shards: The ids of every shard.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(folder / KNOWN, ignore_errors=True)
-    for leftover in folder.glob(".*"):
-        leftover.unlink()
-    for number, ids in enumerate(parts):
-        done = FinishedShard.load_valid(metadata_path(folder, number))
-        if done is None or done.shard.ids != list(ids):
+    shutil.rmtree(folder / REUSABLE, ignore_errors=True)
+    for temporary in folder.glob(".*"):
+        temporary.unlink()
+    for number, ids in enumerate(shards):
+        finished = FinishedShard.load_valid(metadata_path(folder, number))
+        if finished is None or finished.shard.ids != list(ids):
             metadata_path(folder, number).unlink(missing_ok=True)
 
 
-def link_reusable(folder: Path, wanted: set[str]) -> None:
-    """Link the shards of earlier extractions that hold some of the wanted images into ``known/`` of this one.
+def link_reusable(folder: Path, ids: set[str]) -> None:
+    """Link the shards of earlier extractions that hold some of ``ids`` into ``reusable/``.
 
-    Once they are linked, nobody else can remove them. An image's id is the beginning of its SHA-256, so the same id is
-    the same image in every data set.
+    No other process can remove them then. An image's id is the beginning of its SHA-256, so the same id is the same
+    image in every data set.
     """
-    (folder / KNOWN).mkdir()
+    (folder / REUSABLE).mkdir()
     how = folder.name.split("-")[0]
-    for note in sorted(folder.parent.glob(f"{how}-*/shard-*.json")):
-        done = FinishedShard.load_valid(note) if note.parent != folder else None
-        if done is None or wanted.isdisjoint(done.shard.ids):
+    for metadata in sorted(folder.parent.glob(f"{how}-*/shard-*.json")):
+        finished = FinishedShard.load_valid(metadata) if metadata.parent != folder else None
+        if finished is None or ids.isdisjoint(finished.shard.ids):
             continue
-        place = folder / KNOWN / f"{note.parent.name}-{done.shard.file}"
+        path = folder / REUSABLE / f"{metadata.parent.name}-{finished.shard.file}"
         try:
-            link(note.parent / done.shard.file, place)
-        except FileNotFoundError:  # removed by a run that ended just now
+            link(metadata.parent / finished.shard.file, path)
+        except FileNotFoundError:  # removed by another run that has just ended
             continue
-        replace(done, shard=replace(done.shard, file=place.name)).write(place.with_suffix(".json"))
+        replace(finished, shard=replace(finished.shard, file=path.name)).write(path.with_suffix(".json"))
 
 
 class ReusableRows:
-    """Rows of images that were extracted before.
+    """Rows of images that earlier extractions have encoded.
 
     Args:
-        folder: The extraction that they were gathered for.
+        folder: The state folder of the extraction, after :func:`link_reusable`.
     """
 
     def __init__(self, folder: Path) -> None:
-        found = [FinishedShard.read(note) for note in sorted((folder / KNOWN).glob("*.json"))]
-        fields = {name: field for done in found for name, field in done.fields.items()}
-        self._rows = Embeddings(folder / KNOWN, fields, [done.shard for done in found])
+        shards = [FinishedShard.read(metadata) for metadata in sorted((folder / REUSABLE).glob("*.json"))]
+        fields = {name: field for finished in shards for name, field in finished.fields.items()}
+        self._embeddings = Embeddings(folder / REUSABLE, fields, [finished.shard for finished in shards])
         self._rounding = {
-            name: image for done in found for name, image in zip(done.shard.ids, done.rounding, strict=False)
+            name: error
+            for finished in shards
+            for name, error in zip(finished.shard.ids, finished.rounding, strict=False)
         }
-        self.ids = set(self._rows.ids)
+        self.ids = set(self._embeddings.ids)
 
     def row(self, name: str) -> Row:
-        """What is stored of an image."""
-        return {field: self._stored(field, name) for field in self._rows.fields}, self._rounding.get(name)
+        """Return an image's stored values."""
+        return {field: self._values(field, name) for field in self._embeddings.fields}, self._rounding.get(name)
 
-    def _stored(self, field: str, name: str) -> Tensor:
-        (values,) = self._rows.rows(field, [name])
-        # Codes stay int64, for only the whole shard tells in how few bits they fit.
-        return values.to(getattr(torch, self._rows.fields[field].dtype)) if values.is_floating_point() else values
+    def _values(self, field: str, name: str) -> Tensor:
+        (values,) = self._embeddings.rows(field, [name])
+        # Codes stay int64, because their smallest integer type depends on the whole shard.
+        dtype = getattr(torch, self._embeddings.fields[field].dtype)
+        return values.to(dtype) if values.is_floating_point() else values
 
 
 def remove_old(folder: Path) -> None:
-    """Keep this finished extraction and the newest others, :data:`KEPT` in all; not what another process works on."""
-    shutil.rmtree(folder / KNOWN, ignore_errors=True)
+    """Keep this extraction and the newest others, :data:`KEPT` in all, and those that are locked by other processes."""
+    shutil.rmtree(folder / REUSABLE, ignore_errors=True)
     os.utime(folder)
-    others = [path for path in folder.parent.iterdir() if path.is_dir() and path != folder]
-    for old in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)[KEPT - 1 :]:
+    earlier = [path for path in folder.parent.iterdir() if path.is_dir() and path != folder]
+    for old in sorted(earlier, key=lambda path: path.stat().st_mtime, reverse=True)[KEPT - 1 :]:
         try:
             with file_lock(lock_path(old), f"the extraction {old.name}", wait_seconds=0):
                 shutil.rmtree(old)
@@ -191,16 +194,16 @@ def remove_old(folder: Path) -> None:
 
 
 def lock_path(folder: Path) -> Path:
-    """The lock of whoever works on an extraction."""
+    """Return the path of an extraction's lock."""
     return folder.with_name(f"{folder.name}.lock")
 
 
-def merged(parts: Sequence[Mapping[str, Field]]) -> dict[str, Field]:
-    """The fields of a whole cache, by those of its shards: the widest type, and a shape only where all agree."""
-    found: dict[str, Field] = {}
-    for fields in parts:
+def merged(shards: Sequence[Mapping[str, Field]]) -> dict[str, Field]:
+    """Merge the fields of shards: the widest type, and a shape only if all agree."""
+    merged_fields: dict[str, Field] = {}
+    for fields in shards:
         for name, field in fields.items():
-            before = found.get(name, field)
-            dtype = "int32" if "int32" in (before.dtype, field.dtype) else field.dtype
-            found[name] = Field(field.shape if field.shape == before.shape else None, dtype)
-    return found
+            previous = merged_fields.get(name, field)
+            dtype = "int32" if "int32" in (previous.dtype, field.dtype) else field.dtype
+            merged_fields[name] = Field(field.shape if field.shape == previous.shape else None, dtype)
+    return merged_fields

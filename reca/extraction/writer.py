@@ -1,4 +1,4 @@
-"""Writing the shards of an extraction beside the encoding of what comes after them."""
+"""Writing shards on a thread while later images are encoded."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,16 +12,16 @@ from reca.extraction.cache import FinishedShard, Row, metadata_path, shard_path
 
 
 class EmbeddingsWriter:
-    """Writes one shard at a time on a thread of its own; use it in a ``with`` block.
+    """Writes one shard at a time on a thread; use it in a ``with`` block.
 
-    What goes wrong is raised when the next shard is given, or at the end.
+    An error is raised by the next call of :meth:`write`, or at the end.
 
     Args:
-        folder: The extraction's.
+        folder: The state folder of the extraction.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._given = folder, set[int]()
+        self._folder, self._submitted = folder, set[int]()
         self._thread, self._last = ThreadPoolExecutor(1, thread_name_prefix="shards"), Future[None]()
         self._last.set_result(None)
 
@@ -29,27 +29,27 @@ class EmbeddingsWriter:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        self._thread.shutdown()  # a whole shard is kept, whatever has happened to the next one
+        self._thread.shutdown()  # finishes the shard that is being written, even after an error
         if kind is None:
             self._last.result()
 
     def write(self, number: int, ids: Sequence[str], rows: Mapping[str, Row]) -> None:
-        """Begin with a shard, once the one before is written: two are in memory, and no more."""
+        """Submit a shard after waiting for the previous one, so that at most two are in memory."""
         self._last.result()
-        self._given.add(number)
+        self._submitted.add(number)
         self._last = self._thread.submit(_write, self._folder, number, ids, rows)
 
     def images(self, parts: Sequence[Sequence[str]]) -> int:
-        """How many are in shards that this process was given, or that any has written."""
+        """Count the images in shards that this rank has submitted or any rank has written."""
         return sum(
             len(ids)
             for number, ids in enumerate(parts)
-            if number in self._given or metadata_path(self._folder, number).exists()
+            if number in self._submitted or metadata_path(self._folder, number).exists()
         )
 
 
 def _write(folder: Path, number: int, ids: Sequence[str], rows: Mapping[str, Row]) -> None:
-    """Write one shard; its note, written last, says that it is whole."""
+    """Write one shard, and then its metadata, which marks it as finished."""
     fields: dict[str, Field] = {}
     stored: dict[str, list[Tensor]] = {}
     for name in sorted(rows[ids[0]][0]):

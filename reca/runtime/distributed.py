@@ -1,4 +1,4 @@
-"""The training process: its device and threads, its place among others, and how it ends: told to, or left alone."""
+"""The processes of a stage: device, threads, collectives, and stopping on a signal or when the parent dies."""
 
 import ctypes
 import os
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     import torch
 
 GUARD = "RECA_GUARD_PID"
-"""Environment variable with the process of the flow that wants a stage's result (flows/guard.py)."""
+"""Environment variable with the id of the flow's process that waits for the stage (flows/guard.py)."""
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PROCESS_GROUP_TIMEOUT = timedelta(hours=1)
-"""For the slowest process: the first one writes checkpoints and waits for locks while the others wait for it."""
+"""Long, because all ranks wait in a collective while rank 0 writes a checkpoint or acquires a lock."""
 BUCKET_BYTES = 2**26
-"""Of gradients in one message: a hundred messages of a norm's weights cost more than their bytes."""
+"""Gradients per all-reduce: a hundred messages of a norm's weights cost more than their bytes."""
 Item = TypeVar("Item")
 Value = TypeVar("Value")
 
 
-def prepare(device: str, threads: int) -> "torch.device":
+def configure_device(device: str, threads: int) -> "torch.device":
     """Choose the device, limit the threads, and make the CPU deterministic.
 
     Args:
@@ -37,17 +37,17 @@ def prepare(device: str, threads: int) -> "torch.device":
     import torch
 
     torch.set_num_threads(threads)
-    chosen = choose_device(device)
-    if chosen.type == "cpu":
-        # On CUDA deterministic kernels are slower and some are missing: there, runs are alike but not bit-equal.
+    resolved = choose_device(device)
+    if resolved.type == "cpu":
+        # On CUDA deterministic kernels are slower and some do not exist: runs there are equal up to rounding only.
         torch.use_deterministic_algorithms(True)
-        # Filling fresh memory costs time, and we read none that was not written.
+        # Filling fresh memory costs time, and no code of ours reads uninitialised memory.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    return chosen
+    return resolved
 
 
 def choose_device(name: str) -> "torch.device":
-    """The device that ``hardware.device`` means; ``auto`` is CUDA where there is a GPU."""
+    """Resolve ``hardware.device``; ``auto`` is CUDA if there is a GPU."""
     import torch
 
     return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu"))
@@ -55,26 +55,26 @@ def choose_device(name: str) -> "torch.device":
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """This process's place among those that share a stage. Alone, every method costs and changes nothing."""
+    """Rank and collectives of this process; with one process, every method is free and changes no value."""
 
     rank: int = 0
     world_size: int = 1
     device: "torch.device | None" = None
-    """Where gradients lie."""
+    """Device of the gradients."""
     sharded: bool = False
-    """Whether each process holds some rows of every parameter (:mod:`reca.training.fsdp`), not all of them."""
+    """``True`` if parameters are sharded over the ranks (:mod:`reca.training.fsdp`) instead of replicated."""
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this is the one process that writes and speaks."""
+        """Return whether this is rank 0, which writes files and prints."""
         return self.rank == 0
 
     def shard(self, items: Sequence[Item]) -> Sequence[Item]:
-        """This process's share of something that all of them know; it may be empty."""
+        """Return this rank's share of ``items``, which may be empty."""
         return items[self.rank :: self.world_size]
 
     def all_reduce_sum(self, values: Sequence[float]) -> list[float]:
-        """Sums over all processes, the same to the last bit on each of them."""
+        """Return the sums over all ranks, bit-equal on every rank."""
         if self.world_size == 1:
             return list(values)
         import torch
@@ -83,76 +83,75 @@ class DistributedContext:
         return [float(value) for value in sums.tolist()]
 
     def all_reduce_(self, values: "torch.Tensor") -> "torch.Tensor":
-        """The same of numbers on the device, in place; no CPU waits for them."""
+        """Sum a tensor over all ranks in place, without a device sync."""
         if self.world_size > 1:
             import torch
 
             torch.distributed.all_reduce(values)
         return values
 
-    def broadcast(self, word: str) -> str:
-        """What the leading process says, on every process."""
+    def broadcast(self, text: str) -> str:
+        """Return rank 0's text on every rank."""
         if self.world_size == 1:
-            return word
+            return text
         import torch
 
-        words = [word]
-        torch.distributed.broadcast_object_list(words, device=self.device)
-        return words[0]
+        objects = [text]
+        torch.distributed.broadcast_object_list(objects, device=self.device)
+        return objects[0]
 
-    def all_gather(self, facts: Mapping[str, Value]) -> dict[str, Value]:
-        """What each process knows, put together on every process."""
+    def all_gather(self, entries: Mapping[str, Value]) -> dict[str, Value]:
+        """Return the union of all ranks' entries on every rank."""
         if self.world_size == 1:
-            return dict(facts)
+            return dict(entries)
         import torch
 
-        found: list[Mapping[str, Value]] = [{}] * self.world_size
-        torch.distributed.all_gather_object(found, facts)
-        return {name: fact for each in found for name, fact in each.items()}
+        mappings: list[Mapping[str, Value]] = [{}] * self.world_size
+        torch.distributed.all_gather_object(mappings, entries)
+        return {name: value for mapping in mappings for name, value in mapping.items()}
 
     def barrier(self) -> None:
-        """Return when all processes have come here.
+        """Return when every rank has called it.
 
         Raises:
-            LostProcess: One of them will not.
+            LostProcess: A rank has died.
         """
         if self.world_size == 1:
             return
         import torch
 
         try:
-            # On the CPU, by gloo: it notices when another process is gone.
+            # An all-reduce on the CPU, because gloo notices when another process has died.
             torch.distributed.all_reduce(torch.zeros(1))
         except RuntimeError as error:
             print(
-                "reca: another process of this stage has ended before its time. What is finished is kept, and the same "
-                f"command goes on from there ({str(error).splitlines()[0]})",
+                "reca: another process of this stage has died. Finished work is kept; run the same command again to "
+                f"continue ({str(error).splitlines()[0]})",
                 file=sys.stderr,
             )
             raise LostProcess from None
 
-    def all_reduce_gradients(self, parameters: Sequence["torch.nn.Parameter"], told: bool) -> bool:
-        """Add up the gradients of all processes, in place; those of sharded parameters have been, as they came.
+    def all_reduce_gradients(self, parameters: Sequence["torch.nn.Parameter"], stop_requested: bool) -> bool:
+        """Sum the gradients over all ranks in place; FSDP has done so already for sharded parameters.
 
         Args:
-            parameters: The same ones on every process.
-            told: Whether this process was told to end; it travels along, so that asking costs no message of its own.
+            parameters: The same ones on every rank.
+            stop_requested: Whether this rank has received a signal; it travels along, to save a message.
 
         Returns:
-            Whether any process was told to end.
+            Whether any rank has received a signal.
         """
         if self.world_size == 1:
-            return told
+            return stop_requested
         if self.sharded:
-            return self.all_reduce_sum([float(told)]) != [0.0]
+            return self.all_reduce_sum([float(stop_requested)]) != [0.0]
         import torch
 
-        *counts, ending = self.all_reduce_sum(
-            [*(float(parameter.grad is not None) for parameter in parameters), float(told)]
-        )
+        has_gradient = [float(parameter.grad is not None) for parameter in parameters]
+        *counts, stop_requests = self.all_reduce_sum([*has_gradient, float(stop_requested)])
         gradients = list[torch.Tensor]()
         for parameter, count in zip(parameters, counts, strict=True):
-            if not count:  # reached by no sample of the step: the optimizer must not see a gradient, be it 0
+            if not count:  # reached by no sample of any rank: the optimizer must see None here, not 0
                 continue
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -164,11 +163,11 @@ class DistributedContext:
                 sums = flat.split([gradient.numel() for gradient in bucket])
                 for gradient, total in zip(bucket, sums, strict=True):
                     gradient.copy_(total.view_as(gradient))
-        return ending > 0
+        return stop_requests > 0
 
 
 def _buckets(gradients: Sequence["torch.Tensor"]) -> Iterator[list["torch.Tensor"]]:
-    """Neighbours of one type that travel as one message; a larger gradient is a bucket of its own."""
+    """Group neighbours of equal dtype into messages of ``BUCKET_BYTES``; a larger gradient is a bucket by itself."""
     bucket, size = list["torch.Tensor"](), 0
     for gradient in gradients:
         if bucket and (size + gradient.nbytes > BUCKET_BYTES or gradient.dtype != bucket[0].dtype):
@@ -185,17 +184,17 @@ SINGLE_PROCESS = DistributedContext()
 
 @contextmanager
 def init_distributed(device: "torch.device | str", sharded: bool = False) -> Iterator[DistributedContext]:
-    """Take this process's place among those that were launched together, if they were; all but the first fall silent.
+    """Join the process group of the launcher, if there is one; stdout of all ranks but 0 is discarded.
 
-    A launcher says so in RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT: ours, or torchrun. Inside another
-    ``init_distributed`` the place is the one that was taken there.
+    A launcher, ours or torchrun, sets RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. Nested calls return
+    the context of the same process group.
 
     Args:
-        device: Of this process; a name is chosen by :func:`choose_device`, and not before there are several.
-        sharded: Whether the processes are to share one model's parameters; one alone has nobody to share with.
+        device: Of this process; a name is resolved by :func:`choose_device`, and only if there are several processes.
+        sharded: Whether the ranks are to shard the model's parameters; ignored for a single process.
 
     Raises:
-        UserError: There is no GPU for this process.
+        UserError: There are fewer GPUs than processes.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1":
         yield SINGLE_PROCESS
@@ -208,35 +207,35 @@ def init_distributed(device: "torch.device | str", sharded: bool = False) -> Ite
         return
     on_cuda = device.type == "cuda"
     if on_cuda:
-        place, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-        if place >= gpus:
-            raise UserError(f"there are {gpus} GPUs for more processes; set hardware.processes={gpus}")
-        torch.cuda.set_device(place)
+        local_rank, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local_rank >= gpus:
+            raise UserError(f"there are more processes than the {gpus} GPUs; set hardware.processes={gpus}")
+        torch.cuda.set_device(local_rank)
     torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo", timeout=PROCESS_GROUP_TIMEOUT)
     distributed = DistributedContext(torch.distributed.get_rank(), torch.distributed.get_world_size(), device, sharded)
     if distributed.is_main_process:
         yield distributed
     else:
-        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        with open(os.devnull, "w") as devnull, redirect_stdout(devnull):
             yield distributed
-    torch.distributed.destroy_process_group()  # not after an error: the others may never come to it
+    torch.distributed.destroy_process_group()  # not after an error: it may block until the other ranks call it too
 
 
 def end_with_parent() -> None:
-    """Ask the kernel for SIGTERM when the parent dies, so that no orphan trains on (Linux; elsewhere: nothing).
+    """Ask the kernel for SIGTERM when the parent dies, so that no orphan trains on (Linux only).
 
-    Under ``nohup`` (SIGHUP ignored) the user has asked for the opposite, and gets it.
+    Does nothing under ``nohup`` (SIGHUP ignored), with which the user asks for the opposite.
     """
     if sys.platform != "linux" or signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
         return
     parent = os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent:  # it died in between, and the kernel will not say so any more
+    if os.getppid() != parent:  # it died before prctl, so the kernel will not send the signal
         os.kill(os.getpid(), signal.SIGTERM)
 
 
 class LostProcess(SystemExit):
-    """Another of several processes has died."""
+    """Another rank has died."""
 
     STATUS = os.EX_TEMPFAIL
 
@@ -245,17 +244,16 @@ class LostProcess(SystemExit):
 
 
 class Interrupted(SystemExit):
-    """The run was told to end and has saved its last step; the exit status is 128 + signal, as in a shell."""
+    """A signal has stopped the run after its last step was saved; the exit status is 128 + signal, as in a shell."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(128 + signal_number)
 
 
 class StopRequest:
-    """Notes SIGTERM and SIGINT, so that the loop can end between two steps; a second SIGINT ends it at once.
+    """Records SIGTERM and SIGINT, so that the loop can end between two steps; a second SIGINT ends it at once.
 
-    SIGUSR1 counts as SIGTERM: what starts processes on several hosts hands that one on. Use it in a ``with`` block, in
-    the main thread.
+    SIGUSR1 counts as SIGTERM, because multi-node launchers forward it. Use it in a ``with`` block in the main thread.
     """
 
     def __init__(self) -> None:
@@ -264,14 +262,14 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            self._before[number] = signal.signal(number, self._note)
+            self._before[number] = signal.signal(number, self._record)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, _frame: FrameType | None) -> None:
+    def _record(self, number: int, _frame: FrameType | None) -> None:
         if self.signal_number is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal_number = signal.SIGTERM if number == signal.SIGUSR1 else number

@@ -1,4 +1,4 @@
-"""One command, several processes: one for each device of this machine, and of others."""
+"""Starting one process per device, on one host or several."""
 
 import os
 import shlex
@@ -18,39 +18,39 @@ from reca.runtime.distributed import GUARD, LostProcess, StopRequest, end_with_p
 from reca.runtime.errors import UserError
 
 GRACE_SECONDS = 30.0
-"""For the others when one process has failed: the first may be writing a checkpoint."""
+"""Time for the other ranks when one has failed, because rank 0 may be writing a checkpoint."""
 POLL_SECONDS = 0.1
 STDERR_TAIL_CHARS = 10_000
-"""Characters of a failed process's stderr that are shown."""
+"""Length of a failed rank's stderr that is printed."""
 NODE_STOP_SIGNAL = signal.SIGUSR1
-"""Ends what a node launcher has started: srun and mpirun hand it on, while at SIGTERM srun kills without asking."""
+"""Signal to a multi-node launcher: srun and mpirun forward it, but on SIGTERM srun kills its tasks at once."""
 RENDEZVOUS = "RECA_RENDEZVOUS"
-"""Environment variable with HOST:PORT, where the processes of several nodes find each other."""
+"""Environment variable with HOST:PORT of rank 0 of a multi-node run."""
 NODE_RANKS = ("RECA_NODE_RANK", "SLURM_NODEID", "OMPI_COMM_WORLD_RANK")
-"""Environment variables with the number of the node, the first one set counts."""
+"""Environment variables with the number of the node; the first one set counts."""
 
 
 def launched() -> bool:
-    """Whether this process is already one of several."""
+    """Return whether this process was started by a launcher."""
     return "RANK" in os.environ
 
 
 def launch_all(command: Sequence[str], hardware: HardwareSection, independent_ranks: bool = False) -> int:
-    """Start a command on all devices of all nodes, and wait for it.
+    """Run a command on all devices of all nodes.
 
     On one node that is :func:`launch`. For several, ``hardware.multinode_launcher`` starts the same command on each of
     them, which comes here again and then knows its node.
 
     Args:
         command: Program and arguments.
-        hardware: How many nodes and processes, and how nodes are reached.
+        hardware: Numbers of nodes and processes, and the launcher.
         independent_ranks: See :func:`launch`.
 
     Returns:
         0, or the exit status of a process that failed.
 
     Raises:
-        UserError: The launcher cannot be started, or does not tell the nodes apart.
+        UserError: The launcher cannot be started, or does not number the nodes.
     """
     if hardware.nodes == 1:
         return launch(command, hardware.processes, independent_ranks=independent_ranks)
@@ -58,26 +58,26 @@ def launch_all(command: Sequence[str], hardware: HardwareSection, independent_ra
         rank = next((os.environ[name] for name in NODE_RANKS if name in os.environ), None)
         if rank is None:
             raise UserError(
-                f"hardware.multinode_launcher sets none of {', '.join(NODE_RANKS)}, so a node is not told which"
+                f"hardware.multinode_launcher sets none of {', '.join(NODE_RANKS)}, so a node does not know its number"
             )
         node = Node(int(rank), hardware.nodes, *rendezvous.rsplit(":", 1))
         return launch(command, hardware.processes, node, independent_ranks)
     environment = {**os.environ, RENDEZVOUS: f"{socket.gethostname()}:{free_port()}"}
-    environment.pop(GUARD, None)  # a process of this host, which this one watches
+    environment.pop(GUARD, None)  # a process of this host, which only this process can watch
     launcher = hardware.multinode_launcher.replace("{nodes}", str(hardware.nodes))
     words = [*shlex.split(launcher), *command]
     with StopRequest() as stop:
         end_with_parent()
         try:
-            started = subprocess.Popen(words, env=environment, close_fds=False)
+            process = subprocess.Popen(words, env=environment, close_fds=False)
         except OSError as error:
             raise UserError(f"hardware.multinode_launcher cannot be started: {words[0]}: {error.strerror}") from None
         try:
-            _wait([started], stop, NODE_STOP_SIGNAL)
+            _wait([process], stop, NODE_STOP_SIGNAL)
         finally:
-            started.kill()  # nothing where it has ended
-            started.wait()
-    return started.returncode if started.returncode >= 0 else 128 - started.returncode
+            process.kill()  # no effect if it has ended
+            process.wait()
+    return process.returncode if process.returncode >= 0 else 128 - process.returncode
 
 
 @dataclass(frozen=True)
@@ -87,44 +87,46 @@ class Node:
     rank: int = 0
     count: int = 1
     address: str = "127.0.0.1"
-    """Of the leading one."""
+    """Address of the node with rank 0."""
     port: str = ""
-    """Free on the leading one."""
+    """Free on the node with rank 0."""
 
 
 def launch(command: Sequence[str], processes: int, node: Node | None = None, independent_ranks: bool = False) -> int:
-    """Start a command so many times, each knowing its rank, and wait for all of them.
+    """Run a command once per rank on this node.
 
-    Not accelerate's launcher: on the CPU it starts one process unless it is told ``--multi_gpu``, and it makes 1 of
-    every exit status, while ours tell a mistake of the user from an interruption.
+    Not accelerate's launcher: on the CPU it starts one process unless ``--multi_gpu`` is given, and it turns every
+    exit status into 1, whereas ours distinguish a user's mistake from an interruption.
 
     Args:
         command: Program and arguments.
-        processes: On this node.
-        node: This one among several; ``None``: there is no other.
+        processes: Ranks on this node.
+        node: This node; ``None`` if it is the only one.
         independent_ranks: Ranks synchronise only at the end. When one is killed (not failed), the others then finish
             their shares first; otherwise they are ended after :data:`GRACE_SECONDS`.
 
     Returns:
-        0, or the exit status of the process that failed first.
+        0, or the exit status of the rank that failed first.
     """
     node = node or Node(port=str(free_port()))
     shared = {"WORLD_SIZE": str(processes * node.count), "MASTER_ADDR": node.address, "MASTER_PORT": node.port}
     with StopRequest() as stop, ExitStack() as files:
         end_with_parent()
-        # Only the first one's stderr is seen: what all of them find wrong is to be read once.
+        # Only rank 0's stderr is passed through, because all ranks report the same user errors.
         errors = [None, *(files.enter_context(tempfile.TemporaryFile()) for _ in range(1, processes))]
         ranks = list[subprocess.Popen[bytes]]()
         try:
             for rank, error in enumerate(errors):
-                place = {"RANK": str(node.rank * processes + rank), "LOCAL_RANK": str(rank)}
-                # close_fds=False: the locks on devices that the flow has handed on are held by every process.
-                ranks.append(subprocess.Popen(command, env=os.environ | shared | place, stderr=error, close_fds=False))
-            # Told to end by SIGTERM, never SIGINT: a terminal has sent that to them already.
+                rank_variables = {"RANK": str(node.rank * processes + rank), "LOCAL_RANK": str(rank)}
+                # close_fds=False: every rank inherits the flow's locks on devices.
+                ranks.append(
+                    subprocess.Popen(command, env=os.environ | shared | rank_variables, stderr=error, close_fds=False)
+                )
+            # Stopped by SIGTERM, never SIGINT, which a terminal has sent to every rank already.
             first = _wait(ranks, stop, signal.SIGTERM, independent_ranks)
         finally:
             for process in ranks:
-                process.kill()  # nothing where it has ended
+                process.kill()  # no effect if it has ended
                 process.wait()
         if first is None:
             return 0
@@ -132,32 +134,35 @@ def launch(command: Sequence[str], processes: int, node: Node | None = None, ind
         if status < 0 and stop.signal_number is None:
             print(f"process {first} of {processes} was killed by signal {-status}", file=sys.stderr)
         elif status != ranks[0].returncode and (error := errors[first]) is not None:
-            print(f"process {first} of {processes} failed:\n{_end_of(error)}", file=sys.stderr)
+            print(f"process {first} of {processes} failed:\n{_tail(error)}", file=sys.stderr)
         return status if status > 0 else 128 - status
 
 
 def _wait(
-    ranks: Sequence[subprocess.Popen[bytes]], stop: StopRequest, ending: signal.Signals, independent_ranks: bool = False
+    ranks: Sequence[subprocess.Popen[bytes]],
+    stop: StopRequest,
+    stop_signal: signal.Signals,
+    independent_ranks: bool = False,
 ) -> int | None:
-    """Until all have ended, or one has failed and the others had time to; returns the first that failed.
+    """Wait until all have ended, or one has failed and ``GRACE_SECONDS`` are over; returns the first that failed.
 
     Args:
-        ranks: What was started.
-        stop: Whether this process was told to end.
-        ending: The signal that tells them so.
+        ranks: The processes.
+        stop: Signals to this process.
+        stop_signal: Sent to the ranks when this process has received one.
         independent_ranks: See :func:`launch`.
     """
-    first, until, passed_on = None, float("inf"), False
-    while any(process.poll() is None for process in ranks) and time.monotonic() < until:
-        if stop.signal_number is not None and not passed_on:
+    first, deadline, forwarded = None, float("inf"), False
+    while any(process.poll() is None for process in ranks) and time.monotonic() < deadline:
+        if stop.signal_number is not None and not forwarded:
             for process in ranks:
-                process.send_signal(ending)
-            passed_on = True
+                process.send_signal(stop_signal)
+            forwarded = True
         first = _failed(ranks) if first is None else first
-        if until == float("inf") and any(
+        if deadline == float("inf") and any(
             process.poll() and not (independent_ranks and _lost(process)) for process in ranks
         ):
-            until = time.monotonic() + GRACE_SECONDS
+            deadline = time.monotonic() + GRACE_SECONDS
         time.sleep(POLL_SECONDS)
     return _failed(ranks) if first is None else first
 
@@ -167,17 +172,17 @@ def _failed(ranks: Sequence[subprocess.Popen[bytes]]) -> int | None:
 
 
 def _lost(process: subprocess.Popen[bytes]) -> bool:
-    """Whether it was killed, or has found that another one was when it had finished."""
+    """Return whether the rank was killed, or found at a barrier that another rank was."""
     return process.returncode is not None and (process.returncode < 0 or process.returncode == LostProcess.STATUS)
 
 
-def _end_of(file: IO[bytes]) -> str:
+def _tail(file: IO[bytes]) -> str:
     file.seek(0)
     return file.read().decode(errors="replace")[-STDERR_TAIL_CHARS:]
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on at the moment."""
+    """Return a port of this host that is free at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,4 +1,4 @@
-"""Read what is needed next while the present is computed."""
+"""Reading inputs on threads while earlier ones are processed."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -10,21 +10,21 @@ Value = TypeVar("Value")
 
 
 class Prefetcher(Generic[Item, Value]):
-    """Iterates over items and what is read of each, in order; use it in a ``with`` block, or close it.
+    """Iterator over (item, its loaded value) in order; use it in a ``with`` block, or close it.
 
-    As many threads read as there are items ahead, so that decoding an image on one core need not be faster than all
-    that is computed from it. What goes wrong in reading is raised where the item is due.
+    There are as many threads as prefetched items, so that decoding on one core need not keep up with the consumer. An
+    error in loading is raised when its item is returned.
 
     Args:
-        read: What an item stands for; called by several threads at once.
-        items: In the order in which they will be asked for; looked at no earlier than they are read.
-        number: Items that are read before they are due; 0: each is read when it is due, without a thread.
+        load: Function from an item to its value; called by several threads at once.
+        items: In the order of iteration; advanced only when an item is about to be loaded.
+        prefetch: Items that are loaded ahead; 0: each is loaded on demand, without a thread.
     """
 
-    def __init__(self, read: Callable[[Item], Value], items: Iterable[Item], number: int) -> None:
-        self._read, self._items, self._number = read, iter(items), number
-        self._threads = ThreadPoolExecutor(number, thread_name_prefix="read-ahead") if number else None
-        self._coming: deque[tuple[Item, Future[Value]]] = deque()
+    def __init__(self, load: Callable[[Item], Value], items: Iterable[Item], prefetch: int) -> None:
+        self._load, self._items, self._prefetch = load, iter(items), prefetch
+        self._threads = ThreadPoolExecutor(prefetch, thread_name_prefix="prefetch") if prefetch else None
+        self._queue: deque[tuple[Item, Future[Value]]] = deque()
 
     def __enter__(self) -> Self:
         return self
@@ -33,7 +33,7 @@ class Prefetcher(Generic[Item, Value]):
         self.close()
 
     def close(self) -> None:
-        """Read no more."""
+        """Stop loading."""
         if self._threads is not None:
             self._threads.shutdown(cancel_futures=True)
 
@@ -43,16 +43,16 @@ class Prefetcher(Generic[Item, Value]):
     def __next__(self) -> tuple[Item, Value]:
         if self._threads is None:
             item = next(self._items)
-            return item, self._read(item)
+            return item, self._load(item)
         for item in self._items:
-            self._coming.append((item, self._threads.submit(self._read, item)))
-            if len(self._coming) > self._number:
+            self._queue.append((item, self._threads.submit(self._load, item)))
+            if len(self._queue) > self._prefetch:
                 break
-        if not self._coming:
+        if not self._queue:
             raise StopIteration
-        due, value = self._coming.popleft()
-        return due, value.result()
+        item, future = self._queue.popleft()
+        return item, future.result()
 
     def load_now(self, item: Item) -> Value:
-        """What is read of an item that is not one of those to come, behind those that are being read."""
-        return self._read(item) if self._threads is None else self._threads.submit(self._read, item).result()
+        """Load an item outside the iteration, after those that are being loaded."""
+        return self._load(item) if self._threads is None else self._threads.submit(self._load, item).result()

@@ -1,8 +1,8 @@
-"""``extract``: compute once what the frozen parts of the base model say about every image.
+"""``extract``: encode every image once by the frozen parts of the base model.
 
-What may be stored the model declares (``cacheable``). Finished shards are kept under the state folder
-(:mod:`reca.extraction.cache`) and linked to the output at the end: a killed run goes on from there, and after a
-change of the data only new images are encoded. The output does not tell which of this happened.
+The model declares which fields may be stored (``cacheable``). Finished shards stay under the state folder
+(:mod:`reca.extraction.cache`) and are linked into the output at the end: a killed run resumes from them, and after a
+change of the data only new images are encoded. The output is the same in all cases.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ from reca.extraction.encoder import Encoder
 from reca.extraction.writer import EmbeddingsWriter
 from reca.models.loading import base_digest, base_folder, load_encoders
 from reca.runtime.code_digest import code_digest
-from reca.runtime.distributed import DistributedContext, end_with_parent, init_distributed, prepare
+from reca.runtime.distributed import DistributedContext, configure_device, end_with_parent, init_distributed
 from reca.runtime.files import atomic_folder
 from reca.runtime.hashing import file_digest, json_digest
 from reca.runtime.locks import file_lock, friendly_io_errors
@@ -47,21 +47,18 @@ IGNORED_MODEL_KEYS = {"name", "hub", "prompt_dropout"}
 def extract(config: Config, root: Path) -> None:
     """Write ``outputs/embeddings``: safetensors shards, ``index.json``, ``result.json``.
 
-    Several processes (:func:`init_distributed`) share the shards, which are the same however many there are.
+    The ranks (:func:`init_distributed`) share the shards, whose bytes do not depend on the world size.
 
     Raises:
-        UserError: Data set or base model are missing or damaged, or the disk is full or read-only.
+        UserError: Data set or base model are absent or damaged, or the disk is full or read-only.
     """
     end_with_parent()
     base = base_folder(config.model.checkpoint, root)
-    device = prepare(config.hardware.device, config.hardware.threads)
+    device = configure_device(config.hardware.device, config.hardware.threads)
     with init_distributed(device) as distributed, ImageReader(root / DATASET) as reader:
         state = root / config.paths.state / "extract" / _fingerprint(config, root, base)
-        with (
-            file_lock(lock_path(state), f"the extraction {state.name}")
-            if distributed.is_main_process
-            else nullcontext()
-        ):
+        lock = file_lock(lock_path(state), f"the extraction {state.name}")
+        with lock if distributed.is_main_process else nullcontext():
             with friendly_io_errors(state, "embeddings"):
                 finished = _finish(config, reader, base, root, state, device, distributed)
             if not distributed.is_main_process:
@@ -72,7 +69,10 @@ def extract(config: Config, root: Path) -> None:
 
 
 def _fingerprint(config: Config, root: Path, base: Path) -> str:
-    """What decides an image's row, the code included, and which images in which shards; not batch size or device."""
+    """Return digests of everything that decides a row, the code included, and of the order of the images.
+
+    Batch size, device and threads are left out: they change rows only by rounding (:class:`Encoder`).
+    """
     how: list[Any] = [config.model.model_dump(exclude=IGNORED_MODEL_KEYS), config.extract.dtype]
     how += [base_digest(base), code_digest("extract", family=config.model.family)]
     what = [file_digest(root / DATASET / MANIFEST), config.extract.images_per_shard]
@@ -88,55 +88,56 @@ def _finish(
     device: torch.device,
     distributed: DistributedContext,
 ) -> list[FinishedShard]:
-    """All shards, those of an earlier attempt included."""
+    """Encode what earlier attempts have not, and return all shards."""
     ids, size = reader.ids(), config.extract.images_per_shard
-    parts = [ids[start : start + size] for start in range(0, len(ids), size)]
+    shards = [ids[start : start + size] for start in range(0, len(ids), size)]
     if distributed.is_main_process:
-        remove_incomplete(state, parts)
+        remove_incomplete(state, shards)
     distributed.barrier()
-    missing = [number for number in range(len(parts)) if not metadata_path(state, number).exists()]
-    if distributed.is_main_process and missing:
-        link_reusable(state, {name for number in missing for name in parts[number]})
-    distributed.barrier()  # all have seen the same gaps before the first one is filled
-    finished = len(ids) - sum(len(parts[number]) for number in missing)
+    unfinished = [number for number in range(len(shards)) if not metadata_path(state, number).exists()]
+    if distributed.is_main_process and unfinished:
+        link_reusable(state, {name for number in unfinished for name in shards[number]})
+    distributed.barrier()  # every rank must list the unfinished shards before one is written
+    finished = len(ids) - sum(len(shards[number]) for number in unfinished)
     if finished:
         print(f"{finished} of {len(ids)} images were extracted by an earlier attempt", flush=True)
-    if missing:
-        known = ReusableRows(state)
-        new = [name for number in missing for name in parts[number] if name not in known.ids]
-        if known.ids:
+    if unfinished:
+        reusable = ReusableRows(state)
+        new = [name for number in unfinished for name in shards[number] if name not in reusable.ids]
+        if reusable.ids:
             reused = len(ids) - finished - len(new)
             print(f"{reused} images are taken from earlier extractions, {len(new)} are new", flush=True)
         family, options = config.model.family, config.model.load_options(root)
         model = load_encoders(family, base, options, device) if new else None
-        size, dtype, ahead = config.hardware.micro_batch_size, config.extract.dtype, config.hardware.prefetch
-        encoder = Encoder(model, reader, device, size, getattr(torch, dtype), ahead) if model else None
+        batch_size, prefetch = config.hardware.micro_batch_size, config.hardware.prefetch
+        dtype = getattr(torch, config.extract.dtype)
+        encoder = Encoder(model, reader, device, batch_size, dtype, prefetch) if model else None
         progress = Progress(len(ids), "images", start=finished)
         with EmbeddingsWriter(state) as writer:
-            for number in distributed.shard(missing):
-                before = writer.images(parts)
-                rows = {name: known.row(name) for name in parts[number] if name in known.ids}
+            for number in distributed.shard(unfinished):
+                images_before = writer.images(shards)
+                rows = {name: reusable.row(name) for name in shards[number] if name in reusable.ids}
                 if encoder is not None:
-                    for name, row in encoder.rows([name for name in parts[number] if name not in known.ids]):
+                    for name, row in encoder.rows([name for name in shards[number] if name not in reusable.ids]):
                         rows[name] = row
-                        progress.update(before + len(rows))
-                writer.write(number, parts[number], rows)
+                        progress.update(images_before + len(rows))
+                writer.write(number, shards[number], rows)
         distributed.barrier()
         progress.update(len(ids))
-    return [FinishedShard.read(metadata_path(state, number)) for number in range(len(parts))]
+    return [FinishedShard.read(metadata_path(state, number)) for number in range(len(shards))]
 
 
-def _publish(config: Config, state: Path, output: Path, finished: Sequence[FinishedShard]) -> None:
+def _publish(config: Config, state: Path, output: Path, shards: Sequence[FinishedShard]) -> None:
     """Link the shards into the output folder, or copy and verify them, and write the index."""
-    fields = merged([done.fields for done in finished])
-    costs = [cost for done in finished for cost in done.rounding]
-    facts = {"semantic": rounding_facts(costs)} if "semantic" in fields else {}
+    fields = merged([finished.fields for finished in shards])
+    errors = [error for finished in shards for error in finished.rounding]
+    facts = {"semantic": rounding_facts(errors)} if "semantic" in fields else {}
     with atomic_folder(output) as folder:
-        for done in finished:
-            if not link(state / done.shard.file, folder / done.shard.file):
-                check_shard(folder, done.shard)
-        write_index(folder, [done.shard for done in finished], fields, error=facts)
-        images = sum(len(done.shard.ids) for done in finished)
+        for finished in shards:
+            if not link(state / finished.shard.file, folder / finished.shard.file):
+                check_shard(folder, finished.shard)
+        write_index(folder, [finished.shard for finished in shards], fields, error=facts)
+        images = sum(len(finished.shard.ids) for finished in shards)
         write_result(folder, "extract", config, ("model", "extract"), images=images, fields=sorted(fields), error=facts)
     stored = ", ".join(f"{name} {field.shape or 'of several shapes'} {field.dtype}" for name, field in fields.items())
-    print(f"{images} images in {len(finished)} shards: {stored or 'nothing is frozen'}; rounding {facts}", flush=True)
+    print(f"{images} images in {len(shards)} shards: {stored or 'no part is frozen'}; rounding {facts}", flush=True)

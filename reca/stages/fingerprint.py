@@ -1,7 +1,7 @@
 """``fingerprint``: hash what DVC cannot hash well, our own code and the base model.
 
 Both are written to small files on which the other stages depend. Rewording a docstring, or the base's model card, then
-makes nothing stale (:mod:`reca.runtime.code_digest`).
+makes no stage stale (:mod:`reca.runtime.code_digest`).
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""``ingest``: images from any source become one data set of upright, distinct, readable images."""
+"""``ingest``: turn images from any source into a data set of upright, distinct, readable images."""
 
 import json
 import warnings
@@ -26,19 +26,19 @@ B = TypeVar("B")
 DATASET = "outputs/dataset"
 QUARANTINE = "quarantine.jsonl"
 BYTES_PER_PIXEL = 8
-"""Of the most wasteful image there is: 16-bit RGBA, not compressed."""
+"""The most that an image file can need: 16-bit RGBA, not compressed."""
 HEADROOM_BYTES = 16 * 2**20
 
 
 def ingest(config: Config, root: Path) -> None:
     """Read the images that ``config.data`` names; write ``outputs/dataset``.
 
-    The same images give the same bytes, whatever their order, their names' times, or the number of threads.
+    The same images give the same bytes, independent of their order, file times and the number of threads.
 
     Raises:
-        UserError: The source cannot be read, too many of its images are bad, or nothing usable is left.
+        UserError: The source cannot be read, too many of its images are bad, or none is usable.
     """
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong with an image goes to the quarantine
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # errors of images are recorded in the quarantine file
     folder = root / DATASET
     try:
         with atomic_folder(folder) as unfinished:
@@ -89,7 +89,7 @@ def _read_all(config: Config, source: Source, store: TempImageStore, max_pixels:
 
     rejected: list[Rejected] = []
     progress = Progress(source.total, source.unit)
-    wanted = config.data.num_images if source.endless else None
+    limit = config.data.num_images if source.endless else None
     threads = config.hardware.threads
     with ThreadPoolExecutor(threads) as pool:
         for result in _in_order(pool, examine, source, ahead=2 * threads):
@@ -98,24 +98,24 @@ def _read_all(config: Config, source: Source, store: TempImageStore, max_pixels:
             else:
                 store.add(result)
             progress.update(source.done, f"{len(store)} good, {store.duplicates} duplicates, {len(rejected)} bad")
-            if wanted is not None and len(store) >= wanted:
+            if limit is not None and len(store) >= limit:
                 break
     return sorted(rejected, key=lambda entry: (entry.source, entry.reason))
 
 
 def _in_order(pool: Executor, function: Callable[[A], B], inputs: Iterable[A], ahead: int) -> Iterator[B]:
-    """``map`` on a pool that never holds more than ``ahead`` inputs: a source may be larger than the memory."""
-    waiting: deque[Future[B]] = deque()
+    """Map on a pool in order, with at most ``ahead`` inputs in memory, because a source may be larger than it."""
+    pending: deque[Future[B]] = deque()
     for entry in inputs:
-        waiting.append(pool.submit(function, entry))
-        if len(waiting) >= ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+        pending.append(pool.submit(function, entry))
+        if len(pending) >= ahead:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
 
 
 def _check(config: Config, root: Path, good: int, rejected: list[Rejected]) -> None:
-    """Stop when too much is bad; the list of what is bad is kept where the user can read it."""
+    """Raise if too many images are bad, and write the list of bad images for the user."""
     total, allowed = good + len(rejected), config.data.max_bad_fraction
     if good and len(rejected) <= allowed * total:
         return
@@ -127,7 +127,7 @@ def _check(config: Config, root: Path, good: int, rejected: list[Rejected]) -> N
     share = f"{len(rejected)} of {total} images are bad ({len(rejected) / total:.1%}; {worst})"
     raise UserError(
         f"{share}; data.max_bad_fraction allows {allowed:.1%}. "
-        f"Which ones and why: {quarantine}. Mend or remove them, or allow more with data.max_bad_fraction"
+        f"Which ones and why: {quarantine}. Fix or remove them, or allow more with data.max_bad_fraction"
     )
 
 
@@ -135,8 +135,8 @@ def _write_shards(config: Config, store: TempImageStore, folder: Path) -> list[d
     rows = []
     with ShardWriter(folder) as shards:
         for picture, stored in store.images(config.data.num_images):
-            key, said = picture.sha256[:16], picture.description
-            member = shards.add(key, picture.suffix, stored, said.ground_truth)
+            key, description = picture.sha256[:16], picture.description
+            member = shards.add(key, picture.suffix, stored, description.ground_truth)
             row = {
                 "id": key,
                 "sha256": picture.sha256,
@@ -144,9 +144,11 @@ def _write_shards(config: Config, store: TempImageStore, folder: Path) -> list[d
                 "height": picture.height,
                 "split": assign_split(picture.sha256, config.data.held_out_fraction),
                 "source": picture.source,
-                "caption": said.caption,
-                "full_caption": said.full_caption,
-                "ground_truth": json.dumps(said.ground_truth, sort_keys=True) if said.ground_truth else None,
+                "caption": description.caption,
+                "full_caption": description.full_caption,
+                "ground_truth": json.dumps(description.ground_truth, sort_keys=True)
+                if description.ground_truth
+                else None,
             }
             rows.append(row | asdict(member))
     return rows

@@ -1,4 +1,4 @@
-"""``train``: align the base model with its own understanding (RecA), from the extract cache or from the images."""
+"""``train``: align the base model with its own understanding (RecA), from stored embeddings or from the images."""
 
 import shutil
 from contextlib import nullcontext
@@ -12,7 +12,13 @@ from reca.data.embeddings import Embeddings
 from reca.data.manifest import MANIFEST, read_manifest
 from reca.models.base import UnifiedModel
 from reca.models.loading import base_digest, base_folder, load_base
-from reca.runtime.distributed import DistributedContext, StopRequest, end_with_parent, init_distributed, prepare
+from reca.runtime.distributed import (
+    DistributedContext,
+    StopRequest,
+    configure_device,
+    end_with_parent,
+    init_distributed,
+)
 from reca.runtime.errors import UserError
 from reca.runtime.files import atomic_folder, write_json
 from reca.runtime.hashing import checkpoint_digests, file_digest
@@ -20,8 +26,8 @@ from reca.runtime.locks import friendly_io_errors
 from reca.stages.result import write_result
 from reca.training.activation_checkpointing import checkpoint_blocks
 from reca.training.checkpoint import CheckpointStore, fingerprint
-from reca.training.compile import attend_by_blocks, compile_blocks
-from reca.training.fsdp import gather, shard
+from reca.training.compile import compile_blocks, enable_flex_attention
+from reca.training.fsdp import gather_parameters, shard_model
 from reca.training.loader import TrainingData
 from reca.training.loop import Run, TrainState, train_model
 from reca.training.losses import KINDS, Mixture, build_mixture
@@ -38,18 +44,18 @@ SECTIONS = ("model", "train", "seed")
 def train(config: Config, root: Path) -> None:
     """Write ``outputs/curves`` (CSV, how the run went) and ``outputs/model`` (the family's official layout).
 
-    Several processes (:func:`init_distributed`) train one model; the leading one writes.
+    The ranks (:func:`init_distributed`) train one model; rank 0 writes.
 
-    ``outputs/model`` is a function of the configuration and the data: what differs between two equal runs, such as
-    wall time, stands beside the curves.
+    ``outputs/model`` is a function of the configuration and the data: values that differ between two equal runs, such
+    as wall time, are written next to the curves.
 
     Raises:
-        UserError: Data, embeddings or base are missing or damaged, the data lacks what the mixture needs, the loss
-            diverged, the disk is full or read-only, or another process trains the same.
-        Interrupted: SIGTERM or SIGINT: the last step is saved, and the same command continues from it.
+        UserError: Data, embeddings or base are absent or damaged, the data lacks captions or questions that the
+            mixture needs, the loss diverged, the disk is full or read-only, or another run trains the same.
+        Interrupted: By SIGTERM or SIGINT; the last step is saved, and the same command resumes from it.
     """
     end_with_parent()
-    device = prepare(config.hardware.device, config.hardware.threads)
+    device = configure_device(config.hardware.device, config.hardware.threads)
     with StopRequest() as stop, init_distributed(device, config.hardware.shard) as distributed:
         mixture = _mixture(config)
         base = base_folder(config.model.checkpoint, root)
@@ -59,7 +65,7 @@ def train(config: Config, root: Path) -> None:
         store = CheckpointStore(root / config.paths.state, name, config.train.keep_checkpoints)
         with store.lock() if distributed.is_main_process else nullcontext():
             embeddings = Embeddings.open(root / EMBEDDINGS)
-            model = _prepared(config, base, root, device, distributed)
+            model = _load_model(config, base, root, device, distributed)
             data = TrainingData(
                 model, root / DATASET, embeddings, config.train, mixture, config.seed, device, dialogues
             )
@@ -67,7 +73,7 @@ def train(config: Config, root: Path) -> None:
             run = Run(model, data, config.train, config.seed, hardware.micro_batch_size, distributed, hardware.prefetch)
             values = config.to_dict()
             state = train_model(run, store, {section: values[section] for section in SECTIONS}, stop)
-            gather(model, keep=distributed.is_main_process)
+            gather_parameters(model, keep=distributed.is_main_process)
             if not distributed.is_main_process:
                 return
             with friendly_io_errors(root / CURVES, "the training curves"), atomic_folder(root / CURVES) as folder:
@@ -75,7 +81,7 @@ def train(config: Config, root: Path) -> None:
                     shutil.copyfile(curve, folder / curve.name)
                 write_result(folder, "train", config, SECTIONS, **_history(state))
         with friendly_io_errors(root / MODEL, "the aligned model"), atomic_folder(root / MODEL) as folder:
-            move_to(model.eval(), torch.device("cpu"))  # in float32 again, however it was kept in training
+            move_to(model.eval(), torch.device("cpu"))  # in float32 again
             if config.train.adapter is not None:
                 from reca.training.lora import merge
 
@@ -85,26 +91,26 @@ def train(config: Config, root: Path) -> None:
         write_json(root / FINGERPRINT, checkpoint_digests(root / MODEL))
 
 
-def _prepared(
+def _load_model(
     config: Config, base: Path, root: Path, device: torch.device, distributed: DistributedContext
 ) -> UnifiedModel:
-    """The base model as it is to be trained: adapters first, for they bring layers; its place last."""
+    """Load the base model and prepare it for training: adapters first, because they add layers, sharding last."""
     model = load_base(config.model.family, base, config.model.load_options(root), None)
     if config.train.adapter is not None:
-        from reca.training.lora import adapt  # needs peft, which nothing else does
+        from reca.training.lora import adapt  # imports peft, which only adapters need
 
         adapt(model, config.train.adapter, config.seed)
     if config.hardware.flex_attention:
-        attend_by_blocks(model, device)
+        enable_flex_attention(model, device)
     if config.hardware.compile:
         compile_blocks(model)
     if config.hardware.gradient_checkpointing:
         checkpoint_blocks(model)
-    rounded = bf16_safe_parameters(model) if config.train.precision == "bfloat16" else []
+    bf16 = bf16_safe_parameters(model) if config.train.precision == "bfloat16" else []
     if distributed.sharded:
-        shard(model, device, rounded)
+        shard_model(model, device, bf16)
     else:
-        move_to(model, device, rounded)
+        move_to(model, device, bf16)
     return model
 
 

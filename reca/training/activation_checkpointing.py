@@ -1,4 +1,4 @@
-"""Activation checkpointing: memory for time, the same numbers."""
+"""Activation checkpointing: less memory, more time, the same results."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -10,20 +10,20 @@ from torch.utils.checkpoint import checkpoint
 
 
 def checkpoint_blocks(model: nn.Module) -> None:
-    """Let every block of the model's stacks keep its input only, and compute the rest again in the backward pass.
+    """Make every block of the model's stacks save only its input, and recompute the rest in the backward pass.
 
-    In place, names of parameters stay. What a block draws itself (dropout) is drawn alike the second time. Passes
-    without gradient are not touched.
+    Works in place; parameter names stay the same. Dropout inside a block is recomputed with the same random numbers.
+    Passes without gradient are unchanged.
     """
     for block in blocks(model):
-        # Not a wrapping module: that would rename the parameters. Not HF's own switch: half of the blocks are ours.
+        # Not a wrapper module, which would rename parameters, nor transformers' switch, which half of the blocks lack.
         block.forward = partial(_recomputed, block.forward)
 
 
 def blocks(model: nn.Module) -> Iterator[nn.Module]:
-    """The members of the outermost module lists: the layers of every transformer and convolutional stack.
+    """Yield the members of the outermost module lists: the layers of every transformer and convolutional stack.
 
-    A member that only holds others and is never called itself is looked into; a lone linear layer is no block.
+    A member without a forward method is searched for blocks; a single linear layer is not a block.
     """
     for child in model.children():
         if not isinstance(model, nn.ModuleList) or type(child).forward is nn.Module.forward:

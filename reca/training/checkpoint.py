@@ -1,9 +1,9 @@
-"""Checkpoints: whole folders named by step, under the fingerprint of everything that changes the weights.
+"""Checkpoints: one folder per step, under the fingerprint of all settings and inputs that change the weights.
 
-``<state>/checkpoints/<fingerprint>/000100/`` holds ``part-00001-of-00001.safetensors`` (the trained parameters and what
-the optimizer knows of each) and ``meta.json``. Where parameters are sharded, every process writes a part with its own
-rows, and any number of processes can go on from them. Data order, noise and learning rate are functions of (seed,
-step), so nothing of them needs saving. Another fingerprint is another folder and is never looked at.
+``<state>/checkpoints/<fingerprint>/000100/`` holds ``part-00001-of-00001.safetensors`` (the trained parameters and
+their optimizer state) and ``meta.json``. If parameters are sharded, every rank writes a part with its rows, and a run
+can resume on any number of ranks. Data order, noise and learning rate are functions of (seed, step), so they need no
+saving. A run never reads the folder of another fingerprint.
 """
 
 import json
@@ -31,14 +31,14 @@ from reca.training.fsdp import local_shard, shard_like
 META = "meta.json"
 PART = re.compile(r"part-\d{5}-of-\d{5}\.safetensors")
 WEIGHT = "weight"
-"""The kind of the parameters themselves; the other kinds are called as the optimizer calls them."""
+"""Key prefix of the parameters; the other prefixes are the optimizer's names for its state."""
 STEP = re.compile(r"\d{6,}")
 IGNORED_TRAIN_KEYS = ("save_every", "eval_every", "keep_checkpoints")
 """Keys of the ``train`` section that do not change the weights."""
 
 
 class CorruptCheckpoint(Exception):
-    """A checkpoint folder that is incomplete, damaged or another run's."""
+    """A checkpoint folder is incomplete, damaged, or belongs to another run."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,16 @@ class Checkpoint:
 
     step: int
     parts: Sequence[Path]
-    """Files, each with some rows of every tensor."""
+    """Files with some rows of every tensor each, in the order of the rows."""
     facts: Mapping[str, Any]
-    """What the loop wants to know again: seconds spent, the code that trained it."""
+    """The run's history (:class:`reca.training.loop.TrainState`)."""
 
 
 def fingerprint(config: Config, dataset: str, base: str) -> str:
-    """Digest (16 hex digits) of everything that changes the weights, and of nothing else.
+    """Return a digest (16 hex digits) of the settings and inputs that change the weights.
+
+    The ``hardware`` section is left out: micro-batch size, compilation, world size and sharding change the weights only
+    by rounding (and, with ``train.optimizer_state_dtype=8bit``, by other random numbers in rounding).
 
     Args:
         config: The run's configuration.
@@ -68,12 +71,12 @@ def fingerprint(config: Config, dataset: str, base: str) -> str:
 
 
 class CheckpointStore:
-    """The checkpoints of one fingerprint.
+    """Checkpoints of a fingerprint.
 
     Args:
         state: The state folder.
         fingerprint: See :func:`fingerprint`.
-        keep_checkpoints: How many steps are kept; the older ones are removed when a new one is whole.
+        keep_checkpoints: Steps to keep; older ones are removed after a new one is complete.
     """
 
     def __init__(self, state: Path, fingerprint: str, keep_checkpoints: int) -> None:
@@ -82,18 +85,18 @@ class CheckpointStore:
         self._keep_last = keep_checkpoints
 
     def lock(self, wait_seconds: float | None = None) -> AbstractContextManager[None]:
-        """Hold this fingerprint; see :func:`reca.runtime.locks.file_lock`."""
-        waiting = {} if wait_seconds is None else {"wait_seconds": wait_seconds}
+        """Lock this fingerprint; see :func:`reca.runtime.locks.file_lock`."""
+        timeout = {} if wait_seconds is None else {"wait_seconds": wait_seconds}
         path = self.folder.with_name(f"{self.fingerprint}.lock")
-        return file_lock(path, f"the training run {self.fingerprint}", **waiting)
+        return file_lock(path, f"the training run {self.fingerprint}", **timeout)
 
     def steps(self) -> list[int]:
-        """The saved steps, in order."""
+        """Return the saved steps, in order."""
         entries = self.folder.iterdir() if self.folder.is_dir() else []
         return sorted(int(entry.name) for entry in entries if entry.is_dir() and STEP.fullmatch(entry.name))
 
     def path(self, step: int) -> Path:
-        """The folder of one step."""
+        """Return the folder of a step."""
         return self.folder / f"{step:06d}"
 
     def save(
@@ -105,17 +108,17 @@ class CheckpointStore:
         facts: Mapping[str, Any],
         distributed: DistributedContext = SINGLE_PROCESS,
     ) -> None:
-        """Save one step whole, then remove what retention no longer keeps.
+        """Save a step atomically, then remove the steps beyond ``keep_checkpoints``.
 
-        Every process calls it. The leading one makes the folder and gives it its name when all parts are written.
+        Collective. Rank 0 creates the folder, and renames it to its final name when all parts are written.
 
         Args:
-            step: Steps done.
+            step: Optimizer steps so far.
             parameters: The trained parameters by name.
-            optimizer: Its state is saved with them.
-            params: The configuration sections that the run uses, for people.
+            optimizer: Its state is saved with the parameters.
+            params: The configuration sections of the run, for people.
             facts: See :class:`Checkpoint`.
-            distributed: The processes of the run.
+            distributed: The ranks of the run.
 
         Raises:
             UserError: The disk is full or read-only; earlier checkpoints are still there.
@@ -129,7 +132,7 @@ class CheckpointStore:
                 Path(writers.broadcast(str(temporary)))
                 / f"part-{writers.rank + 1:05d}-of-{writers.world_size:05d}.safetensors"
             )
-            save_file(_own_tensors(parameters, optimizer), part)
+            save_file(_local_tensors(parameters, optimizer), part)
             sync(part)
             files = writers.all_gather({part.name: _identity(part)})
             if distributed.is_main_process:
@@ -140,23 +143,23 @@ class CheckpointStore:
                 shutil.rmtree(self.path(old))
 
     def clean(self) -> None:
-        """Remove what killed processes left half-written. Only under :meth:`lock`."""
+        """Remove partial folders of killed processes. Requires :meth:`lock`."""
         for entry in self.folder.glob(".*") if self.folder.is_dir() else ():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
     def remove(self, beyond: int = -1) -> None:
-        """Forget the steps beyond one; without it, all."""
+        """Remove the steps beyond one; by default all."""
         for step in self.steps():
             if step > beyond:
                 shutil.rmtree(self.path(step))
 
     def latest(self) -> Checkpoint | None:
-        """The last step that is whole; damaged ones are named on stdout and passed over."""
+        """Return the last valid step; invalid ones are printed and skipped."""
         for step in reversed(self.steps()):
             try:
                 return self._read(step)
             except CorruptCheckpoint as error:
-                print(f"passing over the checkpoint {self.path(step)}: {error}", flush=True)
+                print(f"skipping the checkpoint {self.path(step)}: {error}", flush=True)
         return None
 
     def _read(self, step: int) -> Checkpoint:
@@ -167,10 +170,10 @@ class CheckpointStore:
             if owner != self.fingerprint:
                 raise CorruptCheckpoint(f"it belongs to another run ({owner})")
             if not files or not all(PART.fullmatch(name) for name in files):
-                raise CorruptCheckpoint(f"its files ({', '.join(files)}) are not those that this code writes")
+                raise CorruptCheckpoint(f"its files ({', '.join(files)}) are not those that this version writes")
             for name, identity in files.items():
                 _check(folder / name, identity)
-                with safe_open(folder / name, "pt"):  # only to see that it can be
+                with safe_open(folder / name, "pt"):  # must be readable
                     pass
         except FileNotFoundError as error:
             raise CorruptCheckpoint(f"{Path(error.filename).name} is missing") from None
@@ -181,29 +184,29 @@ class CheckpointStore:
         return Checkpoint(step, [folder / name for name in sorted(files)], facts)
 
 
-def _own_tensors(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What this process saves, by ``kind/name``: all of it, or its rows."""
-    found: dict[str, Tensor] = {}
+def _local_tensors(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return this rank's rows of all parameters and their optimizer state, by ``kind/name``."""
+    tensors: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
         for kind, value in {WEIGHT: parameter, **optimizer.state.get(parameter, {})}.items():
-            found[f"{kind}/{name}"] = local_shard(value)[0].cpu().contiguous()
-    return found
+            tensors[f"{kind}/{name}"] = local_shard(value)[0].cpu().contiguous()
+    return tensors
 
 
 def restore(
     checkpoint: Checkpoint, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, folder: Path
 ) -> None:
-    """Put a checkpoint's weights and optimizer state in place; of sharded parameters, this process's rows.
+    """Load a checkpoint's weights and optimizer state in place; for sharded parameters, this rank's rows.
 
     Raises:
-        UserError: It holds other parameters than the model trains, which only a change of the code can do.
+        UserError: The model trains other parameters, because the code has changed.
     """
     with ExitStack() as stack:
         stored = _Stored([stack.enter_context(safe_open(part, "pt")) for part in checkpoint.parts])
-        here = {name: tuple(value.shape) for name, value in parameters.items()}
-        there = {name: stored.shape(WEIGHT, name) for name in stored.names(WEIGHT)}
-        if here != there:
-            name = min(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
+        expected = {name: tuple(value.shape) for name, value in parameters.items()}
+        shapes = {name: stored.shape(WEIGHT, name) for name in stored.names(WEIGHT)}
+        if expected != shapes:
+            name = min(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name))
             raise UserError(f"{folder} was written by other code: {name} differs; remove the folder and train again")
         kinds = stored.kinds() - {WEIGHT}
         for name, parameter in parameters.items():
@@ -211,14 +214,11 @@ def restore(
             optimizer.state[parameter] = {
                 kind: stored.like(parameter, kind, name) for kind in kinds if name in stored.names(kind)
             }
-    optimizer.load_state_dict(optimizer.state_dict())  # which puts each where this kind of optimizer wants it
+    optimizer.load_state_dict(optimizer.state_dict())  # moves the state to the optimizer's devices and types
 
 
 class _Stored:
-    """Tensors of one or many parts, each with some rows of every tensor: those of the first part come first.
-
-    A tensor's key is ``kind/name``. Rows are read from the file as they are asked for.
-    """
+    """Tensors ``kind/name`` whose rows are split over one or many files, read on demand."""
 
     def __init__(self, parts: Sequence[Any]) -> None:
         self._parts = parts
@@ -238,25 +238,25 @@ class _Stored:
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
     def like(self, parameter: nn.Parameter, kind: str, name: str) -> Tensor:
-        """What is stored beside a parameter: a number, or something with its rows, sharded as it is."""
+        """Return optimizer state of a parameter: a scalar, or a tensor with its rows that is sharded like it."""
         stored = self._parts[0].get_slice(f"{kind}/{name}")
         if not (shape := stored.get_shape()):
             number: Tensor = self._parts[0].get_tensor(f"{kind}/{name}")
             return number.clone()
-        own = local_shard(parameter)[0]
-        found = shard_like(parameter, torch.zeros(len(own), *shape[1:], dtype=stored[:0].dtype, device=own.device))
-        self.fill(found, kind, name)
-        return found
+        shard = local_shard(parameter)[0]
+        state = shard_like(parameter, torch.zeros(len(shard), *shape[1:], dtype=stored[:0].dtype, device=shard.device))
+        self.fill(state, kind, name)
+        return state
 
     def fill(self, target: Tensor, kind: str, name: str) -> None:
         rows, first = local_shard(target)
-        end, at = first + len(rows), 0
+        end, offset = first + len(rows), 0
         for part in self._parts:
             stored = part.get_slice(f"{kind}/{name}")
-            low, high = max(first, at), min(end, at + stored.get_shape()[0])
+            low, high = max(first, offset), min(end, offset + stored.get_shape()[0])
             if low < high:
-                rows[low - first : high - first] = stored[low - at : high - at]
-            at += stored.get_shape()[0]
+                rows[low - first : high - first] = stored[low - offset : high - offset]
+            offset += stored.get_shape()[0]
 
 
 def _identity(path: Path) -> dict[str, Any]:
@@ -268,4 +268,4 @@ def _check(path: Path, expected: Mapping[str, Any]) -> None:
     if size != expected["size"]:
         raise CorruptCheckpoint(f"{path.name} has {size} bytes instead of {expected['size']}")
     if file_digest(path) != expected["sha256"]:
-        raise CorruptCheckpoint(f"{path.name} is damaged, its SHA-256 is another one")
+        raise CorruptCheckpoint(f"{path.name} is damaged: its SHA-256 differs")

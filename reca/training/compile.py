@@ -1,4 +1,4 @@
-"""Faster kernels, the same function: compiled blocks, and attention by blocks of tokens."""
+"""Faster kernels for the same function: torch.compile by block, and FlexAttention."""
 
 import torch
 from torch import nn
@@ -9,23 +9,23 @@ from reca.training.activation_checkpointing import blocks
 
 
 def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
-    """Compile every block of the model's stacks, in place; names of parameters stay.
+    """Compile every block of the model's stacks in place; parameter names stay the same.
 
-    Blocks, not the whole: layers of one kind share their code, so a stack is compiled once, and what lies between them
-    (packing, masks) depends on the batch. Sums are taken in another order then: results agree but for rounding.
+    Blocks instead of the model, because equal layers share their code, so a stack is compiled once, and the code
+    between them (packing, masks) depends on the batch. Compiled sums have another order: results are equal up to
+    rounding.
 
     Args:
-        model: Its other parts stay as they are. To be called before :func:`checkpoint_blocks`, which then runs what is
-            compiled twice.
-        backend: torch.compile's.
+        model: Must be compiled before :func:`checkpoint_blocks`, which then runs the compiled code twice.
+        backend: Of torch.compile.
     """
     for block in blocks(model):
-        # The forward pass alone: hooks, such as those that gather sharded parameters, stay outside.
+        # Only the forward method, so that hooks, such as those that gather sharded parameters, stay outside.
         block.forward = torch.compile(block.forward, backend=backend, dynamic=True)
 
 
-def attend_by_blocks(model: UnifiedModel, device: torch.device) -> None:
-    """Let a mixture of transformers attend with FlexAttention, which leaves out blocks of tokens nobody may see.
+def enable_flex_attention(model: UnifiedModel, device: torch.device) -> None:
+    """Use FlexAttention, which skips blocks of tokens that the mask hides.
 
     Args:
         model: Changed in place.

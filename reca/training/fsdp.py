@@ -1,9 +1,9 @@
-"""Parameters that no process holds whole: fully sharded data parallelism (FSDP2, arXiv 2304.11277).
+"""Fully sharded data parallelism (FSDP2, arXiv 2304.11277).
 
-Every process keeps some rows of each parameter, of its gradient and of its moments. A block is gathered for its own
-forward and backward pass. What lies outside the blocks (embeddings, heads, last norms, tables of positions) is one more
-unit: gathered at the first call of :data:`PASSES` and kept until the backward pass ends, so that a pass may read these
-weights wherever it likes. Frozen parameters are sharded too, and have no gradient to be added up.
+Every rank keeps some rows of every parameter, its gradient and its optimizer state. A block is gathered for its
+forward and backward pass. The parameters outside the blocks (embeddings, heads, last norms, position tables) form one
+more unit, which is gathered at the first call of :data:`FORWARD_METHODS` and kept until the backward pass ends, so
+that all code of a pass may read these weights. Frozen parameters are sharded too, and need no gradient reduction.
 """
 
 import warnings
@@ -17,93 +17,99 @@ from torch.distributed.tensor import DTensor
 
 from reca.models.base import UnifiedModel
 from reca.training.activation_checkpointing import blocks
-from reca.training.precision import stored
+from reca.training.precision import to_storage_dtype
 
-PASSES = ("encode_semantic", "encode_target", "reconstruction_loss", "text_to_image_loss", "understanding_loss")
-"""The methods through which training runs a model; no other may be called while it is sharded."""
-IN_PLACE = "FSDP2-wrapped module .* returned a view tensor"
-"""torch warns of results that are views, since changing one in place would lose a hook. None of ours is changed."""
+FORWARD_METHODS = (
+    "encode_semantic",
+    "encode_target",
+    "reconstruction_loss",
+    "text_to_image_loss",
+    "understanding_loss",
+)
+"""Methods that training calls on a model; no other may be called while it is sharded."""
+VIEW_WARNING = "FSDP2-wrapped module .* returned a view tensor"
+"""torch warns of results that are views, because changing one in place would lose a hook. Ours are not changed."""
 
 
-def shard(model: UnifiedModel, device: torch.device, rounded: Iterable[str] = ()) -> None:
-    """Keep this process's rows of every parameter, in place and on its device.
+def shard_model(model: UnifiedModel, device: torch.device, bf16: Iterable[str] = ()) -> None:
+    """Shard every parameter over the default process group, in place and on the rank's device.
 
-    All processes of the default group must call it. Names of parameters stay, the parameters are other objects.
-    Unit by unit: of a model that was loaded as views of its files, a process never holds more than its rows and one
-    unit in memory of its own.
+    Collective. Parameter names stay the same, the parameters are new objects. The model is sharded unit by unit: if it
+    was loaded as views of its files, a rank allocates no more than its rows and one unit.
 
     Args:
-        model: Whole, on the CPU or the device.
-        device: Where the rows go.
-        rounded: As for :func:`reca.training.precision.move_to`; a unit may mix types as long as what trains has one.
+        model: Not sharded, on the CPU or the device.
+        device: Of the shards.
+        bf16: As for :func:`reca.training.precision.move_to`; a unit may mix types as long as its trained parameters
+            have one.
     """
-    narrow = {model.get_parameter(name) for name in rounded}
-    warnings.filterwarnings("ignore", IN_PLACE, UserWarning)
+    bf16_parameters = {model.get_parameter(name) for name in bf16}
+    warnings.filterwarnings("ignore", VIEW_WARNING, UserWarning)
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for unit in (*blocks(model), model):
         for tensor in _tensors(unit):
-            tensor.data = stored(tensor.data, tensor in narrow)
+            tensor.data = to_storage_dtype(tensor.data, tensor in bf16_parameters)
         fully_shard(unit, mesh=mesh)
         assert isinstance(unit, FSDPModule)
-        # Sums, since the loop divides by the targets of all processes; and as plain sums, for gloo knows no other.
+        # Sums, because the loop divides by the targets of all ranks; plain sums, because gloo has no other reduction.
         unit.set_gradient_divide_factor(1.0)
         unit.set_force_sum_reduction_for_comms(True)
-    for name in PASSES:
+    for name in FORWARD_METHODS:
         register_fsdp_forward_method(model, name)
 
 
 def _tensors(unit: nn.Module) -> Iterator[Tensor]:
-    """Floating-point parameters and buffers that are not sharded yet."""
+    """Yield floating-point parameters and buffers that are not sharded yet."""
     for tensor in (*unit.parameters(), *unit.buffers()):
         if tensor.is_floating_point() and not isinstance(tensor, DTensor):
             yield tensor
 
 
-def gather(model: nn.Module, keep: bool) -> None:
-    """Put whole parameters, on the CPU, in the place of sharded ones; the model can be saved then, but not run.
+def gather_parameters(model: nn.Module, keep: bool) -> None:
+    """Replace sharded parameters by full ones on the CPU; the model can be saved then, but not run.
 
-    Tensor by tensor, so that no device ever holds more than one of them. All processes must call it. Without sharded
-    parameters nothing happens.
+    Collective, and without effect on a model that is not sharded. Gathers tensor by tensor, so that a device never
+    holds more than one full parameter.
 
     Args:
         model: Changed in place.
-        keep: Whether this process wants them; the others help only, and keep their rows.
+        keep: Whether this rank keeps the full parameters; the others keep their shards.
     """
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
-    whole: dict[nn.Parameter, nn.Parameter] = {}  # tied parameters stay one
+    full_parameters: dict[nn.Parameter, nn.Parameter] = {}  # tied parameters stay tied
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if not isinstance(parameter, DTensor):
                 continue
-            if parameter not in whole:
+            if parameter not in full_parameters:
                 full = parameter.full_tensor().detach()
-                whole[parameter] = nn.Parameter(full.cpu(), requires_grad=False) if keep else parameter
-            setattr(module, name, whole[parameter])
+                full_parameters[parameter] = nn.Parameter(full.cpu(), requires_grad=False) if keep else parameter
+            setattr(module, name, full_parameters[parameter])
 
 
 def local_shard(tensor: Tensor) -> tuple[Tensor, int]:
-    """This process's rows of a tensor, as a view, and the number of the first of them; all rows where it is whole."""
+    """Return this rank's rows of a tensor, as a view, and the index of the first; all rows if it is not sharded."""
     if not isinstance(tensor, DTensor):
         return tensor.detach(), 0
     rows, mesh = tensor.shape[0], tensor.device_mesh
-    each = -(-rows // mesh.size())  # as torch.chunk does: the last processes may have fewer, or none
-    own: Tensor = tensor.to_local()
-    return own.detach(), min(each * mesh.get_local_rank(), rows)
+    rows_per_rank = -(-rows // mesh.size())  # as torch.chunk does: the last ranks may have fewer rows, or none
+    shard: Tensor = tensor.to_local()
+    return shard.detach(), min(rows_per_rank * mesh.get_local_rank(), rows)
 
 
 def shard_like(parameter: Tensor, rows: Tensor) -> Tensor:
-    """This process's rows of something that has as many rows as a parameter, sharded as the parameter is.
+    """Return a tensor that is sharded like a parameter, from this rank's rows.
 
     Args:
-        parameter: Sharded or whole.
-        rows: As many as :func:`local_shard` of it; further dimensions are free.
+        parameter: Sharded or not.
+        rows: As many as :func:`local_shard` of the parameter; further dimensions are free.
     """
     if not isinstance(parameter, DTensor):
         return rows
     shape = torch.Size([*parameter.shape[:1], *rows.shape[1:]])
     stride = torch.empty(shape, device="meta").stride()
     mesh, placements = parameter.device_mesh, parameter.placements
-    found: Tensor = DTensor.from_local(rows, mesh, placements, run_check=False, shape=shape, stride=stride)
-    return found
+    sharded: Tensor = DTensor.from_local(rows, mesh, placements, run_check=False, shape=shape, stride=stride)
+    return sharded

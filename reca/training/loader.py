@@ -33,7 +33,7 @@ Stored = TypeVar("Stored", Semantic, Target)
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Samples of one loss that go through the model together."""
+    """Micro-batch of a loss: samples that go through the model together."""
 
     kind: Kind
     noise_key: tuple[object, ...]
@@ -71,11 +71,11 @@ class TrainingData:
     All noise of a sample is a function of (seed, step, loss, id).
 
     Args:
-        model: Its ``spec`` and ``cacheable`` decide what is read.
+        model: Its ``spec`` and ``cacheable`` decide which files are read.
         dataset: The folder that ``ingest`` wrote.
         embeddings: The output of ``extract``.
         settings: The ``train`` section.
-        mixture: Samples of each loss in a step.
+        mixture: Sample counts by loss.
         seed: The run's seed.
         device: Of the model.
         dialogues: Questions that replace those of the data set.
@@ -212,7 +212,7 @@ class MicroBatchLoader:
         data: The run's samples.
         micro_batch_size: Samples in a batch, at most.
         distributed: The ranks of the run.
-        steps: The training steps to come; nothing beyond them is read.
+        steps: The training steps to come; later ones are not read.
         prefetch: Batches that are read ahead; see :class:`Prefetcher`.
     """
 
@@ -258,7 +258,7 @@ class MicroBatchLoader:
 
 @dataclass(frozen=True)
 class LossBatches:
-    """This rank's batches of one loss in one step, loaded while they are iterated over."""
+    """This rank's batches of a loss in a step, loaded while they are iterated over."""
 
     micro_batches: Sequence[MicroBatch]
     load: Callable[[MicroBatch], TrainingBatch]

@@ -2,7 +2,7 @@
 
 The ranks (:class:`reca.runtime.distributed.DistributedContext`) shard every step's samples and all-reduce their
 gradients. The result does not depend on the world size, up to rounding, because data order and noise do not. Every
-rank holds the whole model or a shard (:mod:`reca.training.fsdp`); rank 0 writes what is not sharded.
+rank holds the whole model or a shard (:mod:`reca.training.fsdp`); rank 0 writes all files but the shards.
 """
 
 import signal
@@ -178,7 +178,7 @@ def train_step(
         means[kind] = accumulate(list(parameters.values()), batches, loss_weights[kind], loss_of, distributed)
     stop_requested = distributed.all_reduce_gradients(list(parameters.values()), stop.signal_number is not None)
     norm = clip_gradients(parameters.values(), settings.max_grad_norm)
-    # The step's only device sync, for all numbers at once, because the guard must see them before the weights move.
+    # One device sync for all numbers of the step, because the guard must see them before the weights move.
     *values, grad_norm = torch.stack([*means.values(), norm.double()]).tolist()
     losses = dict(zip(means, values, strict=True))
     loss = sum(loss_weights[kind] * value for kind, value in losses.items())
@@ -259,8 +259,8 @@ def resume(
 ) -> tuple[int, TrainState]:
     """Load the last valid checkpoint on every rank; returns its step, or 0, and the run's history.
 
-    A finished run of other code is trained again. An unfinished one is continued, because whoever fixes a bug wants
-    to keep the steps, and its history records the change.
+    A finished run of other code is trained again. An unfinished one is continued, because after
+    fixing a bug one wants to keep the steps, and its history records the change.
 
     Raises:
         UserError: The checkpoint does not fit the model, or the ranks do not see the same one.

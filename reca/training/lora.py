@@ -1,9 +1,9 @@
-"""Low-rank adapters in place of full training: LoRA (arXiv 2106.09685) and DoRA (arXiv 2402.09353), by peft.
+"""Low-rank adapters instead of full training: LoRA (arXiv 2106.09685) and DoRA (arXiv 2402.09353), by peft.
 
     W x + b   becomes   W x + b + s B A x       W and b frozen, A (rank, in) random, B (out, rank) zero at first
 
-with s = alpha / rank, or alpha / sqrt(rank) for rsLoRA (arXiv 2312.03732). DoRA also learns the length of each row of
-W + s B A. After training the sum is written into W, so that what is saved is the family's own layout.
+with s = alpha / rank, or alpha / sqrt(rank) for rsLoRA (arXiv 2312.03732). DoRA also trains the norm of every row of
+W + s B A. After training the sum is written into W, so that the model is saved in the family's official layout.
 """
 
 from collections.abc import Sequence
@@ -21,18 +21,18 @@ from reca.runtime.errors import UserError
 from reca.runtime.seeding import derive_seed
 
 HEADS = ("lm_head", "vision_head")
-"""Layers that give logits; adapted only where they are named."""
+"""Layers that compute logits; adapted only if a pattern names them."""
 
 
 def adapt(model: UnifiedModel, settings: AdapterSection, seed: int) -> None:
-    """Put adapters on linear layers that RecA would train, in place; from then on ``trainable()`` names these alone.
+    """Add adapters to linear layers that RecA would train, in place; ``trainable()`` then names only the adapters.
 
-    The model computes what it did before: B is zero. A is a function of ``seed``.
+    The model's outputs stay the same, because B is zero. A is a function of ``seed``.
 
     Raises:
-        UserError: No layer has a name that was asked for, or DoRA is asked for a layer that it cannot adapt.
+        UserError: A pattern matches no layer, or DoRA cannot adapt a layer.
     """
-    whole = sum(model.get_parameter(name).numel() for name in model.trainable())
+    full = sum(model.get_parameter(name).numel() for name in model.trainable())
     layers = targets(model, settings.targets)
     if settings.dora:
         _check_rows(model, layers)
@@ -47,23 +47,23 @@ def adapt(model: UnifiedModel, settings: AdapterSection, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "adapter"))
         _Float32Lora(model, config, "default")
-    # The families tell what trains by the beginnings of names, which the frozen layers inside adapters share.
+    # The families select trained parameters by name prefixes, which the frozen layers inside adapters share.
     names = [name for name in model.trainable() if ".lora_" in name]
     model.trainable = lambda: names  # type: ignore[method-assign]
     model.freeze()
     trained = sum(model.get_parameter(name).numel() for name in names)
     kind = "DoRA" if settings.dora else "LoRA"
     print(
-        f"{kind} of rank {settings.rank} on {len(layers)} layers: {trained:,} parameters train, not {whole:,}",
+        f"{kind} of rank {settings.rank} on {len(layers)} layers: {trained:,} parameters train, not {full:,}",
         flush=True,
     )
 
 
 def merge(model: UnifiedModel) -> None:
-    """Write the adapters into the weights and take them out, in place: names and layout are the family's again.
+    """Add the adapters to the weights and remove them, in place; names and layout are the family's again.
 
     Args:
-        model: In float32, or the sums would be rounded.
+        model: In float32, so that the sums are not rounded to a smaller type.
     """
     for name, layer in list(model.named_modules()):
         if isinstance(layer, LoraLayer):
@@ -74,17 +74,17 @@ def merge(model: UnifiedModel) -> None:
 
 
 def targets(model: UnifiedModel, patterns: Sequence[str] | None) -> list[str]:
-    """Names of the linear layers to adapt, in the order of the model.
+    """Return the names of the linear layers to adapt, in the order of the model.
 
     Args:
-        model: Not yet adapted.
-        patterns: Shell patterns of whole names, such as ``*.q_proj``; ``None``: all that RecA trains, but ``HEADS``.
+        model: Without adapters.
+        patterns: Shell patterns of full names, such as ``*.q_proj``; ``None``: all that RecA trains except ``HEADS``.
 
     Raises:
-        UserError: A pattern fits no linear layer that RecA trains.
+        UserError: A pattern matches no linear layer that RecA trains.
     """
     trained = set(model.trainable())
-    # The very class: of its subclasses some (in nn.MultiheadAttention) are never called, only read from.
+    # Exactly this class: of some subclasses (in nn.MultiheadAttention) only the weight is read.
     layers = [
         name for name, module in model.named_modules() if type(module) is nn.Linear and f"{name}.weight" in trained
     ]
@@ -92,22 +92,22 @@ def targets(model: UnifiedModel, patterns: Sequence[str] | None) -> list[str]:
         return [name for name in layers if not name.endswith(HEADS)]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in layers):
-            some = ", ".join(sorted({f"*.{name.rpartition('.')[2]}" for name in layers}))
+            examples = ", ".join(sorted({f"*.{name.rpartition('.')[2]}" for name in layers}))
             raise UserError(
-                f"train.adapter.targets: {pattern!r} fits no linear layer that RecA trains here; these would: {some} "
-                f"(whole names are like {layers[0]})"
+                f"train.adapter.targets: {pattern!r} matches no linear layer that RecA trains here; these would: "
+                f"{examples} (full names are like {layers[0]})"
             )
     return [name for name in layers if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
 class _Float32Lora(LoraModel):
-    """peft's way of putting adapters in, which gives each the type of its layer; ours are float32 beside any."""
+    """peft's LoRA with float32 adapters on layers of any type; peft uses the type of the layer."""
 
     def _create_and_replace(self, config: LoraConfig, adapter: str, target: Any, *args: Any, **kwargs: Any) -> None:
-        read = target.weight.data
-        target.weight.data = read.float()
+        stored_weight = target.weight.data
+        target.weight.data = stored_weight.float()
         super()._create_and_replace(config, adapter, target, *args, **kwargs)
-        target.weight.data = read
+        target.weight.data = stored_weight
 
 
 def _check_rows(model: nn.Module, layers: Sequence[str]) -> None:

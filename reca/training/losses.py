@@ -31,11 +31,11 @@ KINDS: tuple[Kind, ...] = ("reconstruction", "text_to_image", "understanding")
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """Inputs of one loss for B samples."""
+    """Inputs of a loss for B samples."""
 
     kind: Kind
     seeds: Sequence[int]
-    """Of the samples' noise, B."""
+    """Seeds of the samples' noise, B."""
     condition: Any = None
     """Images to understand, or their stored h_v (:class:`Semantic`); ``None`` for text-to-image."""
     target: Any = None
@@ -43,9 +43,9 @@ class TrainingBatch:
     prompts: Sequence[str] = ()
     """Templates for reconstruction, captions for text-to-image."""
     dialogues: Sequence[Dialogue] = ()
-    """For understanding."""
+    """Questions and answers for understanding."""
     is_padding: bool = False
-    """Whether the batch only keeps this rank in step with the others and must not count."""
+    """``True`` if the batch only takes part in the collectives of sharded parameters, and must not count."""
 
     def pin_memory(self, device: torch.device) -> Self:
         """Return the batch in page-locked memory if ``device`` is a GPU."""
@@ -96,14 +96,14 @@ def _encode_target(model: UnifiedModel, batch: TrainingBatch) -> Target:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Composition of one optimizer step.
+    """Composition of an optimizer step.
 
     Both image losses share the step's images in proportion to their weights, so that RecA (1 : 1) and its control
     (0 : 1) see equally many images and cost equally much. Dialogues are added to them.
     """
 
     counts: Mapping[Kind, int]
-    """Samples of each loss in a step; 0 for a loss with weight 0."""
+    """Samples per loss in a step; 0 for a loss with weight 0."""
     loss_weights: Mapping[Kind, float]
     """λ of equation 3, normalised so that λ_RecA + λ_t2i = 1."""
 

@@ -1,13 +1,13 @@
-"""AdamW whose two moments take two bytes or one a parameter between steps, in place of four.
+"""AdamW that stores each of its two moments in one or two bytes per parameter instead of four.
 
-The step itself is torch's, in float32, one parameter after the other. What is kept in between is
+The step itself is torch's, in float32, one parameter after the other. Between steps the moments are stored as
 
-    bfloat16   the upper half of each float32
-    8bit       the nearest of 256 levels, as a share of the largest value of a block (dynamic codes of Dettmers et al.,
-               arXiv 2110.02861); of the second moment the root, so that both moments span as many decades
+    bfloat16   the upper half of the float32
+    8bit       one of 256 levels, relative to the largest value of a block (dynamic codes of Dettmers et al., arXiv
+               2110.02861); the second moment by its root, so that both moments span equally many decades
 
-and both are rounded up or down by chance, in proportion. Rounded to the nearest, a second moment would stand still:
-with beta = 0.999 a step moves it by 0.1 %, and neighbours are 0.4 % or more apart.
+with stochastic rounding. Rounded to the nearest, a second moment would not move: with beta = 0.999 a step moves it by
+0.1 %, and neighbours are 0.4 % or more apart.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,39 +22,42 @@ from torch.optim.adamw import adamw
 from reca.runtime.seeding import derive_seed
 from reca.training.fsdp import shard_like
 
-Stored = Literal["bfloat16", "8bit"]
-Moments = Literal["float32", "bfloat16", "8bit"]
+LowBitDtype = Literal["bfloat16", "8bit"]
+StateDtype = Literal["float32", "bfloat16", "8bit"]
 MOMENTS = ("exp_avg", "exp_avg_sq")
 LONGEST_BLOCK, SHORTEST_BLOCK = 256, 32
 SMALLEST = 4096
-"""Parameters with fewer values, vectors, and rows that do not divide into blocks take bfloat16 in place of 8 bits."""
+"""Parameters with fewer values, vectors, and rows that do not divide into blocks use bfloat16 instead of 8 bits."""
 
 
 class LowBitAdamW(torch.optim.AdamW):
-    """AdamW with moments of few bytes; its state is tensors of the stored types, and is saved and loaded as such.
+    """AdamW with moments in few bytes, which are saved and loaded in their storage types.
 
-    Chance is a function of a parameter's place and step, so a resumed run and other processes round alike.
+    The random numbers of the rounding are a function of the parameter's position in the groups, the step and the row
+    within this rank's shard. So a run that resumes on as many ranks is bit-equal, and so are ranks that hold the whole
+    parameter. On another number of ranks sharded rows are rounded by other random numbers: the moments then differ by
+    up to one level, as they do between seeds.
 
     Args:
         groups: As for ``torch.optim.AdamW``.
-        stored: How moments are kept.
+        state_dtype: Storage of both moments.
         lr, betas, eps: As for ``torch.optim.AdamW``.
     """
 
     def __init__(
         self,
         groups: Iterable[dict[str, Any]],
-        stored: Stored,
+        state_dtype: LowBitDtype,
         lr: float,
         betas: tuple[float, float],
         eps: float,
     ) -> None:
         super().__init__(groups, lr=lr, betas=betas, eps=eps)
-        self._stored: Stored = stored
+        self._state_dtype: LowBitDtype = state_dtype
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step of all parameters that have a gradient."""
+        """Update all parameters that have a gradient."""
         number = 0
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -83,30 +86,30 @@ class LowBitAdamW(torch.optim.AdamW):
             eps=group["eps"],
             maximize=False,
         )
-        chance = torch.Generator(values.device).manual_seed(derive_seed("moments", number, int(steps)))
+        generator = torch.Generator(values.device).manual_seed(derive_seed("moments", number, int(steps)))
         for name, moment in zip(MOMENTS, moments, strict=True):
-            for key, part in self._kept(name, moment, block_length(parameter), chance).items():
-                state[key] = shard_like(parameter, part)
+            for key, stored in self._quantize(name, moment, block_length(parameter), generator).items():
+                state[key] = shard_like(parameter, stored)
 
-    def _kept(self, name: str, moment: Tensor, block: int, chance: torch.Generator) -> dict[str, Tensor]:
-        if self._stored == "bfloat16" or not block:
-            return {name: to_bfloat16(moment, chance)}
-        codes, scales = to_codes(moment.sqrt() if name == "exp_avg_sq" else moment, block, name == "exp_avg", chance)
+    def _quantize(self, name: str, moment: Tensor, block: int, generator: torch.Generator) -> dict[str, Tensor]:
+        if self._state_dtype == "bfloat16" or not block:
+            return {name: to_bfloat16(moment, generator)}
+        codes, scales = to_codes(moment.sqrt() if name == "exp_avg_sq" else moment, block, name == "exp_avg", generator)
         return {name: codes, f"{name}_scale": scales}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Put a state in place, with its types: torch would make every moment as wide as its parameter."""
+        """Load a state in its storage types: torch would convert every moment to the parameter's type."""
         super().load_state_dict({**state_dict, "state": {}})
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         for number, state in state_dict["state"].items():
-            here = parameters[number].device
+            device = parameters[number].device
             self.state[parameters[number]] = {
-                key: value.clone() if key == "step" else value.to(here, copy=True) for key, value in state.items()
+                key: value.clone() if key == "step" else value.to(device, copy=True) for key, value in state.items()
             }
 
 
 def block_length(parameter: Tensor) -> int:
-    """Values that share a scale in 8 bits: neighbours in a row, which is all but the first axis; 0: there are none."""
+    """Return how many neighbours in a row (all axes but the first) share a scale in 8 bits; 0: bfloat16 is used."""
     if parameter.ndim < 2 or parameter.numel() < SMALLEST:
         return 0
     row = parameter.numel() // parameter.shape[0]
@@ -114,62 +117,62 @@ def block_length(parameter: Tensor) -> int:
     return longest if longest >= SHORTEST_BLOCK else 0
 
 
-def state_bytes(parameter: Tensor, moments: Moments) -> int:
-    """Bytes of both moments of a parameter between two steps."""
+def state_bytes(parameter: Tensor, state_dtype: StateDtype) -> int:
+    """Return the bytes of both moments of a parameter between two steps."""
     length = parameter.numel()
-    if moments == "8bit" and (block := block_length(parameter)):
+    if state_dtype == "8bit" and (block := block_length(parameter)):
         return 2 * (length + 4 * length // block)
-    return (8 if moments == "float32" else 4) * length
+    return (8 if state_dtype == "float32" else 4) * length
 
 
-def to_bfloat16(values: Tensor, chance: torch.Generator) -> Tensor:
-    """Each float32 as one of its two neighbours in bfloat16, the nearer one more often."""
-    below = torch.randint(1 << 16, values.shape, generator=chance, device=values.device, dtype=torch.int32)
+def to_bfloat16(values: Tensor, generator: torch.Generator) -> Tensor:
+    """Round float32 stochastically to one of the two neighbours in bfloat16."""
+    below = torch.randint(1 << 16, values.shape, generator=generator, device=values.device, dtype=torch.int32)
     return ((values.view(torch.int32) + below) & -(1 << 16)).view(torch.float32).bfloat16()
 
 
-def to_codes(values: Tensor, block: int, signed: bool, chance: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Each of values (R, ...) as one of its two neighbouring levels: codes like them, uint8, and scales (R, blocks)."""
+def to_codes(values: Tensor, block: int, signed: bool, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Round values (R, ...) stochastically to levels: uint8 codes (R, ...) and float32 scales (R, blocks)."""
     table = levels(signed, values.device)
     blocks = values.flatten(1).unflatten(1, (-1, block))
     scales = blocks.abs().amax(-1)
     shares = blocks / scales.clamp(min=torch.finfo(torch.float32).tiny)[..., None]
     upper = torch.bucketize(shares, table, out_int32=True).clamp_(1, len(table) - 1)
     low, high = table[upper - 1], table[upper]
-    rises = torch.rand(shares.shape, generator=chance, device=values.device) < (shares - low) / (high - low)
+    rises = torch.rand(shares.shape, generator=generator, device=values.device) < (shares - low) / (high - low)
     return (upper - 1 + rises).to(torch.uint8).view(values.shape), scales
 
 
 def from_codes(codes: Tensor, scales: Tensor, signed: bool) -> Tensor:
-    """What :func:`to_codes` kept, in float32."""
+    """Invert :func:`to_codes` up to its rounding, in float32."""
     shares = levels(signed, codes.device)[codes.flatten(1).int()].unflatten(1, (scales.shape[1], -1))
     return (shares * scales[..., None]).view(codes.shape)
 
 
 @cache
 def levels(signed: bool, device: torch.device) -> Tensor:
-    """The 256 shares of a block's largest value that a code can mean, ascending.
+    """Return the 256 levels relative to a block's largest value, ascending.
 
-    Seven decades, each divided twice as finely as the one below it, both signs if ``signed``; then 0 and 1.
+    Seven decades, each divided twice as finely as the one below it, with both signs if ``signed``; then 0 and 1.
     """
-    found = [0.0, 1.0]
+    table = [0.0, 1.0]
     for decade in range(7):
         edges = torch.linspace(0.1, 1, 2 ** (decade if signed else decade + 1) + 1, dtype=torch.float64)
         middles = ((edges[:-1] + edges[1:]) / 2 * 10.0 ** (decade - 6)).tolist()
-        found += [*middles, *(-middle for middle in middles if signed)]
-    return torch.tensor(sorted(found), dtype=torch.float32, device=device)
+        table += [*middles, *(-middle for middle in middles if signed)]
+    return torch.tensor(sorted(table), dtype=torch.float32, device=device)
 
 
 def _read(state: Mapping[str, Tensor], name: str, like: Tensor) -> Tensor:
     if name not in state:
         return torch.zeros_like(like, memory_format=torch.contiguous_format)
-    kept = _local(state[name])
-    if kept.dtype != torch.uint8:
-        return kept.float()
-    values = from_codes(kept, _local(state[f"{name}_scale"]), signed=name == "exp_avg")
+    stored = _local(state[name])
+    if stored.dtype != torch.uint8:
+        return stored.float()
+    values = from_codes(stored, _local(state[f"{name}_scale"]), signed=name == "exp_avg")
     return values.square_() if name == "exp_avg_sq" else values
 
 
 def _local(tensor: Any) -> Tensor:
-    """This process's part of a tensor that may be sharded over processes."""
+    """Return this rank's shard."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -1,4 +1,4 @@
-"""AdamW over what is trained, and the learning rate as a function of the step."""
+"""AdamW over the trained parameters, and the learning rate as a function of the step."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -8,26 +8,26 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from reca.training.low_bit_adamw import LowBitAdamW, Moments
+from reca.training.low_bit_adamw import LowBitAdamW, StateDtype
 
 
 def freeze(model: nn.Module, trainable: set[str]) -> dict[str, nn.Parameter]:
-    """Freeze for real all but the named parameters: no gradient, no optimizer state; returns those that train.
+    """Freeze all but the named parameters, without gradient or optimizer state; returns those that train.
 
     Raises:
-        ValueError: A name is not a parameter of the model, or nothing is to be trained.
+        ValueError: A name is not a parameter of the model, or there is no name.
     """
-    known = dict(model.named_parameters())
-    unknown = sorted(trainable - known.keys())
+    parameters = dict(model.named_parameters())
+    unknown = sorted(trainable - parameters.keys())
     if unknown or not trainable:
         raise ValueError(f"the model has no parameters {unknown[:3]}" if unknown else "the model trains no parameter")
-    for name, parameter in known.items():
+    for name, parameter in parameters.items():
         parameter.requires_grad_(name in trainable)
-    return {name: parameter for name, parameter in known.items() if name in trainable}
+    return {name: parameter for name, parameter in parameters.items() if name in trainable}
 
 
 def set_training_mode(model: nn.Module) -> None:
-    """Training mode for modules that hold trained parameters, evaluation mode for wholly frozen ones."""
+    """Set training mode for modules that hold trained parameters, and evaluation mode for fully frozen ones."""
     model.train()
     for module in model.modules():
         parameters = list(module.parameters())
@@ -41,25 +41,25 @@ def build_optimizer(
     weight_decay: float,
     eps: float = 1e-8,
     no_weight_decay: tuple[str, ...] = (),
-    moments: Moments = "float32",
+    state_dtype: StateDtype = "float32",
 ) -> torch.optim.AdamW:
-    """AdamW; its rate is set before every step.
+    """Return an AdamW, whose learning rate must be set before every step.
 
     Args:
-        parameters: What is trained, by name.
-        betas: Of the two moments.
-        weight_decay: Of matrices; one-dimensional parameters (biases, norms) do not decay.
+        parameters: The trained parameters by name.
+        betas: Decay rates of both moments.
+        weight_decay: For matrices; one-dimensional parameters (biases, norms) have none.
         eps: Added to the root of the second moment.
-        no_weight_decay: Beginnings of the names of matrices that do not decay either.
-        moments: How the two moments are kept between steps; see :mod:`reca.training.low_bit_adamw`.
+        no_weight_decay: Name prefixes of matrices without weight decay.
+        state_dtype: Storage of both moments; see :mod:`reca.training.low_bit_adamw`.
     """
-    decayed, others = list[nn.Parameter](), list[nn.Parameter]()
+    decayed, undecayed = list[nn.Parameter](), list[nn.Parameter]()
     for name, parameter in parameters.items():
-        (decayed if parameter.ndim > 1 and not name.startswith(no_weight_decay) else others).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+        (decayed if parameter.ndim > 1 and not name.startswith(no_weight_decay) else undecayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
-    if moments != "float32":
-        return LowBitAdamW(groups, moments, lr=0.0, betas=betas, eps=eps)
+    if state_dtype != "float32":
+        return LowBitAdamW(groups, state_dtype, lr=0.0, betas=betas, eps=eps)
     on_cuda = all(parameter.is_cuda for parameter in parameters.values())
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=on_cuda)
 
@@ -67,7 +67,7 @@ def build_optimizer(
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
     """Scale all gradients down so that their joint norm is at most ``max_norm``; returns the norm before, a scalar.
 
-    Where parameters are sharded, all processes must call it, and the norm is that of the whole gradients.
+    With sharded parameters it is a collective, and the norm is that of the full gradients.
     """
     parameters = list(parameters)
     norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
@@ -85,9 +85,9 @@ def learning_rate(
     max_steps: int,
     floor: float = 0.0,
 ) -> float:
-    """The rate of a step, counted from 1: a linear ramp to ``peak``, then constant or half a cosine.
+    """Return the rate of a step, counted from 1: a linear warm-up to ``peak``, then constant or half a cosine.
 
-    ``max_steps`` is where the cosine ends, be the run shorter or not, at ``floor`` times the peak.
+    The cosine ends at step ``max_steps``, even if the run is shorter, at ``floor`` times the peak.
     """
     if step < warmup_steps:
         return peak * step / warmup_steps
@@ -98,6 +98,6 @@ def learning_rate(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the rate of all groups."""
+    """Set the rate of all parameter groups."""
     for group in optimizer.param_groups:
         group["lr"] = rate

@@ -1,8 +1,8 @@
-"""Frozen matrices in two bytes a number, where that changes no number.
+"""Storing frozen matrices in bfloat16 without changing any result.
 
-Under bfloat16 autocast every matrix product and every convolution rounds its weights, in every pass. A frozen weight
-that nothing else reads can as well be kept rounded. Where rounding it loses nothing, because the checkpoint's values
-are bfloat16 as many published ones are, the losses, the gradients and the saved model are the same to the last bit.
+Under bfloat16 autocast every matrix product and convolution rounds its weights, in every pass. A frozen weight that
+no other operation reads can be stored rounded. If its values are bfloat16 already, as in many published checkpoints,
+losses, gradients and the saved model are bit-equal.
 """
 
 from collections.abc import Iterable
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from reca.models.base import UnifiedModel
 
 PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-"""Layers whose weights autocast rounds; a subclass may be read from and not called (in ``nn.MultiheadAttention``)."""
+"""Layers whose weights autocast rounds; of a subclass (in ``nn.MultiheadAttention``) only the weight may be read."""
 
 
 def bf16_safe_parameters(model: UnifiedModel) -> list[str]:
-    """Names of the frozen matrices that the losses read in matrix products alone.
+    """Return the names of frozen matrices that the losses read in matrix products only.
 
-    Left out are norms and embeddings, which compute in float32, so also what is tied to an embedding; biases, which
-    DoRA subtracts; and what :meth:`UnifiedModel.encode_target` runs, which is never under autocast.
+    Excluded are norms and embeddings, which compute in float32, with matrices that are tied to an embedding; biases,
+    which DoRA subtracts; and the parameters of :meth:`UnifiedModel.encode_target`, which never runs under autocast.
     """
     readers: dict[nn.Parameter, list[nn.Module]] = {}
     for module in model.modules():
@@ -36,26 +36,26 @@ def bf16_safe_parameters(model: UnifiedModel) -> list[str]:
     ]
 
 
-def move_to(model: UnifiedModel, device: torch.device, rounded: Iterable[str] = ()) -> None:
-    """Put a whole model on a device, in place, tensor by tensor.
+def move_to(model: UnifiedModel, device: torch.device, bf16: Iterable[str] = ()) -> None:
+    """Move a model that is not sharded to a device in place, tensor by tensor.
 
     Args:
-        model: As its files have it, or as it was trained.
-        device: Where to.
-        rounded: Names of parameters that may be kept in bfloat16; everything else becomes float32.
+        model: In the types of its files, or of training.
+        device: The target device.
+        bf16: Names of parameters that may be stored in bfloat16; all others become float32.
     """
-    narrow = {model.get_parameter(name) for name in rounded}
+    bf16_parameters = {model.get_parameter(name) for name in bf16}
     for tensor in (*model.parameters(), *model.buffers()):
-        tensor.data = stored(tensor.data.to(device), tensor in narrow)
+        tensor.data = to_storage_dtype(tensor.data.to(device), tensor in bf16_parameters)
 
 
-def stored(values: Tensor, narrow: bool) -> Tensor:
-    """Numbers in float32, or in bfloat16 if that is wanted and loses nothing; whole numbers as they are."""
+def to_storage_dtype(values: Tensor, allow_bf16: bool) -> Tensor:
+    """Convert floating-point values to float32, or to bfloat16 if allowed and exact; integers stay as they are."""
     if not values.is_floating_point():
         return values
-    return values.bfloat16() if narrow and bfloat16_holds(values) else values.float()
+    return values.bfloat16() if allow_bf16 and bfloat16_holds(values) else values.float()
 
 
 def bfloat16_holds(values: Tensor) -> bool:
-    """Whether rounding these numbers to bfloat16 changes none."""
+    """Return whether rounding the values to bfloat16 is exact."""
     return values.dtype == torch.bfloat16 or torch.equal(values.bfloat16().float(), values.float())

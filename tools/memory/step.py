@@ -30,7 +30,7 @@ from reca.runtime.seeding import SampleRng
 from reca.training.activation_checkpointing import blocks, checkpoint_blocks
 from reca.training.loop import accumulate
 from reca.training.losses import Kind, Mixture, TrainingBatch, compute_loss
-from reca.training.low_bit_adamw import Moments, state_bytes
+from reca.training.low_bit_adamw import StateDtype, state_bytes
 from reca.training.optimizer import build_optimizer, freeze, set_training_mode
 from tools.memory.flops import flops_of
 from tools.memory.simulation import FakeTensorHelpers, LiveBytes, to_fake
@@ -56,7 +56,7 @@ class Plan:
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     templates: int | None = None
-    optimizer_moments: Moments = "float32"
+    optimizer_moments: StateDtype = "float32"
     rounded: frozenset[str] = frozenset()
     """Names of the matrices that training keeps in bfloat16 (:mod:`reca.training.precision`)."""
 

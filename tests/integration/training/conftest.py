@@ -1,4 +1,4 @@
-"""A small real project: ingested scenes, a randomly initialised Janus as base, and a child process that trains it."""
+"""A small real project: ingested scenes, a random Janus as base, and a child process that trains it."""
 
 import csv
 import math
@@ -154,7 +154,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build().save_official(root / "base")
     ingest(config, root)
     extract(config, root)
-    shutil.rmtree(root / ".reca")  # a copy extracts anew, if it extracts
+    shutil.rmtree(root / ".reca")  # so that a copy does not reuse this extraction
     return root
 
 
@@ -162,9 +162,9 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def project(template: Path, tmp_path: Path) -> Iterator[Project]:
     root = tmp_path / "project"
     shutil.copytree(template, root)
-    made = Project(root, Config.load(root / "params.yaml"))
-    yield made
-    for child in made.children:
+    copy = Project(root, Config.load(root / "params.yaml"))
+    yield copy
+    for child in copy.children:
         if child.poll() is None:
             os.killpg(child.pid, signal.SIGKILL)
             child.communicate()

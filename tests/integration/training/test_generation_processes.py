@@ -78,18 +78,18 @@ def test_a_lost_process_costs_its_share(alone: Path, made_nowhere: Path) -> None
     assert len(list(state.glob("*.png"))) == 2 + 6, "one batch of the lost process, all three of the other"
     assert not (made_nowhere / SCENES).exists()
     assert ranks(3, _generate_and_tell, made_nowhere) == [0] * 3
-    told = [path.read_text().split() for path in sorted(made_nowhere.glob("made-*.txt"))]
-    assert [len(samples) for samples in told] == [2, 2], "what was finished is not made again"
+    output = [path.read_text().split() for path in sorted(made_nowhere.glob("made-*.txt"))]
+    assert [len(samples) for samples in output] == [2, 2], "what was finished is not made again"
     assert contents(made_nowhere / SCENES) == contents(alone / SCENES)
 
 
 def _lose_the_second(root: Path) -> None:
-    original, made = stage.make_batch, []
+    original, batches = stage.make_batch, []
 
     def make(*arguments: object) -> None:
-        if os.environ["RANK"] == "1" and made:
+        if os.environ["RANK"] == "1" and batches:
             os.kill(os.getpid(), signal.SIGKILL)
-        made.append(True)
+        batches.append(True)
         original(*arguments)
 
     stage.make_batch = make
@@ -99,10 +99,10 @@ def _lose_the_second(root: Path) -> None:
 def _generate_and_tell(root: Path) -> None:
     original = stage.make_batch
 
-    def make(bench: object, model: object, batch: list[Row], *others: object) -> None:
+    def make(bench: object, model: object, batch: list[Row], *arguments: object) -> None:
         with (root / f"made-{os.environ['RANK']}.txt").open("a") as file:
             file.writelines(f"{row['file']}\n" for row in batch)
-        original(bench, model, batch, *others)
+        original(bench, model, batch, *arguments)
 
     stage.make_batch = make
     _generate(root, "scenes")

@@ -43,8 +43,8 @@ def test_they_really_are_absent(project, elsewhere) -> None:
 
 
 def test_ingest_extract_and_train_run_without_them(project, elsewhere) -> None:
-    for stage, made in (("ingest", "dataset"), ("extract", "embeddings"), ("train", "model")):
+    for stage, output in (("ingest", "dataset"), ("extract", "embeddings"), ("train", "model")):
         done = run(["-m", "reca", stage], project.root, elsewhere)
         assert done.returncode == 0, done.stderr
-        assert (project.root / f"outputs/{made}/result.json").is_file()
+        assert (project.root / f"outputs/{output}/result.json").is_file()
     assert project.weights()

@@ -50,14 +50,14 @@ def test_killed_extraction_continues(project, template: Path, capsys: pytest.Cap
     output = capsys.readouterr().out
     images = len(read_manifest(template / "outputs/dataset"))
     # Whether the third shard was finished before the kill is a matter of luck; the second one we have damaged.
-    found = re.search(rf"(\d+) of {images} images were extracted by an earlier attempt", output)
-    assert found is not None, output
-    assert int(found[1]) in (16, images - 16)
+    extracted = re.search(rf"(\d+) of {images} images were extracted by an earlier attempt", output)
+    assert extracted is not None, output
+    assert int(extracted[1]) in (16, images - 16)
     assert contents(project.root) == contents(template)
     published = project.root / "outputs/embeddings/shard-00000.safetensors"
     assert published.stat().st_mtime_ns == written  # the very file that was finished before the kill
     assert published.samefile(folder / "shard-00000.safetensors")  # kept for the next one at no cost
-    assert not (folder / "known").exists()
+    assert not (folder / "reusable").exists()
 
 
 def test_what_is_read_ahead_is_extracted_alike(project, template: Path) -> None:
@@ -90,13 +90,13 @@ def test_a_lost_process_costs_its_share(project, template: Path, capsys: pytest.
     assert set(range(0, -(-images // 8), 2)) <= set(notes) <= {1, *range(0, -(-images // 8), 2)}
     extract(project.config, project.root)
     assert "images were extracted by an earlier attempt" in capsys.readouterr().out
-    found, expected = (
+    extracted, expected = (
         Embeddings.open(project.root / "outputs/embeddings"),
         Embeddings.open(template / "outputs/embeddings"),
     )
-    assert len(found.ids) == images
+    assert len(extracted.ids) == images
     for field in ("semantic", "target"):
-        assert all(map(torch.equal, found.rows(field, found.ids), expected.rows(field, found.ids)))
+        assert all(map(torch.equal, extracted.rows(field, extracted.ids), expected.rows(field, extracted.ids)))
 
 
 def test_other_base_shares_nothing(project) -> None:
@@ -108,12 +108,12 @@ def test_other_base_shares_nothing(project) -> None:
 
     how, what = names()
     assert names("model.name=x") == [how, what]
-    changed = names("extract.dtype=float32")
-    assert changed[0] != how
-    assert changed[1] == what
-    changed = names("extract.images_per_shard=8")
-    assert changed[0] == how
-    assert changed[1] != what
+    digests = names("extract.dtype=float32")
+    assert digests[0] != how
+    assert digests[1] == what
+    digests = names("extract.images_per_shard=8")
+    assert digests[0] == how
+    assert digests[1] != what
     weights = project.root / "base/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
     assert names()[0] != how

@@ -45,7 +45,7 @@ def contents(root: Path) -> dict[str, bytes]:
 
 
 def from_scratch(root: Path, config: Config) -> dict[str, bytes]:
-    """What extraction writes where nothing was extracted before."""
+    """Write the embeddings of an extraction from scratch."""
     other = root.with_name(f"{root.name}-from-scratch")
     shutil.rmtree(other, ignore_errors=True)
     shutil.copytree(root, other, ignore=shutil.ignore_patterns(".reca", "embeddings"))
@@ -106,9 +106,9 @@ def small(root: Path, *overrides: str) -> Config:
 
 
 def new_images(output: str) -> int:
-    found = re.search(r"images are taken from earlier extractions, (\d+) are new", output)
-    assert found is not None, output
-    return int(found[1])
+    match = re.search(r"images are taken from earlier extractions, (\d+) are new", output)
+    assert match is not None, output
+    return int(match[1])
 
 
 def test_other_shards_of_the_same_images(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,11 +162,11 @@ def test_an_interrupted_increment_goes_on(
 ) -> None:
     add(project, range(12, 20))
     config = small(project)
-    original, left = ImageReader.load, [4]
+    original, remaining = ImageReader.load, [4]
 
     def load(self: ImageReader, image_id: str):
-        left[0] -= 1
-        if not left[0]:
+        remaining[0] -= 1
+        if not remaining[0]:
             raise KeyboardInterrupt
         return original(self, image_id)
 
@@ -177,9 +177,9 @@ def test_an_interrupted_increment_goes_on(
     capsys.readouterr()
     with watched(monkeypatch) as decoded:
         extract(config, project)
-    found = re.search(r"(\d+) of 20 images were extracted by an earlier attempt", capsys.readouterr().out)
-    assert found is not None
-    assert 0 < int(found[1]) < 20
+    match = re.search(r"(\d+) of 20 images were extracted by an earlier attempt", capsys.readouterr().out)
+    assert match is not None
+    assert 0 < int(match[1]) < 20
     assert 0 < len(decoded) < 8
     assert contents(project) == from_scratch(project, config)
 
@@ -193,5 +193,5 @@ def test_the_last_two_extractions_are_kept(project: Path) -> None:
     assert [len(names) for names in states] == [1, 2, 2]
     assert not states[0] & states[2]
     shards = list((project / "outputs/embeddings").glob("*.safetensors"))
-    kept = {path.stat().st_ino for path in (project / ".reca/extract").glob("*/*.safetensors")}
-    assert {path.stat().st_ino for path in shards} <= kept  # the newest costs no disk before DVC copies it
+    inodes = {path.stat().st_ino for path in (project / ".reca/extract").glob("*/*.safetensors")}
+    assert {path.stat().st_ino for path in shards} <= inodes  # the newest costs no disk before DVC copies it

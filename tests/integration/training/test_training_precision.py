@@ -33,7 +33,7 @@ ADAPTERS = "train.adapter={rank: 4, alpha: 8, dropout: 0.1}"
 
 @pytest.fixture(scope="module", params=["train.adapter=null", ADAPTERS], ids=["whole", "adapters"])
 def published(request: pytest.FixtureRequest, template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project whose base lies in files of bfloat16."""
+    """Project whose base is stored in bfloat16."""
     root = tmp_path_factory.mktemp("published") / "project"
     shutil.copytree(template / "outputs/dataset", root / "outputs/dataset")
     config = compose([*WORDS, request.param])
@@ -55,7 +55,7 @@ def copied(project: Path, root: Path, **hardware: object) -> Path:
 
 
 def train(root: Path, narrow: bool, last: int = 0) -> None:
-    """The stage, told to end in the middle of step ``last``, with frozen matrices in bfloat16 or not."""
+    """Run the stage, stopped in the middle of step ``last``, with frozen matrices in bfloat16 or not."""
     types = set()
     begin, step_of = stage.train_model, TrainingData.step
 
@@ -68,9 +68,9 @@ def train(root: Path, narrow: bool, last: int = 0) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return step_of(self, number)
 
-    found = stage.bf16_safe_parameters if narrow else lambda _: []
+    select = stage.bf16_safe_parameters if narrow else lambda _: []
     with (
-        mock.patch.object(stage, "bf16_safe_parameters", found),
+        mock.patch.object(stage, "bf16_safe_parameters", select),
         mock.patch.object(stage, "train_model", train_model),
         mock.patch.object(TrainingData, "step", step),
     ):
@@ -88,7 +88,7 @@ def written(root: Path) -> dict[str, object]:
     return {file.name: file.read_bytes() for file in files} | {"steps": steps, "held out": held_out}
 
 
-def test_no_byte_tells(published: Path, tmp_path: Path) -> None:
+def test_bfloat16_storage_is_bit_equal(published: Path, tmp_path: Path) -> None:
     wide, narrow = copied(published, tmp_path / "wide"), copied(published, tmp_path / "narrow")
     train(wide, narrow=False)
     with pytest.raises(Interrupted):
@@ -97,7 +97,7 @@ def test_no_byte_tells(published: Path, tmp_path: Path) -> None:
     assert written(narrow) == written(wide)
 
 
-def test_no_byte_tells_where_parameters_are_sharded(published: Path, tmp_path: Path) -> None:
+def test_bfloat16_storage_is_bit_equal_with_sharding(published: Path, tmp_path: Path) -> None:
     wide, narrow = (copied(published, tmp_path / name, shard=True) for name in ("wide", "narrow"))
     assert ranks(2, train, wide, False) == [0, 0]
     assert ranks(2, train, narrow, True) == [0, 0]

@@ -1,4 +1,4 @@
-"""Several processes train what one trains, whichever number of them goes on after an interruption."""
+"""Training on several ranks equals training on one, also after a resume on another number of ranks."""
 
 import multiprocessing
 import os
@@ -30,7 +30,7 @@ SERVER.set_forkserver_preload([__name__, *MODELS, "pyarrow.dataset", "torch._ind
 
 
 def ranks(size: int, function, *arguments) -> list[int | None]:
-    """Run a function in so many processes that know each other; returns their exit statuses."""
+    """Run a function on ``size`` ranks; returns their exit statuses."""
     port = free_port()
     started: list[BaseProcess] = [
         SERVER.Process(target=_as_rank, args=(rank, size, port, function, *arguments)) for rank in range(size)
@@ -56,7 +56,7 @@ def _stage(stage, root: Path) -> None:
 
 @pytest.fixture(scope="module")
 def alone(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same run on one process."""
+    """Run on one process."""
     root = tmp_path_factory.mktemp("alone") / "project"
     shutil.copytree(template, root)
     train(Config.load(root / "params.yaml"), root)
@@ -66,37 +66,37 @@ def alone(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def same_curves(alone: Path, project) -> None:
     reference = type(project)(alone, project.config)
     for name in ("train.csv", "held_out.csv"):
-        expected, found = reference.curve(name), project.curve(name)
-        assert [row["step"] for row in found] == [row["step"] for row in expected]
-        for row, other in zip(found, expected, strict=True):
+        expected, results = reference.curve(name), project.curve(name)
+        assert [row["step"] for row in results] == [row["step"] for row in expected]
+        for row, other in zip(results, expected, strict=True):
             assert {key: float(cell) for key, cell in row.items()} == pytest.approx(
                 {key: float(cell) for key, cell in other.items()}, rel=1e-5
             )
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_same_curves_as_one_process(project, alone: Path, size: int) -> None:
-    """With four processes and two dialogues a step, two of them have no sample of that kind."""
+def test_curves_equal_those_of_one_process(project, alone: Path, size: int) -> None:
+    """With four ranks and two dialogues a step, two ranks have no sample of that loss."""
     assert ranks(size, _stage, train, project.root) == [0] * size
     same_curves(alone, project)
     assert project.steps() == ["000006", "000008"]
     expected = type(project)(alone, project.config).weights()
     rate = project.config.train.learning_rate
-    for name, value in project.weights().items():  # Adam makes whole steps of gradients that are nothing but rounding
+    for name, value in project.weights().items():  # Adam makes whole steps of gradients that are only rounding
         assert torch.allclose(value, expected[name], rtol=1e-3, atol=rate / 10), name
 
 
-def test_adapters_are_the_same_on_every_process(project) -> None:
+def test_adapters_are_equal_on_every_rank(project) -> None:
     project.configure("train.adapter={rank: 4, alpha: 8}", "train.max_steps=3")
-    one = type(project)(project.root.with_name("one"), project.config)
-    shutil.copytree(project.root, one.root)
-    train(one.config, one.root)
+    single = type(project)(project.root.with_name("one"), project.config)
+    shutil.copytree(project.root, single.root)
+    train(single.config, single.root)
     assert ranks(2, _stage, train, project.root) == [0, 0]
-    same_curves(one.root, project)
+    same_curves(single.root, project)
 
 
-def test_told_to_end_on_two_processes_and_continued_on_others(project, alone: Path) -> None:
-    """The real command, ended as the flow ends it; three processes go on, then one."""
+def test_run_stopped_on_two_ranks_resumes_on_three_and_one(project, alone: Path) -> None:
+    """The real command, stopped as by the flow; resumed on three ranks, then on one."""
     project.configure("hardware.processes=2", "train.save_every=100")
     child = project.start("train")
     project.wait_for(lambda: project.recorded() >= 1, child)
@@ -114,7 +114,7 @@ def test_told_to_end_on_two_processes_and_continued_on_others(project, alone: Pa
 
 
 def _train_until(root: Path, last: int) -> None:
-    """Train; the last process alone gets SIGTERM in the middle of a step."""
+    """Train; only the last rank gets SIGTERM, in the middle of a step."""
     original = TrainingData.step
 
     def step(self: TrainingData, number: int):
@@ -126,7 +126,7 @@ def _train_until(root: Path, last: int) -> None:
     _stage(train, root)
 
 
-def test_a_diverged_loss_on_one_process_stops_all(project) -> None:
+def test_divergence_on_one_rank_stops_all(project) -> None:
     assert ranks(2, _train_poisoned, project.root) == [1, 1]
     assert project.recorded() == 4
     assert project.steps() == ["000003"]
@@ -138,15 +138,15 @@ def _train_poisoned(root: Path) -> None:
     _stage(train, root)
 
 
-def test_extraction_writes_the_same_files(project, template: Path) -> None:
+def test_extraction_on_two_ranks_writes_the_same_bytes(project, template: Path) -> None:
     shutil.rmtree(project.root / "outputs/embeddings")
     assert ranks(2, _stage, extract, project.root) == [0, 0]
     for path in (template / "outputs/embeddings").iterdir():
         assert (project.root / "outputs/embeddings" / path.name).read_bytes() == path.read_bytes()
-    assert not list((project.root / ".reca/extract").glob("*/known"))
+    assert not list((project.root / ".reca/extract").glob("*/reusable"))
 
 
-def test_extraction_of_more_images_writes_the_same_files(project, tmp_path: Path) -> None:
+def test_extraction_of_more_images_on_two_ranks_writes_the_same_bytes(project, tmp_path: Path) -> None:
     assert ranks(2, _stage, extract, project.root) == [0, 0]
     config = project.configure("data.num_images=52", "extract.images_per_shard=10")
     ingest(config, project.root)
@@ -157,16 +157,16 @@ def test_extraction_of_more_images_writes_the_same_files(project, tmp_path: Path
         assert (project.root / "outputs/embeddings" / path.name).read_bytes() == path.read_bytes()
 
 
-def test_sums_are_equal_to_the_last_bit_on_every_process(tmp_path: Path) -> None:
+def test_all_reduced_gradients_are_bit_equal_on_every_rank(tmp_path: Path) -> None:
     assert ranks(4, _add_up, tmp_path) == [0] * 4
-    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(4)]
+    results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(4)]
     gradients = [torch.randn(1000, generator=torch.Generator().manual_seed(rank)) for rank in range(4)]
-    for everywhere, by_the_last, by_none, told in found:
-        assert torch.equal(everywhere, found[0][0])
+    for everywhere, by_the_last, by_none, stop_requested in results:
+        assert torch.equal(everywhere, results[0][0])
         assert torch.allclose(everywhere, sum(gradients, torch.zeros(1000)), atol=1e-5)
         assert torch.equal(by_the_last, gradients[3])
         assert by_none is None
-        assert told == [False, True]
+        assert stop_requested == [False, True]
 
 
 def _add_up(folder: Path) -> None:
@@ -176,6 +176,6 @@ def _add_up(folder: Path) -> None:
         everywhere.grad = gradient.clone()
         if distributed.rank == 3:
             by_the_last.grad = gradient.clone()
-        told = [distributed.all_reduce_gradients([everywhere, by_the_last, by_none], False)]
-        told.append(distributed.all_reduce_gradients([], distributed.rank == 2))
-        torch.save((everywhere.grad, by_the_last.grad, by_none.grad, told), folder / f"{distributed.rank}.pt")
+        stop_requested = [distributed.all_reduce_gradients([everywhere, by_the_last, by_none], False)]
+        stop_requested.append(distributed.all_reduce_gradients([], distributed.rank == 2))
+        torch.save((everywhere.grad, by_the_last.grad, by_none.grad, stop_requested), folder / f"{distributed.rank}.pt")

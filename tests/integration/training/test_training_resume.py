@@ -1,4 +1,4 @@
-"""An interrupted run ends with the weights of an uninterrupted one, bit for bit, wherever it was interrupted."""
+"""A run that is interrupted at any point ends with the weights of an uninterrupted one, bit for bit."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ CHILD_SECONDS = 240
 
 @pytest.fixture(scope="module")
 def straight(template: Path, tmp_path_factory: pytest.TempPathFactory):
-    """The same run without interruption."""
+    """Run without interruption."""
     from reca.config import Config
 
     root = tmp_path_factory.mktemp("straight") / "project"
@@ -31,10 +31,10 @@ def straight(template: Path, tmp_path_factory: pytest.TempPathFactory):
 
 
 def same_as(straight: Path, project) -> None:
-    """Weights bit for bit, curves row for row."""
-    expected, found = load_file(straight / "outputs/model/model.safetensors"), project.weights()
-    assert expected.keys() == found.keys()
-    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    """Compare weights bit for bit, curves row for row."""
+    expected, weights = load_file(straight / "outputs/model/model.safetensors"), project.weights()
+    assert expected.keys() == weights.keys()
+    assert [name for name in expected if not torch.equal(expected[name], weights[name])] == []
     reference = type(project)(straight, project.config)
     for name in ("train.csv", "held_out.csv"):
         assert project.curve(name) == reference.curve(name)
@@ -53,8 +53,8 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
     monkeypatch.setattr(CurveFile, "add", add)
 
 
-def test_ended_at_four_points(project, straight: Path) -> None:
-    """kill -9 between two checkpoints and in the middle of one; SIGTERM; kill -9 before the model is written."""
+def test_resume_is_bit_equal_after_four_kinds_of_interruption(project, straight: Path) -> None:
+    """kill -9 between two checkpoints and while one is written; SIGTERM; kill -9 before the model is written."""
     project.kill_when("train", lambda: project.recorded() >= 5)
     assert project.steps() == ["000003"]
 
@@ -80,7 +80,7 @@ def test_ended_at_four_points(project, straight: Path) -> None:
     same_as(straight, project)
 
 
-def test_interrupted_in_process(project, straight: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_is_bit_equal_after_signals_in_process(project, straight: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupt_at(monkeypatch, 2, 3, 7)
     for step in (2, 3, 7):
         with pytest.raises(Interrupted) as caught:
@@ -92,23 +92,23 @@ def test_interrupted_in_process(project, straight: Path, monkeypatch: pytest.Mon
     same_as(straight, project)
 
 
-@pytest.mark.parametrize("moments", ["bfloat16", "8bit"])
-def test_small_moments_survive_an_interruption(project, moments: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    project.configure(f"train.optimizer_state_dtype={moments}", "train.max_steps=4")
-    other = type(project)(project.root.with_name("other"), project.config)
-    shutil.copytree(project.root, other.root)
-    train(other.config, other.root)
+@pytest.mark.parametrize("state_dtype", ["bfloat16", "8bit"])
+def test_resume_is_bit_equal_with_low_bit_moments(project, state_dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    project.configure(f"train.optimizer_state_dtype={state_dtype}", "train.max_steps=4")
+    uninterrupted = type(project)(project.root.with_name("other"), project.config)
+    shutil.copytree(project.root, uninterrupted.root)
+    train(uninterrupted.config, uninterrupted.root)
     interrupt_at(monkeypatch, 2)
     with pytest.raises(Interrupted):
         train(project.config, project.root)
     saved = load_file(project.checkpoints / "000002/part-00001-of-00001.safetensors")
     stored = {value.dtype for key, value in saved.items() if key.startswith("exp_avg")}
-    assert stored == {torch.bfloat16} | ({torch.uint8, torch.float32} if moments == "8bit" else set())
+    assert stored == {torch.bfloat16} | ({torch.uint8, torch.float32} if state_dtype == "8bit" else set())
     train(project.config, project.root)
-    same_as(other.root, project)
+    same_as(uninterrupted.root, project)
 
 
-def test_torn_checkpoint_is_passed_over(
+def test_resume_skips_a_corrupt_checkpoint(
     project, straight: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     interrupt_at(monkeypatch, 7)
@@ -117,20 +117,20 @@ def test_torn_checkpoint_is_passed_over(
     torn = project.checkpoints / "000007" / "part-00001-of-00001.safetensors"
     torn.write_bytes(torn.read_bytes()[:-1])
     train(project.config, project.root)
-    said = capsys.readouterr().out
-    assert f"passing over the checkpoint {torn.parent}: {torn.name} has" in said
-    assert "resuming after step 6" in said
+    output = capsys.readouterr().out
+    assert f"skipping the checkpoint {torn.parent}: {torn.name} has" in output
+    assert "resuming after step 6" in output
     same_as(straight, project)
 
 
-def test_other_settings_start_anew(
+def test_resume_ignores_checkpoints_of_other_settings(
     project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     interrupt_at(monkeypatch, 2)
     with pytest.raises(Interrupted):
         train(project.config, project.root)
-    for other in ("train.learning_rate=1e-4", "model.name=another_preset"):
-        config = project.configure(other, "train.max_steps=2")
+    for override in ("train.learning_rate=1e-4", "model.name=another_preset"):
+        config = project.configure(override, "train.max_steps=2")
         train(config, project.root)
         assert "resuming" not in capsys.readouterr().out
         assert [row["step"] for row in project.curve("train.csv")] == ["1", "2"]
@@ -148,8 +148,10 @@ def test_finished_run_is_not_trained_again(project, straight: Path, capsys: pyte
     same_as(straight, project)
 
 
-def test_edited_code(project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """An unfinished run goes on and says so; a finished one is not passed off as the new code's."""
+def test_resume_after_an_edit_of_the_code(
+    project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An unfinished run resumes with a warning; a finished one is trained again."""
     interrupt_at(monkeypatch, 4)
     with pytest.raises(Interrupted):
         train(project.config, project.root)
@@ -164,20 +166,20 @@ def test_edited_code(project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert read_result(project.root / "outputs/curves")["code"] == [{"from_step": 1, "digest": "e" * 16}]
 
 
-def test_micro_batches_change_nothing_but_rounding(project, straight: Path) -> None:
+def test_micro_batch_size_changes_losses_by_rounding_only(project, straight: Path) -> None:
     config = project.configure("hardware.micro_batch_size=3", "train.max_steps=1", "train.warmup_steps=1")
     train(config, project.root)
-    one = project.curve("train.csv")[0]
+    small = project.curve("train.csv")[0]
     config = project.configure("hardware.micro_batch_size=64", "train.max_steps=1", "train.warmup_steps=1")
     shutil.rmtree(project.root / ".reca")
     train(config, project.root)
-    other = project.curve("train.csv")[0]
+    large = project.curve("train.csv")[0]
     for key in ("loss", "loss_reconstruction", "loss_text_to_image", "loss_understanding", "grad_norm"):
-        assert float(one[key]) == pytest.approx(float(other[key]), rel=1e-5)
+        assert float(small[key]) == pytest.approx(float(large[key]), rel=1e-5)
 
 
-def test_state_folder_that_cannot_be_written(project) -> None:
-    """A file where the folder should be: the one obstacle that stops root too."""
+def test_unwritable_state_folder_is_reported(project) -> None:
+    """A file in place of the folder, which is an obstacle for root too."""
     (project.root / "state").write_text("")
     config = project.configure("paths.state=state/inside")
     with pytest.raises(UserError, match=r"cannot write a lock to .*state.*paths\.state"):

@@ -76,12 +76,12 @@ def test_every_row_is_what_the_model_says_of_the_image_alone(project: tuple[Path
     assert index["format"] == 2
     assert {name: field.shape for name, field in cache.fields.items()} == {"semantic": None, "target": None}
     model = load_model("bagel", root / "base", config.model.load_options(root), torch.device("cpu"))
-    seen = set()
+    shapes = set()
     for name, image in load_images(root / "outputs/dataset", cache.ids):
         width, height = model.spec.understanding.size(image.height, image.width)[::-1]
         small = image.resize((width, height), Image.Resampling.BICUBIC)
-        drawn = model.spec.generation.size(image.height, image.width)
-        large = image.resize(drawn[::-1], Image.Resampling.BICUBIC)
+        sizes = model.spec.generation.size(image.height, image.width)
+        large = image.resize(sizes[::-1], Image.Resampling.BICUBIC)
         pixels = [
             torch.tensor(list(picture.tobytes())).view(picture.height, picture.width, 3) for picture in (small, large)
         ]
@@ -91,8 +91,8 @@ def test_every_row_is_what_the_model_says_of_the_image_alone(project: tuple[Path
         target = model.encode_target(pixels[1], SampleRng([0])).values[0]
         torch.testing.assert_close(cache.rows("semantic", [name])[0], semantic, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(cache.rows("target", [name])[0], target, atol=1e-4, rtol=1e-4)
-        seen.add((*semantic.shape, *target.shape))
-    assert len(seen) == len(SIZES)
+        shapes.add((*semantic.shape, *target.shape))
+    assert len(shapes) == len(SIZES)
 
 
 def test_it_is_trained_and_draws_each_image_in_its_own_shape(project: tuple[Path, Config]) -> None:
@@ -105,8 +105,8 @@ def test_it_is_trained_and_draws_each_image_in_its_own_shape(project: tuple[Path
         assert not json.loads((root / f"outputs/scores/{variant}/fidelity.json").read_text())["failed"]
     folder = root / "outputs/samples/aligned/fidelity"
     originals = {path.name: Image.open(path).size for path in folder.glob("*_original.png")}
-    drawn = {
+    sizes = {
         f"{path.stem}_original.png": Image.open(path).size for path in folder.glob("*.png") if "_" not in path.stem
     }
-    assert originals == drawn
-    assert len(set(drawn.values())) > 1
+    assert originals == sizes
+    assert len(set(sizes.values())) > 1

@@ -93,9 +93,11 @@ def test_only_what_is_trainable_moves(project) -> None:
     train(project.config, project.root)
     after = load_model("janus", project.root / "outputs/model", options, torch.device("cpu"))
     trained = set(before.trainable())
-    moved = {name for name, value in after.named_parameters() if not torch.equal(value, before.get_parameter(name))}
-    assert moved <= trained
-    assert len(moved) > 0.8 * len(trained)
+    changed_parameters = {
+        name for name, value in after.named_parameters() if not torch.equal(value, before.get_parameter(name))
+    }
+    assert changed_parameters <= trained
+    assert len(changed_parameters) > 0.8 * len(trained)
     assert all(torch.equal(value, dict(after.named_buffers())[name]) for name, value in before.named_buffers())
 
 
@@ -111,20 +113,20 @@ def test_two_runs_are_equal_to_the_last_byte(project) -> None:
 
 
 def test_held_out_images_are_never_trained_on(project, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[str, set[str]] = {"train": set(), "held_out": set()}
+    loaded: dict[str, set[str]] = {"train": set(), "held_out": set()}
     load = MicroBatchLoader.load
 
     def record(self: MicroBatchLoader, micro_batch: MicroBatch) -> TrainingBatch:
-        seen[str(micro_batch.noise_key[0])].update(micro_batch.ids)
+        loaded[str(micro_batch.noise_key[0])].update(micro_batch.ids)
         return load(self, micro_batch)
 
     monkeypatch.setattr(MicroBatchLoader, "load", record)
     train(project.config, project.root)
     table = read_manifest(project.root / "outputs/dataset")
     splits = dict(zip(table["id"].to_pylist(), table["split"].to_pylist(), strict=True))
-    assert {splits[name] for name in seen["train"]} == {"train"}
-    assert {splits[name] for name in seen["held_out"]} == {"held_out"}
-    assert len(seen["train"]) == sum(split == "train" for split in splits.values())  # 64 draws, fewer images
+    assert {splits[name] for name in loaded["train"]} == {"train"}
+    assert {splits[name] for name in loaded["held_out"]} == {"held_out"}
+    assert len(loaded["train"]) == sum(split == "train" for split in splits.values())  # 64 draws, fewer images
 
 
 def _without(root: Path, column: str) -> None:
@@ -204,7 +206,7 @@ def test_cache_of_other_images_is_refused(project) -> None:
 
 
 def test_divergence_stops_at_the_last_good_checkpoint(project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One sample of step 5 makes the loss NaN; nothing of that step reaches the weights or the disk."""
+    """Embeddings of step 5 are NaN; that step changes neither weights nor files."""
     monkeypatch.setattr(TrainingData, "read", poisoned(TrainingData.read, step=5))
     with pytest.raises(UserError, match=r"training stopped at step 5: the loss is nan.*train\.learning_rate") as caught:
         train(project.config, project.root)

@@ -1,4 +1,4 @@
-"""What storing costs is told exactly, and a shard that was begun is written, whatever happens after it."""
+"""Rounding errors are exact, and a shard that was submitted is written even after an error."""
 
 from pathlib import Path
 
@@ -19,21 +19,21 @@ ROWS = {name: ({"semantic": torch.full((2, 3), float(place)).half()}, Rounding(0
 def test_rounding_is_what_numpy_finds(seed: int, images: int, tokens: int) -> None:
     exact = torch.randn(images, tokens, 5, generator=torch.Generator().manual_seed(seed))
     stored = exact.half()
-    for row, found in enumerate(rounding(exact, stored).tolist()):
+    for row, results in enumerate(rounding(exact, stored).tolist()):
         values = exact[row].double().numpy()
         error = values - stored[row].double().numpy()
-        np.testing.assert_allclose(found, [np.abs(error).max(), (error**2).sum(), (values**2).sum()], rtol=1e-12)
+        np.testing.assert_allclose(results, [np.abs(error).max(), (error**2).sum(), (values**2).sum()], rtol=1e-12)
 
 
 def test_rounding_does_not_depend_on_the_number_of_threads() -> None:
     exact, before = torch.randn(1, 700, 1152), torch.get_num_threads()
-    found = []
+    results = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        found.append(rounding(exact, exact.bfloat16()))
+        results.append(rounding(exact, exact.bfloat16()))
     torch.set_num_threads(before)
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], found[2])
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
 
 
 def test_a_note_says_all_that_was_noted(tmp_path: Path) -> None:
@@ -41,11 +41,11 @@ def test_a_note_says_all_that_was_noted(tmp_path: Path) -> None:
         writer.write(0, ["a", "b"], ROWS)
         writer.write(1, ["c", "d"], ROWS)
         assert writer.images([["a", "b"], ["c", "d"], ["e"]]) == 4
-    done = [FinishedShard.load_valid(metadata_path(tmp_path, number)) for number in (0, 1)]
-    assert [each and each.shard.ids for each in done] == [["a", "b"], ["c", "d"]]
-    costs = [cost for each in done if each for cost in each.rounding]
-    assert costs == [cost for _, cost in ROWS.values()]
-    assert rounding_facts(costs) == {"max": 0.0, "relative_rms": 0.0}
+    shards = [FinishedShard.load_valid(metadata_path(tmp_path, number)) for number in (0, 1)]
+    assert [finished and finished.shard.ids for finished in shards] == [["a", "b"], ["c", "d"]]
+    errors = [error for finished in shards if finished for error in finished.rounding]
+    assert errors == [error for _, error in ROWS.values()]
+    assert rounding_facts(errors) == {"max": 0.0, "relative_rms": 0.0}
 
 
 def test_what_was_begun_is_kept_when_the_next_one_fails(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The training process ends when it is told to, or when its parent is gone."""
+"""The process stops on signals and when its parent dies."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""What is read ahead is what would have been read, so many items early and no more."""
+"""Prefetched values equal those loaded on demand, and no more than ``prefetch`` items are loaded ahead."""
 
 import threading
 import time
@@ -12,28 +12,28 @@ from reca.runtime.prefetch import Prefetcher
 
 @given(items=st.lists(st.integers(), max_size=12), number=st.integers(0, 5))
 def test_every_item_comes_in_its_order_and_not_too_early(items: list[int], number: int) -> None:
-    taken: list[int] = []
+    supplied: list[int] = []
 
     def supply():
         for item in items:
-            taken.append(item)
+            supplied.append(item)
             yield item
 
-    with Prefetcher(lambda item: item * 2, supply(), number) as coming:
-        for place, (item, value) in enumerate(coming):
+    with Prefetcher(lambda item: item * 2, supply(), number) as prefetcher:
+        for place, (item, value) in enumerate(prefetcher):
             assert (item, value) == (items[place], items[place] * 2)
-            assert len(taken) == min(place + 1 + number, len(items))
-    assert taken == items
+            assert len(supplied) == min(place + 1 + number, len(items))
+    assert supplied == items
 
 
 @pytest.mark.parametrize("number", [0, 3])
 def test_what_is_not_in_turn_comes_when_it_is_asked_for(number: int) -> None:
-    with Prefetcher(lambda item: (item, threading.get_ident()), "abcdef", number) as coming:
-        threads = {thread for _, (_, thread) in (next(coming), next(coming))}
-        value, thread = coming.load_now("x")
+    with Prefetcher(lambda item: (item, threading.get_ident()), "abcdef", number) as prefetcher:
+        threads = {thread for _, (_, thread) in (next(prefetcher), next(prefetcher))}
+        value, thread = prefetcher.load_now("x")
         threads.add(thread)
         assert value == "x"
-        assert [item for item, _ in coming] == list("cdef")
+        assert [item for item, _ in prefetcher] == list("cdef")
     assert (threads == {threading.get_ident()}) == (number == 0)
 
 
@@ -44,8 +44,8 @@ def test_as_many_threads_read_as_there_are_items_ahead() -> None:
         gate.wait()
         return item
 
-    with Prefetcher(read, range(9), 3) as coming:
-        assert [value for _, value in coming] == list(range(9))
+    with Prefetcher(read, range(9), 3) as prefetcher:
+        assert [value for _, value in prefetcher] == list(range(9))
 
 
 def test_what_is_closed_reads_no_more() -> None:
@@ -58,15 +58,15 @@ def test_what_is_closed_reads_no_more() -> None:
         done.append(item)
         return item
 
-    coming = Prefetcher(read, "abcdefgh", 2)
-    assert next(coming) == ("a", "a")
+    prefetcher = Prefetcher(read, "abcdefgh", 2)
+    assert next(prefetcher) == ("a", "a")
     until = time.monotonic() + 60
     while len(begun) < 3 and time.monotonic() < until:
         time.sleep(0.001)
-    closing = threading.Thread(target=coming.close)
+    closing = threading.Thread(target=prefetcher.close)
     closing.start()
     closing.join(0.05)
-    assert closing.is_alive()  # what is being read already is waited for
+    assert closing.is_alive()  # waits for the loads that have begun
     gate.set()
     closing.join()
     assert sorted(done) == ["a", "b", "c"]
@@ -78,7 +78,7 @@ def test_what_goes_wrong_is_raised_where_it_is_due() -> None:
             raise OSError("shard 2 is damaged")
         return item
 
-    with Prefetcher(read, range(5), 3) as coming:
-        assert [next(coming)[0] for _ in range(2)] == [0, 1]
+    with Prefetcher(read, range(5), 3) as prefetcher:
+        assert [next(prefetcher)[0] for _ in range(2)] == [0, 1]
         with pytest.raises(OSError, match="shard 2"):
-            next(coming)
+            next(prefetcher)

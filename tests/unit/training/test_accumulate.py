@@ -19,7 +19,7 @@ from reca.training.optimizer import clip_gradients
 
 
 def mean_loss(weight: nn.Parameter, part: list[tuple[float, int]]) -> Loss:
-    """Samples (x, targets): a sample counts as often as it has targets, as answers of unequal length do."""
+    """Return the mean over the targets of samples (x, number of targets), like answers of unequal length."""
     targets = sum(count for _, count in part)
     total = sum(count * (weight * x).square().sum() for x, count in part)
     return Loss(total / targets, targets)
@@ -28,25 +28,25 @@ def mean_loss(weight: nn.Parameter, part: list[tuple[float, int]]) -> Loss:
 samples = st.lists(st.tuples(st.floats(-2, 2), st.integers(1, 9)), min_size=1, max_size=12)
 
 
-@given(samples=samples, others=samples, size=st.integers(1, 12), share=st.floats(0.1, 2))
-def test_any_size_gives_the_gradient_of_the_whole(samples, others, size: int, share: float) -> None:
+@given(samples=samples, earlier=samples, size=st.integers(1, 12), share=st.floats(0.1, 2))
+def test_accumulated_gradient_is_that_of_the_whole_batch(samples, earlier, size: int, share: float) -> None:
     def gradient(size: int) -> tuple[torch.Tensor, float]:
         weight = nn.Parameter(torch.tensor([0.5, -1.5], dtype=torch.float64))
-        accumulate([weight], [others], 0.3, lambda part: mean_loss(weight, part))
+        accumulate([weight], [earlier], 0.3, lambda part: mean_loss(weight, part))
         parts = [micro_batch.ids for micro_batch in split_micro_batches("reconstruction", (), samples, size)]
         value = accumulate([weight], parts, share, lambda part: mean_loss(weight, part))
         assert weight.grad is not None
         return weight.grad, float(value)
 
     weight = nn.Parameter(torch.tensor([0.5, -1.5], dtype=torch.float64))
-    expected = 0.3 * mean_loss(weight, others).value + share * mean_loss(weight, samples).value
+    expected = 0.3 * mean_loss(weight, earlier).value + share * mean_loss(weight, samples).value
     expected.backward()
-    found, value = gradient(size)
-    assert torch.allclose(found, weight.grad, rtol=1e-12, atol=1e-12)
+    accumulated, value = gradient(size)
+    assert torch.allclose(accumulated, weight.grad, rtol=1e-12, atol=1e-12)
     assert value == pytest.approx(float(mean_loss(weight, samples).value.detach()))
 
 
-def test_parameters_that_a_kind_does_not_reach_keep_their_gradient() -> None:
+def test_accumulation_keeps_gradients_that_a_loss_does_not_reach() -> None:
     first, second = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
     parts = [[(1.0, 1)], [(1.0, 1)]]
     accumulate([first, second], parts, 1.0, lambda part: mean_loss(first, part))
@@ -54,8 +54,8 @@ def test_parameters_that_a_kind_does_not_reach_keep_their_gradient() -> None:
     assert float(first.grad) == float(second.grad) == 2.0
 
 
-class Waits(TorchDispatchMode):
-    """Notes who asks a tensor for a number, for which a CPU must wait until the device has come so far."""
+class DeviceSyncs(TorchDispatchMode):
+    """Counts reads of a tensor's value by the CPU, which are device syncs on a GPU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,16 +67,16 @@ class Waits(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("parts", [[[(1.0, 1), (2.0, 2)]], [[(1.0, 1)], [(2.0, 2)]]], ids=["one pass", "two"])
-def test_nobody_waits_for_a_loss_or_a_norm(parts: list[list[tuple[float, int]]]) -> None:
+def test_accumulation_and_clipping_need_no_device_sync(parts: list[list[tuple[float, int]]]) -> None:
     weight = nn.Parameter(torch.tensor([0.5, -1.5]))
-    with Waits() as waits:
+    with DeviceSyncs() as syncs:
         value = accumulate([weight], parts, 0.5, lambda part: mean_loss(weight, part))
         norm = clip_gradients([weight], 1.0)
-    assert waits.count == 0
-    with Waits() as waits:
+    assert syncs.count == 0
+    with DeviceSyncs() as syncs:
         assert float(value) == pytest.approx(7.5)
         assert float(norm) > 1
-    assert waits.count == 2
+    assert syncs.count == 2
 
 
 @given(count=st.integers(1, 20), size=st.integers(1, 6), world_size=st.integers(1, 5))
@@ -128,7 +128,7 @@ def test_prefetched_batches_are_those_read_on_demand(prefetch: int) -> None:
     expected, on_demand = load_all(0)
     loaded, prefetched = load_all(prefetch)
     assert loaded == expected
-    # All of them, and nothing beyond the last step.
+    # All batches, and none beyond the last step.
     assert sorted(ids for ids, _ in prefetched.read_by) == sorted(ids for ids, _ in on_demand.read_by)
     assert {thread for _, thread in on_demand.read_by} == {threading.get_ident()}
     assert threading.get_ident() not in {thread for _, thread in prefetched.read_by}

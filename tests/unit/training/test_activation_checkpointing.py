@@ -7,7 +7,7 @@ from torch import Tensor
 from reca.models.base import Loss, UnifiedModel
 from reca.runtime.errors import UserError
 from reca.training.activation_checkpointing import blocks, checkpoint_blocks
-from reca.training.compile import attend_by_blocks, compile_blocks
+from reca.training.compile import compile_blocks, enable_flex_attention
 from reca.training.optimizer import build_optimizer
 from tests.contract.test_model_family import PRESETS, dropping, load, losses
 
@@ -22,7 +22,7 @@ def fresh(preset: str) -> UnifiedModel:
 
 
 def gradients(model: UnifiedModel, kind: str, dtype: torch.dtype | None = None) -> tuple[float, dict[str, Tensor]]:
-    """A loss and what it says to every parameter."""
+    """Return a loss and its gradients."""
     model.zero_grad()
     loss_of = losses(model)[kind]
     with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
@@ -35,15 +35,15 @@ def gradients(model: UnifiedModel, kind: str, dtype: torch.dtype | None = None) 
 @pytest.mark.parametrize("kind", ["reconstruction", "text_to_image"])
 def test_recomputed_activations_change_no_bit(preset: str, kind: str) -> None:
     model = fresh(preset)
-    value, kept = gradients(model, kind)
+    value, gradients_before = gradients(model, kind)
     names = set(model.state_dict())
     assert len(list(blocks(model))) >= 4
     checkpoint_blocks(model)
     again, recomputed = gradients(model, kind)
     assert set(model.state_dict()) == names
     assert again == value
-    assert recomputed.keys() == kept.keys()
-    assert all(torch.equal(kept[name], recomputed[name]) for name in kept)
+    assert recomputed.keys() == gradients_before.keys()
+    assert all(torch.equal(gradients_before[name], recomputed[name]) for name in gradients_before)
 
 
 @pytest.mark.parametrize(("preset", "recomputed"), [("janus_tiny", False), ("bagel_tiny", True)])
@@ -65,9 +65,9 @@ def test_compiled_blocks_change_rounding_only(preset: str, recomputed: bool) -> 
 
 def test_attention_by_blocks_is_refused_where_it_cannot_be() -> None:
     with pytest.raises(UserError, match="needs a GPU"):
-        attend_by_blocks(fresh("bagel_tiny"), torch.device("cpu"))
+        enable_flex_attention(fresh("bagel_tiny"), torch.device("cpu"))
     with pytest.raises(UserError, match="does not apply to janus"):
-        attend_by_blocks(fresh("janus_tiny"), torch.device("cuda"))
+        enable_flex_attention(fresh("janus_tiny"), torch.device("cuda"))
 
 
 def test_recomputed_activations_save_memory() -> None:
@@ -100,11 +100,13 @@ def test_recomputed_activations_save_memory() -> None:
 def test_bfloat16_stays_near_float32(preset: str, kind: str) -> None:
     model = fresh(preset)
     value, exact = gradients(model, kind)
-    lower, rounded = gradients(model, kind, torch.bfloat16)
+    lower, bf16_gradients = gradients(model, kind, torch.bfloat16)
     assert lower == pytest.approx(value, rel=BFLOAT16_LOSS)
-    assert {gradient.dtype for gradient in rounded.values()} == {torch.float32}
-    one, other = (torch.cat([all_of[name].flatten() for name in exact]) for all_of in (exact, rounded))
-    assert torch.cosine_similarity(one, other, dim=0) > BFLOAT16_DIRECTION
+    assert {gradient.dtype for gradient in bf16_gradients.values()} == {torch.float32}
+    exact_direction, bf16_direction = (
+        torch.cat([all_of[name].flatten() for name in exact]) for all_of in (exact, bf16_gradients)
+    )
+    assert torch.cosine_similarity(exact_direction, bf16_direction, dim=0) > BFLOAT16_DIRECTION
 
 
 def test_harmons_head_does_not_decay() -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, kept or removed, one's own or nobody's."""
+"""Checkpoints are complete or ignored, kept or removed, and belong to one fingerprint."""
 
 import json
 import os
@@ -69,9 +69,9 @@ def test_meta_says_what_it_is(tmp_path: Path, network: dict[str, nn.Parameter]) 
 
 
 def test_retention(tmp_path: Path, network: dict[str, nn.Parameter]) -> None:
-    save(kept := store(tmp_path, keep_checkpoints=2), network, 1, 2, 3, 1_000_000)
-    assert kept.steps() == [3, 1_000_000]
-    assert sorted(path.name for path in kept.folder.iterdir()) == ["000003", "1000000"]
+    save(checkpoints := store(tmp_path, keep_checkpoints=2), network, 1, 2, 3, 1_000_000)
+    assert checkpoints.steps() == [3, 1_000_000]
+    assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["000003", "1000000"]
 
 
 def test_other_fingerprints_are_not_seen(tmp_path: Path, network: dict[str, nn.Parameter]) -> None:
@@ -124,55 +124,55 @@ DAMAGE = {
 def test_torn_checkpoint_is_passed_over_aloud(
     tmp_path: Path, network: dict[str, nn.Parameter], capsys: pytest.CaptureFixture[str], damage
 ) -> None:
-    save(kept := store(tmp_path), network, 10, 20)
-    damage(kept.path(20))
-    checkpoint = kept.latest()
+    save(checkpoints := store(tmp_path), network, 10, 20)
+    damage(checkpoints.path(20))
+    checkpoint = checkpoints.latest()
     assert checkpoint is not None
     assert checkpoint.step == 10
-    assert f"passing over the checkpoint {kept.path(20)}" in capsys.readouterr().out
+    assert f"skipping the checkpoint {checkpoints.path(20)}" in capsys.readouterr().out
 
 
 def test_nothing_whole_means_nothing(tmp_path: Path, network: dict[str, nn.Parameter]) -> None:
-    save(kept := store(tmp_path), network, 10)
-    _truncate(kept.path(10) / PART)
-    assert kept.latest() is None
+    save(checkpoints := store(tmp_path), network, 10)
+    _truncate(checkpoints.path(10) / PART)
+    assert checkpoints.latest() is None
 
 
 def test_a_pickle_that_runs_code_is_not_loaded(tmp_path: Path, network: dict[str, nn.Parameter]) -> None:
-    """Even with a matching hash: nothing but tensors is read."""
+    """Only tensors are read, even with a matching hash."""
 
     class Evil:
         def __reduce__(self):
             return (os.mkdir, (str(tmp_path / "owned"),))
 
-    save(kept := store(tmp_path), network, 1, 2)
-    folder = kept.path(2)
+    save(checkpoints := store(tmp_path), network, 1, 2)
+    folder = checkpoints.path(2)
     torch.save({"state": Evil()}, folder / PART)
     meta = json.loads((folder / META).read_text())
     meta["files"][PART] = {"size": (folder / PART).stat().st_size, "sha256": file_digest(folder / PART)}
     (folder / META).write_text(json.dumps(meta))
-    checkpoint = kept.latest()
+    checkpoint = checkpoints.latest()
     assert checkpoint is not None
     assert checkpoint.step == 1
     assert not (tmp_path / "owned").exists()
 
 
 def test_leftovers_of_a_killed_save_are_cleaned(tmp_path: Path, network: dict[str, nn.Parameter]) -> None:
-    save(kept := store(tmp_path), network, 1)
-    (kept.folder / ".000002.abcdef").mkdir()
-    (kept.folder / ".000002.abcdef" / PART).write_bytes(b"half")
-    assert kept.steps() == [1]
-    kept.clean()
-    assert [path.name for path in kept.folder.iterdir()] == ["000001"]
+    save(checkpoints := store(tmp_path), network, 1)
+    (checkpoints.folder / ".000002.abcdef").mkdir()
+    (checkpoints.folder / ".000002.abcdef" / PART).write_bytes(b"half")
+    assert checkpoints.steps() == [1]
+    checkpoints.clean()
+    assert [path.name for path in checkpoints.folder.iterdir()] == ["000001"]
 
 
 def test_other_parameters_are_refused(tmp_path: Path, network: dict[str, nn.Parameter]) -> None:
-    save(kept := store(tmp_path), network, 1)
-    checkpoint = kept.latest()
+    save(checkpoints := store(tmp_path), network, 1)
+    checkpoint = checkpoints.latest()
     assert checkpoint is not None
     fewer = dict(list(network.items())[:-1])
     with pytest.raises(UserError, match=r"written by other code: 1\.bias differs; remove the folder"):
-        restore(checkpoint, fewer, build_optimizer(fewer, (0.9, 0.95), 0), kept.path(1))
+        restore(checkpoint, fewer, build_optimizer(fewer, (0.9, 0.95), 0), checkpoints.path(1))
 
 
 # -- fingerprint --------------------------------------------------------------------------------------------------
@@ -188,10 +188,10 @@ def test_fingerprint_changes_with_the_science(default: Config) -> None:
         "train.learning_rate=1e-4", "train.max_steps=700", "train.mixture.reconstruction=0", "train.captions=full",
         "train.global_batch_size=32", "seed=1", "model.train_vision=true", "model.name=other", "extract.dtype=float32",
     ]  # fmt: skip
-    found = [fingerprint(compose([override]), "data", "base") for override in science]
-    found += [fingerprint(default, "other data", "base"), fingerprint(default, "data", "other base")]
-    found.append(fingerprint(default, "data", "base"))
-    assert len(set(found)) == len(found)
+    digests = [fingerprint(compose([override]), "data", "base") for override in science]
+    digests += [fingerprint(default, "other data", "base"), fingerprint(default, "data", "other base")]
+    digests.append(fingerprint(default, "data", "base"))
+    assert len(set(digests)) == len(digests)
 
 
 def test_fingerprint_ignores_speed_place_and_housekeeping(default: Config) -> None:
@@ -264,28 +264,28 @@ def big(elements: int) -> dict[str, nn.Parameter]:
 
 
 def test_full_disk(small_disk: Path) -> None:
-    kept = store(small_disk)
+    checkpoints = store(small_disk)
     small = big(2_000)
-    save(kept, small, 1)
+    save(checkpoints, small, 1)
     parameters = big(80_000)
     with pytest.raises(UserError, match=r"checkpoint of step 2 to .*small.*No space left.*paths\.state"):
-        kept.save(2, parameters, stepped(parameters, 1), {}, {})
-    assert [path.name for path in kept.folder.iterdir()] == ["000001"]
-    assert kept.latest() is not None
+        checkpoints.save(2, parameters, stepped(parameters, 1), {}, {})
+    assert [path.name for path in checkpoints.folder.iterdir()] == ["000001"]
+    assert checkpoints.latest() is not None
 
 
 def test_file_size_limit(tmp_path: Path) -> None:
-    """The same without a mount: what a quota or ``ulimit -f`` does."""
-    kept, parameters = store(tmp_path), big(100_000)
+    """A quota or ``ulimit -f``, which needs no mount."""
+    checkpoints, parameters = store(tmp_path), big(100_000)
     optimizer = stepped(parameters, 1)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, before[1]))
     try:
         with pytest.raises(UserError, match=r"cannot write the checkpoint of step 2 to .*File too large.*paths\.state"):
-            kept.save(2, parameters, optimizer, {}, {})
+            checkpoints.save(2, parameters, optimizer, {}, {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert list(kept.folder.iterdir()) == []
+    assert list(checkpoints.folder.iterdir()) == []
 
 
 def test_read_only_state_folder(tmp_path: Path, network: dict[str, nn.Parameter]) -> None:

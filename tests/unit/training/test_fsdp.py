@@ -9,7 +9,7 @@ from reca.training.activation_checkpointing import blocks
 from tests.contract.test_model_family import PRESETS, load, losses
 
 
-def reached(preset: str, prompt_dropout: float, kind: str) -> set[str]:
+def reached_parameters(preset: str, prompt_dropout: float, kind: str) -> set[str]:
     model = load(preset, prompt_dropout=prompt_dropout)
     model.freeze()
     model.train()
@@ -21,7 +21,7 @@ def reached(preset: str, prompt_dropout: float, kind: str) -> set[str]:
 @pytest.mark.parametrize("kind", ["reconstruction", "text_to_image"])
 def test_a_dropped_prompt_reaches_the_same_parameters(preset: str, kind: str) -> None:
     """Processes whose samples keep their prompts add up gradients with others whose samples have lost them."""
-    assert reached(preset, 1.0, kind) == reached(preset, 0.0, kind) != set()
+    assert reached_parameters(preset, 1.0, kind) == reached_parameters(preset, 0.0, kind) != set()
 
 
 def test_blocks_are_called_and_have_parts() -> None:
@@ -41,7 +41,7 @@ def test_buckets_keep_order_types_and_size() -> None:
     sizes = [quarter, 1, quarter, 3 * quarter, 9 * quarter, 1, 1]
     gradients = [torch.empty(size, device="meta") for size in sizes]
     gradients.append(torch.empty(1, dtype=torch.float64, device="meta"))
-    found = list(_buckets(gradients))
-    assert [id(one) for bucket in found for one in bucket] == [id(one) for one in gradients]
-    assert [len(bucket) for bucket in found] == [3, 1, 1, 2, 1]
-    assert all(len(bucket) == 1 or sum(one.nbytes for one in bucket) <= BUCKET_BYTES for bucket in found)
+    buckets = list(_buckets(gradients))
+    assert [id(gradient) for bucket in buckets for gradient in bucket] == [id(gradient) for gradient in gradients]
+    assert [len(bucket) for bucket in buckets] == [3, 1, 1, 2, 1]
+    assert all(len(bucket) == 1 or sum(gradient.nbytes for gradient in bucket) <= BUCKET_BYTES for bucket in buckets)

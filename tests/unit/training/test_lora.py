@@ -37,8 +37,8 @@ def adapted(preset: str, kind: str = "lora", **settings: object) -> UnifiedModel
     return model
 
 
-def moved(model: UnifiedModel) -> UnifiedModel:
-    """As if it had been trained: no adapter is zero any more."""
+def perturbed(model: UnifiedModel) -> UnifiedModel:
+    """Set every adapter to nonzero values, as training does."""
     torch.manual_seed(5)
     with torch.no_grad():
         for name in model.trainable():
@@ -66,32 +66,32 @@ def test_only_adapters_learn(preset: str, kind: str) -> None:
     """Of what RecA trains, behind the same detached reading half (BAGEL), and all of them do."""
     before = whole(preset)
     layers = targets(before, None)
-    model = moved(adapted(preset, kind))
+    model = perturbed(adapted(preset, kind))
     for loss in losses(model).values():
         value = loss().value
         if value.requires_grad:
             value.backward()
-    reached = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
-    assert reached == set(model.trainable())
-    assert {name.split(".lora_")[0] for name in reached} == set(layers)
+    with_gradient = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert with_gradient == set(model.trainable())
+    assert {name.split(".lora_")[0] for name in with_gradient} == set(layers)
     assert all(f"{layer}.weight" in set(before.trainable()) and not layer.endswith(HEADS) for layer in layers)
 
 
 @each_kind_and_preset
 def test_what_is_saved_is_the_adapted_model_in_the_official_layout(preset: str, kind: str, tmp_path: Path) -> None:
     untouched = whole(preset)
-    model = moved(adapted(preset, kind, rslora=True))
+    model = perturbed(adapted(preset, kind, rslora=True))
     expected = values(model)
     assert expected != values(untouched)
     merge(model)
     assert set(model.trainable()) == set(untouched.trainable())
     assert model.state_dict().keys() == untouched.state_dict().keys()
     model.save_official(tmp_path / "saved")
-    found = values(load(preset, tmp_path / "saved", prompt_dropout=0.0))
-    assert found == pytest.approx(expected, rel=1e-5)
+    reloaded = values(load(preset, tmp_path / "saved", prompt_dropout=0.0))
+    assert reloaded == pytest.approx(expected, rel=1e-5)
     base, merged = weights(untouched), weights(model)
-    changed = {name for name in base if not torch.equal(base[name], merged[name])}
-    assert changed == {f"{layer}.weight" for layer in targets(untouched, None)}
+    changed_weights = {name for name in base if not torch.equal(base[name], merged[name])}
+    assert changed_weights == {f"{layer}.weight" for layer in targets(untouched, None)}
 
 
 @each_preset
@@ -104,15 +104,15 @@ def test_the_optimizer_knows_adapters_alone(preset: str, capsys: pytest.CaptureF
     losses(model)["text_to_image"]().value.backward()
     optimizer.step()
     states = list(optimizer.state.values())
-    held = sum(state["exp_avg"].numel() for state in states)
+    state_size = sum(state["exp_avg"].numel() for state in states)
     counted = sum(value.numel() for value in trained.values())
-    assert 0 < held <= counted < full / 2
+    assert 0 < state_size <= counted < full / 2
     assert f"{counted:,} parameters train, not {full:,}" in capsys.readouterr().out
 
 
 @each_kind_and_preset
 def test_bfloat16_and_recomputed_activations_do_as_with_whole_weights(preset: str, kind: str) -> None:
-    model = moved(adapted(preset, kind, dropout=0.2)).train()
+    model = perturbed(adapted(preset, kind, dropout=0.2)).train()
 
     def gradients() -> dict[str, Tensor]:
         model.zero_grad()
@@ -123,19 +123,19 @@ def test_bfloat16_and_recomputed_activations_do_as_with_whole_weights(preset: st
         value.backward()
         return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
-    kept = gradients()
+    expected = gradients()
     checkpoint_blocks(model)
     again = gradients()
-    assert kept.keys() == again.keys() <= set(model.trainable())
-    assert {gradient.dtype for gradient in kept.values()} == {torch.float32}
-    assert all(torch.equal(kept[name], again[name]) for name in kept)
+    assert expected.keys() == again.keys() <= set(model.trainable())
+    assert {gradient.dtype for gradient in expected.values()} == {torch.float32}
+    assert all(torch.equal(expected[name], again[name]) for name in expected)
 
 
 def test_adapters_are_a_function_of_the_seed() -> None:
     first, again, other = (whole("janus_tiny") for _ in range(3))
     state = torch.manual_seed(1).get_state()
     adapt(first, section(), seed=0)
-    assert torch.equal(torch.get_rng_state(), state)  # nobody else's numbers are used up
+    assert torch.equal(torch.get_rng_state(), state)  # the global generator is unchanged
     torch.manual_seed(2)
     adapt(again, section(), seed=0)
     adapt(other, section(), seed=1)
@@ -146,10 +146,10 @@ def test_adapters_are_a_function_of_the_seed() -> None:
 
 def test_layers_are_chosen_by_patterns() -> None:
     model = whole("bagel_tiny")
-    chosen = targets(model, ["*self_attn.q_proj*", "*.vae2llm"])
-    assert {name.rpartition(".")[2] for name in chosen} == {"q_proj_moe_gen", "vae2llm"}  # what reads is frozen
+    layers = targets(model, ["*self_attn.q_proj*", "*.vae2llm"])
+    assert {name.rpartition(".")[2] for name in layers} == {"q_proj_moe_gen", "vae2llm"}  # what reads is frozen
     assert "network.lm_head" in targets(whole("janus_tiny"), ["network.lm_head"])  # named, so meant
-    with pytest.raises(UserError, match=r"'\*\.q_proj' fits no linear layer.*\*\.q_proj_moe_gen.*vae2llm"):
+    with pytest.raises(UserError, match=r"'\*\.q_proj' matches no linear layer.*\*\.q_proj_moe_gen.*vae2llm"):
         targets(model, ["*.vae2llm", "*.q_proj"])
 
 

@@ -1,4 +1,4 @@
-"""Frozen weights in bfloat16, over every family: what is kept so, and that no number tells."""
+"""Storing frozen weights in bfloat16 is bit-equal for every family."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ from tests.contract.test_model_family import CPU, PRESETS, load, losses, picture
 
 each_preset = pytest.mark.parametrize("preset", PRESETS)
 OPTIONS: dict[str, dict[str, object]] = {"harmon_tiny": {"train_llm": False, "train_encoder": False}}
-"""Harmon trains all but its autoencoder by default, and nothing would be left to be kept in bfloat16."""
+"""Harmon trains all but its autoencoder by default, which would leave no matrix to store in bfloat16."""
 
 
 def published(preset: str, **options: object) -> UnifiedModel:
@@ -43,8 +43,8 @@ def adapter(kind: str) -> Callable[[UnifiedModel], None]:
 
 
 def gradients(model: UnifiedModel) -> dict[str, Tensor]:
-    """Every loss that is trained, and what it says to every parameter."""
-    found = {}
+    """Return every trained loss and its gradients."""
+    results = {}
     for kind, loss_of in losses(model.train()).items():
         if kind == "understanding" and model.family == "bagel":  # its reading half is frozen
             continue
@@ -54,18 +54,18 @@ def gradients(model: UnifiedModel) -> dict[str, Tensor]:
             value = loss_of().value
         if value.requires_grad:
             value.backward()
-        found[kind] = value.detach()
-        found |= {f"{kind}/{n}": p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    return found
+        results[kind] = value.detach()
+        results |= {f"{kind}/{n}": p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return results
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
-def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+def assert_equal(results: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert results.keys() == expected.keys()
+    assert [name for name in expected if not torch.equal(results[name], expected[name])] == []
 
 
 @each_preset
@@ -74,9 +74,9 @@ def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     [lambda _: None, checkpoint_blocks, adapter("lora"), adapter("dora")],
     ids=["whole", "recomputed", "lora", "dora"],
 )
-def test_no_number_tells(preset: str, changed: Callable[[UnifiedModel], None]) -> None:
+def test_bfloat16_storage_is_bit_equal(preset: str, configure: Callable[[UnifiedModel], None]) -> None:
     model = published(preset)
-    changed(model)
+    configure(model)
     before, expected = weights(model), gradients(model)
     names = bf16_safe_parameters(model)
     move_to(model, CPU, names)
@@ -90,11 +90,11 @@ def test_no_number_tells(preset: str, changed: Callable[[UnifiedModel], None]) -
 def test_norms_embeddings_ties_and_target_encoders_stay(preset: str) -> None:
     """Targets are encoded as before: outside of autocast a layer in bfloat16 would refuse its input."""
     model = published(preset)
-    seen = pictures(model, 2, model.spec.generation_size)
-    expected = model.encode_target(seen, SampleRng([1, 2])).values
+    images = pictures(model, 2, model.spec.generation_size)
+    expected = model.encode_target(images, SampleRng([1, 2])).values
     names = set(bf16_safe_parameters(model))
     move_to(model, CPU, names)
-    assert torch.equal(model.encode_target(seen, SampleRng([1, 2])).values, expected)
+    assert torch.equal(model.encode_target(images, SampleRng([1, 2])).values, expected)
     for path, module in model.named_modules():
         for name, value in module.named_parameters(path, recurse=False):
             matrices = isinstance(module, nn.Linear | nn.Conv2d)
