@@ -3,8 +3,8 @@
 Without CLIP, Show-o's condition is the image's codes, at half its size unless the configuration says otherwise. At the
 full size condition and target are the same codes, and L_RecA alone teaches to point from one to the other.
 
-What the collapse needs here: images whose codes cannot be guessed from their neighbours (mosaics of random colours),
-a tokenizer that tells them apart (the tiny preset's), a base that draws from text before, four codes to point at
+The collapse needs here: images whose codes cannot be guessed from their neighbours (mosaics of random colours),
+a tokenizer that distinguishes them (the tiny preset's), a base that draws from text before, four codes to point at
 (with 16, reconstruction stops at 0.23 to 0.25 of its start), and 500 steps.
 """
 

@@ -1,4 +1,4 @@
-"""Dropped activations, prompts and all other noise: the same whatever a pass holds and whoever computes it."""
+"""Dropout and all other noise do not depend on micro-batch size and world size."""
 
 import shutil
 from pathlib import Path
@@ -20,7 +20,7 @@ WORDS = (
     "model.prompt_dropout=0.5",
     "train.max_steps=2",
     "train.eval_every=1",
-    "train.global_batch_size=24",  # eight of each loss
+    "train.global_batch_size=24",  # eight per loss
     "train.mixture={reconstruction: 1, text_to_image: 1, understanding: 1}",
     "hardware.micro_batch_size=8",
 )
@@ -59,9 +59,9 @@ def test_eight_passes_of_one_sample_are_one_pass_of_eight(whole: Project, tmp_pa
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_several_processes_are_one(whole: Project, tmp_path: Path, size: int) -> None:
-    several = again(whole, tmp_path / "several", "hardware.gradient_checkpointing=true")
-    assert ranks(size, _train, several.root) == [0] * size
-    assert_same_curves(several, whole, 1e-5)
+    on_ranks = again(whole, tmp_path / "several", "hardware.gradient_checkpointing=true")
+    assert ranks(size, _train, on_ranks.root) == [0] * size
+    assert_same_curves(on_ranks, whole, 1e-5)
 
 
 def test_without_dropout_the_curve_is_another(whole: Project, tmp_path: Path) -> None:

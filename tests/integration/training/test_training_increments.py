@@ -1,4 +1,4 @@
-"""Extraction after a change of the data: what was encoded before is taken from there; the result does not tell."""
+"""Extraction after a change of the data reuses earlier rows and writes the same bytes as one from scratch."""
 
 import re
 import shutil
@@ -120,7 +120,7 @@ def test_other_shards_of_the_same_images(project: Path, monkeypatch: pytest.Monk
 
 
 def test_nothing_changed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """DVC removes outputs before it runs a stage; what is asked for again is linked again."""
+    """DVC removes outputs before it runs a stage; shards are linked again."""
     before = contents(project)
     shutil.rmtree(project / "outputs/embeddings")
     with watched(monkeypatch) as decoded:

@@ -44,8 +44,8 @@ def ranks(size: int, function, *arguments) -> list[int | None]:
 
 
 def _as_rank(rank: int, size: int, port: int, function, *arguments) -> None:
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in place.items()}
+    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in variables.items()}
     torch.set_num_threads(1)
     function(*arguments)
 

@@ -96,27 +96,27 @@ def parts(project: Project, step: int) -> list[str]:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_sharded_training_equals_replicated_for_every_family(preset: str, template: Path, tmp_path: Path) -> None:
     """Recompute activations; dropout of prompts and of Harmon's activations differs between ranks."""
-    whole = Project(tmp_path / "whole", compose())
-    shutil.copytree(template / "outputs/dataset", whole.root / "outputs/dataset")
+    replicated = Project(tmp_path / "whole", compose())
+    shutil.copytree(template / "outputs/dataset", replicated.root / "outputs/dataset")
     switches = ("train.max_steps=2", "model.prompt_dropout=0.5", "hardware.gradient_checkpointing=true")
     config = compose([f"model={preset}", *SMALL, *UNEVEN, *switches])
     torch.manual_seed(0)
-    import_module(f"tools.tiny_bases.{preset}").build().save_official(whole.root / "base")
-    drop_activations(whole.root / "base")
-    (whole.root / "params.yaml").write_text(config.to_yaml())
-    extract(config, whole.root)
-    sharded = copied(whole, tmp_path / "sharded")
+    import_module(f"tools.tiny_bases.{preset}").build().save_official(replicated.root / "base")
+    drop_activations(replicated.root / "base")
+    (replicated.root / "params.yaml").write_text(config.to_yaml())
+    extract(config, replicated.root)
+    sharded = copied(replicated, tmp_path / "sharded")
     (sharded.root / "params.yaml").write_text(
         compose([f"model={preset}", *SMALL, *UNEVEN, *switches, SHARDED]).to_yaml()
     )
-    _train(whole.root)
+    _train(replicated.root)
     assert ranks(2, _train, sharded.root) == [0, 0]
-    assert_same(sharded, whole)
+    assert_same(sharded, replicated)
     assert parts(sharded, 2) == ["part-00001-of-00002.safetensors", "part-00002-of-00002.safetensors"]
 
 
 @pytest.fixture(scope="module")
-def whole(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
+def replicated(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Janus on one process, and its own vision tower in training too."""
     root = tmp_path_factory.mktemp("whole") / "project"
     shutil.copytree(template, root)
@@ -133,32 +133,32 @@ def sharded(project: Project) -> None:
     (project.root / "params.yaml").write_text(Config.model_validate(values).to_yaml())
 
 
-def test_sharded_run_resumes_on_other_world_sizes(whole: Project, tmp_path: Path) -> None:
-    straight = copied(whole, tmp_path / "straight")
+def test_sharded_run_resumes_on_other_world_sizes(replicated: Project, tmp_path: Path) -> None:
+    straight = copied(replicated, tmp_path / "straight")
     shutil.rmtree(straight.root / ".reca")
     sharded(straight)
     resumed = copied(straight, tmp_path / "resumed")
     assert ranks(2, _train, straight.root) == [0, 0]
-    assert_same(straight, whole)
+    assert_same(straight, replicated)
     assert ranks(2, _train, resumed.root, 2) == [128 + signal.SIGTERM] * 2
     assert resumed.steps() == ["000002"]
     on_four, on_one = copied(resumed, tmp_path / "on four"), copied(resumed, tmp_path / "on one")
     assert ranks(2, _train, resumed.root) == [0, 0]
     assert_equal(resumed, straight)
     assert ranks(4, _train, on_four.root) == [0] * 4
-    assert_same(on_four, whole)
+    assert_same(on_four, replicated)
     assert len(parts(on_four, 4)) == 4
     _train(on_one.root)
-    assert_same(on_one, whole)
+    assert_same(on_one, replicated)
     assert len(parts(on_one, 4)) == 1
 
 
-def test_replicated_run_resumes_sharded(whole: Project, tmp_path: Path) -> None:
-    begun = copied(whole, tmp_path / "begun")
+def test_replicated_run_resumes_sharded(replicated: Project, tmp_path: Path) -> None:
+    begun = copied(replicated, tmp_path / "begun")
     shutil.rmtree(begun.checkpoints / "000004")
     sharded(begun)
     assert ranks(2, _train, begun.root) == [0, 0]
-    assert_same(begun, whole)
+    assert_same(begun, replicated)
 
 
 def test_sharding_in_bfloat16_changes_no_loss(template: Path, tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from reca.extraction.cache import FinishedShard, Rounding, metadata_path, rounding, rounding_facts, shard_path
 from reca.extraction.writer import EmbeddingsWriter
 
-ROWS = {name: ({"semantic": torch.full((2, 3), float(place)).half()}, Rounding(0.0, 0.0, 6.0 * place * place))
-        for place, name in enumerate("abcd")}  # fmt: skip
+ROWS = {name: ({"semantic": torch.full((2, 3), float(row)).half()}, Rounding(0.0, 0.0, 6.0 * row * row))
+        for row, name in enumerate("abcd")}  # fmt: skip
 
 
 @given(seed=st.integers(0, 10**6), images=st.integers(1, 4), tokens=st.integers(1, 9))

@@ -1,4 +1,4 @@
-"""One command, several processes: their places, their exit status, and what is read of them."""
+"""Ranks of one command: their environment, exit status and stderr."""
 
 import os
 import signal
@@ -23,11 +23,11 @@ def python(code: str) -> list[str]:
 
 def test_every_process_knows_its_place(tmp_path: Path) -> None:
     names = "('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')"
-    place = f"[os.environ[name] for name in {names}]"
-    assert launch(python(f"open('{tmp_path}/' + str(rank), 'w').write(' '.join({place}))"), 3) == 0
+    variables = f"[os.environ[name] for name in {names}]"
+    assert launch(python(f"open('{tmp_path}/' + str(rank), 'w').write(' '.join({variables}))"), 3) == 0
     places = [(tmp_path / str(rank)).read_text().split() for rank in range(3)]
-    assert [place[:4] for place in places] == [[str(rank), str(rank), "3", "127.0.0.1"] for rank in range(3)]
-    assert len({place[4] for place in places}) == 1
+    assert [variables[:4] for variables in places] == [[str(rank), str(rank), "3", "127.0.0.1"] for rank in range(3)]
+    assert len({variables[4] for variables in places}) == 1
 
 
 def test_what_all_find_wrong_is_said_once(capfd: pytest.CaptureFixture[str]) -> None:
@@ -94,7 +94,7 @@ def here(multinode_launcher: str, nodes: int = 2, processes: int = 2) -> Hardwar
 
 
 def multinode_launcher(folder: Path, ranks: str) -> str:
-    """A program that starts what follows it on every "node" of this host and fails if any of them does."""
+    """A program that starts what follows it on every "node" of this host and fails if any node does."""
     script = folder / "on_every_node"
     script.write_text(
         f'#!/bin/sh\njobs=\nfor n in {ranks}; do SLURM_NODEID=$n "$@" & jobs="$jobs $!"; done\n'
@@ -125,8 +125,13 @@ def test_several_nodes_know_their_places(tmp_path: Path, monkeypatch: pytest.Mon
     program.write_text(AGAIN.format(launcher=launcher, folder=tmp_path, then=""))
     assert launch_all([sys.executable, str(program)], here(launcher)) == 0
     places = [(tmp_path / str(rank)).read_text().split() for rank in range(4)]
-    assert [place[:3] for place in places] == [["0", "0", "4"], ["1", "1", "4"], ["2", "0", "4"], ["3", "1", "4"]]
-    assert len({tuple(place[3:]) for place in places}) == 1, "all meet at one address"
+    assert [variables[:3] for variables in places] == [
+        ["0", "0", "4"],
+        ["1", "1", "4"],
+        ["2", "0", "4"],
+        ["3", "1", "4"],
+    ]
+    assert len({tuple(variables[3:]) for variables in places}) == 1, "all meet at one address"
 
 
 LIKE_SRUN = """#!{python}

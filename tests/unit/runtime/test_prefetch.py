@@ -20,9 +20,9 @@ def test_every_item_comes_in_its_order_and_not_too_early(items: list[int], numbe
             yield item
 
     with Prefetcher(lambda item: item * 2, supply(), number) as prefetcher:
-        for place, (item, value) in enumerate(prefetcher):
-            assert (item, value) == (items[place], items[place] * 2)
-            assert len(supplied) == min(place + 1 + number, len(items))
+        for index, (item, value) in enumerate(prefetcher):
+            assert (item, value) == (items[index], items[index] * 2)
+            assert len(supplied) == min(index + 1 + number, len(items))
     assert supplied == items
 
 

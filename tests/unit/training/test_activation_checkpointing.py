@@ -1,4 +1,4 @@
-"""Memory and speed switches of training, over every family: what they may change of the numbers, and what not."""
+"""Memory and speed switches change results by rounding at most, for every family."""
 
 import pytest
 import torch

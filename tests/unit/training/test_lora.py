@@ -1,4 +1,4 @@
-"""Low-rank adapters, over every family: what trains, what changes, what is saved."""
+"""Low-rank adapters of every family: trained parameters, changed weights, saved layout."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -63,7 +63,7 @@ def test_a_fresh_adapter_changes_nothing(preset: str, kind: str) -> None:
 
 @each_kind_and_preset
 def test_only_adapters_learn(preset: str, kind: str) -> None:
-    """Of what RecA trains, behind the same detached reading half (BAGEL), and all of them do."""
+    """Adapters are on layers that RecA trains, and every adapter gets a gradient."""
     before = whole(preset)
     layers = targets(before, None)
     model = perturbed(adapted(preset, kind))

@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step; what decays, what is frozen."""
+"""Learning rate by step, weight decay, freezing."""
 
 import pytest
 import torch
