@@ -25,11 +25,11 @@ from reca.runtime.hashing import checkpoint_digests, file_digest
 from reca.runtime.locks import friendly_io_errors
 from reca.stages.result import write_result
 from reca.training.activation_checkpointing import checkpoint_blocks
-from reca.training.checkpoint import CheckpointStore, fingerprint
+from reca.training.checkpoint import CheckpointStore, TrainState, fingerprint
 from reca.training.compile import compile_blocks, enable_flex_attention
 from reca.training.fsdp import gather_parameters, shard_model
 from reca.training.loader import TrainingData
-from reca.training.loop import Run, TrainState, train_model
+from reca.training.loop import Run, train_model
 from reca.training.losses import KINDS, Mixture, build_mixture
 from reca.training.precision import bf16_safe_parameters, move_to
 

@@ -11,7 +11,7 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,17 @@ class CorruptCheckpoint(Exception):
     """A checkpoint folder is incomplete, damaged, or belongs to another run."""
 
 
+@dataclass
+class TrainState:
+    """History of a run over all its interruptions, saved with every checkpoint."""
+
+    seconds: float = 0.0
+    """Wall time spent in steps, held-out measurements included."""
+    resumed_after: list[int] = field(default_factory=list)
+    code: list[list[Any]] = field(default_factory=list)
+    """[first step, digest of the code that trained from there]; one entry unless the code was edited in between."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """One saved step."""
@@ -49,7 +60,7 @@ class Checkpoint:
     parts: Sequence[Path]
     """Files with some rows of every tensor each, in the order of the rows."""
     facts: Mapping[str, Any]
-    """The run's history (:class:`reca.training.loop.TrainState`)."""
+    """The run's history (:class:`TrainState`)."""
 
 
 def fingerprint(config: Config, dataset: str, base: str) -> str:
@@ -215,6 +226,49 @@ def restore(
                 kind: stored.like(parameter, kind, name) for kind in kinds if name in stored.names(kind)
             }
     optimizer.load_state_dict(optimizer.state_dict())  # moves the state to the optimizer's devices and types
+
+
+def resume(
+    store: CheckpointStore,
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    max_steps: int,
+    code: str,
+    distributed: DistributedContext,
+) -> tuple[int, TrainState]:
+    """Load the last valid checkpoint on every rank; returns its step, or 0, and the run's history.
+
+    A finished run of other code is trained again. An unfinished one is continued, because after
+    fixing a bug one wants to keep the steps, and its history records the change.
+
+    Raises:
+        UserError: The checkpoint does not fit the model, or the ranks do not see the same one.
+    """
+    if distributed.is_main_process:
+        store.clean()
+    distributed.barrier()
+    checkpoint = store.latest()
+    step = checkpoint.step if checkpoint is not None else 0
+    # The all-reduce is also a barrier: no rank removes a checkpoint that another one still reads.
+    if distributed.all_reduce_sum([step]) != [step * distributed.world_size]:
+        raise UserError(f"the processes find different checkpoints in {store.folder}; paths.state must be shared")
+    if checkpoint is not None and checkpoint.step >= max_steps and checkpoint.facts["code"][-1][1] != code:
+        print(f"{store.path(checkpoint.step)} is finished, but by other code: training again", flush=True)
+        checkpoint = None
+    if checkpoint is not None:
+        restore(checkpoint, parameters, optimizer, store.path(checkpoint.step))
+    if distributed.is_main_process:
+        store.remove(beyond=checkpoint.step if checkpoint is not None else -1)
+    if checkpoint is None:
+        return 0, TrainState(code=[[1, code]])
+    state = TrainState(**checkpoint.facts)
+    if checkpoint.step < max_steps:
+        print(f"resuming after step {checkpoint.step} from {store.path(checkpoint.step)}", flush=True)
+        state.resumed_after.append(checkpoint.step)
+        if state.code[-1][1] != code:
+            print("WARNING the code of training has changed since that checkpoint was written", flush=True)
+            state.code.append([checkpoint.step + 1, code])
+    return checkpoint.step, state
 
 
 class _Stored:

@@ -8,7 +8,7 @@ rank holds the whole model or a shard (:mod:`reca.training.fsdp`); rank 0 writes
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -19,10 +19,9 @@ from reca.config import TrainSection
 from reca.models.base import Loss, UnifiedModel
 from reca.runtime.code_digest import code_digest
 from reca.runtime.distributed import SINGLE_PROCESS, DistributedContext, Interrupted, StopRequest
-from reca.runtime.errors import UserError
 from reca.runtime.progress import Progress
 from reca.runtime.seeding import derive_seed
-from reca.training.checkpoint import CheckpointStore, restore
+from reca.training.checkpoint import CheckpointStore, TrainState, resume
 from reca.training.loader import MicroBatchLoader, TrainingData
 from reca.training.losses import Kind, compute_loss
 from reca.training.metrics import Diverged, SpikeGuard, TrainingCurves
@@ -34,17 +33,6 @@ from reca.training.optimizer import (
     set_learning_rate,
     set_training_mode,
 )
-
-
-@dataclass
-class TrainState:
-    """History of a run over all its interruptions, saved with every checkpoint."""
-
-    seconds: float = 0.0
-    """Wall time spent in steps, held-out measurements included."""
-    resumed_after: list[int] = field(default_factory=list)
-    code: list[list[Any]] = field(default_factory=list)
-    """[first step, digest of the code that trained from there]; one entry unless the code was edited in between."""
 
 
 @dataclass(frozen=True)
@@ -247,46 +235,3 @@ def held_out_losses(run: Run, loader: MicroBatchLoader) -> dict[Kind, float]:
         losses[kind] = total / n_targets
     set_training_mode(run.model)
     return losses
-
-
-def resume(
-    store: CheckpointStore,
-    parameters: Mapping[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    max_steps: int,
-    code: str,
-    distributed: DistributedContext,
-) -> tuple[int, TrainState]:
-    """Load the last valid checkpoint on every rank; returns its step, or 0, and the run's history.
-
-    A finished run of other code is trained again. An unfinished one is continued, because after
-    fixing a bug one wants to keep the steps, and its history records the change.
-
-    Raises:
-        UserError: The checkpoint does not fit the model, or the ranks do not see the same one.
-    """
-    if distributed.is_main_process:
-        store.clean()
-    distributed.barrier()
-    checkpoint = store.latest()
-    step = checkpoint.step if checkpoint is not None else 0
-    # The all-reduce is also a barrier: no rank removes a checkpoint that another one still reads.
-    if distributed.all_reduce_sum([step]) != [step * distributed.world_size]:
-        raise UserError(f"the processes find different checkpoints in {store.folder}; paths.state must be shared")
-    if checkpoint is not None and checkpoint.step >= max_steps and checkpoint.facts["code"][-1][1] != code:
-        print(f"{store.path(checkpoint.step)} is finished, but by other code: training again", flush=True)
-        checkpoint = None
-    if checkpoint is not None:
-        restore(checkpoint, parameters, optimizer, store.path(checkpoint.step))
-    if distributed.is_main_process:
-        store.remove(beyond=checkpoint.step if checkpoint is not None else -1)
-    if checkpoint is None:
-        return 0, TrainState(code=[[1, code]])
-    state = TrainState(**checkpoint.facts)
-    if checkpoint.step < max_steps:
-        print(f"resuming after step {checkpoint.step} from {store.path(checkpoint.step)}", flush=True)
-        state.resumed_after.append(checkpoint.step)
-        if state.code[-1][1] != code:
-            print("WARNING the code of training has changed since that checkpoint was written", flush=True)
-            state.code.append([checkpoint.step + 1, code])
-    return checkpoint.step, state

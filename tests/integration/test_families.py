@@ -25,7 +25,10 @@ from tests.unit.data.pictures import photographs
 
 PRESETS = ("openuni_tiny", "showo_tiny", "bagel_tiny", "harmon_tiny")  # janus_tiny: tests/integration/training
 GOLDEN = Path(__file__).with_name("golden_curves.json")
-"""Losses of four steps from random weights, by preset; to be made anew only with a reason that changes the numbers."""
+"""Losses of four steps from random weights, by preset; to be recorded again only if a change is meant to move them."""
+GOLDEN_TOLERANCE = 1e-2
+"""A code of the image tokenizer that another CPU rounds to its neighbour changes one of some 10^2 targets of a step.
+Without such a code AVX-512, AVX2 and no vector instructions, with 1 and 2 threads, differ by 3.4e-5 at most."""
 SMALL = (
     "model.checkpoint=base",
     "data.num_images=16",
@@ -105,9 +108,7 @@ def test_ended_after_every_step_the_weights_are_the_same(
     train(config, root)
     if adapter == "null":
         losses = [float(row["loss"]) for row in csv.DictReader((root / "outputs/curves/train.csv").open())]
-        assert losses == pytest.approx(
-            json.loads(GOLDEN.read_text())[preset], rel=1e-2
-        )  # another CPU, another rounded code
+        assert losses == pytest.approx(json.loads(GOLDEN.read_text())[preset], rel=GOLDEN_TOLERANCE)
 
     original, waiting = CurveFile.add, [1, 2, 3]
 

@@ -161,17 +161,26 @@ def test_replicated_run_resumes_sharded(replicated: Project, tmp_path: Path) -> 
     assert_same(begun, replicated)
 
 
-def test_sharding_in_bfloat16_changes_no_loss(template: Path, tmp_path: Path) -> None:
-    """Sharded against replicated parameters on equally many ranks, so that every bfloat16 product is the same.
+def test_sharding_in_bfloat16_changes_losses_by_rounding_only(template: Path, tmp_path: Path) -> None:
+    """Sharded against replicated parameters on equally many ranks, so that every bfloat16 product of step 1 has the same
+    inputs.
 
     One process is no reference: its weight gradients sum twice as many samples before the product rounds them to
-    bfloat16 (unit roundoff 2^-9 = 2.0e-3), and gradient norms differ by 2.3e-3 to 3.4e-3, depending on the CPU.
+    bfloat16 (unit roundoff 2^-9 = 2.0e-3), and its gradient norm differs by 1.1e-3 to 3.4e-3, depending on the CPU.
     """
-    replicated = Project(tmp_path / "replicated", compose())
-    shutil.copytree(template, replicated.root)
-    replicated.configure("train.max_steps=2", "train.precision=bfloat16", "hardware.gradient_checkpointing=true")
-    split = copied(replicated, tmp_path / "sharded")
-    sharded(split)
-    assert ranks(2, _train, replicated.root) == [0, 0]
-    assert ranks(2, _train, split.root) == [0, 0]
-    assert_same_curves(split, replicated, FLOAT32)
+    replicated_run = Project(tmp_path / "replicated", compose())
+    shutil.copytree(template, replicated_run.root)
+    replicated_run.configure("train.max_steps=2", "train.precision=bfloat16", "hardware.gradient_checkpointing=true")
+    sharded_run = copied(replicated_run, tmp_path / "sharded")
+    sharded(sharded_run)
+    assert ranks(2, _train, replicated_run.root) == [0, 0]
+    assert ranks(2, _train, sharded_run.root) == [0, 0]
+    for name in ("train.csv", "held_out.csv"):  # before any update
+        first, expected = (
+            {key: float(cell or 0) for key, cell in project.curve(name)[0].items()}
+            for project in (sharded_run, replicated_run)
+        )
+        assert first == pytest.approx(expected, rel=FLOAT32)
+    # Adam's first update is +-learning_rate even for gradients that cancel but for the order of their float32 sums, so
+    # some weights of step 2 differ by whole updates, and products of them by some roundings to bfloat16.
+    assert_same_curves(sharded_run, replicated_run, 4 * 2**-9)

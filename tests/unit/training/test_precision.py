@@ -70,7 +70,7 @@ def assert_equal(results: dict[str, Tensor], expected: dict[str, Tensor]) -> Non
 
 @each_preset
 @pytest.mark.parametrize(
-    "changed",
+    "configure",
     [lambda _: None, checkpoint_blocks, adapter("lora"), adapter("dora")],
     ids=["whole", "recomputed", "lora", "dora"],
 )
