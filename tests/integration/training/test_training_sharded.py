@@ -162,10 +162,9 @@ def test_replicated_run_resumes_sharded(replicated: Project, tmp_path: Path) -> 
 
 
 def test_sharding_in_bfloat16_changes_losses_by_rounding_only(template: Path, tmp_path: Path) -> None:
-    """Sharded against replicated parameters on equally many ranks, so that every bfloat16 product of step 1 has the same
-    inputs.
+    """Replicated parameters on equally many ranks are the reference: every bfloat16 product of step 1 is the same.
 
-    One process is no reference: its weight gradients sum twice as many samples before the product rounds them to
+    One process is not: its weight gradients sum twice as many samples before the product rounds them to
     bfloat16 (unit roundoff 2^-9 = 2.0e-3), and its gradient norm differs by 1.1e-3 to 3.4e-3, depending on the CPU.
     """
     replicated_run = Project(tmp_path / "replicated", compose())
