@@ -1,6 +1,6 @@
 """The display of a flow: a live table on a terminal, plain lines in a log, and a summary at the end.
 
-It imports nothing of Prefect, which reads its settings at import: `reca run` creates the display before it sets them.
+It does not import Prefect, which reads its settings at import: `reca run` creates the display before it sets them.
 """
 
 import json

@@ -36,7 +36,7 @@ class RunContext:
     """Folders, configuration and processes of a flow run."""
 
     root: Path
-    """The project, or a worktree of it."""
+    """The project, or a worktree."""
     state: Path
     logs: Path
     name: str

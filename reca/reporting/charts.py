@@ -95,7 +95,7 @@ def curve_chart(title: str, series: Sequence[Series]) -> Chart:
     The largest two per cent of the values may be cut off: the first steps must not flatten all others.
     """
     lines = [line for line in series if any(math.isfinite(y) for _, y in line.points)]
-    with _new_figure(4.7, 2.65) as figure:
+    with _new_figure(4.1, 2.35) as figure:
         axis = figure.subplots()
         figure.subplots_adjust(left=0.14, right=0.97, top=0.95, bottom=0.12)
         for line in lines:

@@ -90,7 +90,7 @@ def render_page(report: ReportData) -> str:
         caveat=SCENES_CAVEAT if "scenes" in report.pairs else "",
         benchmarks=views,
         absent=[
-            (text.title, f"Not accuracy_note: evaluate.benchmarks does not name {name!r}.")
+            (text.title, f"Not measured: evaluate.benchmarks does not name {name!r}.")
             for name, text in BENCHMARKS.items()
             if name not in report.pairs
         ],

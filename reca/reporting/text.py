@@ -60,8 +60,8 @@ def category_label(name: str) -> str:
 
 def format_points(value: float) -> str:
     """Format a difference of two scores in points of per cent, with its sign: ``+4.2``, ``−1.0``, ``0.0``."""
-    value_points = round(100 * value, 1)
-    return "0.0" if value_points == 0 else f"{value_points:+.1f}".replace("-", "−")
+    points = round(100 * value, 1)
+    return "0.0" if points == 0 else f"{points:+.1f}".replace("-", "−")
 
 
 def format_percent(value: float) -> str:

@@ -1,7 +1,7 @@
 """Lineage of a model: git commit, DVC hashes, configuration, base weights, versions, device.
 
-DVC's records are read from ``dvc.lock``. Neither git nor DVC nor a repository is required: the lineage records which
-of them was missing.
+DVC's records are read from ``dvc.lock``. git, DVC and a repository are optional: a note in the lineage says which is
+absent.
 """
 
 import configparser
