@@ -1,0 +1,127 @@
+"""CONTRIBUTING.md lists all edits that add a family: a toy, added by exactly these, passes the contract suite."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from reca.config import ROOT
+
+HERE = Path(__file__).parent
+PROJECT = ("conf", "reca", "tools", "tests", "dvc.yaml", "params.yaml", "pyproject.toml")
+FAMILY_CONFIG = '''
+class ToyOptions(Section):
+    """Options of the toy family: none."""
+
+
+class ToyModel(_Model):
+    """Toy."""
+
+    family: Literal["toy"]
+    options: ToyOptions = ToyOptions()
+
+
+ModelSection = Annotated[
+    ToyModel | '''
+FAMILY_PRESET = """\
+name: toy_tiny
+family: toy
+checkpoint: data/bases/toy_tiny
+prompt_dropout: 0.1
+train_vision: false
+"""
+FAMILY_BASE = '''\
+"""A toy with random weights."""
+
+from reca.models.toy.model import Toy
+from tools.tiny_bases.presets import options_of
+
+
+def build(**changes: object) -> Toy:
+    """Return the model of the preset ``toy_tiny``."""
+    return Toy(options_of("toy_tiny", **changes))
+'''
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A copy of the project's code, with the committed bases linked."""
+    root = tmp_path / "project"
+    root.mkdir()
+    for name in PROJECT:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, root / name)
+    (root / "data").symlink_to(ROOT / "data")
+    return root
+
+
+def run_pytest(root: Path, *arguments: str) -> str:
+    """Run the copy's own tests over the copy's own code."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+def add_folder(source: Path, target: Path) -> None:
+    """Copy a toy's folder and make it a package."""
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+    (target / "__init__.py").touch()
+
+
+def replace_once(path: Path, old: str, new: str) -> None:
+    """Edit a file at the only place that reads ``old``."""
+    text = path.read_text()
+    assert text.count(old) == 1, f"{path} must contain {old!r} once"
+    path.write_text(text.replace(old, new))
+
+
+def documented_edits(heading: str) -> list[str]:
+    """Return the files that CONTRIBUTING.md names in the numbered list under a heading, one per number."""
+    section = (ROOT / "CONTRIBUTING.md").read_text().split(f"## {heading}\n")[1].split("\n## ")[0]
+    return re.findall(r"^\d+\. `([^`]+)`", section, re.MULTILINE)
+
+
+def filled(paths: Iterable[str], name: str) -> set[str]:
+    """Return documented paths with the toy's name in the place of ``<family>`` or ``<name>``."""
+    return {re.sub(r"<\w+>", name, path) for path in paths}
+
+
+def changed_files(root: Path, folder: str) -> set[str]:
+    """Return the files of the copy that differ from the project, outside the toy's own folder."""
+    files = {path.relative_to(root) for name in PROJECT for path in [root / name, *(root / name).rglob("*")]}
+    return {
+        file.as_posix()
+        for file in files
+        if (root / file).is_file()
+        and not file.as_posix().startswith(folder)
+        and "__pycache__" not in file.parts
+        and not ((ROOT / file).is_file() and (ROOT / file).read_bytes() == (root / file).read_bytes())
+    }
+
+
+def test_a_family_needs_its_folder_and_the_documented_edits(project: Path) -> None:
+    add_folder(HERE / "toy_family", project / "reca/models/toy")
+    replace_once(project / "reca/config/model.py", "\nModelSection = Annotated[\n    ", FAMILY_CONFIG)
+    (project / "conf/model/toy_tiny.yaml").write_text(FAMILY_PRESET)
+    (project / "tools/tiny_bases/toy_tiny.py").write_text(FAMILY_BASE)
+    edits = documented_edits("Add a model family")
+    assert changed_files(project, "reca/models/toy/") == filled(edits, "toy")
+    assert len(edits) <= 3
+    output = run_pytest(project, "tests/contract/test_model_family.py", "-k", "toy_tiny")
+    assert re.search(r"\d\d passed", output), output
+    checks = ("tests/architecture/test_configuration.py", "tests/architecture/test_graph.py")
+    run_pytest(project, *checks, "-k", "conf or depends_on_the_digest")
