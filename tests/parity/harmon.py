@@ -14,7 +14,7 @@ from torch import Tensor
 from reca.models.base import Sampling, Target
 from reca.models.harmon.checkpoint import load_network
 from reca.models.harmon.diffusion_head import TRAINING_STEPS, NoiseSchedule
-from reca.models.harmon.mar import hide_first
+from reca.models.harmon.mar import mask_first
 from reca.models.harmon.model import ChatTurn, Harmon
 from tests.parity.comparison import LOSS, THROUGH_VAE, RecordedRng, Recording, options_of
 from tests.parity.tokens import unpadded
@@ -88,13 +88,13 @@ class Replay:
             turns.append(ChatTurn(tokens, image, place, asked))
         return turns
 
-    def drawing_loss(self, part: str, turns: list[ChatTurn], target: Target) -> Tensor:
+    def diffusion_loss(self, part: str, turns: list[ChatTurn], target: Target) -> Tensor:
         """The drawing loss with the recorded mask, timesteps and noise."""
         recorded = self.inputs[f"{part}.mask"].bool()
         batch, length = recorded.shape
         hidden = recorded
         if f"{part}.orders" in self.inputs:
-            hidden = hide_first(self.inputs[f"{part}.orders"], recorded.sum(1))
+            hidden = mask_first(self.inputs[f"{part}.orders"], recorded.sum(1))
         steps, noise = draws(self.inputs, part, "randint")[0], draws(self.inputs, part, "randn_like")[0]
         repeats = steps.numel() // recorded.numel()
         mar = self.network.mar
@@ -104,14 +104,14 @@ class Replay:
         noise = noise.view(repeats, batch, length, -1).transpose(0, 1)
         rng = RecordedRng({"timestep": uniform, "noise": noise}, batch)
         prefix, _ = self.model.prefix(turns)
-        return self.model.drawing_loss(prefix, target, hidden, rng).value
+        return self.model.diffusion_loss(prefix, target, hidden, rng).value
 
     def reconstruction(self) -> None:
         """The RecA loss and its gradients."""
         self.model.zero_grad()
         target = self.target()
-        images = self.model.scaled(self.model.semantic_of(target))
-        loss = self.drawing_loss("recon", self.turns("recon", images), target)
+        images = self.model.scale_gradient(self.model.semantic_of(target))
+        loss = self.diffusion_loss("recon", self.turns("recon", images), target)
         self.recording.check("recon.loss", loss, LOSS)
         if any(key.startswith("recon.gradnorm.") for key in self.recording.outputs):
             loss.backward()
@@ -120,7 +120,7 @@ class Replay:
     @torch.no_grad()
     def text_to_image(self) -> None:
         """The same from text."""
-        self.recording.check("t2i.loss", self.drawing_loss("t2i", self.turns("t2i"), self.target()), LOSS)
+        self.recording.check("t2i.loss", self.diffusion_loss("t2i", self.turns("t2i"), self.target()), LOSS)
 
     @torch.no_grad()
     def understanding(self) -> None:
@@ -153,7 +153,7 @@ class Replay:
             ],
         }
         guidance_scale = self._guidance_scale() if copies > 1 else 1.0
-        latents = self.model.draw_latents(
+        latents = self.model.sample_latents(
             turns,
             self._grid(orders.shape[1]),
             Sampling(guidance_scale, num_steps=len(rounds)),

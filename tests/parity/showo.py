@@ -1,8 +1,8 @@
-"""Replay a Show-o recording: tokenizer, RecA with CLIP and with codes, text to image, understanding, drawing.
+"""Replay a Show-o recording: tokenizer, RecA with CLIP and with codes, text to image, understanding, sampling.
 
 A recording has official weights of both variants (``showo_clip.safetensors``, ``showo_vq.safetensors``), of CLIP
 (``clip/``) and of the image tokenizer (``magvit.safetensors``), and Phi's config (``phi/``), but no tokenizer: prompts
-are cut out of the recorded ids, and everything around them is packed by us.
+are cut out of the recorded ids, and everything around them is batch by us.
 """
 
 import json
@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 from reca.models.base import Sampling, Semantic, Target
 from reca.models.showo.model import Showo
 from reca.models.showo.sampling import random_mask
-from reca.models.showo.sequence import FEATURE, Packed, drawing, rebuilding
+from reca.models.showo.sequence import FEATURE_ID, TokenBatch, generation_sequences, reconstruction_sequences
 from reca.runtime.seeding import SampleRng
 from tests.parity.comparison import EMBEDDING, LOSS, RecordedRng, Recording, options_of
 from tests.parity.tokens import RecordedTokenizer
@@ -124,13 +124,13 @@ def drawn_texts(model: Showo, ids: Tensor, tokens: int) -> list[list[int]]:
     return texts
 
 
-def warn_of_packing(recording: Recording, name: str, packed: Packed) -> list[str]:
-    """Cross-check of what we packed with what was recorded; never an input."""
+def warn_of_differences(recording: Recording, name: str, batch: TokenBatch) -> list[str]:
+    """Cross-check of what we batch with what was recorded; never an input."""
     found = []
     ids, mask = recording.inputs.get(f"{name}.input_ids"), recording.inputs.get(f"{name}.mask")
-    if ids is not None and not torch.equal(packed.ids[: len(ids)], ids):
+    if ids is not None and not torch.equal(batch.ids[: len(ids)], ids):
         found.append(f"{name}: our ids are not the recorded ones")
-    if mask is not None and not torch.equal(~packed.visible[:, None], mask):
+    if mask is not None and not torch.equal(~batch.attention_mask[:, None], mask):
         found.append(f"{name}: our mask is not the recorded one")
     for line in found:
         print(line, file=sys.stderr)
@@ -182,16 +182,16 @@ def _magvit(recording: Recording, model: Showo) -> None:
 
 
 def _reconstruction(
-    recording: Recording, name: str, model: Showo, prompts: list[str], packed: Packed, semantic: Semantic
+    recording: Recording, name: str, model: Showo, prompts: list[str], batch: TokenBatch, semantic: Semantic
 ) -> None:
     """Loss and gradients by the contract's own path; logits and embeddings of the sequence at its recorded length."""
     images, size = recording.inputs["pixel_values"], len(prompts)
     target = model.encode_target(images, SampleRng([0] * size))
-    warn_of_packing(recording, name, packed)
+    warn_of_differences(recording, name, batch)
     with torch.no_grad():
-        embeds = model.embed(packed, semantic)
+        embeds = model.embed(batch, semantic)
         recording.check(f"{name}.embeds", embeds, EMBEDDING)
-        logits = model.showo.lm_head(model.run(embeds, packed.visible)[:, packed.codes])
+        logits = model.showo.lm_head(model.run_phi(embeds, batch.attention_mask)[:, batch.codes])
         recording.check(f"{name}.image_logits", logits, EMBEDDING)
     model.zero_grad()
     loss = model.reconstruction_loss(semantic, prompts, target, rng_of(recording, name, size)).value
@@ -221,15 +221,15 @@ def _features(recording: Recording) -> None:
 def _clip(recording: Recording) -> None:
     ids = recording.inputs["recon_clip.input_ids"]
     tokens = recording.inputs["recon_clip.rng.001.rand"].shape[1]
-    features = int((ids[0] == FEATURE).sum())
+    features = int((ids[0] == FEATURE_ID).sum())
     model = load(recording, "clip", template_tokens=ids.shape[1] - features - 3 - tokens - 2)
     assert model is not None
     prompts = prompts_of(model, drawn_texts(model, ids, tokens))
     semantic = model.encode_semantic(recording.inputs["pixel_values"])
     codes = _hidden_codes(recording, "recon_clip", model)
     texts = model.text_ids(prompts)
-    packed = rebuilding(model.vocabulary, texts, codes, features, model.template_tokens)
-    _reconstruction(recording, "recon_clip", model, prompts, packed, semantic)
+    batch = reconstruction_sequences(model.vocabulary, texts, codes, features, model.template_tokens)
+    _reconstruction(recording, "recon_clip", model, prompts, batch, semantic)
 
 
 def _codes(recording: Recording) -> None:
@@ -246,8 +246,8 @@ def _codes(recording: Recording) -> None:
     semantic = model.encode_semantic(recording.inputs["pixel_values"])
     codes = _hidden_codes(recording, "recon_vq", model)
     read = model.magvit.quantize(semantic.embeds.movedim(-1, 1))
-    packed = drawing(model.vocabulary, model.text_ids(prompts), codes, read, ids.shape[1])
-    _reconstruction(recording, "recon_vq", model, prompts, packed, semantic)
+    batch = generation_sequences(model.vocabulary, model.text_ids(prompts), codes, read, ids.shape[1])
+    _reconstruction(recording, "recon_vq", model, prompts, batch, semantic)
 
 
 def _text_to_image(recording: Recording, model: Showo) -> None:
@@ -257,7 +257,7 @@ def _text_to_image(recording: Recording, model: Showo) -> None:
     codes = model.encode_target(recording.inputs["pixel_values"], SampleRng([0] * len(ids))).values
     hidden = _hidden_codes(recording, "t2i", model)
     texts = model.text_ids(prompts)
-    warn_of_packing(recording, "t2i", drawing(model.vocabulary, texts, hidden, length=ids.shape[1]))
+    warn_of_differences(recording, "t2i", generation_sequences(model.vocabulary, texts, hidden, length=ids.shape[1]))
     rng = rng_of(recording, "t2i", len(ids))
     with torch.no_grad():
         loss = model.text_to_image_loss(prompts, Target(codes), rng)
@@ -268,19 +268,19 @@ def _text_to_image(recording: Recording, model: Showo) -> None:
 def _understanding(recording: Recording, model: Showo) -> None:
     """A caption of an image, read as codes of full size: every token of the text is a target, bos included."""
     ids = recording.inputs["mmu.input_ids"]
-    if bool((ids == FEATURE).any()):
+    if bool((ids == FEATURE_ID).any()):
         recording.skip("mmu.", "understanding with CLIP: its recorded layout is not known")
         return
     codes = model.encode_target(recording.inputs["pixel_values"], SampleRng([0] * len(ids))).values
     semantic, start = Semantic(model.magvit.signs(codes)), codes.shape[1] + 3
     texts = [[token for token in row[start:] if token != model.vocabulary.pad] for row in ids.tolist()]
-    rows = [model.vocabulary.framed(cut(text, model.vocabulary.eos)) for text in texts]
+    rows = [model.vocabulary.with_bos_eos(cut(text, model.vocabulary.eos)) for text in texts]
     rows[0] += [model.vocabulary.pad] * (ids.shape[1] - start - len(rows[0]))  # to the recorded length
-    packed = model.pack_reading(rows, semantic)
-    warn_of_packing(recording, "mmu", packed)
-    asked = packed.ids != model.vocabulary.pad
+    batch = model.understanding_batch(rows, semantic)
+    warn_of_differences(recording, "mmu", batch)
+    asked = batch.ids != model.vocabulary.pad
     asked[:, :start] = False
-    recording.check("mmu.loss", model.reading_loss(packed, semantic, asked).value, LOSS)
+    recording.check("mmu.loss", model.answer_loss(batch, semantic, asked).value, LOSS)
 
 
 @torch.no_grad()
@@ -292,16 +292,16 @@ def _drawing(recording: Recording, model: Showo) -> None:
     size = len(ids)
     codes = torch.full((size, tokens), model.vocabulary.codebook)
     rows = [*model.text_ids(prompts), *[[]] * size]
-    packed = drawing(model.vocabulary, rows, codes.repeat(2, 1), length=ids.shape[1])
-    warn_of_packing(recording, "gen", packed)
-    logits = model.showo.lm_head(model.run(model.embed(packed), packed.visible))
+    batch = generation_sequences(model.vocabulary, rows, codes.repeat(2, 1), length=ids.shape[1])
+    warn_of_differences(recording, "gen", batch)
+    logits = model.showo.lm_head(model.run_phi(model.embed(batch), batch.attention_mask))
     recording.check("gen.step0_logits", logits, EMBEDDING)
     sampling = Sampling(
         guidance_scale=1 + setting(recording.folder, "guidance", 5),
         temperature=setting(recording.folder, "temperature", 1),
         num_steps=round(setting(recording.folder, "timesteps", 6)),
     )
-    drawn = _with_seed(recording, lambda seed: model.draw(prompts, None, sampling, GeneratorRng(size, seed)))
+    drawn = _with_seed(recording, lambda seed: model.sample(prompts, None, sampling, GeneratorRng(size, seed)))
     recording.check("gen.tokens", drawn, 0)
     recording.check("gen.image", model.magvit.decode(drawn), THROUGH_VAE)
 

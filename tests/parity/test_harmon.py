@@ -11,9 +11,9 @@ from torch import Tensor
 
 from reca.models.autoencoder_kl import Kl16Sizes, to_official, to_stock
 from reca.models.base import Dialogue, Sampling, Semantic, Target, UnifiedModel, load_model
-from reca.models.harmon.checkpoint import complete_sizes
+from reca.models.harmon.checkpoint import complete_mar_config
 from reca.models.harmon.diffusion_head import cosine_betas, spaced_steps
-from reca.models.harmon.mar import Visible, hide_first, masking_ratio, revealing_schedule
+from reca.models.harmon.mar import VisibleTokens, mask_first, mask_ratios, unmasking_schedule
 from reca.models.harmon.model import Harmon
 from reca.models.harmon.network import HarmonNetwork
 from reca.models.weights import write_weights
@@ -190,7 +190,7 @@ def test_the_authors_layout_loads(base: Path, tmp_path: Path) -> None:
     torch.save({"proj_in.0.weight": torch.zeros(2, 2)}, tmp_path / "trained/other.pth")
     with pytest.raises(ValueError, match=r"harmon_tiny\.pth, other\.pth.*model\.options\.weights"):
         load(tmp_path / "trained", parts=parts)
-    with pytest.raises(ValueError, match=r"no Harmon's.*z_proj"):
+    with pytest.raises(ValueError, match=r"not Harmon's.*z_proj"):
         load(tmp_path / "trained", parts=parts, weights="other.pth")
 
 
@@ -230,7 +230,7 @@ def test_bad_checkpoints_are_named(base: Path, tmp_path: Path) -> None:
     config = json.loads((base / "config.json").read_text())
     config["mar"]["vae_embed_dim"] = 3
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="no pair"):
+    with pytest.raises(ValueError, match="do not belong together"):
         load(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="no weights"):
@@ -249,20 +249,20 @@ def test_bad_inputs_are_refused(model: Harmon, base: Path) -> None:
 
 
 def test_masks_and_schedules() -> None:
-    ratios = masking_ratio(torch.linspace(0, 1, 10001)[:-1], 0.7)
+    ratios = mask_ratios(torch.linspace(0, 1, 10001)[:-1], 0.7)
     assert float(ratios.min()) == pytest.approx(0.7)
     assert float(ratios.mean()) == pytest.approx(0.867, abs=2e-3)  # facts/method.md: the truncated normal's mean
-    assert revealing_schedule(256, 4) == [236, 181, 97, 0]
+    assert unmasking_schedule(256, 4) == [236, 181, 97, 0]
     for tokens, steps in ((36, 36), (36, 3), (1, 1), (1024, 64)):
-        left = [tokens, *revealing_schedule(tokens, steps)]
+        left = [tokens, *unmasking_schedule(tokens, steps)]
         assert len(left) == steps + 1
         assert all(after < before for before, after in pairwise(left))
-    hidden = hide_first(torch.tensor([[2, 0, 1, 3], [3, 2, 1, 0]]), torch.tensor([1, 3]))
+    hidden = mask_first(torch.tensor([[2, 0, 1, 3], [3, 2, 1, 0]]), torch.tensor([1, 3]))
     assert hidden.tolist() == [[False, False, True, False], [False, True, True, True]]
-    visible = Visible.of(hidden)
-    assert visible.places[0].tolist() == [0, 1, 3]
-    assert visible.places[1, 0] == 0
-    assert visible.real.tolist() == [[True] * 3, [True, False, False]]
+    visible = VisibleTokens.from_hidden(hidden)
+    assert visible.indices[0].tolist() == [0, 1, 3]
+    assert visible.indices[1, 0] == 0
+    assert visible.is_visible.tolist() == [[True] * 3, [True, False, False]]
     assert spaced_steps(10) == [0, 111, 222, 333, 444, 555, 666, 777, 888, 999]
     assert float((1 - cosine_betas()).prod()) < 1e-6
     with pytest.raises(ValueError, match="1001"):
@@ -326,7 +326,7 @@ def test_real_sizes_have_the_known_parameter_counts(name: str, millions: tuple[i
     state = network.official_state()
     if name == "harmon_0_5b":
         assert sum(not key.startswith("llm.") for key in state) == 684
-    told = complete_sizes({}, state, Kl16Sizes())  # as for a .pth, which comes without sizes
+    told = complete_mar_config({}, state, Kl16Sizes())  # as for a .pth, which comes without sizes
     assert {key: told[key] for key in mar} == mar
     named = dict(model.named_parameters())
     counts = [

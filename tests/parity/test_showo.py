@@ -14,8 +14,14 @@ from reca.models.base import Dialogue, Loss, Sampling, Semantic, load_model
 from reca.models.showo.autoencoder import Magvit, MagvitSizes
 from reca.models.showo.checkpoint import ShowoParts, build_vocabulary, empty_phi, empty_projector
 from reca.models.showo.model import Showo
-from reca.models.showo.sampling import draw_codes, random_mask
-from reca.models.showo.sequence import FEATURE, Vocabulary, drawing, reading, rebuilding
+from reca.models.showo.sampling import random_mask, sample_codes
+from reca.models.showo.sequence import (
+    FEATURE_ID,
+    Vocabulary,
+    generation_sequences,
+    reconstruction_sequences,
+    understanding_sequences,
+)
 from reca.runtime.seeding import SampleRng
 from tests.parity.comparison import Recording, options_of
 from tests.parity.showo import load as load_recorded
@@ -181,12 +187,12 @@ def test_the_cached_answer_is_what_the_whole_sequence_says(tiny: Showo) -> None:
     images = pictures(1, tiny.spec.understanding_size)
     said = tiny.answer(images, ["what color is the circle"])[0]
     semantic = tiny.encode_semantic(images)
-    text = tiny._questions(["what color is the circle"])[0]
+    text = tiny._question_ids(["what color is the circle"])[0]
     words: list[int] = []
     with torch.no_grad():
         for _ in range(4):
-            packed = tiny.pack_reading([[*text, *words]], semantic)
-            states = tiny.run(tiny.embed(packed, semantic), packed.visible)
+            batch = tiny.understanding_batch([[*text, *words]], semantic)
+            states = tiny.run_phi(tiny.embed(batch, semantic), batch.attention_mask)
             words.append(int(tiny.showo.lm_head(states[0, -1]).argmax()))
     known = [word for word in words if word < tiny.vocabulary.eos]
     assert said.split()[: len(known)] == tiny.tokenizer.batch_decode([known])[0].split()
@@ -279,7 +285,7 @@ def test_drawing_leaves_nothing_hidden_and_keeps_what_is_given(num_steps: int) -
         assert bool((codes[:, 3] == 2).all())
         return torch.zeros(2, 12, 7)
 
-    drawn = draw_codes(predict, given, 7, num_steps, 1.0, SampleRng([1, 2]))
+    drawn = sample_codes(predict, given, 7, num_steps, 1.0, SampleRng([1, 2]))
     assert bool((drawn < 7).all())
     assert bool((drawn[:, 3] == 2).all())
     assert len(calls) == num_steps
@@ -287,21 +293,24 @@ def test_drawing_leaves_nothing_hidden_and_keeps_what_is_given(num_steps: int) -
 
 
 def test_who_sees_whom() -> None:
-    vocabulary = Vocabulary.after(100, 99, 10, 64)
+    vocabulary = Vocabulary.from_sizes(100, 99, 10, 64)
     codes = torch.full((2, 4), 64)
     read = torch.arange(4).repeat(2, 1)
-    for packed in (drawing(vocabulary, [[1, 2], []], codes), drawing(vocabulary, [[1, 2], []], codes, read)):
-        pads = packed.ids == vocabulary.pad
-        assert not bool((packed.visible & pads[:, None, :] & ~pads[:, :, None]).any()), "nobody sees padding"
-        assert bool(packed.visible.any(-1).all()), "no row is empty"
-        assert not bool(packed.visible[:, : packed.codes.start - 1, packed.codes.start - 1 :].any())
-        assert bool(packed.visible[:, packed.codes, packed.codes].all())
-    rebuilt = rebuilding(vocabulary, [[1], [1, 2, 3]], codes, 9, 12)
-    assert bool(rebuilt.visible[:, :, 2:11].all()), "everybody sees the image"
+    for batch in (
+        generation_sequences(vocabulary, [[1, 2], []], codes),
+        generation_sequences(vocabulary, [[1, 2], []], codes, read),
+    ):
+        pads = batch.ids == vocabulary.pad
+        assert not bool((batch.attention_mask & pads[:, None, :] & ~pads[:, :, None]).any()), "nobody sees padding"
+        assert bool(batch.attention_mask.any(-1).all()), "no row is empty"
+        assert not bool(batch.attention_mask[:, : batch.codes.start - 1, batch.codes.start - 1 :].any())
+        assert bool(batch.attention_mask[:, batch.codes, batch.codes].all())
+    rebuilt = reconstruction_sequences(vocabulary, [[1], [1, 2, 3]], codes, 9, 12)
+    assert bool(rebuilt.attention_mask[:, :, 2:11].all()), "everybody sees the image"
     assert rebuilt.codes == slice(25, 29), "whatever the length of the text"
-    assert not bool(rebuilt.visible[:, rebuilt.codes, rebuilt.codes.stop].any())
-    asked = reading(vocabulary, [5], torch.zeros(2, 9, 3), [[1], [1, 2, 3]], left=True)
-    assert asked.ids[0].tolist() == [100, 100, 106, 5, 101, *[FEATURE] * 9, 102, 1]
+    assert not bool(rebuilt.attention_mask[:, rebuilt.codes, rebuilt.codes.stop].any())
+    asked = understanding_sequences(vocabulary, [5], torch.zeros(2, 9, 3), [[1], [1, 2, 3]], left=True)
+    assert asked.ids[0].tolist() == [100, 100, 106, 5, 101, *[FEATURE_ID] * 9, 102, 1]
     assert vocabulary.mask == 174
 
 

@@ -1,4 +1,4 @@
-"""An empty BAGEL with small numbers, and its word tokenizer."""
+"""``bagel_tiny``: a small BAGEL, its word tokenizer, and its hooks for the short recipe."""
 
 import math
 from typing import Any
@@ -16,7 +16,7 @@ from tools.tiny_bases.presets import UNKNOWN, options_of, word_tokenizer
 
 PAD = "<|endoftext|>"
 IMAGE_SIZE, PATCH = 24, 6
-"""Pixels a side, pixels a patch of the vision tower: 16 tokens an image, as in ``janus_tiny``."""
+"""Pixels per side, and per patch of the vision tower: 16 tokens per image, as in ``janus_tiny``."""
 AUTOENCODER, LATENT_CHANNELS, LATENT_PATCH = (32, 64), 4, 2
 """Channels of two resolutions: 24 pixels become 12 x 12 latents, hence 6 x 6 latent tokens."""
 WIDTH, HEADS, VISION_WIDTH, LAYERS, VISION_LAYERS = 96, 4, 96, 5, 4
@@ -25,13 +25,13 @@ INITIAL_RANGE = 0.05
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word, and BAGEL's own markers."""
+    """Build a tokenizer of one token per word, and BAGEL's own markers."""
     special = [UNKNOWN, PAD, *MARKERS]
     return word_tokenizer(special, [], special, {"eos_token": MARKERS[1], "pad_token": PAD})
 
 
 def build(**changes: Any) -> Bagel:
-    """A randomly initialised ``bagel_tiny``, perhaps with other options; seed torch's generator first."""
+    """Build ``bagel_tiny`` with random weights and perhaps changed options; seed torch's generator first."""
     tokenizer = build_tokenizer()
     configs = Configs(llm=_llm(len(tokenizer)), vit=_vit())
     sizes = Sizes(
@@ -68,7 +68,7 @@ def _llm(vocabulary: int) -> dict[str, Any]:
 
 
 def _vit() -> dict[str, Any]:
-    """Sizes of the vision tower, with the last layer that BAGEL does not use."""
+    """Sizes of the vision tower, including the last layer that BAGEL does not use."""
     return {
         "hidden_size": VISION_WIDTH,
         "intermediate_size": 2 * VISION_WIDTH,
@@ -82,45 +82,45 @@ def _vit() -> dict[str, Any]:
     }
 
 
-# -- how it is pre-trained (tools/tiny_bases/short_recipe.py) --------------------------------------------------------
+# -- pre-training (tools/tiny_bases/short_recipe.py) -------------------------------------------------------------
 
-RECIPE: dict[str, int] = {}
-"""What differs from the short recipe's defaults."""
+RECIPE_CHANGES: dict[str, int] = {}
+"""Differences from the short recipe's defaults."""
 
 
 def autoencoder(model: Bagel) -> nn.Module:
-    """FLUX's autoencoder."""
+    """Return FLUX's autoencoder."""
     return model.autoencoder
 
 
-def rebuild(model: Bagel, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Images after the autoencoder.
+def reconstruct(model: Bagel, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Encode and decode with FLUX's autoencoder.
 
-    Its file holds no scale, so latents must come to unit variance by themselves, and their posteriors to a small one.
+    Its file holds no scale, so a loss brings latents to unit variance, and another their posteriors to a small one.
     """
-    part = model.autoencoder
-    moments = encode(part, images)
-    noise = torch.randn_like(moments.chunk(2, 1)[0]) if part.training else torch.zeros(())
-    mode = sample_latents(part, moments, torch.zeros(()))
-    log_variance = 2 * math.log(LATENT_NOISE / part.config.scaling_factor)
+    vae = model.autoencoder
+    moments = encode(vae, images)
+    noise = torch.randn_like(moments.chunk(2, 1)[0]) if vae.training else torch.zeros(())
+    mode = sample_latents(vae, moments, torch.zeros(()))
+    log_variance = 2 * math.log(LATENT_NOISE / vae.config.scaling_factor)
     spread = (moments.chunk(2, 1)[1] - log_variance).pow(2).mean()
-    return decode(part, sample_latents(part, moments, noise)), statistics_loss(mode) + 0.01 * spread
+    return decode(vae, sample_latents(vae, moments, noise)), statistics_loss(mode) + 0.01 * spread
 
 
-def settle(model: Bagel, images: Tensor) -> None:
-    """The scale is fixed: training has brought the latents there. The drawing expert starts as the reading one."""
-    own = model.network.state_dict()
+def prepare_next_stage(model: Bagel, images: Tensor) -> None:
+    """Initialize the generation expert with the understanding expert's weights; the latents' scale is fixed."""
+    state = model.network.state_dict()
     with torch.no_grad():
         for name, parameter in model.network.named_parameters():
             if "_moe_gen." in name:
-                parameter.copy_(own[name.replace("_moe_gen.", ".")])
+                parameter.copy_(state[name.replace("_moe_gen.", ".")])
 
 
-def reads(name: str) -> bool:
-    """The reading expert, the vision tower and its connector."""
+def learns_understanding(name: str) -> bool:
+    """Understanding expert, vision tower and its connector."""
     return name.startswith("network.") and "_moe_gen." not in name and not name.startswith(GENERATION_PREFIXES)
 
 
-def draws(name: str) -> bool:
-    """Both experts, since the reading one has to learn captions; not the vision tower."""
+def learns_generation(name: str) -> bool:
+    """Both experts, because the understanding expert has to learn captions; not the vision tower."""
     return name.startswith("network.") and not name.startswith(("network.vit_model.", "network.connector."))

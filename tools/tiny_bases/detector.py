@@ -1,12 +1,12 @@
-"""Trains the scene detector, the judge of the rendered-scenes benchmark, and measures it on held-out scenes.
+"""Train the scene detector, the judge of the rendered-scenes benchmark, and measure it on held-out scenes.
 
-Its scenes come from seeds of its own (:data:`TRAIN_SEED`, :data:`HELD_OUT_SEED`), so it never sees a scene
-that the model is trained or measured on. A judge must not fall for what models draw instead of shapes, so
-some inputs are noise or scrambled scenes, on which the right answer is "nothing here".
+Its scenes come from seeds of its own (:data:`TRAIN_SEED`, :data:`HELD_OUT_SEED`), so models and benchmarks use other
+scenes. A judge must not find shapes in failed samples, so some inputs are noise or scrambled scenes, whose label is
+"no object".
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,63 +20,52 @@ from reca.data.synthetic.scenes import COLORS, MAX_OBJECTS, SHAPES, Scene, Shape
 from reca.evaluation.judges.scene_detector import STRIDE, WEIGHTS, Detection, DetectorOutput, SceneDetector
 from reca.runtime.files import atomic_folder, write_json
 from reca.runtime.hashing import file_digest
+from reca.runtime.progress import Progress
 from tools.tiny_bases.detector_card import model_card
 
 TRAIN_SEED, HELD_OUT_SEED = 110, 111
 NUM_TRAIN, NUM_HELD_OUT = 40_000, 4_000
 BATCH_SIZE, LEARNING_RATE, WARMUP = 96, 2e-3, 100
-NEGATIVES, RECONSTRUCTED = 0.125, 0.3
-"""Shares of a batch that show no shape at all, and that pass through an image tokenizer when one is given."""
+NEGATIVES = 0.125
+"""Share of a batch without any shape."""
 SCORE_THRESHOLD = 0.3
 IMAGE_SIZE = 24
-
-Reconstruct = Callable[[Tensor], Tensor]
-Reporter = Callable[[int, str], None]
 
 
 @dataclass(frozen=True)
 class SceneBatch:
-    """Rendered scenes and where their shapes are; ``slot`` runs over MAX_OBJECTS, unused ones have ``valid`` False."""
+    """Rendered scenes and their shapes; ``slot`` runs over MAX_OBJECTS, unused ones have ``valid`` False."""
 
     images: Tensor
     """(N, 3, S, S) uint8"""
     valid: Tensor
     """(N, slot) bool"""
     cell: Tensor
-    """Heat-map cell of each centre, row * width + column, (N, slot) int64."""
+    """Heat-map cell of each center, row * width + column, (N, slot) int64."""
     name: Tensor
     """(N, slot) int64, index into SHAPES."""
     color: Tensor
     """(N, slot) int64, index into COLORS."""
     edges: Tensor
-    """Pixels from the cell's centre to the box's left, top, right, bottom, (N, slot, 4)."""
+    """Pixels from the cell's center to the box's left, top, right, bottom, (N, slot, 4)."""
 
-    def pick(self, rows: Tensor) -> "SceneBatch":
-        """The scenes at ``rows``."""
-        return SceneBatch(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+    def rows(self, index: Tensor) -> "SceneBatch":
+        """Select scenes."""
+        return SceneBatch(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
 
 
-def train_detector(
-    out: Path,
-    seed: int = 0,
-    steps: int = 2500,
-    progress: Reporter | None = None,
-    reconstruct: Reconstruct | None = None,
-) -> dict[str, float]:
+def train_detector(out: Path, seed: int = 0, steps: int = 2500) -> dict[str, float]:
     """Train, measure on held-out scenes, and write weights, ``card.json`` and ``README.md`` to ``out``.
 
     Args:
         out: Folder to replace.
-        seed: Of the weights, the batch order and the augmentation.
+        seed: Seed of the weights, the batch order and the augmentation.
         steps: Optimizer steps with :data:`BATCH_SIZE` images each.
-        progress: Called with the number of finished steps and a text.
-        reconstruct: Maps images (B, 3, S, S) in [-1, 1] to what an image tokenizer makes of them; a share of the
-            inputs goes through it, so that the detector knows the style of generated images.
 
     Returns:
-        The held-out accuracy (:func:`measure`), as it stands in the card.
+        The held-out accuracy (:func:`measure`) of the card.
     """
-    began = time.monotonic()
+    began, progress = time.monotonic(), Progress(steps, "steps")
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     scenes = scene_batch([sample_scene(TRAIN_SEED, index) for index in range(NUM_TRAIN)])
@@ -86,19 +75,17 @@ def train_detector(
         optimizer, lambda step: min(1.0, (step + 1) / WARMUP) * (1 - step / steps) + 0.005
     )
     for step in range(steps):
-        batch = scenes.pick(torch.randint(NUM_TRAIN, (BATCH_SIZE,), generator=generator))
-        images, valid = augment(batch, generator, reconstruct)
+        batch = scenes.rows(torch.randint(NUM_TRAIN, (BATCH_SIZE,), generator=generator))
+        images, valid = augment(batch, generator)
         loss = detection_loss(detector(images), batch, valid)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-        if progress is not None:
-            progress(step + 1, f"loss {loss.item():.3f}")
+        progress.update(step + 1, f"loss {loss.item():.3f}")
     seconds = time.monotonic() - began
     held_out = [sample_scene(HELD_OUT_SEED, index) for index in range(NUM_HELD_OUT)]
-    accuracy = measure(detector, held_out, reconstruct=None)
-    tokenized = measure(detector, held_out, reconstruct=reconstruct) if reconstruct else None
+    accuracy = measure(detector, held_out)
     with atomic_folder(out) as folder:
         detector.save(folder)
         card = {
@@ -106,7 +93,6 @@ def train_detector(
             "sha256": file_digest(folder / WEIGHTS),
             "parameters": sum(p.numel() for p in detector.parameters()),
             "accuracy": accuracy,
-            "accuracy_after_tokenizer": tokenized,
             "score_threshold": SCORE_THRESHOLD,
             "recipe": {
                 "seed": seed,
@@ -114,7 +100,6 @@ def train_detector(
                 "batch_size": BATCH_SIZE,
                 "learning_rate": LEARNING_RATE,
                 "negatives": NEGATIVES,
-                "reconstructed": RECONSTRUCTED if reconstruct else 0.0,
                 "train_scenes": {"seed": TRAIN_SEED, "count": NUM_TRAIN},
                 "held_out_scenes": {"seed": HELD_OUT_SEED, "count": NUM_HELD_OUT},
             },
@@ -127,7 +112,7 @@ def train_detector(
 
 
 def scene_batch(scenes: Sequence[Scene], size: int = IMAGE_SIZE) -> SceneBatch:
-    """Render scenes and lay out what the detector shall say about them."""
+    """Render scenes and build the detector's targets."""
     images = torch.from_numpy(render(scenes, size)).permute(0, 3, 1, 2).contiguous()
     count, side = len(scenes), size // STRIDE
     valid = torch.zeros(count, MAX_OBJECTS, dtype=torch.bool)
@@ -138,10 +123,10 @@ def scene_batch(scenes: Sequence[Scene], size: int = IMAGE_SIZE) -> SceneBatch:
         for slot, shape in enumerate(scene.shapes):
             x, y = int(shape.x * side), int(shape.y * side)
             left, top, right, bottom = (size * value for value in shape_box(shape))
-            middle = ((x + 0.5) * STRIDE, (y + 0.5) * STRIDE)
+            center = ((x + 0.5) * STRIDE, (y + 0.5) * STRIDE)
             valid[row, slot], cell[row, slot] = True, y * side + x
             name[row, slot], color[row, slot] = SHAPES.index(shape.kind), colors.index(shape.color)
-            edges[row, slot] = torch.tensor([middle[0] - left, middle[1] - top, right - middle[0], bottom - middle[1]])
+            edges[row, slot] = torch.tensor([center[0] - left, center[1] - top, right - center[0], bottom - center[1]])
     return SceneBatch(images, valid, cell, name, color, edges)
 
 
@@ -160,11 +145,11 @@ def shape_box(shape: Shape) -> tuple[float, float, float, float]:
     return shape.x + left, shape.y + top, shape.x + right, shape.y + bottom
 
 
-def augment(batch: SceneBatch, rng: torch.Generator, reconstruct: Reconstruct | None) -> tuple[Tensor, Tensor]:
-    """Images as a model might draw them, and which objects are still there.
+def augment(batch: SceneBatch, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Distort images as models do, and remove the shapes of some.
 
     Returns:
-        Images (B, 3, S, S) in [-1, 1], and ``batch.valid`` with all slots off where the image shows no shape.
+        Images (B, 3, S, S) in [-1, 1], and ``batch.valid`` with all slots off in images without shapes.
     """
     images = batch.images.float() / 127.5 - 1
     count, _, size, _ = images.shape
@@ -172,18 +157,15 @@ def augment(batch: SceneBatch, rng: torch.Generator, reconstruct: Reconstruct | 
     def uniform(*shape: int) -> Tensor:
         return torch.rand(shape, generator=rng)
 
-    if reconstruct is not None:
-        chosen = uniform(count) < RECONSTRUCTED
-        images[chosen] = reconstruct(images[chosen])
     images = _blur(images, uniform(count, 1, 1, 1) * (uniform(count, 1, 1, 1) < 0.3))
     gain, shift = 1 + 0.1 * (uniform(count, 3, 1, 1) - 0.5), 0.12 * (uniform(count, 3, 1, 1) - 0.5)
     # A tokenizer decodes patch by patch and errs by patch.
     patches = 0.2 * uniform(count, 1, 1, 1) * (uniform(count, 3, size // 4, size // 4) - 0.5)
     images = images * gain + shift + functional.interpolate(patches, (size, size))
-    absent = torch.arange(count) < round(NEGATIVES * count)
-    images[absent] = _without_shapes(images[absent], rng)
+    is_negative = torch.arange(count) < round(NEGATIVES * count)
+    images[is_negative] = _without_shapes(images[is_negative], rng)
     noise = torch.randn(images.shape, generator=rng) * uniform(count, 1, 1, 1) * 0.12
-    return (images + noise).clamp(-1, 1), batch.valid & ~absent[:, None]
+    return (images + noise).clamp(-1, 1), batch.valid & ~is_negative[:, None]
 
 
 def _blur(images: Tensor, strength: Tensor) -> Tensor:
@@ -195,7 +177,7 @@ def _blur(images: Tensor, strength: Tensor) -> Tensor:
 
 
 def _without_shapes(images: Tensor, rng: torch.Generator) -> Tensor:
-    """What bad samples look like: scrambled patches, coarse or fine noise, an empty ground; (B, 3, S, S)."""
+    """Turn images into failed samples: scrambled patches, coarse or fine noise, a plain background; (B, 3, S, S)."""
     result = images.clone()
     size = images.shape[-1]
     for row in range(len(images)):
@@ -204,68 +186,64 @@ def _without_shapes(images: Tensor, rng: torch.Generator) -> Tensor:
                 patches = functional.unfold(images[row : row + 1], 4, stride=4)
                 order = torch.randperm(patches.shape[-1], generator=rng)
                 result[row] = functional.fold(patches[:, :, order], (size, size), 4, stride=4)[0]
-            case 1:  # patches or clouds of random colours, two pixels to a third of the image wide
+            case 1:  # patches or clouds of random colors, two pixels to a third of the image wide
                 cells = int(torch.randint(3, size // 2 + 1, (), generator=rng))
                 coarse = torch.rand((1, 3, cells, cells), generator=rng) * 2 - 1
                 mode = "bilinear" if torch.rand((), generator=rng) < 0.5 else "nearest"
                 result[row] = functional.interpolate(coarse, (size, size), mode=mode)[0]
-            case 2:  # fine noise on the image's own ground
+            case 2:  # fine noise on the image's background
                 strength = torch.rand((), generator=rng)
                 result[row] = images[row, :, :1, :1] + strength * torch.randn((3, size, size), generator=rng)
-            case _:  # the ground alone
+            case _:  # the background without shapes
                 result[row] = images[row, :, :1, :1]
     return result
 
 
 def detection_loss(output: DetectorOutput, batch: SceneBatch, valid: Tensor) -> Tensor:
-    """Where (weighted cross-entropy per object), which shape, which colour, and the box (smooth L1, pixels)."""
+    """Loss of heat map (weighted cross-entropy per object), shape, color and box (smooth L1, pixels)."""
     row, slot = valid.nonzero().T
     cell = batch.cell[row, slot]
     heat = torch.zeros_like(output.heat).flatten(1)
     heat[row, cell] = 1
     heat = heat.view_as(output.heat)
-    # The cells around a centre may fire as well (only the maximum counts), so errors there weigh next to nothing:
-    # a centre on the corner of four cells then scores high in all of them instead of a quarter in each.
+    # The cells around a center may fire as well (only the maximum counts), so errors there have little weight:
+    # a center on the corner of four cells then scores high in all of them instead of a quarter in each.
     near = (functional.max_pool2d(heat[:, None], 3, 1, 1)[:, 0] > heat).float()
     weight = 1 + 6 * heat - 0.97 * near
     objects = max(len(row), 1)
-    where = functional.binary_cross_entropy_with_logits(output.heat, heat, weight, reduction="sum") / objects
+    heat_loss = functional.binary_cross_entropy_with_logits(output.heat, heat, weight, reduction="sum") / objects
 
-    def at_centres(maps: Tensor) -> Tensor:
+    def at_centers(maps: Tensor) -> Tensor:
         return maps.flatten(2)[row, :, cell]
 
-    which = functional.cross_entropy(at_centres(output.names), batch.name[row, slot])
-    color = functional.cross_entropy(at_centres(output.colors), batch.color[row, slot])
-    box = functional.smooth_l1_loss(at_centres(output.edges), batch.edges[row, slot])
-    return where + which + color + box
+    shape_loss = functional.cross_entropy(at_centers(output.names), batch.name[row, slot])
+    color_loss = functional.cross_entropy(at_centers(output.colors), batch.color[row, slot])
+    box_loss = functional.smooth_l1_loss(at_centers(output.edges), batch.edges[row, slot])
+    return heat_loss + shape_loss + color_loss + box_loss
 
 
-def measure(
-    detector: SceneDetector, scenes: Sequence[Scene], reconstruct: Reconstruct | None = None
-) -> dict[str, float]:
-    """Accuracy on scenes: shares of scenes or objects that are right, at :data:`SCORE_THRESHOLD`.
+def measure(detector: SceneDetector, scenes: Sequence[Scene]) -> dict[str, float]:
+    """Measure the accuracy on scenes: shares of correct scenes or objects, at :data:`SCORE_THRESHOLD`.
 
     Returns:
-        ``exact_scene`` (the multiset of shape and colour is right), ``count`` (of objects, per scene), ``objects``
-        (true objects with a detection whose centre is nearest and within two pixels), among those ``shape`` and
-        ``color``, ``box_iou`` (mean), and ``confident``: exact scenes when only scores above 0.9 count.
+        ``exact_scene`` (the multiset of shape and color is correct), ``count`` (of objects, per scene), ``objects``
+        (true objects with a detection whose center is nearest and within two pixels), among those ``shape`` and
+        ``color``, ``box_iou`` (mean), and ``confident``: exact scenes if only scores above 0.9 count.
     """
     images = torch.from_numpy(render(scenes, detector.size)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    if reconstruct is not None:
-        images = torch.cat([reconstruct(part) for part in images.split(500)])
-    found = detector.detect(images)
-    kept = [[d for d in detections if d.score > SCORE_THRESHOLD] for detections in found]
-    sure = [[d for d in detections if d.score > 0.9] for detections in found]
+    candidates = detector.detect(images)
+    detected = [[d for d in detections if d.score > SCORE_THRESHOLD] for detections in candidates]
+    confident = [[d for d in detections if d.score > 0.9] for detections in candidates]
     matches = [
         (shape, _nearest(shape_box(shape), detections, detector.size))
-        for scene, detections in zip(scenes, kept, strict=True)
+        for scene, detections in zip(scenes, detected, strict=True)
         for shape in scene.shapes
     ]
     hits = [(shape, detection) for shape, detection in matches if detection is not None]
     return {
-        "exact_scene": _mean([_same(s, d) for s, d in zip(scenes, kept, strict=True)]),
-        "confident": _mean([_same(s, d) for s, d in zip(scenes, sure, strict=True)]),
-        "count": _mean([len(s.shapes) == len(d) for s, d in zip(scenes, kept, strict=True)]),
+        "exact_scene": _mean([_is_exact(s, d) for s, d in zip(scenes, detected, strict=True)]),
+        "confident": _mean([_is_exact(s, d) for s, d in zip(scenes, confident, strict=True)]),
+        "count": _mean([len(s.shapes) == len(d) for s, d in zip(scenes, detected, strict=True)]),
         "objects": len(hits) / len(matches),
         "shape": _mean([shape.kind == detection.name for shape, detection in hits]),
         "color": _mean([shape.color == detection.color for shape, detection in hits]),
@@ -273,7 +251,7 @@ def measure(
     }
 
 
-def _same(scene: Scene, detections: Sequence[Detection]) -> bool:
+def _is_exact(scene: Scene, detections: Sequence[Detection]) -> bool:
     return sorted((s.kind, s.color) for s in scene.shapes) == sorted((d.name, d.color) for d in detections)
 
 

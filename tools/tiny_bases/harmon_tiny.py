@@ -1,4 +1,4 @@
-"""An empty Harmon with small numbers, and its word tokenizer."""
+"""``harmon_tiny``: a small Harmon, its word tokenizer, and its hooks for the short recipe."""
 
 from typing import Any
 
@@ -7,26 +7,34 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from reca.models.autoencoder_kl import Kl16Sizes
-from reca.models.harmon.model import ASSISTANT, DRAW, DRAW_ANYTHING, ENCODER, END, USER, Harmon
-from reca.models.harmon.network import UNUSED, HarmonNetwork
+from reca.models.harmon.model import (
+    ASSISTANT,
+    ENCODER_PREFIXES,
+    END,
+    GENERATION_PROMPT,
+    UNCONDITIONAL_PROMPT,
+    USER,
+    Harmon,
+)
+from reca.models.harmon.network import CLASS_EMBEDDING, HarmonNetwork
 from tools.tiny_bases.latents import LATENT_NOISE, statistics_loss
 from tools.tiny_bases.presets import UNKNOWN, options_of, word_tokenizer
 
 PAD, START = "<|endoftext|>", "<|im_start|>"
 IMAGE_SIZE, CHANNELS, BUFFERS = 24, 16, 8
-"""Pixels a side, channels of a latent, buffer tokens; 24 pixels become 6 x 6 latents."""
+"""Pixels per side, channels of a latent, buffer tokens; 24 pixels become 6 x 6 latents."""
 WIDTH, HEADS, LAYERS = 96, 4, 4
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word, and Harmon's own turns."""
+    """Build a tokenizer of one token per word, and Harmon's own turns."""
     special = [UNKNOWN, PAD, START, END]
-    own = f"{USER} {ASSISTANT} {DRAW.format('')} {DRAW_ANYTHING}".replace(START, "").split()
-    return word_tokenizer(special, own, special, {"eos_token": END, "pad_token": PAD})
+    words = f"{USER} {ASSISTANT} {GENERATION_PROMPT.format('')} {UNCONDITIONAL_PROMPT}".replace(START, "").split()
+    return word_tokenizer(special, words, special, {"eos_token": END, "pad_token": PAD})
 
 
 def build(**changes: Any) -> Harmon:
-    """A randomly initialised ``harmon_tiny``, perhaps with other options; seed torch's generator first."""
+    """Build ``harmon_tiny`` with random weights and perhaps changed options; seed torch's generator first."""
     tokenizer = build_tokenizer()
     ids = tokenizer.convert_tokens_to_ids
     autoencoder: dict[str, Any] = {"ch": 32, "ch_mult": [1, 1, 2], "num_res_blocks": 1, "z_channels": CHANNELS}
@@ -69,43 +77,43 @@ def build(**changes: Any) -> Harmon:
             "diffusion_batch_mul": 4,
         },
         "vae": autoencoder,
-        "vae_scale": 1.0,  # set once the autoencoder is trained, so that latents have unit variance
+        "vae_scale": 1.0,  # see prepare_next_stage
     }
     sizes = Kl16Sizes(**{**autoencoder, "ch_mult": tuple(autoencoder["ch_mult"])})
     return Harmon(HarmonNetwork(config, sizes), config, tokenizer, options_of("harmon_tiny", **changes))
 
 
-# -- how it is pre-trained (tools/tiny_bases/short_recipe.py) --------------------------------------------------------
+# -- pre-training (tools/tiny_bases/short_recipe.py) -------------------------------------------------------------
 
-RECIPE = {"autoencoder_steps": 700, "tag_steps": 400, "reading_steps": 600, "drawing_steps": 400}
+RECIPE_CHANGES = {"autoencoder_steps": 700, "tag_steps": 400, "reading_steps": 600, "drawing_steps": 400}
 """What differs from the short recipe's defaults: understanding rests on the latents, and a step costs twice as much."""
 
 
 def autoencoder(model: Harmon) -> nn.Module:
-    """KL16."""
+    """Return KL16."""
     return model.network.vae
 
 
-def rebuild(model: Harmon, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Images after KL16, of whose posteriors Harmon takes the mode; while it is trained that is a little noisy."""
+def reconstruct(model: Harmon, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Encode and decode with KL16, by the mode of its posteriors; in training a little noise is added."""
     latents = model.network.vae.encode(images.contiguous()).latent_dist.mode()
     noise = LATENT_NOISE * torch.randn_like(latents) if model.network.vae.training else 0.0
-    drawn: Tensor = model.network.vae.decode((latents + noise).contiguous()).sample
-    return drawn, statistics_loss(latents)
+    decoded: Tensor = model.network.vae.decode((latents + noise).contiguous()).sample
+    return decoded, statistics_loss(latents)
 
 
 @torch.no_grad()
-def settle(model: Harmon, images: Tensor) -> None:
-    """Latents get unit variance by ``vae_scale``."""
+def prepare_next_stage(model: Harmon, images: Tensor) -> None:
+    """Set ``vae_scale`` so that latents have unit variance."""
     deviation = float(model.network.vae.encode(images.contiguous()).latent_dist.mode().std())
     model.network.vae_scale = model.config["vae_scale"] = 1 / deviation
 
 
-def reads(name: str) -> bool:
-    """MAR's encoder, the way into the language model, and that."""
-    return name.startswith(("network.llm.", *(f"network.{part}" for part in ENCODER)))
+def learns_understanding(name: str) -> bool:
+    """MAR's encoder, the projector into the language model, and the language model."""
+    return name.startswith(("network.llm.", *(f"network.{part}" for part in ENCODER_PREFIXES)))
 
 
-def draws(name: str) -> bool:
-    """Everything but the autoencoder and the unused class table."""
-    return not name.startswith(("network.vae.", f"network.{UNUSED}"))
+def learns_generation(name: str) -> bool:
+    """All parameters except the autoencoder's and the unused class table."""
+    return not name.startswith(("network.vae.", f"network.{CLASS_EMBEDDING}"))

@@ -1,11 +1,11 @@
-"""Stage 3 of pre-training: draw, first from nothing, then from sparse captions until more of them gains nothing.
+"""Stage 3 of the long recipe: generate images, first without a condition, then from sparse captions.
 
-There are six thousand codes, most of them rare, and each has a row of its own in the head's last layer. While the
-model is young that layer is therefore factored, as the codebook is: a code's logit is the sum of its colours' and its
-outline's (:class:`FactoredHead`). Later it is unfolded into the stock layer and trained on as such.
+There are six thousand codes, most of them rare, and each has a row of its own in the head's last layer. At first that
+layer is therefore factored, as the codebook is: a code's logit is the sum of its colors' and its outline's
+(:class:`FactoredHead`). Later it is expanded into the stock layer and trained as such.
 
-What understanding has learnt stays: the reading layers are frozen (they hold text and image in one space),
-and answers are practised along the way because the upper layers serve both.
+Understanding is kept: its layers are frozen (they hold text and image in one space), and answers are practised along
+the way because the upper layers serve both.
 """
 
 import random
@@ -18,21 +18,21 @@ from torch import Tensor, nn
 
 from reca.data.synthetic.scenes import BACKGROUNDS, COLORS, Question
 from reca.models.janus.model import Janus, PromptEmbeds
+from tools.tiny_bases.evaluation import question_loss
 from tools.tiny_bases.janus_tokenizer import Codebook
-from tools.tiny_bases.janus_understanding import asked_loss
 from tools.tiny_bases.training import Report, one_cycle, update
 
 
 @dataclass(frozen=True)
-class Recipe:
+class GenerationRecipe:
     """Steps and sizes of the stage."""
 
     plain_steps: int = 500
-    """Steps that learn what images look like, without any condition."""
+    """Steps without any condition."""
     caption_steps: int = 4000
     """Steps on captions with the factored head."""
     whole_steps: int = 1000
-    """Steps on captions with the stock head, in which colours and outlines may depend on one another."""
+    """Steps on captions with the stock head, in which colors and outlines may depend on one another."""
     batch_size: int = 64
     questions_every: int = 2
     """Steps between two batches of questions."""
@@ -45,7 +45,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Images to learn to draw: codes (N, T), one sparse caption each, and scenes for the questions."""
+    """Codes (N, T) of images to learn, one sparse caption each, and other scenes for the questions."""
 
     codes: Tensor
     codebook: Codebook
@@ -56,11 +56,11 @@ class Gallery:
 
 
 class FactoredHead(nn.Module):
-    """Logits of codes as sums: colours' plus outline's, over those pairs that are codes.
+    """Logits of codes as sums: colors' plus outline's, over those pairs that are codes.
 
     Args:
         width: D of the features.
-        codebook: Which colours and which outline a code has.
+        codebook: Colors and outline of each code.
     """
 
     def __init__(self, width: int, codebook: Codebook) -> None:
@@ -72,29 +72,28 @@ class FactoredHead(nn.Module):
     def loss(self, features: Tensor, codes: Tensor) -> Tensor:
         """Mean cross-entropy of codes (N,) given features (N, D)."""
         paint, outline = self.paint(features), self.outline(features)
-        grounds, alone = len(BACKGROUNDS), len(BACKGROUNDS) + len(COLORS)
-        everything = torch.stack(  # the sum over all codes, without making them: backgrounds, colours, pairs
+        backgrounds, singles = len(BACKGROUNDS), len(BACKGROUNDS) + len(COLORS)
+        log_normalizer = torch.stack(  # the sum over all codes without their logits: backgrounds, colors, pairs
             [
-                paint[:, :grounds].logsumexp(1) + outline[:, 0],
-                paint[:, grounds:alone].logsumexp(1) + outline[:, 1],
-                paint[:, alone:].logsumexp(1) + outline[:, 2:].logsumexp(1),
+                paint[:, :backgrounds].logsumexp(1) + outline[:, 0],
+                paint[:, backgrounds:singles].logsumexp(1) + outline[:, 1],
+                paint[:, singles:].logsumexp(1) + outline[:, 2:].logsumexp(1),
             ]
         ).logsumexp(0)
-        right = paint.gather(1, self.codebook.paint[codes][:, None]) + outline.gather(
-            1, self.codebook.outline[codes][:, None]
-        )
-        return (everything - right[:, 0]).mean()
+        code_paint = paint.gather(1, self.codebook.paint[codes][:, None])
+        code_outline = outline.gather(1, self.codebook.outline[codes][:, None])
+        return (log_normalizer - (code_paint + code_outline)[:, 0]).mean()
 
     @torch.no_grad()
-    def unfold(self, stock: nn.Linear) -> None:
-        """Let the stock layer, one row a code, say the same."""
+    def expand_into(self, stock: nn.Linear) -> None:
+        """Copy the same logits into the stock layer, which has one row per code."""
         paint, outline = self.codebook.paint, self.codebook.outline
         stock.weight.copy_(self.paint.weight[paint] + self.outline.weight[outline])
         stock.bias.copy_(self.paint.bias[paint] + self.outline.bias[outline])
 
 
 def prepare(model: Janus, captions: Sequence[str]) -> None:
-    """Before the first step: codes that look alike start alike, and the gist states are centred on captions."""
+    """Initialize a new model: similar codes get similar embeddings, gist states are centered on captions."""
     with torch.no_grad():
         model.network.model.generation_embeddings.weight.copy_(model.network.model.vqmodel.quantize.embedding.weight)
         blocks = [captions[start : start + 500] for start in range(0, 4000, 500)]
@@ -102,57 +101,55 @@ def prepare(model: Janus, captions: Sequence[str]) -> None:
 
 
 @torch.no_grad()
-def read_all(model: Janus, captions: Sequence[str], dropped: bool, batch: int = 500) -> Tensor:
-    """What the drawing layers see of captions, (N, gists, D): the reading layers are frozen, so once is enough."""
+def caption_states(model: Janus, captions: Sequence[str], dropped: bool, batch: int = 500) -> Tensor:
+    """Inputs (N, gists, D) of the generation layers, computed once because the layers below are frozen."""
     blocks = [captions[start : start + batch] for start in range(0, len(captions), batch)]
-    seen = []
+    states = []
     for block in blocks:
-        hidden = torch.full((len(block),), dropped)
-        seen.append(model.prefix(model.prompt_embeds(block, None, hidden)).embeds)
-    return torch.cat(seen)
+        is_dropped = torch.full((len(block),), dropped)
+        states.append(model.prefix(model.prompt_embeds(block, None, is_dropped)).embeds)
+    return torch.cat(states)
 
 
-def train(model: Janus, gallery: Gallery, recipe: Recipe, seed: int, report: Report) -> None:
-    """Teach the drawing layers in place; what :meth:`Janus.trainable` leaves out does not move.
-
-    A model that draws already goes on from where it is: :func:`prepare` is for new ones.
-    """
+def train(model: Janus, gallery: Gallery, recipe: GenerationRecipe, seed: int, report: Report) -> None:
+    """Train the generation layers in place, exactly :meth:`Janus.trainable`; :func:`prepare` a new model first."""
     model.freeze()
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    told, untold = (read_all(model, gallery.captions, dropped) for dropped in (False, True))
+    conditional, unconditional = (caption_states(model, gallery.captions, dropped) for dropped in (False, True))
     model.train()
     head = model.network.model.generation_head
     factored = FactoredHead(head.vision_head.in_features, gallery.codebook)
     generator, rng = torch.Generator().manual_seed(seed), random.Random(f"drawing-{seed}")
     total = recipe.plain_steps + recipe.caption_steps + recipe.whole_steps
-    done = 0
+    finished = 0
     for phase, steps, rate, dropout in (
         ("image only", recipe.plain_steps, recipe.plain_learning_rate, 1.0),
         ("captions", recipe.caption_steps, recipe.caption_learning_rate, model.prompt_dropout),
-        ("whole head", recipe.whole_steps, recipe.whole_learning_rate, model.prompt_dropout),
+        ("stock head", recipe.whole_steps, recipe.whole_learning_rate, model.prompt_dropout),
     ):
-        whole = phase == "whole head"
-        if whole and recipe.plain_steps + recipe.caption_steps:
-            factored.unfold(head.vision_head)
-        moving = weights if whole else [*weights, *factored.parameters()]
-        optimizer = torch.optim.AdamW(moving, rate, betas=(0.9, 0.95), weight_decay=0.01)
+        use_stock_head = phase == "stock head"
+        if use_stock_head and recipe.plain_steps + recipe.caption_steps:
+            factored.expand_into(head.vision_head)
+        parameters = weights if use_stock_head else [*weights, *factored.parameters()]
+        optimizer = torch.optim.AdamW(parameters, rate, betas=(0.9, 0.95), weight_decay=0.01)
         for step in range(steps):
             rows = torch.randint(len(gallery.codes), (recipe.batch_size,), generator=generator)
             dropped = torch.rand(len(rows), generator=generator) < dropout
-            states = torch.where(dropped[:, None, None], untold[rows], told[rows])
+            states = torch.where(dropped[:, None, None], unconditional[rows], conditional[rows])
             prefix = PromptEmbeds(states, torch.ones(states.shape[:2], dtype=torch.bool))
             codes = gallery.codes[rows].long()
             features = head.activation_fn(head.proj_out(model.code_states(prefix, codes))).flatten(0, 1)
-            if whole:
-                drawing = F.cross_entropy(head.vision_head(features), codes.flatten())
+            if use_stock_head:
+                code_loss = F.cross_entropy(head.vision_head(features), codes.flatten())
             else:
-                drawing = factored.loss(features, codes.flatten())
-            loss = drawing
+                code_loss = factored.loss(features, codes.flatten())
+            loss = code_loss
             if step % recipe.questions_every == 0:
-                asked = torch.randint(len(gallery.images), (recipe.questions,), generator=generator)
-                answers = asked_loss(model, gallery.images[asked], [gallery.questions[row] for row in asked], rng)
-                loss = drawing + recipe.answer_weight * answers
-            update(optimizer, loss, moving, one_cycle(step, steps, rate))
-            done += 1
-            report(done, total, f"{phase}: codes {drawing.item():.3f} answers {answers.item():.3f}")
+                practice = torch.randint(len(gallery.images), (recipe.questions,), generator=generator)
+                choices = [gallery.questions[row] for row in practice]
+                answers = question_loss(model, gallery.images[practice], choices, rng)
+                loss = code_loss + recipe.answer_weight * answers
+            update(optimizer, loss, parameters, one_cycle(step, steps, rate))
+            finished += 1
+            report(finished, total, f"{phase}: codes {code_loss.item():.3f} answers {answers.item():.3f}")
     model.eval()

@@ -1,4 +1,4 @@
-"""An empty Janus with small numbers, and its word tokenizer."""
+"""``janus_tiny``: a small Janus and its word tokenizer."""
 
 from typing import Any
 
@@ -15,16 +15,16 @@ WIDTH, HEADS = 96, 4
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word, and Janus' own markers."""
+    """Build a tokenizer of one token per word, and Janus' own markers."""
     special = [UNKNOWN, PAD, BOS, EOS, USER, ASSISTANT, BOI, EOI, IMAGE]
     special += [f"<gist_{number}>" for number in range(GIST_TOKENS)]
     means = [f"<gist_mean_{number}>" for number in range(GIST_TOKENS)]
-    named = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD}
-    return word_tokenizer(special, means, [*special, *means], named)
+    token_names = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD}
+    return word_tokenizer(special, means, [*special, *means], token_names)
 
 
 def build(**changes: Any) -> Janus:
-    """A randomly initialised ``janus_tiny``, perhaps with other options; seed torch's generator first."""
+    """Build ``janus_tiny`` with random weights and perhaps changed options; seed torch's generator first."""
     tokenizer = build_tokenizer()
     ids = tokenizer.convert_tokens_to_ids
     config = JanusConfig(
@@ -72,5 +72,5 @@ def build(**changes: Any) -> Janus:
         tie_word_embeddings=False,
         gist={"tokens": GIST_TOKENS, "layer": GIST_LAYER, "scale": 1.0},
     )
-    config.vq_config.num_patches = CODES_PER_SIDE  # the stock class has set it to the vision tower's grid
+    config.vq_config.num_patches = CODES_PER_SIDE  # the stock class sets it to the vision tower's grid
     return Janus(JanusForConditionalGeneration(config), tokenizer, options_of("janus_tiny", **changes))

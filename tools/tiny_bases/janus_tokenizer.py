@@ -1,15 +1,14 @@
-"""Stage 1 of pre-training: the VQ tokenizer, in three steps that each have one job.
+"""Stage 2 of the long recipe: the VQ tokenizer, in three steps.
 
-1. *Which codes there are.* A patch of a scene is a background, a colour and the outline between them. k-means over
-   outlines, times all colours on all backgrounds, gives a codebook in product form. A codebook trained end to end
-   (4,000 steps, 26 minutes, 2,048 codes) kept colours and lost shapes: the detector found the whole scene in 73 %
-   of decoded images. (docs/decisions.md)
-2. *The encoder* learns to say which code each patch of an image is: cross-entropy over all codes, whose vectors
-   (unit length, as the stock decoder wants them) move along. Codes that look nearly alike are nearly equally right:
-   told to hit the nearest one alone, it got 75 % of codes right and lost more by the rest than it does now.
-3. *The decoder* learns to draw from the encoder's codes. As in VQGAN (arXiv 2012.09841) its loss is on pixels and on
-   features that know what matters, here those of the model's own vision tower. The codes do not change any more, so
-   drawing can be learnt meanwhile.
+1. *The codebook.* A patch of a scene is a background, a color and the outline between them. k-means over outlines,
+   times all colors on all backgrounds, gives a codebook in product form. A codebook trained end to end (4,000 steps,
+   26 minutes, 2,048 codes) kept colors and lost shapes: the detector found the whole scene in 73 % of decoded images
+   (docs/decisions.md).
+2. *The encoder* learns to classify each patch: cross-entropy over all codes, whose vectors (unit length, as the stock
+   decoder takes them) are trained too. Targets are soft, so that nearly equal codes count nearly equally: with the
+   nearest code as the only target, it got 75 % of codes right and lost more by the rest than it does now.
+3. *The decoder* learns to decode the encoder's codes. As in VQGAN (arXiv 2012.09841) its loss is on pixels and on
+   perceptual features, here those of the model's own vision tower.
 """
 
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from tools.tiny_bases.training import Report, one_cycle, pixels, update
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TokenizerRecipe:
     """Steps and sizes of the stage."""
 
     outline_scenes: int = 6000
@@ -35,24 +34,24 @@ class Recipe:
     decoder_batch_size: int = 32
     learning_rate: float = 2e-3
     sharpness: float = 40.0
-    """Of the softmax over codes, whose logits are cosines."""
+    """Inverse temperature of the softmax over codes, whose logits are cosines."""
     softness: float = 0.03
-    """Of the softmax that says which codes are right: squared error of a whole patch, pixels in [0, 1]."""
+    """Temperature of the soft targets: squared error of a whole patch, pixels in [0, 1]."""
     feature_weight: float = 0.5
 
 
 @dataclass(frozen=True)
 class Codebook:
-    """All kinds of patches: a background, a colour, or an outline between the two. No two kinds look the same."""
+    """All kinds of patches: a background, a color, or an outline between the two. No two kinds look the same."""
 
     patches: Tensor
-    """How each looks, (K, 3 * p * p) in [0, 1]."""
+    """Pixels of each, (K, 3 * p * p) in [0, 1]."""
     vectors: Tensor
-    """A first guess at its vector, (K, D)."""
+    """Initial vectors, (K, D)."""
     paint: Tensor
-    """Which colours it has, (K,): backgrounds alone, colours alone, then all pairs of both."""
+    """Index of the colors, (K,): single backgrounds, single colors, then all pairs of both."""
     outline: Tensor
-    """Which outline, (K,): nothing, everything, then the mixed ones."""
+    """Index of the outline, (K,): empty, full, then the mixed ones."""
 
     def distances(self, images: Tensor, patch: int) -> Tensor:
         """Squared errors of every kind at every patch, up to a constant a patch: (N, 3, S, S) -> (N * T, K)."""
@@ -61,33 +60,33 @@ class Codebook:
 
 
 def codebook_size(outlines: int) -> int:
-    """Kinds of patches with that many mixed outlines."""
+    """Number of codes with that many mixed outlines."""
     return len(BACKGROUNDS) + len(COLORS) + len(BACKGROUNDS) * len(COLORS) * outlines
 
 
 def build_codebook(scenes: Sequence[Scene], size: int, patch: int, outlines: int, width: int, seed: int) -> Codebook:
-    """Outlines by k-means, times every colour on every background; each background and each colour alone once.
+    """Build outlines by k-means, times every color on every background, plus each single background and color.
 
     Args:
-        scenes: Whose outlines are clustered.
+        scenes: Scenes whose outlines are clustered.
         size: Side of the images in pixels.
         patch: Side of a patch in pixels.
-        outlines: Mixed outlines, of which a part of the patch is covered.
-        width: D, length of a code's vector: six numbers for the two colours, the rest for the outline.
-        seed: Of k-means.
+        outlines: Number of mixed outlines, which cover a part of the patch.
+        width: D, length of a code's vector: six numbers for the two colors, the rest for the outline.
+        seed: Seed of k-means.
     """
     white, black = dict.fromkeys(COLORS, (255, 255, 255)), dict.fromkeys(BACKGROUNDS, (0, 0, 0))
-    drawn = render([replace(scene, shade=0.0) for scene in scenes], size, white, black)[..., :1]
-    covered = torch.from_numpy(drawn).permute(0, 3, 1, 2).float() / 255
+    rendered = render([replace(scene, shade=0.0) for scene in scenes], size, white, black)[..., :1]
+    covered = torch.from_numpy(rendered).permute(0, 3, 1, 2).float() / 255
     mixed = kmeans(F.unfold(covered, patch, stride=patch).transpose(1, 2).flatten(0, 1), outlines, seed)
     shapes = torch.cat([torch.zeros(1, patch * patch), torch.ones(1, patch * patch), mixed])
     ground = torch.tensor(list(BACKGROUNDS.values())).float() / 255
     color = torch.tensor(list(COLORS.values())).float() / 255
     both = torch.cartesian_prod(torch.arange(len(ground)), torch.arange(len(color)))
     paints = torch.cat([ground.repeat(1, 2), color.repeat(1, 2), torch.cat([ground[both[:, 0]], color[both[:, 1]]], 1)])
-    alone = len(ground) + len(color)
-    pairs = torch.cartesian_prod(torch.arange(alone, len(paints)), torch.arange(2, len(shapes)))
-    paint = torch.cat([torch.arange(alone), pairs[:, 0]])
+    singles = len(ground) + len(color)
+    pairs = torch.cartesian_prod(torch.arange(singles, len(paints)), torch.arange(2, len(shapes)))
+    paint = torch.cat([torch.arange(singles), pairs[:, 0]])
     outline = torch.cat([torch.zeros(len(ground)).long(), torch.ones(len(color)).long(), pairs[:, 1]])
     share = shapes[outline][:, None]  # (K, 1, p*p)
     looks = paints[paint][:, :3, None] * (1 - share) + paints[paint][:, 3:, None] * share
@@ -100,30 +99,30 @@ def build_codebook(scenes: Sequence[Scene], size: int, patch: int, outlines: int
 
 
 def kmeans(points: Tensor, clusters: int, seed: int, rounds: int = 25) -> Tensor:
-    """Centres (clusters, d) of the outlines (N, d) that are neither nothing nor everything."""
+    """Return the centers (clusters, d) of the outlines (N, d) that are neither empty nor full."""
     generator = torch.Generator().manual_seed(seed)
     mixed = points[(points.max(1).values > 0.02) & (points.min(1).values < 0.98)]
-    centres = mixed[torch.randperm(len(mixed), generator=generator)[:clusters]].clone()
+    centers = mixed[torch.randperm(len(mixed), generator=generator)[:clusters]].clone()
     for _ in range(rounds):
-        nearest = torch.cat([torch.cdist(block, centres).argmin(1) for block in mixed.split(20_000)])
+        nearest = torch.cat([torch.cdist(block, centers).argmin(1) for block in mixed.split(20_000)])
         number = torch.bincount(nearest, minlength=clusters).float()[:, None]
-        sums = torch.zeros_like(centres).index_add_(0, nearest, mixed)
+        sums = torch.zeros_like(centers).index_add_(0, nearest, mixed)
         fresh = mixed[torch.randint(len(mixed), (clusters,), generator=generator)]
-        centres = torch.where(number > 0, sums / number.clamp(min=1), fresh)
-    return centres
+        centers = torch.where(number > 0, sums / number.clamp(min=1), fresh)
+    return centers
 
 
 def train_encoder(
-    vq: JanusVQVAE, codebook: Codebook, images: Tensor, recipe: Recipe, seed: int, report: Report
+    vq: JanusVQVAE, codebook: Codebook, images: Tensor, recipe: TokenizerRecipe, seed: int, report: Report
 ) -> None:
     """Steps 1 and 2 in place: the encoder and the codes' vectors.
 
     Args:
         vq: The stock tokenizer.
-        codebook: Which codes there are.
+        codebook: All codes.
         images: (N, 3, S, S) uint8.
         recipe: Steps and sizes.
-        seed: Of the batches.
+        seed: Seed of the batches.
         report: Called after every step.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -135,13 +134,13 @@ def train_encoder(
     optimizer = torch.optim.AdamW(weights, recipe.learning_rate, betas=(0.9, 0.95), weight_decay=1e-4)
     for step in range(recipe.encoder_steps):
         rows = torch.randint(len(images), (recipe.encoder_batch_size,), generator=generator)
-        latents = vq.quant_conv(vq.encoder(_laid_out(images[rows]))).permute(0, 2, 3, 1).flatten(0, 2)
+        latents = vq.quant_conv(vq.encoder(_channels_last(images[rows]))).permute(0, 2, 3, 1).flatten(0, 2)
         cosines = F.normalize(latents, dim=-1) @ F.normalize(vectors, dim=-1).T
         errors = codebook.distances(images[rows], images.shape[-1] // grid)
         loss = F.cross_entropy(recipe.sharpness * cosines, torch.softmax(-errors / recipe.softness, dim=1))
         update(optimizer, loss, weights, one_cycle(step, recipe.encoder_steps, recipe.learning_rate))
-        right = (cosines.argmax(1) == errors.argmin(1)).float().mean().item()
-        report(step + 1, recipe.encoder_steps, f"codes {loss.item():.3f}, right {right:.3f}")
+        accuracy = (cosines.argmax(1) == errors.argmin(1)).float().mean().item()
+        report(step + 1, recipe.encoder_steps, f"codes {loss.item():.3f}, accuracy {accuracy:.3f}")
     with torch.no_grad():
         vq.quantize.embedding.weight.copy_(F.normalize(vectors, dim=-1))
     vq.to(memory_format=torch.contiguous_format).eval()
@@ -149,13 +148,15 @@ def train_encoder(
 
 @torch.no_grad()
 def encode(vq: JanusVQVAE, images: Tensor, batch: int = 250) -> Tensor:
-    """The encoder's codes (N, T) of uint8 images (N, 3, S, S)."""
+    """Encode uint8 images (N, 3, S, S) to codes (N, T)."""
     vq.eval()
     return torch.cat([vq.encode(pixels(block)).image_tokens.view(len(block), -1) for block in images.split(batch)])
 
 
-def train_decoder(vq: JanusVQVAE, vision: nn.Module, images: Tensor, recipe: Recipe, seed: int, report: Report) -> None:
-    """Step 3 in place: the decoder, from the codes that the encoder gives; ``vision`` is the tower that looks on."""
+def train_decoder(
+    vq: JanusVQVAE, vision: nn.Module, images: Tensor, recipe: TokenizerRecipe, seed: int, report: Report
+) -> None:
+    """Step 3 in place: the decoder, on the encoder's codes; ``vision`` gives the perceptual features."""
     generator = torch.Generator().manual_seed(seed)
     grid = int(vq.config.num_patches)
     vision.requires_grad_(False)
@@ -168,22 +169,22 @@ def train_decoder(vq: JanusVQVAE, vision: nn.Module, images: Tensor, recipe: Rec
     for step in range(recipe.decoder_steps):
         rows = torch.randint(len(images), (recipe.decoder_batch_size,), generator=generator)
         latents = vectors[codes[rows]].unflatten(1, (grid, grid)).permute(0, 3, 1, 2)
-        drawn = vq.decoder(vq.post_quant_conv(latents.contiguous(memory_format=torch.channels_last)))
-        loss = drawing_loss(vision, drawn, _laid_out(images[rows]), recipe.feature_weight)
+        decoded = vq.decoder(vq.post_quant_conv(latents.contiguous(memory_format=torch.channels_last)))
+        loss = perceptual_loss(vision, decoded, _channels_last(images[rows]), recipe.feature_weight)
         update(optimizer, loss, weights, one_cycle(step, recipe.decoder_steps, recipe.learning_rate))
-        report(step + 1, recipe.decoder_steps, f"drawing {loss.item():.4f}")
+        report(step + 1, recipe.decoder_steps, f"pixels and features {loss.item():.4f}")
     vq.to(memory_format=torch.contiguous_format).eval()
 
 
-def drawing_loss(vision: nn.Module, drawn: Tensor, wanted: Tensor, feature_weight: float) -> Tensor:
-    """Pixels (L1 and four times L2) and the vision tower's features (cosine distance)."""
-    error = drawn - wanted
-    seen = vision(pixel_values=drawn).last_hidden_state
+def perceptual_loss(vision: nn.Module, decoded: Tensor, original: Tensor, feature_weight: float) -> Tensor:
+    """Pixel errors (L1 and four times L2) and the vision tower's features (cosine distance)."""
+    error = decoded - original
+    decoded_features = vision(pixel_values=decoded).last_hidden_state
     with torch.no_grad():
-        shown = vision(pixel_values=wanted).last_hidden_state
-    features = 1 - F.cosine_similarity(seen, shown, dim=-1).mean()
+        original_features = vision(pixel_values=original).last_hidden_state
+    features = 1 - F.cosine_similarity(decoded_features, original_features, dim=-1).mean()
     return error.abs().mean() + 4 * error.pow(2).mean() + feature_weight * features
 
 
-def _laid_out(images: Tensor) -> Tensor:
+def _channels_last(images: Tensor) -> Tensor:
     return pixels(images).contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""An empty OpenUni with small numbers, and its word tokenizer."""
+"""``openuni_tiny``: a small OpenUni, its word tokenizer, and its hooks for the short recipe."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ from tools.tiny_bases.presets import UNKNOWN, options_of, word_tokenizer
 
 PAD = "<|endoftext|>"
 IMAGE_SIZE, PATCH, FOLD = 24, 3, 2
-"""Pixels a side, pixels a patch, patches that become one token (a side): 16 tokens an image, as in ``janus_tiny``."""
+"""Pixels per side, pixels per patch, patches per token (per side): 16 tokens per image, as in ``janus_tiny``."""
 LATENT_CHANNELS, QUERIES = 8, 16
 WIDTH, HEADS, VISION_WIDTH, CAPTION = 96, 4, 64, 96
 AUTOENCODER = (16, 32, 64)
@@ -30,14 +30,14 @@ AUTOENCODER = (16, 32, 64)
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word, and OpenUni's own turns."""
+    """Build a tokenizer of one token per word, and OpenUni's own turns."""
     special = [UNKNOWN, PAD, TURN_START, TURN_END, IMAGE_START, IMAGE_END, IMAGE]
-    own = ["user", "assistant", *GENERATE.format("").split(), *UNCONDITIONAL.split()]
-    return word_tokenizer(special, own, special, {"eos_token": TURN_END, "pad_token": PAD})
+    words = ["user", "assistant", *GENERATE.format("").split(), *UNCONDITIONAL.split()]
+    return word_tokenizer(special, words, special, {"eos_token": TURN_END, "pad_token": PAD})
 
 
 def build(**changes: Any) -> OpenUni:
-    """A randomly initialised ``openuni_tiny``, perhaps with other options; seed torch's generator first."""
+    """Build ``openuni_tiny`` with random weights and perhaps changed options; seed torch's generator first."""
     tokenizer = build_tokenizer()
     ids = tokenizer.convert_tokens_to_ids
     config = {
@@ -117,7 +117,7 @@ def _transformer() -> dict[str, Any]:
 
 
 def _autoencoder() -> dict[str, Any]:
-    """DC-AE; ``scaling_factor`` is set once it is trained, so that latents have unit variance."""
+    """DC-AE; for ``scaling_factor`` see :func:`prepare_next_stage`."""
     blocks, scales = ["ResBlock", "ResBlock", "EfficientViTBlock"], [[], [], [5]]
     return {
         "in_channels": 3,
@@ -137,39 +137,39 @@ def _autoencoder() -> dict[str, Any]:
     }
 
 
-# -- how it is pre-trained (tools/tiny_bases/short_recipe.py) --------------------------------------------------------
+# -- pre-training (tools/tiny_bases/short_recipe.py) -------------------------------------------------------------
 
-RECIPE: dict[str, int] = {}
-"""What differs from the short recipe's defaults."""
+RECIPE_CHANGES: dict[str, int] = {}
+"""Differences from the short recipe's defaults."""
 
 
 def autoencoder(model: OpenUni) -> nn.Module:
-    """DC-AE."""
+    """Return DC-AE."""
     return model.network.vae
 
 
-def rebuild(model: OpenUni, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Images after DC-AE, whose latents are to have unit variance; while it is trained they are a little noisy."""
+def reconstruct(model: OpenUni, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Encode and decode with DC-AE; in training a little noise is added to the latents."""
     scale = float(model.network.vae.config.scaling_factor)
     latents = model.network.vae.encode(images, return_dict=False)[0] * scale
     noise = LATENT_NOISE * torch.randn_like(latents) if model.network.vae.training else 0.0
-    drawn: Tensor = model.network.vae.decode((latents + noise) / scale, return_dict=False)[0]
-    return drawn, statistics_loss(latents)
+    decoded: Tensor = model.network.vae.decode((latents + noise) / scale, return_dict=False)[0]
+    return decoded, statistics_loss(latents)
 
 
 @torch.no_grad()
-def settle(model: OpenUni, images: Tensor) -> None:
-    """Latents get unit variance by DC-AE's ``scaling_factor``."""
+def prepare_next_stage(model: OpenUni, images: Tensor) -> None:
+    """Set DC-AE's ``scaling_factor`` so that latents have unit variance."""
     deviation = float(model.network.vae.encode(images, return_dict=False)[0].std())
     model.network.config["vae"]["scaling_factor"] = 1 / deviation
     model.network.vae.register_to_config(scaling_factor=1 / deviation)
 
 
-def reads(name: str) -> bool:
-    """InternVL, as a whole."""
+def learns_understanding(name: str) -> bool:
+    """All of InternVL."""
     return name.startswith("network.lmm.")
 
 
-def draws(name: str) -> bool:
-    """Queries, connector, projector and SANA; InternVL stays as it is."""
+def learns_generation(name: str) -> bool:
+    """Queries, connector, projector and SANA; InternVL is frozen."""
     return not name.startswith(("network.lmm.", "network.vae."))

@@ -1,4 +1,4 @@
-"""An empty Show-o with small numbers, with CLIP, for 24-pixel scenes."""
+"""``showo_tiny``: a small Show-o with CLIP, its word tokenizer, and its hooks for the short recipe."""
 
 from typing import Any
 
@@ -21,19 +21,19 @@ MAGVIT = MagvitSizes(
     decoder_blocks=(1, 1, 1),
     bits=10,
 )
-"""6 x 6 codes out of 1024."""
+"""6 x 6 codes of 1024."""
 SPECIAL_TOKENS = 10
 WIDTH, VISION_WIDTH, HEADS = 128, 96, 4
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word, and the marks of Show-o's turns."""
-    own = [*QUESTION_TEXT.format("").split(), END]
-    return word_tokenizer([UNKNOWN], own, [UNKNOWN, END], {"bos_token": END, "eos_token": END})
+    """Build a tokenizer of one token per word, and the markers of Show-o's turns."""
+    words = [*QUESTION_TEXT.format("").split(), END]
+    return word_tokenizer([UNKNOWN], words, [UNKNOWN, END], {"bos_token": END, "eos_token": END})
 
 
 def build(**changes: Any) -> Showo:
-    """A randomly initialised ``showo_tiny``, perhaps with other options; seed torch's generator first."""
+    """Build ``showo_tiny`` with random weights and perhaps changed options; seed torch's generator first."""
     tokenizer = build_tokenizer()
     size = len(tokenizer) + SPECIAL_TOKENS + MAGVIT.codebook + 1
     config = {
@@ -77,40 +77,40 @@ def build(**changes: Any) -> Showo:
     return Showo(parts, options_of("showo_tiny", **changes)).eval()
 
 
-# -- how it is pre-trained (tools/tiny_bases/short_recipe.py) --------------------------------------------------------
+# -- pre-training (tools/tiny_bases/short_recipe.py) -------------------------------------------------------------
 
-RECIPE: dict[str, int] = {}
-"""What differs from the short recipe's defaults."""
+RECIPE_CHANGES: dict[str, int] = {}
+"""Differences from the short recipe's defaults."""
 
 
 def autoencoder(model: Showo) -> nn.Module:
-    """MAGVIT-v2."""
+    """Return MAGVIT-v2."""
     return model.magvit
 
 
-def rebuild(model: Showo, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Images after MAGVIT-v2; gradients pass its signs straight through.
+def reconstruct(model: Showo, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Encode and decode with MAGVIT-v2, by the straight-through gradient of its signs.
 
-    Besides, latents stay near the signs that are taken of them, and over a batch every bit is as often set as not, in
-    the place of the entropies of the paper (arXiv 2310.05737, equation 7).
+    The loss keeps latents near their signs (commitment) and the bits of a batch balanced, instead of the paper's
+    entropies (arXiv 2310.05737, equation 7).
     """
     latents = model.magvit.encoder(images)
     signs = torch.where(latents > 0, 1.0, -1.0)
-    drawn: Tensor = model.magvit.decoder(latents + (signs - latents).detach())
+    decoded: Tensor = model.magvit.decoder(latents + (signs - latents).detach())
     commitment = (latents - signs).pow(2).mean()
     balance = latents.tanh().mean((0, 2, 3)).pow(2).mean()
-    return drawn, 0.05 * commitment + 0.1 * balance
+    return decoded, 0.05 * commitment + 0.1 * balance
 
 
-def settle(model: Showo, images: Tensor) -> None:
-    """Signs have no scale."""
+def prepare_next_stage(model: Showo, images: Tensor) -> None:
+    """Set nothing: signs have no scale."""
 
 
-def reads(name: str) -> bool:
-    """Phi, the projector and CLIP."""
+def learns_understanding(name: str) -> bool:
+    """Phi, projector and CLIP."""
     return not name.startswith("magvit.")
 
 
-def draws(name: str) -> bool:
-    """Phi and the projector, which do both."""
+def learns_generation(name: str) -> bool:
+    """Phi and projector."""
     return not name.startswith(("magvit.", "clip."))

@@ -1,62 +1,64 @@
-"""Dropout that is a function of the sample, not of the batch, the process, the device or the order of calls.
+"""Dropout whose mask is a function of the sample, not of the batch, the process, the device or the call order.
 
-torch's own draws for a whole batch at once. Here a value is dropped where the hash of (sample, dropout layer, its
-position) is small, so nothing is drawn: a block that is computed again drops the same, and a GPU what a CPU drops.
+torch draws one mask for a whole batch. Here a value is dropped where a hash of (sample, dropout layer, position) is
+small, so no random state is used: activation checkpointing recomputes the same mask, and CPU and GPU agree.
 """
 
 import torch
 from torch import Tensor, nn
 
-STRIDE = -0x61C88647
-"""Between neighbours before they are hashed: 2^32 divided by the golden ratio, as a 32-bit number with sign."""
-ROUNDS = ((16, -0x7A143595), (13, -0x3D4D51CB))
-"""Shifts and factors of MurmurHash3's last step, likewise."""
+POSITION_STRIDE = -0x61C88647
+"""Added per position before hashing: 2^32 divided by the golden ratio, as a signed 32-bit number."""
+MURMUR_ROUNDS = ((16, -0x7A143595), (13, -0x3D4D51CB))
+"""Shifts and factors of MurmurHash3's 32-bit finalizer, as signed numbers."""
 
 
 class SampleDropout(nn.Module):
-    """Sets a share ``rate`` of what it is given to zero, and divides the rest by 1 - ``rate``."""
+    """Set a share ``rate`` of the values to zero and divide the rest by 1 - ``rate``."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
-        self.number = 0
-        """Which of a network's dropout layers this is; see :func:`tell_apart`."""
+        self.layer_index = 0
+        """Index among the network's dropout layers; see :func:`number_dropout_layers`."""
 
-    def acts(self, keys: Tensor | None) -> bool:
-        """Whether anything is dropped: in training, and where the samples have keys."""
+    def is_active(self, keys: Tensor | None) -> bool:
+        """Return whether values are dropped: in training, if the samples have keys."""
         return self.training and self.rate > 0 and keys is not None
 
     def forward(self, values: Tensor, keys: Tensor | None) -> Tensor:
-        """Values (B, …), keys (B,) int32: see :meth:`reca.runtime.seeding.SampleRng.keys`."""
-        if keys is None or not self.acts(keys):
+        """Drop from values (B, …) by sample keys (B,) int32; see :meth:`reca.runtime.seeding.SampleRng.keys`."""
+        if keys is None or not self.is_active(keys):
             return values
         threshold = round(self.rate * 2**32) - 2**31
-        return values.masked_fill(hashes(keys + self.number, values) < threshold, 0) / (1 - self.rate)
+        dropped = position_hashes(keys + self.layer_index, values) < threshold
+        return values.masked_fill(dropped, 0) / (1 - self.rate)
 
 
-def tell_apart(network: nn.Module) -> None:
-    """Number a network's dropout layers, in the order in which it holds them."""
+def number_dropout_layers(network: nn.Module) -> None:
+    """Give each dropout layer of a network its own ``layer_index``, in module order."""
     layers = [module for module in network.modules() if isinstance(module, SampleDropout)]
-    for number, layer in enumerate(layers):
-        layer.number = number
+    for index, layer in enumerate(layers):
+        layer.layer_index = index
 
 
-def hashes(keys: Tensor, like: Tensor) -> Tensor:
-    """A number for every position of ``like`` (B, …) that looks drawn from all of int32, from keys (B,) int32.
+def position_hashes(keys: Tensor, like: Tensor) -> Tensor:
+    """Hash each position of ``like`` (B, …) with its sample's key (B,) int32 to a uniform int32.
 
-    Axis after axis, so it depends on a position's own indices and not on how many there are: padding changes nothing.
+    The hash folds in one axis after another, so it depends on a position's indices and not on the sizes of the axes:
+    padding changes no mask.
     """
-    found = scrambled(keys.clone())
+    hashes = murmur_finalize_(keys.clone())
     for axis in range(1, like.ndim):
-        places = torch.arange(like.shape[axis], dtype=torch.int32, device=like.device) * STRIDE
-        # Made from ``like``, so that it has no numbers where that has none (tools/memory/simulation.py).
-        wider = like.new_empty(like.shape[: axis + 1], dtype=torch.int32)
-        found = scrambled(wider.copy_(found[..., None]).add_(places))
-    return found
+        offsets = torch.arange(like.shape[axis], dtype=torch.int32, device=like.device) * POSITION_STRIDE
+        # Made from ``like``, so that a fake tensor gives a fake tensor (tools/memory).
+        expanded = like.new_empty(like.shape[: axis + 1], dtype=torch.int32)
+        hashes = murmur_finalize_(expanded.copy_(hashes[..., None]).add_(offsets))
+    return hashes
 
 
-def scrambled(numbers: Tensor) -> Tensor:
-    """The last step of MurmurHash3 (Appleby), in place: near numbers become unlike ones. int32 of any shape."""
-    for shift, factor in ROUNDS:
+def murmur_finalize_(numbers: Tensor) -> Tensor:
+    """Apply MurmurHash3's 32-bit finalizer (Appleby) in place to int32 numbers of any shape."""
+    for shift, factor in MURMUR_ROUNDS:
         numbers.bitwise_xor_((numbers >> shift).bitwise_and_((1 << (32 - shift)) - 1)).mul_(factor)
     return numbers.bitwise_xor_((numbers >> 16).bitwise_and_(0xFFFF))

@@ -1,7 +1,7 @@
 """MAR: a masked autoencoder over continuous latents (arXiv 2406.11838), as Harmon shares it between both its tasks.
 
-    encoder   visible latents and n buffer tokens -> hidden states       nothing hidden: what an image is understood by
-    decoder   those, and a mask token wherever nothing is visible -> one condition per latent
+    encoder   visible latents and n buffer tokens -> hidden states       all visible: the understanding embeddings
+    decoder   hidden states, and a mask token for each hidden latent -> one condition per latent
     head      condition -> latent (reca/models/harmon/diffusion_head.py)
 
 Buffer tokens come first and carry ``fake_latent``, the class-free entry of the original's class table. Positions are
@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reca.models.harmon.diffusion_head import DiffusionHead
-from reca.models.harmon.dropout import SampleDropout, tell_apart
+from reca.models.harmon.dropout import SampleDropout, number_dropout_layers
 from reca.runtime.seeding import SampleRng
 
 EPSILON = 1e-6
-RATIO_MODE, RATIO_SPREAD = 1.0, 0.25
-"""Of the normal distribution, cut off at [mask_ratio_min, 1], that the share of hidden latents is drawn from."""
+MASK_RATIO_MEAN, MASK_RATIO_STD = 1.0, 0.25
+"""Normal distribution of the mask ratio, before its truncation to [mask_ratio_min, 1]."""
 
 
 @dataclass(frozen=True)
@@ -54,90 +54,86 @@ class MarSizes:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Read the entry; what does not bear on the network (gradient checkpointing, label dropping) is left out.
+        """Read the entry; keys that do not shape the network (gradient checkpointing, label dropping) are ignored.
 
         Raises:
             ValueError: A size is missing.
         """
-        known = {field.name for field in fields(cls)}
+        names = {field.name for field in fields(cls)}
         try:
-            return cls(**{name: value for name, value in config.items() if name in known})
+            return cls(**{name: value for name, value in config.items() if name in names})
         except TypeError as error:
             raise ValueError(f"the mar entry of config.json is not complete: {error}") from None
 
     @property
     def grid(self) -> int:
-        """Side of the grid that positions are learnt for."""
+        """Side of the grid whose positions are learnt."""
         return self.img_size // self.vae_stride // self.patch_size
 
     @property
     def pixels(self) -> int:
-        """Side in pixels of what one token stands for."""
+        """Side in pixels of the square that one token covers."""
         return self.vae_stride * self.patch_size
 
     @property
     def channels(self) -> int:
-        """Numbers in one token."""
+        """Channels of one token."""
         return self.vae_embed_dim * self.patch_size**2
 
 
 @dataclass(frozen=True)
-class Visible:
-    """Which tokens of a batch are visible: the first of each row of ``places`` that are ``real``.
+class VisibleTokens:
+    """Indices of the visible tokens of each sample, padded to one length with hidden tokens (never attended to)."""
 
-    Rows differ in how many are visible; the shorter ones are filled up with hidden places, which nobody attends to.
-    """
-
-    places: Tensor
+    indices: Tensor
     """(B, V) int64, in reading order."""
-    real: Tensor
-    """(B, V) bool"""
-    even: bool
-    """Whether all are real."""
+    is_visible: Tensor
+    """(B, V) bool; False is padding."""
+    has_padding: bool
 
     @classmethod
-    def of(cls, hidden: Tensor, device: torch.device | None = None) -> Self:
-        """From which tokens are hidden, (B, T) bool, for a device; found where ``hidden`` is, so best on the CPU."""
+    def from_hidden(cls, hidden: Tensor, device: torch.device | None = None) -> Self:
+        """Build from a mask of hidden tokens (B, T) bool; on the CPU, reading its sizes does not sync a GPU."""
         counts = (~hidden).sum(dim=1)
         longest = int(counts.max())
-        places = hidden.to(torch.uint8).argsort(dim=1, stable=True)[:, :longest]
-        real = torch.arange(longest, device=hidden.device) < counts[:, None]
-        return cls(places.to(device, non_blocking=True), real.to(device, non_blocking=True), bool(real.all()))
+        indices = hidden.to(torch.uint8).argsort(dim=1, stable=True)[:, :longest]
+        is_visible = torch.arange(longest, device=hidden.device) < counts[:, None]
+        has_padding = not bool(is_visible.all())
+        return cls(indices.to(device, non_blocking=True), is_visible.to(device, non_blocking=True), has_padding)
 
 
-def take(tokens: Tensor, places: Tensor) -> Tensor:
-    """Some tokens of each row: (B, T, D) at places (B, V) -> (B, V, D)."""
-    return tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[-1]))
+def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
+    """Select tokens of each sample: (B, T, D) by indices (B, V) -> (B, V, D)."""
+    return tokens.gather(1, indices[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
-def hide_first(orders: Tensor, counts: Tensor) -> Tensor:
-    """Hide the first ``counts`` (B,) tokens of each random order (B, T): (B, T) bool."""
-    early = torch.arange(orders.shape[1], device=orders.device) < counts[:, None]
-    return torch.zeros_like(orders, dtype=torch.bool).scatter(1, orders, early)
+def mask_first(orders: Tensor, counts: Tensor) -> Tensor:
+    """Mask the first ``counts`` (B,) tokens of each random order (B, T): (B, T) bool."""
+    first = torch.arange(orders.shape[1], device=orders.device) < counts[:, None]
+    return torch.zeros_like(orders, dtype=torch.bool).scatter(1, orders, first)
 
 
-def masking_ratio(uniform: Tensor, minimum: float) -> Tensor:
-    """Share of hidden tokens: uniform numbers (B,) -> numbers of the truncated normal distribution (B,)."""
-    spread = uniform.double()
-    lowest = torch.special.ndtr(torch.tensor((minimum - RATIO_MODE) / RATIO_SPREAD, dtype=torch.float64))
-    highest = torch.special.ndtr(torch.tensor((1 - RATIO_MODE) / RATIO_SPREAD, dtype=torch.float64))
-    drawn = torch.special.ndtri(lowest + spread * (highest - lowest))
-    return (RATIO_MODE + RATIO_SPREAD * drawn).clamp(minimum, 1.0)
+def mask_ratios(uniform: Tensor, minimum: float) -> Tensor:
+    """Map uniform numbers (B,) to mask ratios (B,), distributed as the truncated normal."""
+    lowest = torch.special.ndtr(torch.tensor((minimum - MASK_RATIO_MEAN) / MASK_RATIO_STD, dtype=torch.float64))
+    highest = torch.special.ndtr(torch.tensor((1 - MASK_RATIO_MEAN) / MASK_RATIO_STD, dtype=torch.float64))
+    normal = torch.special.ndtri(lowest + uniform.double() * (highest - lowest))
+    return (MASK_RATIO_MEAN + MASK_RATIO_STD * normal).clamp(minimum, 1.0)
 
 
 def random_mask(rng: SampleRng, tokens: int, minimum: float) -> Tensor:
-    """Which tokens of a training sample are hidden, (B, T) bool; draws "mask_ratio" and "order"."""
-    counts = (masking_ratio(rng.uniform("mask_ratio"), minimum) * tokens).ceil().long()
-    return hide_first(rng.permutation("order", tokens), counts)
+    """Draw the hidden tokens of training samples, (B, T) bool; draws "mask_ratio" and "order"."""
+    counts = (mask_ratios(rng.uniform("mask_ratio"), minimum) * tokens).ceil().long()
+    return mask_first(rng.permutation("order", tokens), counts)
 
 
-def revealing_schedule(tokens: int, num_steps: int) -> list[int]:
-    """Hidden tokens after each step of drawing: cosine, at least one fewer a step and one left before the last."""
-    hidden, after = tokens, []
+def unmasking_schedule(tokens: int, num_steps: int) -> list[int]:
+    """Hidden tokens after each sampling step: cosine, at least one fewer per step, one left before the last."""
+    hidden, schedule = tokens, []
     for step in range(1, num_steps):
         hidden = max(1, min(hidden - 1, math.floor(tokens * math.cos(math.pi / 2 * step / num_steps))))
-        after.append(hidden)
-    return [*after, 0]
+        schedule.append(hidden)
+    return [*schedule, 0]
 
 
 class Attention(nn.Module):
@@ -150,14 +146,17 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
         self.drop_weights, self.drop = SampleDropout(attn_dropout), SampleDropout(proj_dropout)
 
-    def forward(self, hidden: Tensor, seen: Tensor | None, keys: Tensor | None = None) -> Tensor:
-        """States (B, L, D); ``seen`` (B, L) bool says which of them are attended to, ``None``: all.
+    def forward(self, hidden: Tensor, attention_mask: Tensor | None, keys: Tensor | None = None) -> Tensor:
+        """Attend among states (B, L, D).
 
-        ``keys`` (B,) int32 are the samples', for dropout; ``None``: nothing is dropped.
+        Args:
+            hidden: (B, L, D).
+            attention_mask: Positions to attend to, (B, L) bool; ``None``: all.
+            keys: Sample keys for dropout, (B,) int32; ``None``: no dropout.
         """
         query, key, value = self.qkv(hidden).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mask = None if seen is None else seen[:, None, None]
-        if self.drop_weights.acts(keys):  # no kernel drops what we choose, so here the weights are made
+        mask = None if attention_mask is None else attention_mask[:, None, None]
+        if self.drop_weights.is_active(keys):  # fused kernels draw their own masks
             scores = query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5
             scores = scores if mask is None else scores.masked_fill(~mask, -math.inf)
             mixed = self.drop_weights(scores.softmax(-1), keys) @ value
@@ -190,9 +189,9 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=EPSILON)
         self.mlp = Mlp(width, sizes.mlp_ratio, sizes.proj_dropout)
 
-    def forward(self, hidden: Tensor, seen: Tensor | None, keys: Tensor | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, attention_mask: Tensor | None, keys: Tensor | None = None) -> Tensor:
         """See :class:`Attention`."""
-        hidden = hidden + self.attn(self.norm1(hidden), seen, keys)
+        hidden = hidden + self.attn(self.norm1(hidden), attention_mask, keys)
         return hidden + self.mlp(self.norm2(hidden), keys)
 
 
@@ -202,78 +201,82 @@ class Mar(nn.Module):
     def __init__(self, sizes: MarSizes) -> None:
         super().__init__()
         self.sizes = sizes
-        wide, deep = sizes.encoder_embed_dim, sizes.decoder_embed_dim
-        places = sizes.buffer_size + sizes.grid**2
-        self.z_proj = nn.Linear(sizes.channels, wide)
-        self.z_proj_ln = nn.LayerNorm(wide, eps=EPSILON)
-        self.class_emb = nn.Embedding(sizes.class_num, wide)  # in every checkpoint, used by none of Harmon's tasks
-        self.fake_latent = nn.Parameter(torch.zeros(1, wide))
-        self.encoder_pos_embed_learned = nn.Parameter(torch.zeros(1, places, wide))
+        encoder_width, decoder_width = sizes.encoder_embed_dim, sizes.decoder_embed_dim
+        positions = sizes.buffer_size + sizes.grid**2
+        self.z_proj = nn.Linear(sizes.channels, encoder_width)
+        self.z_proj_ln = nn.LayerNorm(encoder_width, eps=EPSILON)
+        self.class_emb = nn.Embedding(sizes.class_num, encoder_width)  # in every checkpoint, unused by Harmon's tasks
+        self.fake_latent = nn.Parameter(torch.zeros(1, encoder_width))
+        self.encoder_pos_embed_learned = nn.Parameter(torch.zeros(1, positions, encoder_width))
         self.encoder_blocks = nn.ModuleList(
-            Block(wide, sizes.encoder_num_heads, sizes) for _ in range(sizes.encoder_depth)
+            Block(encoder_width, sizes.encoder_num_heads, sizes) for _ in range(sizes.encoder_depth)
         )
-        self.encoder_norm = nn.LayerNorm(wide, eps=EPSILON)
-        self.decoder_embed = nn.Linear(wide, deep)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, deep))
-        self.decoder_pos_embed_learned = nn.Parameter(torch.zeros(1, places, deep))
+        self.encoder_norm = nn.LayerNorm(encoder_width, eps=EPSILON)
+        self.decoder_embed = nn.Linear(encoder_width, decoder_width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_width))
+        self.decoder_pos_embed_learned = nn.Parameter(torch.zeros(1, positions, decoder_width))
         self.decoder_blocks = nn.ModuleList(
-            Block(deep, sizes.decoder_num_heads, sizes) for _ in range(sizes.decoder_depth)
+            Block(decoder_width, sizes.decoder_num_heads, sizes) for _ in range(sizes.decoder_depth)
         )
-        self.decoder_norm = nn.LayerNorm(deep, eps=EPSILON)
-        self.diffusion_pos_embed_learned = nn.Parameter(torch.zeros(1, sizes.grid**2, deep))
+        self.decoder_norm = nn.LayerNorm(decoder_width, eps=EPSILON)
+        self.diffusion_pos_embed_learned = nn.Parameter(torch.zeros(1, sizes.grid**2, decoder_width))
         for table in self.parameters(recurse=False):
             nn.init.normal_(table, std=0.02)
-        self.apply(_initialise)
-        tell_apart(self)
+        self.apply(_initialize)
+        number_dropout_layers(self)
         self.diffloss = DiffusionHead(
-            sizes.channels, deep, sizes.diffloss_w, sizes.diffloss_d, int(sizes.num_sampling_steps)
+            sizes.channels, decoder_width, sizes.diffloss_w, sizes.diffloss_d, int(sizes.num_sampling_steps)
         )
 
     def tokens(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, h, w) -> (B, T, C * p * p), row by row."""
+        """Latents (B, C, h, w) -> tokens (B, T, C * p * p), row by row."""
         return F.pixel_unshuffle(latents, self.sizes.patch_size).flatten(2).transpose(1, 2)
 
     def latents(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """The inverse of :meth:`tokens`."""
+        """Invert :meth:`tokens`."""
         return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, grid), self.sizes.patch_size)
 
     def encode(
-        self, tokens: Tensor, grid: tuple[int, int], visible: Visible | None = None, keys: Tensor | None = None
+        self, tokens: Tensor, grid: tuple[int, int], visible: VisibleTokens | None = None, keys: Tensor | None = None
     ) -> Tensor:
-        """Hidden states of the buffers, then of the visible tokens: (B, T, C) -> (B, n + V, D).
+        """Encode buffers and visible tokens: (B, T, C) -> (B, n + V, D).
 
         Args:
-            tokens: All tokens of the images; what is hidden is not read.
+            tokens: All tokens of the images; hidden ones are not read.
             grid: Rows and columns, T = rows * columns.
-            visible: ``None``: all of them.
-            keys: Of the samples, for dropout, (B,) int32; ``None``: nothing is dropped.
+            visible: Visible tokens; ``None``: all.
+            keys: Sample keys for dropout, (B,) int32; ``None``: no dropout.
         """
         buffers = self.sizes.buffer_size
         positions = self._positions(self.encoder_pos_embed_learned, grid, buffers).expand(len(tokens), -1, -1)
-        places = positions[:, buffers:]
+        token_positions = positions[:, buffers:]
         if visible is not None:
-            tokens, places = take(tokens, visible.places), take(places, visible.places)
+            tokens = gather_tokens(tokens, visible.indices)
+            token_positions = gather_tokens(token_positions, visible.indices)
         fake = self.fake_latent.expand(len(tokens), buffers, -1) + positions[:, :buffers]
-        hidden = self.z_proj_ln(torch.cat([fake, self.z_proj(tokens) + places], dim=1))
-        seen = self.seen(visible)
+        hidden = self.z_proj_ln(torch.cat([fake, self.z_proj(tokens) + token_positions], dim=1))
+        attention_mask = self.attention_mask(visible)
         for block in self.encoder_blocks:
-            hidden = block(hidden, seen, keys)
+            hidden = block(hidden, attention_mask, keys)
         return self.encoder_norm(hidden)
 
-    def seen(self, visible: Visible | None) -> Tensor | None:
-        """Which of buffers and visible tokens are real, (B, n + V) bool; ``None``: all of them."""
-        if visible is None or visible.even:
+    def attention_mask(self, visible: VisibleTokens | None) -> Tensor | None:
+        """Mask (B, n + V) bool of buffers and visible tokens, False at padding; ``None``: no padding."""
+        if visible is None or not visible.has_padding:
             return None
-        return F.pad(visible.real, (self.sizes.buffer_size, 0), value=True)
+        return F.pad(visible.is_visible, (self.sizes.buffer_size, 0), value=True)
 
-    def decode(self, hidden: Tensor, grid: tuple[int, int], visible: Visible, keys: Tensor | None = None) -> Tensor:
-        """A condition for every token: states (B, n + V, D) in :meth:`encode`'s order -> (B, T, D')."""
+    def decode(
+        self, hidden: Tensor, grid: tuple[int, int], visible: VisibleTokens, keys: Tensor | None = None
+    ) -> Tensor:
+        """Decode states (B, n + V, D), in :meth:`encode`'s order, to one condition per token (B, T, D')."""
         buffers, (rows, columns) = self.sizes.buffer_size, grid
         embedded = self.decoder_embed(hidden)
-        known = torch.where(visible.real[..., None], embedded[:, buffers:], self.mask_token.to(embedded.dtype))
-        everywhere = self.mask_token.to(embedded.dtype).expand(len(hidden), rows * columns, -1)
-        places = visible.places[..., None].expand(-1, -1, embedded.shape[-1])
-        states = torch.cat([embedded[:, :buffers], everywhere.scatter(1, places, known)], dim=1)
+        mask_token = self.mask_token.to(embedded.dtype)
+        visible_states = torch.where(visible.is_visible[..., None], embedded[:, buffers:], mask_token)
+        masked = mask_token.expand(len(hidden), rows * columns, -1)
+        indices = visible.indices[..., None].expand(-1, -1, embedded.shape[-1])
+        states = torch.cat([embedded[:, :buffers], masked.scatter(1, indices, visible_states)], dim=1)
         states = states + self._positions(self.decoder_pos_embed_learned, grid, buffers)
         for block in self.decoder_blocks:
             states = block(states, None, keys)
@@ -281,7 +284,7 @@ class Mar(nn.Module):
         return states + self._positions(self.diffusion_pos_embed_learned, grid, 0)
 
     def _positions(self, table: Tensor, grid: tuple[int, int], buffers: int) -> Tensor:
-        """Positions (1, n + T, D) of another grid, bilinearly between those that were learnt."""
+        """Interpolate learnt positions bilinearly to another grid: (1, n + T, D)."""
         side = self.sizes.grid
         if grid == (side, side):
             return table
@@ -290,7 +293,7 @@ class Mar(nn.Module):
         return torch.cat([table[:, :buffers], squares.flatten(2).transpose(1, 2)], dim=1)
 
 
-def _initialise(module: nn.Module) -> None:
+def _initialize(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         nn.init.zeros_(module.bias)

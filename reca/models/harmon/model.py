@@ -1,13 +1,12 @@
-"""Harmon: a language model and a masked autoencoder that understands and draws in one space (arXiv 2503.21979).
+"""Harmon: a language model and a masked autoencoder that understands and generates in one space (arXiv 2503.21979).
 
-The networks and their wiring are :mod:`reca.models.harmon.network`; this file adds what RecA needs around them.
+The networks and their wiring are :mod:`reca.models.harmon.network`; this file adds the prompts, losses and samplers.
 
     h_v  = proj_in(MAR encoder(KL16(image)))                          the condition
     L    = diffusion loss of the hidden latents given the visible ones and [user turn: h_v, template]
 
 The encoder is shared, so RecA trains it and h_v moves: only the latents may be cached. Gradients into h_v are scaled
-by 0.1 (official RecA). Prompts are Qwen's chat turns without a system turn; h_v stands behind the opening of the user
-turn.
+by 0.1 (official RecA). Prompts are Qwen's chat turns without a system turn; h_v follows the opening of the user turn.
 """
 
 import math
@@ -36,8 +35,8 @@ from reca.models.base import (
 )
 from reca.models.harmon.checkpoint import load_network
 from reca.models.harmon.diffusion_head import TRAINING_STEPS
-from reca.models.harmon.mar import Visible, hide_first, random_mask, revealing_schedule, take
-from reca.models.harmon.network import UNUSED, HarmonNetwork, Prefix
+from reca.models.harmon.mar import VisibleTokens, gather_tokens, mask_first, random_mask, unmasking_schedule
+from reca.models.harmon.network import CLASS_EMBEDDING, HarmonNetwork, Prefix
 from reca.models.sampling import greedy_decode
 from reca.models.tokens import IGNORE_INDEX, masked_indices, next_token_loss
 from reca.models.weights import write_weights
@@ -45,25 +44,25 @@ from reca.runtime.files import atomic_folder, write_json
 from reca.runtime.seeding import SampleRng
 
 USER, END, ASSISTANT = "<|im_start|>user\n", "<|im_end|>", "\n<|im_start|>assistant\n"
-DRAW, DRAW_ANYTHING = "Generate an image: {}", "Generate an image."
+GENERATION_PROMPT, UNCONDITIONAL_PROMPT = "Generate an image: {}", "Generate an image."
 NUM_STEPS = 64
-"""Steps of drawing unless the caller chooses (official; guidance 3.0)."""
+"""Default sampling steps (official; guidance 3.0)."""
 MAX_ANSWER_TOKENS = 64
-ENCODER = ("mar.z_proj.", "mar.z_proj_ln.", "mar.fake_latent", "mar.encoder_", "proj_in.")
-"""Beginnings of the names of what makes h_v of latents."""
-LATENTS = ("network.vae.encoder.", "network.vae.quant_conv.")
+ENCODER_PREFIXES = ("mar.z_proj.", "mar.z_proj_ln.", "mar.fake_latent", "mar.encoder_", "proj_in.")
+"""Parameter-name prefixes of the path from latents to h_v."""
+LATENT_PREFIXES = ("network.vae.encoder.", "network.vae.quant_conv.")
 
 
 @dataclass(frozen=True)
 class ChatTurn:
-    """Token ids of one sample, and where among them an image goes."""
+    """Token ids of one sample's prompt, and the position of an image among them."""
 
     ids: Sequence[int]
     image: Tensor | None = None
-    """Embeddings (N, D), put before ``ids[place]``."""
-    place: int = 0
+    """Embeddings (N, D), inserted before ``ids[image_position]``."""
+    image_position: int = 0
     labels: Sequence[int] | None = None
-    """What is asked for at each of ``ids``; ``IGNORE_INDEX``: nothing."""
+    """Label of each of ``ids``, ``IGNORE_INDEX`` without a loss."""
 
 
 class Harmon(UnifiedModel):
@@ -73,13 +72,13 @@ class Harmon(UnifiedModel):
     ``reca/config/model.py``.
 
     Raises:
-        ValueError: A size is no multiple of what one token stands for.
+        ValueError: A size is not a multiple of the pixels per token.
     """
 
     family: ClassVar[str] = "harmon"
     encoder_prefixes: ClassVar[Mapping[Cacheable, tuple[str, ...]]] = {
-        "semantic": (*LATENTS, *(f"network.{name}" for name in ENCODER)),
-        "target": LATENTS,
+        "semantic": (*LATENT_PREFIXES, *(f"network.{name}" for name in ENCODER_PREFIXES)),
+        "target": LATENT_PREFIXES,
     }
     no_weight_decay: ClassVar[tuple[str, ...]] = ("network.mar.diffloss.",)
 
@@ -114,14 +113,14 @@ class Harmon(UnifiedModel):
         """See :meth:`UnifiedModel.load`; both published layouts (:mod:`reca.models.harmon.checkpoint`)."""
         parts = options["parts"]
         network, config = load_network(checkpoint, parts, options["weights"])
-        places = [checkpoint, *(Path(parts[name]) for name in ("tokenizer", "llm") if name in parts)]
-        place = next((place for place in places if (place / "tokenizer.json").is_file()), None)
-        if place is None:
+        folders = [checkpoint, *(Path(parts[name]) for name in ("tokenizer", "llm") if name in parts)]
+        folder = next((folder for folder in folders if (folder / "tokenizer.json").is_file()), None)
+        if folder is None:
             raise FileNotFoundError(
                 f"{checkpoint / 'tokenizer.json'} is missing: put Qwen2.5's tokenizer files there, or set "
                 "model.parts.tokenizer to their folder"
             )
-        tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         return cls(network, config, tokenizer, options).to_eval(device)
 
     def save_official(self, path: Path) -> None:
@@ -133,27 +132,27 @@ class Harmon(UnifiedModel):
                 self.tokenizer.save_pretrained(folder)
 
     def trainable(self) -> Iterable[str]:
-        """All but the autoencoder (paper), and what the switches freeze."""
-        frozen = ["vae.", UNUSED]
-        frozen += [] if self.train_encoder else ENCODER
+        """All parameters except the autoencoder's (paper), the unused class table's and those frozen by options."""
+        frozen = ["vae.", CLASS_EMBEDDING]
+        frozen += [] if self.train_encoder else ENCODER_PREFIXES
         frozen += [] if self.train_llm else ["llm."]
-        beginnings = tuple(f"network.{name}" for name in frozen)
-        return [name for name, _ in self.named_parameters() if not name.startswith(beginnings)]
+        prefixes = tuple(f"network.{name}" for name in frozen)
+        return [name for name, _ in self.named_parameters() if not name.startswith(prefixes)]
 
-    # -- what goes in ---------------------------------------------------------------------------------------
+    # -- inputs ---------------------------------------------------------------------------------------------
 
     def encode_semantic(self, images: Tensor, rng: SampleRng | None = None) -> Semantic:
         """h_v of images (B, 3, S, S), S any multiple of a token's pixels: (B, N + buffers, D)."""
         return self.semantic_of(Target(self._latents(images)), rng)
 
     def semantic_of(self, target: Target, rng: SampleRng | None = None) -> Semantic:
-        """h_v from latents that are there already, e.g. cached ones, if both images have one size."""
+        """h_v from existing latents, for example cached ones, if condition and target have one size."""
         with torch.set_grad_enabled(self.train_encoder and torch.is_grad_enabled()):
             keys = None if rng is None else rng.keys("semantic_dropout").to(target.values.device)
-            return Semantic(self.network.understand(target.values, keys))
+            return Semantic(self.network.encode_semantic(target.values, keys))
 
     def encode_target(self, images: Tensor, rng: SampleRng) -> Target:
-        """Scaled latents (B, C, h, w): the posterior's mode, so nothing is drawn."""
+        """Scaled latents (B, C, h, w): the posterior's mode, so the encoding draws no noise."""
         return Target(self._latents(images))
 
     def _latents(self, images: Tensor) -> Tensor:
@@ -168,81 +167,82 @@ class Harmon(UnifiedModel):
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def _drawing_turns(self, texts: Sequence[str], images: Tensor | None = None) -> list[ChatTurn]:
-        """User turns; an image stands behind the opening, whose newline the text's own may have merged with."""
+    def _generation_turns(self, texts: Sequence[str], images: Tensor | None = None) -> list[ChatTurn]:
+        """User turns; an image follows the opening, whose newline may have merged with the text's own."""
         opening = len(self._ids(USER))
         return [
             ChatTurn(self._ids(USER + text + END + ASSISTANT), None if images is None else images[row], opening)
             for row, text in enumerate(texts)
         ]
 
-    def prefix(self, turns: Sequence[ChatTurn], room: int = 0) -> tuple[Prefix, Tensor]:
-        """Turns as the language model reads them, padded on the right, and their labels (B, L) on the CPU.
+    def prefix(self, turns: Sequence[ChatTurn], reserved: int = 0) -> tuple[Prefix, Tensor]:
+        """Embed turns for the language model, padded on the right, with their labels (B, L) on the CPU.
 
         Args:
-            turns: One a sample.
-            room: Positions that must be left behind them.
+            turns: One per sample.
+            reserved: Positions of the context that must stay free behind them.
 
         Raises:
             ValueError: A turn does not fit into the context.
         """
-        limit = self.network.llm.config.max_position_embeddings - room
+        context = self.network.llm.config.max_position_embeddings
         device = self.network.llm.device
         embeds, labels = [], []
         for turn in turns:
             row = self.network.llm.model.embed_tokens(torch.tensor(turn.ids, dtype=torch.long, device=device))
-            asked = torch.full((len(row),), IGNORE_INDEX) if turn.labels is None else torch.tensor(turn.labels)
+            row_labels = torch.full((len(row),), IGNORE_INDEX) if turn.labels is None else torch.tensor(turn.labels)
             if turn.image is not None:
-                row = torch.cat([row[: turn.place], turn.image.to(row), row[turn.place :]])
-                unasked = torch.full((len(turn.image),), IGNORE_INDEX)
-                asked = torch.cat([asked[: turn.place], unasked, asked[turn.place :]])
-            if len(row) > limit:
+                at = turn.image_position
+                row = torch.cat([row[:at], turn.image.to(row), row[at:]])
+                image_labels = torch.full((len(turn.image),), IGNORE_INDEX)
+                row_labels = torch.cat([row_labels[:at], image_labels, row_labels[at:]])
+            if len(row) > context - reserved:
                 raise ValueError(
-                    f"a prompt has {len(row)} tokens, its image's included, and {limit} fit "
-                    f"({self.network.llm.config.max_position_embeddings} in all): shorten it"
+                    f"a prompt has {len(row)} tokens including its image, but only {context - reserved} of the "
+                    f"{context} positions are free for it: shorten it"
                 )
             embeds.append(row)
-            labels.append(asked)
+            labels.append(row_labels)
         lengths = [len(row) for row in embeds]
         mask = torch.arange(max(lengths), device=device) < torch.tensor(lengths, device=device)[:, None]
         return Prefix(pad_sequence(embeds, batch_first=True), mask), pad_sequence(labels, True, IGNORE_INDEX)
 
-    def _texts(self, texts: Sequence[str], rng: SampleRng) -> list[str]:
-        """Texts after prompt dropout, which leaves images where they are."""
+    def _drop_texts(self, texts: Sequence[str], rng: SampleRng) -> list[str]:
+        """Replace texts by the unconditional prompt (prompt dropout); images stay."""
         if (dropped := self.condition_dropout_mask(rng)) is None:
             return list(texts)
-        return [DRAW_ANYTHING if gone else text for text, gone in zip(texts, dropped.tolist(), strict=True)]
+        return [UNCONDITIONAL_PROMPT if drop else text for text, drop in zip(texts, dropped.tolist(), strict=True)]
 
     # -- losses ---------------------------------------------------------------------------------------------
 
     def reconstruction_loss(self, semantic: Semantic, prompts: Sequence[str], target: Target, rng: SampleRng) -> Loss:
-        """The drawing loss given h_v and a template; see :meth:`drawing_loss`."""
-        texts = self._texts([f"\n{text}" for text in prompts], rng)
-        return self._drawing(self._drawing_turns(texts, self.scaled(semantic)), target, rng)
+        """Diffusion loss given h_v and a template; see :meth:`diffusion_loss`."""
+        texts = self._drop_texts([f"\n{text}" for text in prompts], rng)
+        return self._generation_loss(self._generation_turns(texts, self.scale_gradient(semantic)), target, rng)
 
-    def scaled(self, semantic: Semantic) -> Tensor:
-        """h_v as it is, its gradient times ``gradient_scale``."""
-        still = semantic.embeds.detach()
-        return still + self.gradient_scale * (semantic.embeds - still)
+    def scale_gradient(self, semantic: Semantic) -> Tensor:
+        """h_v unchanged, its gradient times ``gradient_scale``."""
+        detached = semantic.embeds.detach()
+        return detached + self.gradient_scale * (semantic.embeds - detached)
 
     def text_to_image_loss(self, prompts: Sequence[str], target: Target, rng: SampleRng) -> Loss:
-        """The drawing loss given a caption."""
-        texts = self._texts([DRAW.format(text) for text in prompts], rng)
-        return self._drawing(self._drawing_turns(texts), target, rng)
+        """Diffusion loss given a caption."""
+        texts = self._drop_texts([GENERATION_PROMPT.format(text) for text in prompts], rng)
+        return self._generation_loss(self._generation_turns(texts), target, rng)
 
-    def _drawing(self, turns: Sequence[ChatTurn], target: Target, rng: SampleRng) -> Loss:
+    def _generation_loss(self, turns: Sequence[ChatTurn], target: Target, rng: SampleRng) -> Loss:
         length, sizes = math.prod(self.network.grid(target.values)), self.network.mar.sizes
         prefix, _ = self.prefix(turns, length + sizes.buffer_size)
         hidden = random_mask(rng, length, sizes.mask_ratio_min)
-        return self.drawing_loss(prefix, target, hidden, rng)
+        return self.diffusion_loss(prefix, target, hidden, rng)
 
-    def drawing_loss(self, prefix: Prefix, target: Target, hidden: Tensor, rng: SampleRng) -> Loss:
-        """Squared error of the noise and the variance's bound, over hidden latents (arXiv 2406.11838, section 3.2).
+    def diffusion_loss(self, prefix: Prefix, target: Target, hidden: Tensor, rng: SampleRng) -> Loss:
+        """Squared error of the noise plus the variance's bound, over hidden tokens (arXiv 2406.11838, section 3.2).
 
         Args:
-            prefix: What the image is drawn from.
+            prefix: Embedded prompts.
             target: Latents (B, C, h, w).
-            hidden: (B, T) bool, which tokens are hidden; see :func:`masked_indices`.
+            hidden: Mask of hidden tokens, (B, T) bool, on the CPU; see :func:`masked_indices`.
             rng: Draws "timestep" (k, T), uniform, and "noise" (k, T, C), where k = ``diffusion_batch_mul`` is how often
                 each token is noised.
         """
@@ -250,90 +250,94 @@ class Harmon(UnifiedModel):
         repeats = sizes.diffusion_batch_mul
         tokens, grid = self.network.mar.tokens(target.values), self.network.grid(target.values)
         keys = rng.keys("dropout").to(device)
-        conditions = self.network.conditions(prefix, tokens, grid, Visible.of(hidden, device), keys=keys)
+        visible = VisibleTokens.from_hidden(hidden, device)
+        conditions = self.network.conditions(prefix, tokens, grid, visible, keys=keys)
         shape = (repeats, tokens.shape[1])
         steps = (rng.uniform("timestep", shape).to(device) * TRAINING_STEPS).long().clamp(max=TRAINING_STEPS - 1)
         noise = rng.normal("noise", (*shape, tokens.shape[2])).to(device)
-        row, place = masked_indices(hidden, device)
-        latents, wanted = tokens[row, place], conditions[row, place]
-        error, bits = self.network.mar.diffloss.loss(
-            latents.repeat_interleave(repeats, 0),
-            wanted.repeat_interleave(repeats, 0),
-            steps[row, :, place].flatten(),
-            noise[row, :, place].flatten(0, 1),
+        row, column = masked_indices(hidden, device)
+        squared_error, bits = self.network.mar.diffloss.loss(
+            tokens[row, column].repeat_interleave(repeats, 0),
+            conditions[row, column].repeat_interleave(repeats, 0),
+            steps[row, :, column].flatten(),
+            noise[row, :, column].flatten(0, 1),
         )
-        return Loss((error + bits).mean(), len(row))
+        return Loss((squared_error + bits).mean(), len(row))
 
     def understanding_loss(self, images: Tensor, dialogues: Sequence[Dialogue], rng: SampleRng) -> Loss:
         """Cross-entropy of the answer tokens, end included."""
         semantic, turns = self.encode_semantic(images, rng), []
         for image, dialogue in zip(semantic.embeds, dialogues, strict=True):
-            asked = self._question(dialogue.question, image)
+            question = self._question(dialogue.question, image)
             answer = self._ids(dialogue.answer + END)
-            labels = [IGNORE_INDEX] * len(asked.ids) + answer
-            turns.append(ChatTurn([*asked.ids, *answer], image, asked.place, labels))
+            labels = [IGNORE_INDEX] * len(question.ids) + answer
+            turns.append(ChatTurn([*question.ids, *answer], image, question.image_position, labels))
         return self.answer_loss(turns)
 
     def answer_loss(self, turns: Sequence[ChatTurn]) -> Loss:
         """Cross-entropy over all labels."""
         prefix, labels = self.prefix(turns)
-        states, ids = self.network.read(prefix.embeds, prefix.mask), labels.to(prefix.mask.device)
+        states, ids = self.network.run_llm(prefix.embeds, prefix.mask), labels.to(prefix.mask.device)
         return next_token_loss(states, ids, labels != IGNORE_INDEX, self.network.llm.lm_head)
 
     def _question(self, question: str, image: Tensor) -> ChatTurn:
         opening = self._ids(USER)
         return ChatTurn([*opening, *self._ids(f"\n{question}{END}{ASSISTANT}")], image, len(opening))
 
-    # -- what comes out -------------------------------------------------------------------------------------
+    # -- outputs --------------------------------------------------------------------------------------------
 
     def generate(self, prompts: Sequence[str], sampling: Sampling, rng: SampleRng) -> Tensor:
-        """Draw one image per prompt."""
-        return self._draw(self._drawing_turns([DRAW.format(text) for text in prompts]), sampling, rng)
+        """Generate one image per prompt."""
+        turns = self._generation_turns([GENERATION_PROMPT.format(text) for text in prompts])
+        return self._sample_images(turns, sampling, rng)
 
     def reconstruct(self, semantic: Semantic, sampling: Sampling, rng: SampleRng) -> Tensor:
-        """Draw images from their own understanding embeddings, under a fixed template."""
+        """Generate images from their own understanding embeddings, with a fixed template."""
         prompts = [f"\n{RECONSTRUCTION_PROMPT}"] * len(semantic.embeds)
-        return self._draw(self._drawing_turns(prompts, semantic.embeds), sampling, rng)
+        return self._sample_images(self._generation_turns(prompts, semantic.embeds), sampling, rng)
 
     @torch.no_grad()
-    def _draw(self, turns: Sequence[ChatTurn], sampling: Sampling, rng: SampleRng) -> Tensor:
-        if sampling.guidance_scale != 1:  # the unconditional half knows neither text nor image
-            turns = [*turns, *self._drawing_turns([DRAW_ANYTHING] * len(turns))]
+    def _sample_images(self, turns: Sequence[ChatTurn], sampling: Sampling, rng: SampleRng) -> Tensor:
+        if sampling.guidance_scale != 1:  # the unconditional half has neither text nor image
+            turns = [*turns, *self._generation_turns([UNCONDITIONAL_PROMPT] * len(turns))]
         side = self.spec.generation_size // self.network.mar.sizes.pixels
-        return self.network.to_images(self.draw_latents(turns, (side, side), sampling, rng)).clamp(-1, 1)
+        return self.network.to_images(self.sample_latents(turns, (side, side), sampling, rng)).clamp(-1, 1)
 
     @torch.no_grad()
-    def draw_latents(
+    def sample_latents(
         self, turns: Sequence[ChatTurn], grid: tuple[int, int], sampling: Sampling, rng: SampleRng
     ) -> Tensor:
-        """Latents (B, C, h, w), a few tokens at a time in a random order (arXiv 2406.11838, section 3.3).
+        """Sample latents (B, C, h, w), a few tokens at a time in random order (arXiv 2406.11838, section 3.3).
 
         Args:
-            turns: B, followed by B unconditional ones if guidance is wanted.
+            turns: B, followed by B unconditional ones with guidance.
             grid: Rows and columns of tokens.
-            sampling: ``num_steps`` is how often tokens are revealed, at most once each.
-            rng: Draws "order", and what :meth:`DiffusionHead.sample` draws.
+            sampling: ``num_steps`` steps, at most one per token.
+            rng: Draws "order", and the draws of :meth:`DiffusionHead.sample`.
         """
         network, batch, length = self.network, len(rng), math.prod(grid)
         copies = len(turns) // batch
         prefix, _ = self.prefix(turns, length + network.mar.sizes.buffer_size)
         cache = DynamicCache()
-        network.read(prefix.embeds, prefix.mask, cache)
+        network.run_llm(prefix.embeds, prefix.mask, cache)
         orders = rng.permutation("order", length).to(prefix.embeds.device)
         hidden = torch.ones_like(orders, dtype=torch.bool)
         tokens = prefix.embeds.new_zeros(batch, length, network.mar.sizes.channels)
-        for left in revealing_schedule(length, min(sampling.num_steps or NUM_STEPS, length)):
-            remaining = hide_first(orders, torch.full((batch,), left, device=orders.device))
-            places = (hidden & ~remaining).nonzero()[:, 1].view(batch, -1)
-            states = network.conditions(
-                prefix, tokens.repeat(copies, 1, 1), grid, Visible.of(hidden.repeat(copies, 1)), cache
+        for count in unmasking_schedule(length, min(sampling.num_steps or NUM_STEPS, length)):
+            still_hidden = mask_first(orders, torch.full((batch,), count, device=orders.device))
+            indices = (hidden & ~still_hidden).nonzero()[:, 1].view(batch, -1)
+            visible = VisibleTokens.from_hidden(hidden.repeat(copies, 1))
+            states = network.conditions(prefix, tokens.repeat(copies, 1, 1), grid, visible, cache)
+            conditional, *unconditional = gather_tokens(states, indices.repeat(copies, 1)).chunk(copies)
+            sampled = network.mar.diffloss.sample(
+                conditional,
+                rng,
+                sampling.temperature,
+                unconditional[0] if unconditional else None,
+                sampling.guidance_scale,
             )
-            wanted, *plain = take(states, places.repeat(copies, 1)).chunk(copies)
-            drawn = network.mar.diffloss.sample(
-                wanted, rng, sampling.temperature, plain[0] if plain else None, sampling.guidance_scale
-            )
-            tokens = tokens.scatter(1, places[..., None].expand_as(drawn), drawn.to(tokens))
-            hidden = remaining
+            tokens = tokens.scatter(1, indices[..., None].expand_as(sampled), sampled.to(tokens))
+            hidden = still_hidden
         return network.mar.latents(tokens, grid)
 
     @torch.no_grad()
@@ -343,14 +347,14 @@ class Harmon(UnifiedModel):
         pairs = zip(questions, semantic.embeds, strict=True)
         prefix, _ = self.prefix([self._question(text, image) for text, image in pairs], MAX_ANSWER_TOKENS)
         cache, mask = DynamicCache(), prefix.mask
-        states = self.network.read(prefix.embeds, mask, cache)
+        states = self.network.run_llm(prefix.embeds, mask, cache)
         last = states[torch.arange(len(states)), mask.sum(1) - 1]
 
         def next_logits(tokens: Tensor) -> Tensor:
             nonlocal mask
             mask = F.pad(mask, (0, 1), value=True)
             embeds = self.network.llm.model.embed_tokens(tokens[:, None])
-            return self.network.llm.lm_head(self.network.read(embeds, mask, cache)[:, -1])
+            return self.network.llm.lm_head(self.network.run_llm(embeds, mask, cache)[:, -1])
 
         eos_id = self.tokenizer.convert_tokens_to_ids(END)
         answers = greedy_decode(self.network.llm.lm_head(last), next_logits, eos_id, MAX_ANSWER_TOKENS)

@@ -2,15 +2,16 @@
 
     encoder (B, 3, H, W) -> z (B, d, h, w);   q = sign(z);   code = the bits (z > 0), the first channel highest
 
-There is no table of codes to learn ("lookup-free quantization"): 2^d codes are the corners of a cube. Names of the
-parameters are those of the official checkpoint (``showlab/magvitv2``), and so is the layout: levels with their own
-numbers of residual blocks, attention in the middle only. Sizes are read off the weights' shapes.
+There is no table of codes to learn ("lookup-free quantization"): 2^d codes are the corners of a cube. Parameter names
+and layout are those of the official checkpoint (``showlab/magvitv2``): levels with their own numbers of residual
+blocks, attention in the middle only. Sizes are read off the weights' shapes.
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import count, pairwise
+from itertools import pairwise
 from typing import Self
 
 import torch
@@ -49,10 +50,10 @@ class MagvitSizes:
         """Read all sizes off a checkpoint.
 
         Raises:
-            ValueError: The weights are no MAGVIT-v2's.
+            ValueError: The weights are not a MAGVIT-v2's.
         """
         if "encoder.conv_in.weight" not in weights or "encoder.conv_out.weight" not in weights:
-            raise ValueError("these are no MAGVIT-v2 weights: encoder.conv_in or encoder.conv_out is missing")
+            raise ValueError("these are not MAGVIT-v2 weights: encoder.conv_in or encoder.conv_out is missing")
         encoder_channels, encoder_blocks = _levels(weights, "encoder.down")
         decoder_channels, decoder_blocks = _levels(weights, "decoder.up")
         return cls(
@@ -67,17 +68,16 @@ class MagvitSizes:
 
 def _levels(weights: Mapping[str, Tensor], prefix: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Channels and number of blocks of each level."""
+    blocks = Counter[int]()
     pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.block\.(\d+)\.conv2\.weight")
-    found = {(int(m[1]), int(m[2])): weights[key].shape[0] for key in weights if (m := pattern.fullmatch(key))}
-    channels: list[int] = []
-    blocks: list[int] = []
-    for level in count():
-        inside = [block for other, block in found if other == level]
-        if not inside:
-            return tuple(channels), tuple(blocks)
-        channels.append(found[level, 0])
-        blocks.append(len(inside))
-    raise AssertionError("unreachable")
+    channels: dict[int, int] = {}
+    for key, weight in weights.items():
+        if match := pattern.fullmatch(key):
+            level = int(match[1])
+            channels[level] = weight.shape[0]  # the same in all blocks of a level
+            blocks[level] += 1
+    levels = range(len(channels))
+    return tuple(channels[level] for level in levels), tuple(blocks[level] for level in levels)
 
 
 def _norm(channels: int) -> nn.GroupNorm:
@@ -95,7 +95,7 @@ class ResidualBlock(nn.Module):
         self.nin_shortcut = None if channels_in == channels_out else nn.Conv2d(channels_in, channels_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """One block."""
+        """(B, C, h, w) -> (B, C', h, w)."""
         change = self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
         return change + (x if self.nin_shortcut is None else self.nin_shortcut(x))
 
@@ -116,7 +116,7 @@ class AttentionBlock(nn.Module):
         return x + self.proj_out(mixed.reshape(x.shape))
 
 
-class Middle(nn.Module):
+class MiddleBlock(nn.Module):
     """The lowest level: two residual blocks around attention."""
 
     def __init__(self, channels: int) -> None:
@@ -142,8 +142,8 @@ class Resample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0) if self.up else F.pad(x, (0, 1, 0, 1)))
 
 
-class Level(nn.Module):
-    """Residual blocks at one resolution, then a change of resolution where there is a next one."""
+class ResolutionLevel(nn.Module):
+    """Residual blocks at one resolution, then a change of resolution unless it is the last level."""
 
     def __init__(self, channels_in: int, channels_out: int, blocks: int) -> None:
         super().__init__()
@@ -162,33 +162,33 @@ class Level(nn.Module):
         return x
 
 
-class Encoder(nn.Module):
+class MagvitEncoder(nn.Module):
     """Pixels (B, 3, H, W) to latents (B, bits, h, w)."""
 
     def __init__(self, sizes: MagvitSizes) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(3, sizes.base_channels, 3, padding=1)
-        width, levels = sizes.base_channels, list[Level]()
+        width, levels = sizes.base_channels, list[ResolutionLevel]()
         for channels, blocks in zip(sizes.encoder_channels, sizes.encoder_blocks, strict=True):
-            levels.append(Level(width, channels, blocks))
+            levels.append(ResolutionLevel(width, channels, blocks))
             width = channels
         for level in levels[:-1]:
             level.downsample = Resample(level.channels, up=False)
         self.down = nn.ModuleList(levels)
-        self.mid = Middle(width)
+        self.mid = MiddleBlock(width)
         self.norm_out = _norm(width)
         self.conv_out = nn.Conv2d(width, sizes.bits, 3, padding=1)
         self.quant_conv = nn.Conv2d(sizes.bits, sizes.bits, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Latents before their signs are taken."""
+        """Return the latents before their signs are taken."""
         x = self.conv_in(x)
         for level in self.down:
             x = level(x)
         return self.quant_conv(self.conv_out(F.silu(self.norm_out(self.mid(x)))))
 
 
-class Decoder(nn.Module):
+class MagvitDecoder(nn.Module):
     """Signs (B, bits, h, w) to pixels (B, 3, H, W); levels are numbered as the encoder's, from the pixels down."""
 
     def __init__(self, sizes: MagvitSizes) -> None:
@@ -196,10 +196,10 @@ class Decoder(nn.Module):
         width = sizes.decoder_channels[-1]
         self.post_quant_conv = nn.Conv2d(sizes.bits, sizes.bits, 1)
         self.conv_in = nn.Conv2d(sizes.bits, width, 3, padding=1)
-        self.mid = Middle(width)
-        levels = list[Level]()
+        self.mid = MiddleBlock(width)
+        levels = list[ResolutionLevel]()
         for channels, blocks in zip(reversed(sizes.decoder_channels), reversed(sizes.decoder_blocks), strict=True):
-            levels.insert(0, Level(width, channels, blocks))
+            levels.insert(0, ResolutionLevel(width, channels, blocks))
             width = channels
         for level in levels[1:]:
             level.upsample = Resample(level.channels, up=True)
@@ -216,7 +216,7 @@ class Decoder(nn.Module):
 
 
 class SignQuantizer(nn.Module):
-    """Latents to codes and back; its two buffers are in the official file, and follow from the number of bits."""
+    """Latents to codes; its two buffers are in the official file, and follow from the number of bits."""
 
     embedding: Tensor
     power_vals: Tensor
@@ -239,14 +239,14 @@ class Magvit(nn.Module):
     def __init__(self, sizes: MagvitSizes) -> None:
         super().__init__()
         self.sizes = sizes
-        self.encoder, self.decoder = Encoder(sizes), Decoder(sizes)
+        self.encoder, self.decoder = MagvitEncoder(sizes), MagvitDecoder(sizes)
         self.quantize = SignQuantizer(sizes.bits)
 
     def encode(self, images: Tensor) -> Tensor:
         """Codes, row by row: (B, 3, H, W) -> (B, h*w) int64.
 
         Raises:
-            ValueError: A side is no multiple of the pixels per code.
+            ValueError: A side is not a multiple of the pixels per code.
         """
         step = self.sizes.downsampling
         if images.shape[-2] % step or images.shape[-1] % step:
@@ -254,11 +254,11 @@ class Magvit(nn.Module):
         return self.quantize(self.encoder(images)).flatten(1)
 
     def signs(self, codes: Tensor) -> Tensor:
-        """The corners of the cube that codes (B, T) stand for: (B, T, bits), each -1 or 1."""
+        """Corners of the cube of codes (B, T): (B, T, bits), each -1 or 1."""
         return self.quantize.embedding[codes]
 
     def decode(self, codes: Tensor, height: int | None = None) -> Tensor:
-        """Images of codes (B, h*w), ``height`` rows of them; ``None``: a square."""
+        """Decode codes (B, h*w) in ``height`` rows to images (B, 3, H, W); ``None``: a square."""
         height = height or round(codes.shape[1] ** 0.5)
         if codes.shape[1] % height:
             raise ValueError(f"{codes.shape[1]} codes do not fill a grid of {height} rows")

@@ -22,18 +22,18 @@ WEIGHTS_STEM = "pytorch_model"
 """The official file is ``pytorch_model.safetensors``."""
 STEMS = (WEIGHTS_STEM, "model", "diffusion_pytorch_model", "magvit")
 ROTARY_CONSTANTS = "showo.model.layers.*.self_attn.rotary_emb.inv_freq"
-"""Older files carry these constants."""
-BESIDE_VISION = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
-"""A repository of the whole CLIP has its other half too; ``position_ids`` are constants of older files."""
-SIZES = ("vocab_size", "llm_vocab_size", "codebook_size", "num_vq_tokens")
+"""Constants in older files."""
+CLIP_NON_VISION_PREFIXES = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
+"""Other parameters in a repository of the whole CLIP; ``position_ids`` are constants of older files."""
+REQUIRED_SIZES = ("vocab_size", "llm_vocab_size", "codebook_size", "num_vq_tokens")
 
 
 @dataclass
 class ShowoParts:
-    """Everything that a Show-o is made of."""
+    """Modules, tokenizer and configuration of a Show-o."""
 
     config: Mapping[str, Any]
-    """``config.json`` as it stands."""
+    """``config.json``, unchanged."""
     phi: PhiForCausalLM
     tokenizer: Any
     vocabulary: Vocabulary
@@ -41,14 +41,14 @@ class ShowoParts:
     clip: CLIPVisionModel | None = None
     projector: nn.Sequential | None = None
     """CLIP's width to Phi's; with CLIP only."""
-    inside: frozenset[str] = frozenset({"clip", "magvit"})
-    """Parts that lie in the checkpoint itself, and hence are written with it."""
+    saved_parts: frozenset[str] = frozenset({"clip", "magvit"})
+    """Parts in the checkpoint folder itself, which are therefore written with it."""
     stem: str = WEIGHTS_STEM
-    """The weights' file name, less its ending."""
+    """File name of the weights, without suffix."""
 
 
 def build_vocabulary(config: Mapping[str, Any], eos: int) -> Vocabulary:
-    """Ids of the shared table, from the sizes in ``config.json``.
+    """Return the ids of the shared table from the sizes in ``config.json``.
 
     Raises:
         ValueError: The sizes contradict each other.
@@ -60,7 +60,7 @@ def build_vocabulary(config: Mapping[str, Any], eos: int) -> Vocabulary:
             f"config.json: vocab_size {size} has no room for {text} text tokens, 10 special tokens, {codebook} image "
             "codes and the mask"
         )
-    vocabulary = Vocabulary.after(text, eos, special, codebook)
+    vocabulary = Vocabulary.from_sizes(text, eos, special, codebook)
     if config.get("mask_token_id", vocabulary.mask) != vocabulary.mask:
         raise ValueError(
             f"config.json: mask_token_id is {config['mask_token_id']}, expected the last, {vocabulary.mask}"
@@ -69,7 +69,7 @@ def build_vocabulary(config: Mapping[str, Any], eos: int) -> Vocabulary:
 
 
 def empty_phi(config: PhiConfig, vocab_size: int, device: str = "meta") -> PhiForCausalLM:
-    """Show-o's language model without weights: queries and keys are normed whatever Phi's own config says."""
+    """Build Show-o's language model without weights; it always norms queries and keys, unlike Phi's own config."""
     config.vocab_size, config.qk_layernorm, config.tie_word_embeddings = vocab_size, True, False
     with torch.device(device):
         phi = PhiForCausalLM(config)
@@ -78,43 +78,44 @@ def empty_phi(config: PhiConfig, vocab_size: int, device: str = "meta") -> PhiFo
 
 
 def empty_projector(width_in: int, width: int, width_out: int, device: str = "meta") -> nn.Sequential:
-    """CLIP's width to Phi's."""
+    """Build the projector from CLIP's width to Phi's, without weights."""
     with torch.device(device):
         return nn.Sequential(nn.Linear(width_in, width), nn.GELU(), nn.Linear(width, width_out))
 
 
-def read_checkpoint(checkpoint: Path, elsewhere: Mapping[str, str]) -> ShowoParts:
+def read_checkpoint(checkpoint: Path, part_paths: Mapping[str, str]) -> ShowoParts:
     """Read all parts, on the CPU, in the dtype of their weights.
 
     Args:
         checkpoint: Folder with ``config.json`` and the weights.
-        elsewhere: Folders (or a weights file, for ``magvit``) of the parts that ``checkpoint`` does not hold.
+        part_paths: Folders (or a weights file, for ``magvit``) of the parts that ``checkpoint`` does not hold.
 
     Raises:
         FileNotFoundError: A file or a part is missing.
         ValueError: A file cannot be read, or does not fit its config.
     """
     config = read_json(checkpoint / "config.json")
-    if absent := [name for name in SIZES if name not in config]:
-        raise ValueError(f"{checkpoint / 'config.json'} is no Show-o's: {', '.join(absent)} is missing")
+    if absent := [name for name in REQUIRED_SIZES if name not in config]:
+        raise ValueError(f"{checkpoint / 'config.json'} is not a Show-o's: {', '.join(absent)} is missing")
     transformers_logging.disable_progress_bar()
     weights_file = find_weights(checkpoint, STEMS[:3])
     weights = read_weights(weights_file)
     with_clip = bool(config.get("w_clip_vit", "mm_projector.0.weight" in weights))
-    places = {name: _place(checkpoint, name, elsewhere) for name in ("phi", "magvit", *(["clip"] if with_clip else []))}
-    tokenizer = _read_tokenizer(places["phi"])
+    names = ("phi", "magvit", "clip") if with_clip else ("phi", "magvit")
+    folders = {name: _part_folder(checkpoint, name, part_paths) for name in names}
+    tokenizer = _read_tokenizer(folders["phi"])
     vocabulary = build_vocabulary(config, tokenizer.eos_token_id)
     if not 0 <= vocabulary.eos < vocabulary.pad:
         raise ValueError(
-            f"{places['phi']}: the tokenizer's end of text is {vocabulary.eos}, no text token of this model"
+            f"{folders['phi']}: the tokenizer's end of text is {vocabulary.eos}, not a text token of this model"
         )
-    magvit = _read_magvit(places["magvit"])
+    magvit = _read_magvit(folders["magvit"])
     if magvit.sizes.codebook != vocabulary.codebook:
         raise ValueError(
-            f"{places['magvit']} has {magvit.sizes.codebook} codes, {checkpoint / 'config.json'} {vocabulary.codebook}"
+            f"{folders['magvit']} has {magvit.sizes.codebook} codes, {checkpoint / 'config.json'} {vocabulary.codebook}"
         )
-    clip = _read_clip(places["clip"]) if with_clip else None
-    phi = empty_phi(PhiConfig.from_pretrained(places["phi"], local_files_only=True), int(config["vocab_size"]))
+    clip = _read_clip(folders["clip"]) if with_clip else None
+    phi = empty_phi(PhiConfig.from_pretrained(folders["phi"], local_files_only=True), int(config["vocab_size"]))
     whole = nn.ModuleDict({"showo": phi})
     projector = None
     if clip is not None:
@@ -132,16 +133,16 @@ def read_checkpoint(checkpoint: Path, elsewhere: Mapping[str, str]) -> ShowoPart
         magvit=magvit,
         clip=clip,
         projector=projector,
-        inside=frozenset(name for name in ("clip", "magvit") if name in places and places[name].parent == checkpoint),
+        saved_parts=frozenset(name for name in names if folders[name].parent == checkpoint),
         stem="model" if weights_file.name.startswith("model.") else WEIGHTS_STEM,
     )
 
 
-def write_checkpoint(path: Path, parts: ShowoParts, clip_moved: bool) -> None:
+def write_checkpoint(path: Path, parts: ShowoParts, clip_trained: bool) -> None:
     """Write the layout that :func:`read_checkpoint` reads, whole or not at all.
 
-    Phi's config and tokenizer go along, for they are small; CLIP and the image tokenizer only if they lay in the
-    checkpoint before, or (CLIP) have been trained.
+    Phi's config and tokenizer are always written, because they are small; CLIP and the image tokenizer only if they
+    were in the checkpoint before, or (CLIP) have been trained.
     """
     with atomic_folder(path) as folder:
         (folder / "config.json").write_text(json.dumps(dict(parts.config), indent=2) + "\n")
@@ -151,39 +152,39 @@ def write_checkpoint(path: Path, parts: ShowoParts, clip_moved: bool) -> None:
         write_weights(state, folder, parts.stem)
         parts.phi.config.save_pretrained(folder / "phi")
         parts.tokenizer.save_pretrained(folder / "phi")
-        if parts.clip is not None and ("clip" in parts.inside or clip_moved):
+        if parts.clip is not None and ("clip" in parts.saved_parts or clip_trained):
             parts.clip.save_pretrained(folder / "clip")
             for file in (folder / "clip").glob("*.safetensors"):
                 file.chmod(0o644)
-        if "magvit" in parts.inside:
+        if "magvit" in parts.saved_parts:
             (folder / "magvit").mkdir()
             write_weights(parts.magvit.state_dict(), folder / "magvit", WEIGHTS_STEM)
 
 
-def _place(checkpoint: Path, name: str, elsewhere: Mapping[str, str]) -> Path:
-    """The folder of a part: inside the checkpoint first, since training may have moved what lies there."""
+def _part_folder(checkpoint: Path, name: str, part_paths: Mapping[str, str]) -> Path:
+    """Return the folder of a part: the checkpoint's own first, because training may have changed it."""
     if (checkpoint / name).is_dir():
         return checkpoint / name
-    if name in elsewhere and Path(elsewhere[name]).exists():
-        return Path(elsewhere[name])
-    named = f"{elsewhere[name]} does not exist" if name in elsewhere else "it names none"
+    if name in part_paths and Path(part_paths[name]).exists():
+        return Path(part_paths[name])
+    state = f"{part_paths[name]} does not exist" if name in part_paths else "it is not set"
     raise FileNotFoundError(
-        f"Show-o's part {name!r} is missing: {checkpoint / name} is no folder; set model.parts.{name} ({named})"
+        f"Show-o's part {name!r} is missing: {checkpoint / name} is not a folder; set model.parts.{name} ({state})"
     )
 
 
-def _read_tokenizer(place: Path) -> Any:
+def _read_tokenizer(folder: Path) -> Any:
     for name in ("config.json", "tokenizer.json"):
-        if not (place / name).is_file():
-            raise FileNotFoundError(f"{place / name} is missing: {place} lacks Phi's config or tokenizer")
-    tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True)
-    for name in ("is_local", "local_files_only"):  # how it was read, which transformers would write down
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name} is missing: {folder} lacks Phi's config or tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    for name in ("is_local", "local_files_only"):  # transformers would save how it was read
         tokenizer.init_kwargs.pop(name, None)
     return tokenizer
 
 
-def _read_magvit(place: Path) -> Magvit:
-    file = find_weights(place, STEMS) if place.is_dir() else place
+def _read_magvit(path: Path) -> Magvit:
+    file = find_weights(path, STEMS) if path.is_dir() else path
     weights = read_weights(file)
     try:
         sizes = MagvitSizes.from_weights(weights)
@@ -196,22 +197,22 @@ def _read_magvit(place: Path) -> Magvit:
     return magvit
 
 
-def _read_clip(place: Path) -> CLIPVisionModel:
-    if not (place / "config.json").is_file():
-        raise FileNotFoundError(f"{place / 'config.json'} is missing: {place} is no CLIP checkpoint")
+def _read_clip(folder: Path) -> CLIPVisionModel:
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder / 'config.json'} is missing: {folder} is not a CLIP checkpoint")
     try:
         clip, report = CLIPVisionModel.from_pretrained(
-            place, output_loading_info=True, local_files_only=True, dtype=torch.float32
+            folder, output_loading_info=True, local_files_only=True, dtype=torch.float32
         )
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise ValueError(f"the weights of {place} cannot be read: {error}") from None
-    unexpected = [key for key in report["unexpected_keys"] if not _beside_vision(key)]
+        raise ValueError(f"the weights of {folder} cannot be read: {error}") from None
+    unexpected = [key for key in report["unexpected_keys"] if not _is_not_vision(key)]
     wrong = {"missing": report["missing_keys"], "unexpected": unexpected, "other sizes": report["mismatched_keys"]}
     if any(wrong.values()):
-        found = {kind: sorted(map(str, keys))[:8] for kind, keys in wrong.items() if keys}
-        raise ValueError(f"the weights of {place} do not fit their config: {found}")
+        examples = {kind: sorted(map(str, keys))[:8] for kind, keys in wrong.items() if keys}
+        raise ValueError(f"the weights of {folder} do not fit their config: {examples}")
     return clip
 
 
-def _beside_vision(key: str) -> bool:
-    return key.startswith(BESIDE_VISION) or key.endswith("embeddings.position_ids")
+def _is_not_vision(key: str) -> bool:
+    return key.startswith(CLIP_NON_VISION_PREFIXES) or key.endswith("embeddings.position_ids")

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from reca.models.harmon.dropout import SampleDropout, hashes, scrambled, tell_apart
+from reca.models.harmon.dropout import SampleDropout, murmur_finalize_, number_dropout_layers, position_hashes
 from reca.models.harmon.mar import Attention
 from reca.runtime.seeding import SampleRng
 
@@ -16,7 +16,7 @@ seeds = st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=4, unique=True)
 
 def dropout(rate: float, number: int = 0) -> SampleDropout:
     layer = SampleDropout(rate).train()
-    layer.number = number
+    layer.layer_index = number
     return layer
 
 
@@ -36,7 +36,7 @@ def murmur(number: int) -> int:
 @given(st.lists(st.integers(0, WORD - 1), min_size=1))
 def test_the_hash_is_murmurs(numbers: list[int]) -> None:
     signed = torch.tensor([number - WORD * (number >= WORD // 2) for number in numbers], dtype=torch.int32)
-    assert [found % WORD for found in scrambled(signed).tolist()] == [murmur(number) for number in numbers]
+    assert [found % WORD for found in murmur_finalize_(signed).tolist()] == [murmur(number) for number in numbers]
 
 
 @given(seeds, st.floats(0.01, 0.9), st.sampled_from([(20_000,), (100, 200), (4, 50, 100)]))
@@ -74,8 +74,8 @@ def test_samples_layers_and_positions_are_dropped_independently() -> None:
 
 def test_layers_are_told_apart() -> None:
     network = nn.Sequential(SampleDropout(0.1), nn.Sequential(nn.Linear(1, 1), SampleDropout(0.1)), SampleDropout(0.1))
-    tell_apart(network)
-    assert [module.number for module in network.modules() if isinstance(module, SampleDropout)] == [0, 1, 2]
+    number_dropout_layers(network)
+    assert [module.layer_index for module in network.modules() if isinstance(module, SampleDropout)] == [0, 1, 2]
 
 
 def test_without_keys_and_in_evaluation_nothing_is_dropped() -> None:
@@ -103,4 +103,4 @@ def test_hashes_have_no_numbers_where_values_have_none() -> None:
 
     with FakeTensorMode(allow_non_fake_inputs=True):
         values = torch.zeros(2, 3, 4)
-    assert isinstance(hashes(keys(1, 2), values), FakeTensor)
+    assert isinstance(position_hashes(keys(1, 2), values), FakeTensor)

@@ -86,7 +86,7 @@ def test_published_sizes_are_those_of_the_documents(preset: str, total: float, t
 def test_tables_of_known_numbers_hold_them_in_a_model_that_holds_none() -> None:
     with torch.device("meta"):
         head = DiffusionHead(channels=4, condition_width=8, width=8, depth=1, num_sampling_steps=10)
-    assert head.training_schedule.signal.device == head.sampling_schedule.signal.device == CPU
+    assert head.training_schedule.log_betas.device == head.sampling_schedule.log_betas.device == CPU
 
 
 def test_every_big_preset_has_published_sizes() -> None:
