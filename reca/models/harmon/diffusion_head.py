@@ -244,7 +244,8 @@ class DiffusionHead(nn.Module):
             noise, variance = self.net(latents.repeat(copies, 1).to(conditions.dtype), t, conditions)
             noise, variance = noise.float(), variance.float()
             if unconditional is not None:
-                noise = classifier_free_guidance(*noise.chunk(2), scale=guidance_scale)
+                conditional_noise, unconditional_noise = noise.chunk(2)
+                noise = classifier_free_guidance(conditional_noise, unconditional_noise, guidance_scale)
                 variance = variance.chunk(2)[0]
             indices = torch.full((batch * tokens,), index, device=latents.device)
             estimate = self._denoise(schedule, latents, indices, noise, variance)

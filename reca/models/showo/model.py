@@ -305,7 +305,10 @@ class Showo(UnifiedModel):
             states = self.run_phi(inputs, batch.attention_mask[:, start:], cache)[:, 1:-1]
             cache.crop(-(codes.shape[1] + 2))
             logits = self.showo.lm_head(states)[..., code_range].float()
-            return classifier_free_guidance(*logits.chunk(2), scale=sampling.guidance_scale) if guided else logits
+            if not guided:
+                return logits
+            conditional, unconditional = logits.chunk(2)
+            return classifier_free_guidance(conditional, unconditional, sampling.guidance_scale)
 
         num_steps = sampling.num_steps or min(NUM_STEPS, codes.shape[1])
         return sample_codes(predict, codes, self.vocabulary.codebook, num_steps, sampling.temperature, rng)
