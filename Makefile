@@ -1,11 +1,11 @@
-# The whole vocabulary of this project; .ci/run and people use the same words.
+# All commands of this project, for people and for CI.
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check gpu-check gpu-bench
 
 help:   ## this list
 	@sed -n 's/^\([a-z-]*\): *[a-z ]*##/  make \1\t/p' $(MAKEFILE_LIST)
 
-setup:   ## make .venv with the exact versions of requirements.lock; nothing to do when it is up to date
+setup:   ## make .venv with the exact versions of requirements.lock, unless it is up to date
 	@for python in $${PYTHON:-} python3.11 python3 python; do \
 	  if $$python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then \
 	    exec $$python tools/environment.py; \
@@ -19,15 +19,15 @@ demo: setup   ## set up, then run the main job on the embedded default
 test: setup   ## set up, then run the tests (make test ARGS="tests/unit -k name")
 	@.venv/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-check: setup   ## the static part: style, types, who imports whom, docstrings
+check: setup   ## static checks: style, types, import contracts, docstrings
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo
 
-# Without setup: a machine with a GPU often has torch of its own, and nothing else. PYTHON names the interpreter.
+# Without setup: a GPU machine often has its own torch and no other dependency. PYTHON names the interpreter.
 gpu-check:   ## on a GPU: parity replays, and losses and gradients against the CPU's
 	@$${PYTHON:-python3} -m bench.gpu_check $(ARGS)
 
-gpu-bench:   ## on a GPU: how fast L_RecA trains and images are extracted, plain and compiled (under 25 minutes)
+gpu-bench:   ## on a GPU: speed of training and extraction, plain and compiled (under 25 minutes)
 	@$${PYTHON:-python3} -m bench.gpu $(ARGS)

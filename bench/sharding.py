@@ -28,7 +28,7 @@ from reca.config import ROOT
 from reca.models.base import load_model
 from reca.runtime.distributed import init_distributed
 from reca.runtime.files import write_json
-from reca.runtime.launch import free_port
+from reca.runtime.ports import free_port
 from reca.runtime.seeding import SampleRng
 from reca.training.fsdp import shard_model
 from reca.training.optimizer import build_optimizer, clip_gradients, freeze

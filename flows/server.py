@@ -9,7 +9,6 @@ not ``prefect server start --background``, which runs until it is stopped by han
 import fcntl
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from reca.runtime.errors import UserError
 from reca.runtime.files import write_json
+from reca.runtime.ports import free_port
 
 START_SECONDS = 300
 APPLICATION = "prefect.server.api.server:create_app"
@@ -128,10 +128,3 @@ def _answers(address: str) -> bool:
             return reply.status == 200
     except (urllib.error.URLError, OSError):
         return False
-
-
-def free_port() -> int:
-    """Return a free port of the loopback interface."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 
 from flows.run import prefect_api
-from flows.server import free_port
 from flows.supervisor import Processes
 from reca.config import Config
 from reca.runtime import workspace
 from reca.runtime.errors import UserError
+from reca.runtime.ports import free_port
 
 START_SECONDS = 300
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}

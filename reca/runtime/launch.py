@@ -16,6 +16,7 @@ from typing import IO
 from reca.config.sections import HardwareSection
 from reca.runtime.distributed import GUARD, LostProcess, StopRequest, end_with_parent
 from reca.runtime.errors import UserError
+from reca.runtime.ports import free_port
 
 GRACE_SECONDS = 30.0
 """Time for the other ranks when one has failed, because rank 0 may be writing a checkpoint."""
@@ -179,10 +180,3 @@ def _lost(process: subprocess.Popen[bytes]) -> bool:
 def _tail(file: IO[bytes]) -> str:
     file.seek(0)
     return file.read().decode(errors="replace")[-STDERR_TAIL_CHARS:]
-
-
-def free_port() -> int:
-    """Return a port of this host that is free at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -13,7 +13,7 @@ import torch
 from reca.config import Config
 from reca.models.base import FAMILIES
 from reca.runtime.distributed import init_distributed
-from reca.runtime.launch import free_port
+from reca.runtime.ports import free_port
 from reca.stages.extract import extract
 from reca.stages.ingest import ingest
 from reca.stages.result import read_result
