@@ -1,13 +1,13 @@
 """The contract of a model family: everything that RecA asks of a unified multimodal model.
 
 A family is a folder ``reca/models/<family>`` whose ``model.py`` defines one subclass of :class:`UnifiedModel`.
-Three rules hold for all of them:
+Three rules hold for all families:
 
 * Images are float tensors (B, 3, H, W) in [-1, 1]. A family that keeps the shape of images also takes a list of
   (3, H, W).
 * All randomness comes from the ``rng`` argument (:class:`reca.runtime.seeding.SampleRng`), one stream per sample: a
   result depends on the seed of its sample, not on the batch, the world size or torch's global generator.
-* A method calls the same modules whatever the samples are. Where parameters are sharded, all processes gather them
+* A method calls the same modules for all samples. Where parameters are sharded, all processes gather them
   together, and a process that skipped a block would leave the others waiting.
 
 ``tests/contract`` runs over every family.
@@ -187,7 +187,7 @@ class UnifiedModel(nn.Module, ABC):
             parameter.requires_grad_(name in trainable)
 
     def is_encoder_parameter(self, name: str) -> bool:
-        """Return whether the parameter takes part in computing what is :attr:`cacheable`."""
+        """Return whether an encoder of :attr:`cacheable` reads this parameter."""
         return name.startswith(tuple(prefix for output in self.cacheable for prefix in self.encoder_prefixes[output]))
 
     def keep_encoders(self) -> Self:

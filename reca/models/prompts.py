@@ -2,7 +2,7 @@
 
 A template says nothing about the image; it only has to be a request that understanding models answer in detail.
 Many wordings keep the model from tying reconstruction to a single phrase. The list is our own. Its first
-:data:`SIMPLE` entries use plain words only, for tiny models with a small vocabulary.
+:data:`SIMPLE` entries use plain words only: they suit tiny models with a small vocabulary.
 """
 
 from collections.abc import Sequence

@@ -17,7 +17,7 @@ def classifier_free_guidance(conditional: Tensor, unconditional: Tensor, scale: 
 def greedy_decode(
     logits: Tensor, next_logits: Callable[[Tensor], Tensor], eos_id: int, max_tokens: int
 ) -> list[list[int]]:
-    """Return the most likely tokens of each row, up to its end token or ``max_tokens``.
+    """Return the most likely tokens per row, up to its end token or ``max_tokens``.
 
     Args:
         logits: Logits of the first token, (B, V).

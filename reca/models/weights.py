@@ -161,9 +161,9 @@ def load_strictly(
     """
     lackable, ignorable = tuple(may_lack), tuple(may_ignore)
     expected = network.state_dict()
-    missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    absent, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     wrong = {
-        "missing": [key for key in missing if not _any_match(key, lackable)],
+        "missing": [key for key in absent if not _any_match(key, lackable)],
         "unexpected": [key for key in unexpected if not _any_match(key, ignorable)],
         "of another size": [
             f"{key} {tuple(state[key].shape)}, expected {tuple(expected[key].shape)}"

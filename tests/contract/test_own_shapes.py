@@ -87,15 +87,15 @@ def test_gradients_of_mixed_shapes_reach_exactly_the_trainable_parameters(option
     if options:  # only answers train the understanding expert's last layer
         value = value + model.understanding_loss(random_images(CONDITION_SIZES[:2]), DIALOGUES, SampleRng([1, 2])).value
     value.backward()
-    reached = {n for n, p in model.named_parameters() if p.grad is not None and bool(p.grad.abs().sum() > 0)}
-    assert reached == set(model.trainable())
+    with_gradient = {n for n, p in model.named_parameters() if p.grad is not None and bool(p.grad.abs().sum() > 0)}
+    assert with_gradient == set(model.trainable())
 
 
 @torch.no_grad()
 def test_images_have_the_requested_size(model: Bagel) -> None:
     sampling = Sampling(3.0, num_steps=2, size=(12, 24))
     assert model.generate(TEMPLATES[:2], sampling, SampleRng([1, 2])).shape == (2, 3, 12, 24)
-    semantic = model.encode_semantic(random_images(CONDITION_SIZES))  # conditions of several shapes, images of one
+    semantic = model.encode_semantic(random_images(CONDITION_SIZES))
     images = model.reconstruct(semantic, sampling, SampleRng([1, 2, 3, 4]))
     assert images.shape == (4, 3, 12, 24)
     single = model.reconstruct(Semantic.from_rows(semantic.rows()[2:3]), sampling, SampleRng([3]))

@@ -160,7 +160,7 @@ def grid_of(model: Bagel, recording: Recording, name: str) -> tuple[int, int]:
 
 
 class BagelReplay:
-    """Replay of one folder, part by part."""
+    """Replay of a folder, part by part."""
 
     def __init__(self, recording: Recording) -> None:
         self.recording, self.inputs, self.outputs = recording, recording.inputs, recording.outputs

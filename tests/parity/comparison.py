@@ -1,8 +1,8 @@
-"""Our numbers beside the official code's, key by key.
+"""Comparison of our numbers with the official code's, key by key.
 
 A fixture folder holds ``config.json``, weights under their official names, ``inputs.safetensors`` and
-``outputs.safetensors``. A family's module here replays the inputs and offers what it has computed; this file compares.
-Whatever key the folder has and nobody offers is said to be not compared, with a reason; nothing passes in silence.
+``outputs.safetensors``. A family's module here replays the inputs and passes its results to :class:`Recording`.
+A recorded key without a result is reported as not compared, with a reason.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,14 +19,14 @@ from reca.config.model import ModelSection
 from reca.runtime.seeding import SampleRng
 
 LOSS, EMBEDDING, THROUGH_VAE, GRADIENT_NORM = 1e-5, 1e-5, 2e-5, 1e-4
-"""Relative tolerances of the issue; tokens and codes are compared exactly (tolerance 0)."""
+"""Relative tolerances; tokens and codes must be equal (tolerance 0)."""
 
 Verdict = Literal["ok", "differs", "not compared"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """What became of one key of ``outputs.safetensors``."""
+    """Result of comparing a key of ``outputs.safetensors``."""
 
     key: str
     verdict: Verdict
@@ -41,14 +41,14 @@ class Row:
 
 
 def options_of(family: str, **changes: Any) -> dict[str, Any]:
-    """The configuration's defaults for a family, as its model takes them, with some of them changed."""
+    """Return the default options of a family with some values changed."""
     values = {"name": "parity", "family": family, "checkpoint": "unused", "prompt_dropout": 0.0}
     section = TypeAdapter(ModelSection).validate_python(values)
     return {**section.load_options(Path()), **changes}
 
 
 class Recording:
-    """A fixture folder's inputs and outputs, and the rows of the comparison.
+    """Inputs and outputs of a fixture folder, and the results of the comparison.
 
     Raises:
         FileNotFoundError: The folder lacks ``inputs.safetensors`` or ``outputs.safetensors``.
@@ -57,86 +57,86 @@ class Recording:
     def __init__(self, folder: Path) -> None:
         for name in ("config.json", "inputs.safetensors", "outputs.safetensors"):
             if not (folder / name).is_file():
-                raise FileNotFoundError(f"{folder / name} is missing: {folder} is no parity folder")
+                raise FileNotFoundError(f"{folder / name} is missing: {folder} is not a parity folder")
         self.folder = folder
         self.inputs: Mapping[str, Tensor] = load_file(folder / "inputs.safetensors")
         self.outputs: Mapping[str, Tensor] = load_file(folder / "outputs.safetensors")
         self._rows: dict[str, Row] = {}
 
     def check(self, key: str, ours: Tensor | float, tolerance: float) -> None:
-        """Compare one value; a key that was not recorded is passed over.
+        """Compare a value; a key that was not recorded is ignored.
 
         The error is max |ours - theirs| / max |theirs|; integers and booleans must be equal.
         """
         if key not in self.outputs:
             return
-        theirs = self.outputs[key]
-        mine = torch.as_tensor(ours).detach().cpu()
-        if mine.shape != theirs.shape:
-            why = f"shape {tuple(mine.shape)}, recorded {tuple(theirs.shape)}"
+        official = self.outputs[key]
+        value = torch.as_tensor(ours).detach().cpu()
+        if value.shape != official.shape:
+            why = f"shape {tuple(value.shape)}, recorded {tuple(official.shape)}"
             self._rows[key] = Row(key, "differs", None, tolerance, why)
             return
-        error = relative_error(mine, theirs)
+        error = relative_error(value, official)
         self._rows[key] = Row(key, "ok" if error <= tolerance else "differs", error, tolerance)
 
     def check_gradients(
         self, prefix: str, named: Iterable[tuple[str, Tensor]], tolerance: float = GRADIENT_NORM
     ) -> None:
-        """Compare ``<prefix><parameter>`` with the norm of each parameter's gradient (none counts as 0).
+        """Compare ``<prefix><parameter>`` with the gradient norm of the parameter (0 without a gradient).
 
-        Very small norms are compared on the scale of the largest one, where rounding lives.
+        Very small norms are compared relative to the largest norm, which sets the scale of rounding.
         """
         recorded = {key: value for key, value in self.outputs.items() if key.startswith(prefix)}
         floor = 1e-4 * max((float(value.abs()) for value in recorded.values()), default=0.0)
         ours = {f"{prefix}{name}": parameter.grad for name, parameter in named}
-        for key, theirs in recorded.items():
+        for key, official in recorded.items():
             if key not in ours:
                 self._rows[key] = Row(key, "differs", None, tolerance, "we have no such parameter")
                 continue
             gradient = ours[key]
             norm = 0.0 if gradient is None else float(gradient.norm())
-            error = abs(norm - float(theirs)) / max(float(theirs.abs()), floor, 1e-12)
+            error = abs(norm - float(official)) / max(float(official.abs()), floor, 1e-12)
             self._rows[key] = Row(key, "ok" if error <= tolerance else "differs", error, tolerance)
 
     def skip(self, prefix: str, why: str) -> None:
-        """Say why the keys that start with ``prefix`` are not compared, unless they have been."""
+        """Mark keys that start with ``prefix`` as not compared, except those compared already."""
         for key in self.outputs:
             if key.startswith(prefix):
                 self._rows.setdefault(key, Row(key, "not compared", why=why))
 
     def part(self, name: str, needs: Iterable[str], run: Callable[[], None], covers: Iterable[str]) -> None:
-        """Run one part of a replay if the folder has what it needs.
+        """Run a part of a replay if the folder has its inputs.
 
         Args:
-            name: For the reader, in the reason why nothing was compared.
-            needs: Input keys without which the part cannot be replayed.
-            run: Computes and calls :meth:`check`.
-            covers: Prefixes of the output keys that this part is about; the part is left out if none was recorded.
+            name: Name of the part in reasons.
+            needs: Input keys that the part requires.
+            run: Computes the results and calls :meth:`check`.
+            covers: Prefixes of the part's output keys; without any of these the part is skipped.
         """
         covers = tuple(covers)
         if not any(key.startswith(covers) for key in self.outputs):
             return
-        missing = [key for key in needs if key not in self.inputs]
-        if missing:
+        absent = [key for key in needs if key not in self.inputs]
+        if absent:
             for prefix in covers:
-                self.skip(prefix, f"{name} needs {', '.join(missing)}, which inputs.safetensors lacks")
+                self.skip(prefix, f"{name} needs {', '.join(absent)}, which inputs.safetensors lacks")
             return
         try:
             run()
-        except Exception as error:  # a folder of another kind must not hide what the other parts have to say
+        except Exception as error:  # a failing part must not hide the results of the others
             reason = " ".join(f"{name} failed with {type(error).__name__}: {error}".split())
             for key in self.outputs:
                 if key.startswith(covers):
                     self._rows.setdefault(key, Row(key, "differs", why=reason[:300]))
 
     def rows(self) -> list[Row]:
-        """One row per recorded key, in the file's order."""
+        """Return a row per recorded key, sorted by key."""
         unknown = "this replay knows no such key"
         return [self._rows.get(key, Row(key, "not compared", why=unknown)) for key in sorted(self.outputs)]
 
 
 def relative_error(ours: Tensor, theirs: Tensor) -> float:
-    """max |ours - theirs| / max |theirs|; for integers and booleans 0 if equal, else the share that differs."""
+    """Return max |ours - theirs| / max |theirs|; for integers and booleans the share of different values."""
     if not theirs.is_floating_point():
         return float((ours != theirs).float().mean()) if theirs.numel() else 0.0
     difference = (ours.double() - theirs.double()).abs().max() if theirs.numel() else torch.tensor(0.0)
@@ -146,14 +146,14 @@ def relative_error(ours: Tensor, theirs: Tensor) -> float:
 
 
 class RecordedRng(SampleRng):
-    """Gives back the draws that the official code made, by the name of the draw.
+    """Returns the draws of the official code, by name.
 
     Args:
-        draws: Name of a draw -> tensor, or a list of tensors when the draw is made several times; used in order.
+        draws: Tensor per draw, or a list of tensors for repeated draws, in order.
         size: Samples in the batch.
 
     Raises:
-        KeyError: The model asks for a draw that was not recorded.
+        KeyError: The model makes a draw that was not recorded.
     """
 
     def __init__(self, draws: Mapping[str, Tensor | list[Tensor]], size: int) -> None:
@@ -166,21 +166,21 @@ class RecordedRng(SampleRng):
         return self._draws[name].pop(0)
 
     def normal(self, name: str, shape: Iterable[int] = ()) -> Tensor:
-        """A recorded draw."""
+        """Return a recorded draw."""
         return self._next(name)
 
     def normals(self, name: str, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
-        """A recorded draw."""
+        """Return a recorded draw."""
         return list(self._next(name))
 
     def uniform(self, name: str, shape: Iterable[int] = ()) -> Tensor:
-        """A recorded draw."""
+        """Return a recorded draw."""
         return self._next(name)
 
     def permutation(self, name: str, length: int) -> Tensor:
-        """A recorded draw."""
+        """Return a recorded draw."""
         return self._next(name)
 
     def categorical(self, name: str, logits: Tensor) -> Tensor:
-        """A recorded draw."""
+        """Return a recorded draw."""
         return self._next(name)

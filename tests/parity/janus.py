@@ -33,7 +33,7 @@ class GreedyRng(SampleRng):
         self.codes: list[Tensor] = []
 
     def categorical(self, name: str, logits: Tensor) -> Tensor:
-        """Return the most likely class of each row."""
+        """Return the most likely class per row."""
         self.codes.append(logits.argmax(dim=-1))
         return self.codes[-1]
 

@@ -66,7 +66,7 @@ def official_gradients(model: OpenUni) -> list[tuple[str, Tensor]]:
 
 
 class _Replay:
-    """Replay of one folder, part by part."""
+    """Replay of a folder, part by part."""
 
     def __init__(self, recording: Recording) -> None:
         self.recording, self.inputs = recording, recording.inputs

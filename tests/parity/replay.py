@@ -1,9 +1,9 @@
 """Replay a recording of the official code through our model: ``python -m tests.parity.replay FAMILY FOLDER``.
 
 Prints one line per key of the folder's ``outputs.safetensors``: the key, the maximum relative error, the tolerance,
-and whether it is ok, differs, or was not compared and why. Exit status 0 only if nothing differs; 2 if the folder is
-unusable. ``--device cuda`` computes on a GPU, without TF32, what was recorded on a CPU: tolerances are ten times as
-wide there, since sums are taken in another order; tokens and codes must still be equal.
+and whether it is ok, differs, or was not compared and why. Exit status 1 if a key differs, 2 if the folder is
+unusable. ``--device cuda`` computes on a GPU without TF32; tolerances are ten times as wide there, because the order of
+sums differs. Tokens and codes must still be equal.
 """
 
 import argparse
@@ -22,16 +22,16 @@ from reca.models.base import FAMILIES, UnifiedModel
 from tests.parity.comparison import GRADIENT_NORM, RecordedRng, Recording, Row
 
 CPU = torch.device("cpu")
-ELSEWHERE = 10.0
-"""Times the tolerances, on another device than the recording's."""
+DEVICE_TOLERANCE_FACTOR = 10.0
+"""Factor of the tolerances on another device than the recording's."""
 ON_CPU_ONLY = {"showo": ("gen.", "the official sampler drew from a CPU's generator by torch.multinomial")}
-"""Family -> beginning of the keys that cannot be replayed elsewhere, and why."""
+"""Family -> prefix of the keys that can be replayed on a CPU only, and the reason."""
 MASKED_BY_DRAWS = ("showo",)
-"""Families whose replay masks codes by recorded draws itself, so that both must lie on one device."""
+"""Families whose replay masks codes by recorded draws, so that both must be on one device."""
 
 
-class Elsewhere(Recording):
-    """A recording whose tensors lie on another device while it is replayed, and are compared on the CPU."""
+class DeviceRecording(Recording):
+    """A recording on another device than the CPU; results are compared on the CPU."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         super().__init__(folder)
@@ -42,34 +42,34 @@ class Elsewhere(Recording):
 
     def check(self, key: str, ours: Tensor | float, tolerance: float) -> None:
         """See :meth:`Recording.check`."""
-        there, self.outputs = self.outputs, self._recorded
+        on_device, self.outputs = self.outputs, self._recorded
         try:
-            super().check(key, ours, ELSEWHERE * tolerance)
+            super().check(key, ours, DEVICE_TOLERANCE_FACTOR * tolerance)
         finally:
-            self.outputs = there
+            self.outputs = on_device
 
     def check_gradients(
         self, prefix: str, named: Iterable[tuple[str, Tensor]], tolerance: float = GRADIENT_NORM
     ) -> None:
         """See :meth:`Recording.check_gradients`."""
-        super().check_gradients(prefix, named, ELSEWHERE * tolerance)
+        super().check_gradients(prefix, named, DEVICE_TOLERANCE_FACTOR * tolerance)
 
 
 @contextmanager
 def moving_models(device: torch.device, draws: torch.device) -> Iterator[None]:
-    """Send every model to ``device`` and recorded draws to ``draws``."""
+    """Move every model to ``device`` and recorded draws to ``draws``."""
     backends = torch.backends.cuda.matmul, torch.backends.cudnn
     before = [backend.allow_tf32 for backend in backends]
     next_draw = RecordedRng._next
 
-    def moved(model: UnifiedModel) -> UnifiedModel:
+    def eval_on_device(model: UnifiedModel) -> UnifiedModel:
         return nn.Module.eval(model).to(device)
 
     try:
         for backend in backends:
             backend.allow_tf32 = False
         with (
-            mock.patch.object(UnifiedModel, "eval", moved),  # what every family's replay calls last in building one
+            mock.patch.object(UnifiedModel, "eval", eval_on_device),  # the last call of every build()
             mock.patch.object(RecordedRng, "_next", lambda rng, name: next_draw(rng, name).to(draws)),
         ):
             yield
@@ -79,24 +79,24 @@ def moving_models(device: torch.device, draws: torch.device) -> Iterator[None]:
 
 
 def replay(family: str, folder: Path, device: torch.device = CPU) -> list[Row]:
-    """Compare a folder; one row per recorded key."""
+    """Compare a folder and return a row per recorded key."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     run = import_module(f"tests.parity.{family}").replay
     if device == CPU:
         recording = Recording(folder)
         run(recording)
         return recording.rows()
-    recording = Elsewhere(folder, device)
+    recording = DeviceRecording(folder, device)
     if family in ON_CPU_ONLY:
-        recording.skip(*ON_CPU_ONLY[family])  # stays unless it is compared after all
-    # SampleRng draws on the CPU, whatever the model's device.
+        recording.skip(*ON_CPU_ONLY[family])  # replaced if the key is compared after all
+    # SampleRng draws on the CPU for all devices.
     with moving_models(device, draws=device if family in MASKED_BY_DRAWS else CPU):
         run(recording)
     return recording.rows()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse, replay, print."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("family", choices=FAMILIES)
     parser.add_argument("folder", type=Path)

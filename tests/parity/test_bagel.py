@@ -58,10 +58,10 @@ def test_frozen_understanding_equals_the_official_detach() -> None:
     model = bagel.build(FIXTURE)
     batch = bagel.flow_samples(model, recording, recording.outputs["freeze_und.noise"])
     torch.cat(bagel.squared_errors(model.network, batch, 1.0)).mean().backward()
-    reached = {name for name, parameter in model.network.named_parameters() if parameter.grad is not None}
+    with_gradient = {name for name, parameter in model.network.named_parameters() if parameter.grad is not None}
     prefix = "freeze_und.gradnorm."
-    assert reached == {key.removeprefix(prefix) for key in recording.outputs if key.startswith(prefix)}
-    assert {f"network.{name}" for name in reached} == set(model.trainable())
+    assert with_gradient == {key.removeprefix(prefix) for key in recording.outputs if key.startswith(prefix)}
+    assert {f"network.{name}" for name in with_gradient} == set(model.trainable())
 
 
 def test_an_incomplete_recording_is_replayed_in_part(tmp_path: Path) -> None:

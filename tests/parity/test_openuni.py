@@ -146,8 +146,8 @@ def test_files_that_do_not_fit_the_official_layout_are_refused(base: Path, tmp_p
     (trained / "other.pth").write_bytes((trained / "openuni.pth").read_bytes()[:9000])
     with pytest.raises(ValueError, match=r"other\.pth cannot be read"):
         load(trained, parts=parts, weights="other.pth")
-    whole = torch.load(trained / "openuni.pth", weights_only=True)["state_dict"]
-    torch.save(whole | {"adapter.weight": torch.zeros(2)}, trained / "other.pth")
+    state = torch.load(trained / "openuni.pth", weights_only=True)["state_dict"]
+    torch.save(state | {"adapter.weight": torch.zeros(2)}, trained / "other.pth")
     with pytest.raises(ValueError, match=r"1 unexpected: adapter\.weight"):
         load(trained, parts=parts, weights="other.pth")
     (tmp_path / "sana/transformer/diffusion_pytorch_model.safetensors").unlink()

@@ -26,7 +26,7 @@ LLM, VIT, AUTOENCODER, AUTOENCODER_SCALE = "llm_config.json", "vit_config.json",
 STEMS = ("model", "model_bf16", "ema")
 """Live weights before averaged ones: after RecA's thousand steps 90 % of the average are the base model."""
 MAX_LATENT_SIZE = 64
-"""The released model's, for checkpoints without their position table."""
+"""The released model's; used for a checkpoint without its position table."""
 POSITION_TABLES = ("latent_pos_embed.pos_embed", "vit_pos_embed.pos_embed")
 """Fixed tables, which trainers leave out; they are computed again."""
 UNUSED = ("*.rotary_emb.inv_freq",)

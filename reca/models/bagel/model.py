@@ -233,8 +233,8 @@ class Bagel(UnifiedModel, ImageEditor):
         posteriors = rng.normals("posterior", shapes)
         times = rng.normal("time")
         noise = rng.normals("noise", [(h * w // patch**2, channels * patch**2) for channels, h, w in shapes])
-        ids, dropped = self._ids(prompts), self.condition_dropout_mask(rng)
-        is_dropped = [False] * len(prompts) if dropped is None else dropped.tolist()
+        ids, dropout_mask = self._ids(prompts), self.condition_dropout_mask(rng)
+        is_dropped = [False] * len(prompts) if dropout_mask is None else dropout_mask.tolist()
         batch = [
             FlowSample(
                 sample_latents(self.autoencoder, moments[row][None], posteriors[row][None])[0],

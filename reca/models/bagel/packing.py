@@ -22,7 +22,7 @@ class Segment:
     understanding: Tensor
     """Embeddings for the understanding expert, (U, D): a text, an image with its markers, or the markers of latents."""
     generation: Tensor | None = None
-    """Latent tokens between two markers, for the generation expert, (G, D)."""
+    """Latent tokens between two markers: embeddings for the generation expert, (G, D)."""
     causal: bool = False
 
     def __len__(self) -> int:
@@ -57,7 +57,7 @@ def pack(samples: Sequence[Sequence[Segment]], cursors: Sequence[SequenceCursor]
     """Pack sequences into a batch.
 
     Args:
-        samples: Segments of each sample; a sample may have none.
+        samples: Segments per sample; a sample may have none.
         cursors: Ends of the cached sequences; ``None``: there is no cache.
         like: Tensor (…, D) with the width, dtype and device of samples without tokens.
     """

@@ -42,7 +42,7 @@ class FlowSample:
 
 @dataclass(frozen=True)
 class Conditions:
-    """Condition of each sample, complete and without its text or image for guidance."""
+    """Conditions per sample, complete and without its text or image for guidance."""
 
     full: Sequence[Sequence[Segment]]
     without_text: Sequence[Sequence[Segment]] | None = None

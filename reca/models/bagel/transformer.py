@@ -29,7 +29,7 @@ PADDING_INDEX = 1 << 40
 """Index of padding tokens: beyond every ``attend_until``, so that no token attends to them."""
 
 KeysValues = tuple[Tensor, Tensor]
-"""Keys and values of one layer, (B, key heads, K, head width) each."""
+"""A layer's keys and values, (B, key heads, K, head width) each."""
 
 Mask = Tensor | BlockMask | None
 """Attention mask, (B, 1, T or 1, K) bool or as blocks; ``None``: every token attends to all keys."""

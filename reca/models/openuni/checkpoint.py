@@ -49,7 +49,7 @@ def read_checkpoint(folder: Path, parts: Mapping[str, Path], weights: str | None
 
     Args:
         folder: Folder with the trained weights.
-        parts: Folders of the parts, for the official layout.
+        parts: Folders of the parts (official layout).
         weights: Name of the trained file, if the folder has several.
 
     Raises:

@@ -1,4 +1,4 @@
-"""OpenUni's networks (arXiv 2505.23661), all of them stock classes.
+"""OpenUni's networks (arXiv 2505.23661), all stock classes.
 
     queries = LM([prompt] [meta_queries])          InternVL: InternViT, mlp1, Qwen2
     c       = projector(connector(queries))        SigLIP layers, one linear

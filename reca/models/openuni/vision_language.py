@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import InternVLVisionConfig, InternVLVisionModel
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Normalisation of InternVL's images, for values in [0, 1]."""
+"""InternVL's normalisation of images in [0, 1]."""
 
 _NAMES = (
     ("embeddings.class_embedding", "embeddings.cls_token"),

@@ -29,8 +29,8 @@ def test_shards_and_a_single_file_read_alike(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_view_is_written_without_its_base_tensor(tmp_path: Path) -> None:
-    whole = torch.arange(1000.0)
-    write_weights({"first": whole[:3], "second": whole[3:5]}, tmp_path)
+    base = torch.arange(1000.0)
+    write_weights({"first": base[:3], "second": base[3:5]}, tmp_path)
     assert (tmp_path / "model.safetensors").stat().st_size < 400
     assert torch.equal(read_weights(tmp_path)["second"], torch.tensor([3.0, 4.0]))
 
