@@ -1,7 +1,7 @@
-"""Dialogues about images in LLaVA's format: what keeps understanding alive where parameters are shared.
+"""Dialogues about images in LLaVA's format, which preserve understanding in families with shared parameters.
 
 One JSON file, a list of ``{"id": …, "image": …, "conversations": [{"from": "human", "value": …}, {"from": "gpt",
-"value": …}, …]}``; ``<image>`` in a question says where the image stands, and ``image`` is a path below a folder. This
+"value": …}, …]}``; ``<image>`` in a question marks the image's position, and ``image`` is a path below a folder. This
 is the format of ``llava_v1_5_mix665k.json``, which the paper mixes in (arXiv 2509.07295).
 """
 
@@ -27,50 +27,52 @@ MAX_PIXELS = 50_000_000
 QAPair = tuple[str, str]
 """Question and answer."""
 MAX_BAD_FRACTION = 0.5
-"""More broken entries than this, of those that speak of an image at all, mean that the folder is the wrong one."""
+"""A larger share of broken entries, among those with an image, means that the image folder is wrong."""
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """One image, and what is asked and answered about it."""
+    """One image with its questions and answers."""
 
     image: Path
     pairs: tuple[QAPair, ...]
 
 
 class BadEntry(ValueError):
-    """An entry that cannot be used; its text is a reason to count by."""
+    """An entry that cannot be used; its message is the reason that entries are counted by."""
 
 
 class Dialogues:
     """The usable conversations of a file.
 
     Args:
-        conversations: By a name that is unique.
-        rejected: How many entries were left out, by reason.
-        digest: Of the file, and of the sizes of the images that it names.
+        conversations: Conversations by unique name.
+        rejected: Number of skipped entries by reason.
+        digest: Digest of the file and of its images' sizes.
     """
 
     def __init__(self, conversations: Mapping[str, Conversation], rejected: Mapping[str, int], digest: str) -> None:
         self.conversations, self.rejected, self.digest = dict(conversations), dict(rejected), digest
         self._names = list(self.conversations)
-        self._places = {name: place for place, name in enumerate(self._names)}
-        self._told: set[Path] = set()
+        self._positions = {name: position for position, name in enumerate(self._names)}
+        self._reported: set[Path] = set()
 
     @classmethod
     def read(cls, path: Path, folder: Path | None = None) -> Self:
-        """Read a file, and look whether its images are there.
+        """Read a file and check that its images exist.
 
         Args:
             path: The JSON file.
-            folder: Where its images lie; ``None``: beside it.
+            folder: The folder of its images; ``None``: the file's own.
 
         Raises:
-            UserError: The file is missing or of another format, or nothing or too little in it can be used.
+            UserError: The file is missing or has another format, or too few of its entries can be used.
         """
         folder = folder or path.parent
-        digest = hashlib.sha256(f"{file_digest(_there(path))}\n".encode())
-        found: dict[str, Conversation] = {}
+        if not path.is_file():
+            raise UserError(f"{path} is missing; set train.dialogues to a JSON file in LLaVA's format")
+        digest = hashlib.sha256(f"{file_digest(path)}\n".encode())
+        conversations: dict[str, Conversation] = {}
         rejected: Counter[str] = Counter()
         for number, entry in enumerate(_entries(path)):
             try:
@@ -78,40 +80,41 @@ class Dialogues:
             except BadEntry as bad:
                 rejected[str(bad)] += 1
                 continue
-            # LLaVA's ids are neither unique nor always there; the place in the file is.
-            found[f"{number:08d}"] = conversation
+            # LLaVA's ids are neither unique nor always present; the position in the file is.
+            conversations[f"{number:08d}"] = conversation
             digest.update(f"{size}\n".encode())
         broken = sum(rejected.values()) - rejected["no image"]
-        if not found or broken > MAX_BAD_FRACTION * (broken + len(found)):
+        if not conversations or broken > MAX_BAD_FRACTION * (broken + len(conversations)):
+            reasons = _format_reasons(rejected) or "it is empty"
             raise UserError(
-                f"{path}: {len(found)} entries can be used, {broken} are broken ({_told(rejected) or 'it is empty'}). "
-                f"Images are looked for in {folder}: set train.dialogue_images to where `image` starts from"
+                f"{path}: {len(conversations)} entries can be used, {broken} are broken ({reasons}). "
+                f"Images are looked for in {folder}: set train.dialogue_images to the base folder of `image`"
             )
-        return cls(found, rejected, digest.hexdigest()[:16])
+        return cls(conversations, rejected, digest.hexdigest()[:16])
 
     def summary(self) -> str:
-        """One line on what was found and what was left out."""
-        told = _told(self.rejected)
-        return f"{len(self.conversations)} conversations" + (f"; left out: {told}" if told else "")
+        """Return the numbers of usable and skipped entries as one line."""
+        reasons = _format_reasons(self.rejected)
+        return f"{len(self.conversations)} conversations" + (f"; skipped: {reasons}" if reasons else "")
 
     def take(self, name: str, seed: int) -> tuple[Image.Image, QAPair]:
-        """The image of a conversation, padded to a square with grey (as LLaVA does), and one of its pairs.
+        """Return the image of a conversation, padded to a square with grey (as LLaVA does), and one of its questions.
 
-        Turns are taken one at a time and without those before them: the losses know single questions. Where the image
-        turns out not to decode, the next conversation takes its place; the first time, that is said.
+        Questions are used one at a time without those before, because the losses take single questions. Where the
+        image does not decode, the next conversation is used instead, and the first time a message is printed.
 
         Raises:
-            UserError: No image at all decodes.
+            UserError: No image decodes.
         """
-        start = self._places[name]
+        start = self._positions[name]
         for number in range(len(self._names)):
             conversation = self.conversations[self._names[(start + number) % len(self._names)]]
             try:
                 image = decode(conversation.image.read_bytes(), MAX_PIXELS)
             except (BadImage, OSError) as error:
-                if conversation.image not in self._told:
-                    self._told.add(conversation.image)
-                    print(f"train.dialogues: {conversation.image} is left out ({error})", flush=True)
+                if conversation.image not in self._reported:
+                    self._reported.add(conversation.image)
+                    print(f"train.dialogues: {conversation.image} is skipped ({error})", flush=True)
                 continue
             pairs = conversation.pairs
             return _square(image), pairs[derive_seed("turn", seed) % len(pairs)]
@@ -119,7 +122,7 @@ class Dialogues:
 
 
 def open_configured(config: Config, root: Path) -> Dialogues | None:
-    """The dialogues that ``train`` names, if it does.
+    """Read the dialogues that ``train.dialogues`` names; ``None`` if it names none.
 
     Raises:
         UserError: As :meth:`Dialogues.read`.
@@ -132,51 +135,45 @@ def open_configured(config: Config, root: Path) -> Dialogues | None:
 
 
 def with_digest(config: Config, root: Path) -> Config:
-    """The configuration with the digest of its dialogues, which makes their version a parameter of ``train``.
+    """Return the configuration with the digest of its dialogues, a parameter that ``train`` depends on.
 
     Raises:
         UserError: As :meth:`Dialogues.read`.
     """
-    found = open_configured(config, root)
-    if found is None:
+    dialogues = open_configured(config, root)
+    if dialogues is None:
         return config
-    print(f"train.dialogues: {found.summary()}")
-    train = config.train.model_copy(update={"dialogues_digest": found.digest})
+    print(f"train.dialogues: {dialogues.summary()}")
+    train = config.train.model_copy(update={"dialogues_digest": dialogues.digest})
     return config.model_copy(update={"train": train})
 
 
 def load_verified(config: Config, root: Path) -> Dialogues | None:
-    """The dialogues of a run, as they were when it was composed.
+    """Read the dialogues of a run and verify that they are those it was composed with.
 
     Raises:
         UserError: They have changed since; or as :meth:`Dialogues.read`.
     """
-    found = open_configured(config, root)
-    if found is not None:
-        if found.digest != config.train.dialogues_digest:
+    dialogues = open_configured(config, root)
+    if dialogues is not None:
+        if dialogues.digest != config.train.dialogues_digest:
             raise UserError(f"{config.train.dialogues} or its images have changed; run `reca compose` again")
-        print(f"train.dialogues: {found.summary()}", flush=True)
-    return found
-
-
-def _there(path: Path) -> Path:
-    if not path.is_file():
-        raise UserError(f"{path} is missing; set train.dialogues to a JSON file in LLaVA's format")
-    return path
+        print(f"train.dialogues: {dialogues.summary()}", flush=True)
+    return dialogues
 
 
 def _entries(path: Path) -> list[Any]:
     try:
         entries = json.loads(path.read_bytes())
     except ValueError as error:
-        raise UserError(f"{path} is no JSON ({error}); train.dialogues wants a list of conversations") from None
+        raise UserError(f"{path} is not JSON ({error}); train.dialogues must be a list of conversations") from None
     if not isinstance(entries, list):
-        raise UserError(f"{path} holds a {type(entries).__name__}; train.dialogues wants a list of conversations")
+        raise UserError(f"{path} contains a {type(entries).__name__}; train.dialogues must be a list of conversations")
     return entries
 
 
 def _conversation(entry: Any, folder: Path) -> tuple[Conversation, int]:
-    """A usable entry, and the bytes of its image."""
+    """Return a usable entry and its image's size in bytes."""
     if not isinstance(entry, dict):
         raise BadEntry("not an object")
     if entry.get("image") is None:
@@ -197,20 +194,24 @@ def _conversation(entry: Any, folder: Path) -> tuple[Conversation, int]:
     return Conversation(path, pairs), size
 
 
-def _qa_pairs(said: Any) -> tuple[QAPair, ...]:
-    """Pairs of question and answer; the image's place in the question is the model's own affair."""
-    if not isinstance(said, list) or not said or len(said) % 2:
+def _qa_pairs(messages: Any) -> tuple[QAPair, ...]:
+    """Return questions and answers without ``<image>``: every family has its own position for the image."""
+    if not isinstance(messages, list) or not messages or len(messages) % 2:
         raise BadEntry("no pairs of question and answer")
     pairs = []
-    for question, answer in zip(said[::2], said[1::2], strict=True):
-        for line, speaker in ((question, "human"), (answer, "gpt")):
-            if not isinstance(line, dict) or line.get("from") != speaker or not isinstance(line.get("value"), str):
+    for question, answer in zip(messages[::2], messages[1::2], strict=True):
+        for message, speaker in ((question, "human"), (answer, "gpt")):
+            if (
+                not isinstance(message, dict)
+                or message.get("from") != speaker
+                or not isinstance(message.get("value"), str)
+            ):
                 raise BadEntry("no pairs of question and answer")
         text, reply = question["value"].replace(IMAGE, "").strip(), answer["value"].strip()
         if not text or not reply:
             raise BadEntry("empty question or answer")
         pairs.append((text, reply))
-    if sum(line["value"].count(IMAGE) for line in said) > 1:
+    if sum(message["value"].count(IMAGE) for message in messages) > 1:
         raise BadEntry("several images")
     return tuple(pairs)
 
@@ -222,6 +223,6 @@ def _square(image: Image.Image) -> Image.Image:
     return square
 
 
-def _told(rejected: Mapping[str, int]) -> str:
-    most_first = sorted(rejected.items(), key=lambda one: (-one[1], one[0]))
+def _format_reasons(rejected: Mapping[str, int]) -> str:
+    most_first = sorted(rejected.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{reason} {count}" for reason, count in most_first)

@@ -1,7 +1,7 @@
-"""Published checkpoints, brought here before a run: from then on a folder like any other, whose hash DVC knows.
+"""Downloads from the Hugging Face hub before a run; afterwards each is a folder whose hash DVC records.
 
-``model.hub`` names, for ``checkpoint`` and for each of ``model.parts``, the repository that a missing folder is filled
-from. A revision may be a branch; which commit it meant is written beside the files.
+``model.hub`` names a repository for ``checkpoint`` and for each of ``model.parts``. A revision may be a branch; the
+commit that it resolved to is recorded next to the files.
 """
 
 import shutil
@@ -17,7 +17,7 @@ UNUSED = ("*.msgpack", "*.h5", "*.onnx", "*.gguf", "*.png", "*.jpg", "*.gif", "*
 
 
 def fetch_model(config: Config, root: Path) -> None:
-    """Fill the missing folders of the configured model from the hub; what is there is left alone.
+    """Download the missing folders of the configured model; existing folders are left unchanged.
 
     Raises:
         UserError: As :func:`download_repository`.
@@ -28,60 +28,60 @@ def fetch_model(config: Config, root: Path) -> None:
             download_repository(folder, source, root / config.paths.state, part)
 
 
-def download_repository(folder: Path, source: str, state: Path, what: str, kind: str = "model") -> str:
-    """Bring a repository's files to a folder that is not there yet.
+def download_repository(folder: Path, source: str, state: Path, purpose: str, kind: str = "model") -> str:
+    """Download a repository's files to a new folder.
 
-    A download that was cut off goes on where it stopped: it lies under the state folder until it is whole.
+    An interrupted download continues where it stopped: it is kept in the state folder until complete.
 
     Args:
-        folder: Where the files shall lie.
+        folder: Destination.
         source: ``REPOSITORY``, ``REPOSITORY@REVISION`` or ``REPOSITORY@REVISION#PATTERN,PATTERN``.
         state: The project's state folder.
-        what: What this is, for the messages.
-        kind: Of repository: ``model`` or ``dataset``.
+        purpose: Name of the download in messages.
+        kind: Kind of repository: ``model`` or ``dataset``.
 
     Returns:
-        The commit that was received.
+        The commit that was downloaded.
 
     Raises:
-        UserError: The hub does not answer, knows no such repository or revision, or wants a login.
+        UserError: The hub does not answer, has no such repository or revision, or requires a login.
     """
     name, _, patterns = source.partition("#")
     repository, _, revision = name.partition("@")
     partial = state / "downloads" / f"{kind}--{repository.replace('/', '--')}"
-    print(f"{what}: {folder} is not here; fetching {source} from the hub", flush=True)
+    print(f"{purpose}: {folder} is missing; downloading {source} from the hub", flush=True)
     commit = _download(repository, kind, revision or None, patterns.split(",") if patterns else None, partial)
     shutil.rmtree(partial / ".cache", ignore_errors=True)
     write_json(partial / HUB_SOURCE, {"repository": repository, "revision": revision or None, "commit": commit})
     folder.parent.mkdir(parents=True, exist_ok=True)
     shutil.move(partial, folder)
-    print(f"{what}: {repository} at commit {commit} is in {folder}", flush=True)
+    print(f"{purpose}: {repository} at commit {commit} is in {folder}", flush=True)
     return commit
 
 
 def _download(repository: str, kind: str, revision: str | None, patterns: list[str] | None, folder: Path) -> str:
-    """Fetch a repository's files into ``folder``; returns the commit that ``revision`` means today."""
+    """Download a repository's files into ``folder``; return the commit that ``revision`` resolves to."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError
 
-    wanted: dict[str, Any] = {"local_dir": folder, "allow_patterns": patterns, "ignore_patterns": list(UNUSED)}
+    selection: dict[str, Any] = {"local_dir": folder, "allow_patterns": patterns, "ignore_patterns": list(UNUSED)}
     try:
         hub = HfApi()
         commit = str(hub.repo_info(repository, repo_type=kind, revision=revision).sha)
-        hub.snapshot_download(repository, repo_type=kind, revision=commit, **wanted)
+        hub.snapshot_download(repository, repo_type=kind, revision=commit, **selection)
     except GatedRepoError as error:
         raise UserError(
-            f"{repository} wants you to accept its licence first: do that on its page, then run `hf auth login` "
-            f"({_line(error)})"
+            f"{repository} requires that you accept its licence: do so on its page, then run `hf auth login` "
+            f"({_one_line(error)})"
         ) from None
-    except Exception as error:  # of whichever HTTP library the hub's client is built on: it has changed twice
+    except Exception as error:  # the hub's client has changed its HTTP library, and so its exceptions, twice
         name = f"{repository}@{revision}" if revision else repository
         raise UserError(
-            f"{name} cannot be fetched from the hub: {_line(error)}. Mend that and run again (a download that was cut "
-            "off goes on), or put the files there yourself"
+            f"{name} cannot be downloaded from the hub: {_one_line(error)}. Fix that and run again (an interrupted "
+            "download continues), or put the files there yourself"
         ) from None
     return commit
 
 
-def _line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,10 +1,10 @@
-"""The extract cache: frozen embeddings and targets in safetensors shards, read through mmap, with an index last.
+"""The extract cache: frozen embeddings and targets in safetensors shards, read through mmap.
 
-``shard-00000.safetensors`` holds one tensor per field, a row an image; ``index.json`` names the ids of every
-shard and its SHA-256. No index, no cache: it is written when every shard is on disk.
+``shard-00000.safetensors`` has one tensor per field with a row per image; ``index.json`` lists the ids of every
+shard and its SHA-256. The index is written last, when every shard is on disk: without it there is no cache.
 
-Where the rows of a shard differ in shape (images that keep theirs), the tensor holds all their numbers in a row, and
-``<field>.shapes`` (images, dimensions) beside it says how they are cut.
+Where the rows of a shard differ in shape (``resize: fit``), the tensor is packed to one dimension, and
+``<field>.shapes`` (images, dimensions) has the shape of every row.
 """
 
 import json
@@ -27,13 +27,13 @@ from reca.runtime.hashing import file_digest
 INDEX = "index.json"
 FORMAT = 1
 PACKED_FORMAT = 2
-"""Of a cache in which some rows differ in shape; a program that knows the other one only would misread it."""
+"""Format number of a cache with packed rows; a program that only reads the other format would misread it."""
 SHAPES = ".shapes"
-AGAIN = "make it again with `reca extract`"
+HINT = "run `reca extract` again"
 
 
 class EmbeddingsError(UserError):
-    """The cache is missing, incomplete or damaged; the message names the file and the way out."""
+    """The cache is missing, incomplete or damaged; the message names the file and what to run."""
 
 
 @dataclass(frozen=True)
@@ -52,22 +52,21 @@ class Field:
     """One tensor of every shard."""
 
     shape: list[int] | None
-    """Of an image's row; ``None``: they differ."""
+    """Shape of an image's row; ``None``: rows differ."""
     dtype: str
-    """On disk."""
+    """Type on disk."""
 
 
 @dataclass(frozen=True)
-class _Opened:
-    """A field of a shard, backed by mmap: nothing is read before a row is asked for."""
+class _MappedField:
+    """A field of a shard, backed by mmap: rows are read on access."""
 
     values: Tensor
     shapes: Tensor | None
     starts: Tensor | None
 
     @classmethod
-    def of(cls, values: Tensor, shapes: Tensor | None) -> Self:
-        """Find out where each row begins."""
+    def from_tensors(cls, values: Tensor, shapes: Tensor | None) -> Self:
         if shapes is None:
             return cls(values, None, None)
         lengths = shapes.long().prod(dim=1)
@@ -81,18 +80,18 @@ class _Opened:
 
 
 def to_smallest_int(rows: Sequence[Tensor]) -> list[Tensor]:
-    """Codes (int64) of each image as int16 if all of them fit, else as int32."""
+    """Convert codes (int64) per image to int16 if all fit, else to int32."""
     largest = max(int(row.max()) for row in rows)
     return [row.to(torch.int16 if largest <= torch.iinfo(torch.int16).max else torch.int32) for row in rows]
 
 
 def write_shard(path: Path, ids: Sequence[str], fields: Mapping[str, Sequence[Tensor]]) -> Shard:
-    """Write one shard whole.
+    """Write one shard atomically.
 
     Args:
-        path: Where.
-        ids: The images, one a row.
-        fields: Name to a tensor per image, in the type to be stored.
+        path: The shard's file.
+        ids: One image id per row.
+        fields: Field name -> one tensor per image, in the type to store.
     """
     tensors: dict[str, Tensor] = {}
     for name, rows in fields.items():
@@ -106,40 +105,37 @@ def write_shard(path: Path, ids: Sequence[str], fields: Mapping[str, Sequence[Te
 
 
 def write_index(folder: Path, shards: Sequence[Shard], fields: Mapping[str, Field], **facts: Any) -> None:
-    """Write ``index.json``: from now on the folder counts as a cache."""
+    """Write ``index.json``, which makes the folder a cache."""
     described = {name: asdict(field) for name, field in fields.items()}
-    number = FORMAT if all(field.shape is not None for field in fields.values()) else PACKED_FORMAT
-    write_json(
-        folder / INDEX, {"format": number, "fields": described, **facts, "shards": [asdict(shard) for shard in shards]}
-    )
+    version = FORMAT if all(field.shape is not None for field in fields.values()) else PACKED_FORMAT
+    index = {"format": version, "fields": described, **facts, "shards": [asdict(shard) for shard in shards]}
+    write_json(folder / INDEX, index)
 
 
 def check_shard(folder: Path, shard: Shard) -> None:
-    """Compare a shard with what the index says about it.
+    """Check a shard's size and digest against the index.
 
     Raises:
-        EmbeddingsError: The file is missing, has another length (half-written) or other bytes.
+        EmbeddingsError: The file is missing, has another size (half-written) or other bytes.
     """
     path = folder / shard.file
     if not path.is_file():
-        raise EmbeddingsError(f"{path} is missing, though {INDEX} names it; {AGAIN}")
+        raise EmbeddingsError(f"{path} is missing, though {INDEX} names it; {HINT}")
     size = path.stat().st_size
     if size != shard.size:
-        raise EmbeddingsError(f"{path} has {size} bytes instead of {shard.size}: it is only partly there; {AGAIN}")
+        raise EmbeddingsError(f"{path} has {size} bytes instead of {shard.size}: it is incomplete; {HINT}")
     if file_digest(path) != shard.sha256:
-        raise EmbeddingsError(f"{path} is damaged: its SHA-256 is not the one in {INDEX}; {AGAIN}")
+        raise EmbeddingsError(f"{path} is damaged: its SHA-256 is not the one in {INDEX}; {HINT}")
 
 
 class Embeddings:
-    """The cache, open for reading: rows are paged in from disk when they are asked for.
-
-    Use :meth:`open`.
+    """The cache, open for reading; rows are read from disk on access. Use :meth:`open`.
 
     Args:
-        folder: Where the shards lie.
-        fields: What each shard holds.
+        folder: The folder of the shards.
+        fields: The fields of every shard.
         shards: Every shard.
-        error: What rounding has cost, by field.
+        error: Rounding error by field.
     """
 
     def __init__(
@@ -147,63 +143,63 @@ class Embeddings:
     ) -> None:
         self.folder, self.fields, self.error = folder, dict(fields), dict(error or {})
         self._shards = list(shards)
-        self._places = {name: (n, row) for n, shard in enumerate(self._shards) for row, name in enumerate(shard.ids)}
-        self._opened: dict[tuple[int, str], _Opened] = {}
+        self._rows = {name: (n, row) for n, shard in enumerate(self._shards) for row, name in enumerate(shard.ids)}
+        self._mapped: dict[tuple[int, str], _MappedField] = {}
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Open a cache, having verified every byte of it.
+        """Open a cache after verifying every byte.
 
         Raises:
-            EmbeddingsError: The index is missing or unreadable, or a shard is not what the index says.
+            EmbeddingsError: The index is missing or unreadable, or a shard differs from its entry.
         """
         path = folder / INDEX
         if not path.is_file():
-            raise EmbeddingsError(f"{path} is missing: the extraction has not finished; finish it with `reca extract`")
+            raise EmbeddingsError(f"{path} is missing: the extraction has not finished; run `reca extract`")
         try:
             index = json.loads(path.read_text())
             if index["format"] not in (FORMAT, PACKED_FORMAT):
-                known = f"{FORMAT} and {PACKED_FORMAT}"
-                raise EmbeddingsError(f"{path} has format {index['format']}, this program reads {known}; {AGAIN}")
+                readable = f"{FORMAT} and {PACKED_FORMAT}"
+                raise EmbeddingsError(f"{path} has format {index['format']}, this program reads {readable}; {HINT}")
             fields = {name: Field(**field) for name, field in index["fields"].items()}
             shards = [Shard(**shard) for shard in index["shards"]]
             cache = cls(folder, fields, shards, index.get("error"))
         except (ValueError, KeyError, TypeError) as error:
-            raise EmbeddingsError(f"{path} is no index of embeddings ({error!r}); {AGAIN}") from None
+            raise EmbeddingsError(f"{path} is not an index of embeddings ({error!r}); {HINT}") from None
         for shard in cache._shards:
             check_shard(folder, shard)
         return cache
 
     @property
     def ids(self) -> list[str]:
-        """All images, in the order of the shards."""
-        return list(self._places)
+        """All image ids, in the order of the shards."""
+        return list(self._rows)
 
     def rows(self, field: str, ids: Sequence[str]) -> list[Tensor]:
-        """The rows of some images: float32, or int64 for codes.
+        """Return the rows of some images as float32, or as int64 for codes.
 
         Raises:
             EmbeddingsError: The field or an image is not in the cache.
         """
         if field not in self.fields:
             raise EmbeddingsError(
-                f"{self.folder} has no field {field!r}, only {', '.join(self.fields) or 'none'}; {AGAIN}"
+                f"{self.folder} has no field {field!r}, only {', '.join(self.fields) or 'none'}; {HINT}"
             )
-        missing = next((name for name in ids if name not in self._places), None)
-        if missing is not None:
-            raise EmbeddingsError(f"image {missing} of the data set is not in {self.folder}; {AGAIN}")
-        places = [self._places[name] for name in ids]
-        found = [self._open(number, field).row(row) for number, row in places]
-        return [row.float() if row.is_floating_point() else row.long() for row in found]
+        unknown = next((name for name in ids if name not in self._rows), None)
+        if unknown is not None:
+            raise EmbeddingsError(f"image {unknown} of the data set is not in {self.folder}; {HINT}")
+        positions = [self._rows[name] for name in ids]
+        rows = [self._open(number, field).row(row) for number, row in positions]
+        return [row.float() if row.is_floating_point() else row.long() for row in rows]
 
-    def _open(self, number: int, field: str) -> _Opened:
-        if (number, field) not in self._opened:
+    def _open(self, number: int, field: str) -> _MappedField:
+        if (number, field) not in self._mapped:
             path = self.folder / self._shards[number].file
             try:
                 with safe_open(path, framework="pt") as shard:
-                    ragged = f"{field}{SHAPES}" in set(shard.keys())
-                    shapes = shard.get_tensor(f"{field}{SHAPES}") if ragged else None
-                    self._opened[number, field] = _Opened.of(shard.get_tensor(field), shapes)
+                    packed = f"{field}{SHAPES}" in set(shard.keys())
+                    shapes = shard.get_tensor(f"{field}{SHAPES}") if packed else None
+                    self._mapped[number, field] = _MappedField.from_tensors(shard.get_tensor(field), shapes)
             except SafetensorError as error:
-                raise EmbeddingsError(f"{path} is no safetensors file with {field!r} ({error}); {AGAIN}") from None
-        return self._opened[number, field]
+                raise EmbeddingsError(f"{path} is not a safetensors file with {field!r} ({error}); {HINT}") from None
+        return self._mapped[number, field]

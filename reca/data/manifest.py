@@ -1,4 +1,4 @@
-"""The data set that ``ingest`` writes: one row an image in ``manifest.parquet``, the images in tar shards beside it."""
+"""The data set that ``ingest`` writes: ``manifest.parquet`` with one row per image, and the images in tar shards."""
 
 import hashlib
 import os
@@ -31,7 +31,7 @@ SCHEMA = pa.schema(
         ("caption", pa.string()),
         ("full_caption", pa.string()),
         ("ground_truth", pa.string()),
-        # Where the image's bytes lie in the shard: one seek instead of a walk through the tar.
+        # Position of the image's bytes in the shard: one seek instead of a scan of the tar.
         ("file", pa.string()),
         ("offset", pa.int64()),
         ("length", pa.int64()),
@@ -40,20 +40,20 @@ SCHEMA = pa.schema(
 
 
 def assign_split(sha256: str, held_out_fraction: float) -> Split:
-    """Which split an image belongs to: a function of its own hash, so adding images never moves another one.
+    """Return an image's split, a function of its own hash: adding images never changes the split of another one.
 
     The hash is hashed once more, because ``data.num_images`` takes the images with the smallest hashes.
     """
-    return "held_out" if _draw(sha256) < held_out_fraction else "train"
+    return "held_out" if _split_value(sha256) < held_out_fraction else "train"
 
 
 def ensure_one_held_out(rows: Sequence[dict[str, Any]]) -> None:
-    """Hold back the image that comes closest to it, where chance held none back: few images, and nothing to measure."""
+    """Hold out the image with the smallest split value if none is held out, so that few images can be measured too."""
     if len(rows) > 1 and all(row["split"] == "train" for row in rows):
-        min(rows, key=lambda row: _draw(row["sha256"]))["split"] = "held_out"
+        min(rows, key=lambda row: _split_value(row["sha256"]))["split"] = "held_out"
 
 
-def _draw(sha256: str) -> float:
+def _split_value(sha256: str) -> float:
     return int.from_bytes(hashlib.sha256(f"split {sha256}".encode()).digest()[:8], "big") / 2**64
 
 
@@ -63,22 +63,22 @@ def write_manifest(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def read_manifest(folder: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """The manifest's rows in order of their id, or only some of its columns.
+    """Read the manifest's rows, ordered by id, or only some of its columns.
 
     Raises:
-        UserError: There is no data set in ``folder``, or its manifest cannot be read.
+        UserError: ``folder`` has no data set, or its manifest cannot be read.
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise UserError(f"{path} is missing: {folder} holds no data set; run `reca ingest`")
+        raise UserError(f"{path} is missing: {folder} has no data set; run `reca ingest`")
     try:
         return pq.read_table(path, columns=None if columns is None else list(columns))
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}); {_way_out(folder)}") from None
+        raise UserError(f"{path} cannot be read ({error}); {_repair_hint(folder)}") from None
 
 
 class ImageReader:
-    """Images of a data set by id, in any order, for any number of threads; keeps the shards that it read last open.
+    """Reads images of a data set by id, from any number of threads; the shards read last stay open.
 
     Raises:
         UserError: As :func:`read_manifest`.
@@ -98,11 +98,11 @@ class ImageReader:
         self._open.clear()
 
     def ids(self, split: Split | None = None) -> list[str]:
-        """All ids in order, or those of one split."""
+        """Return the ids in order: all, or only a split's."""
         return [key for key, row in self._rows.items() if split is None or row["split"] == split]
 
     def size(self, image_id: str) -> tuple[int, int]:
-        """Height and width of the image in pixels.
+        """Return height and width of an image in pixels.
 
         Raises:
             KeyError: The data set has no such image.
@@ -110,7 +110,7 @@ class ImageReader:
         return self._rows[image_id]["height"], self._rows[image_id]["width"]
 
     def load(self, image_id: str) -> Image.Image:
-        """The image, upright RGB.
+        """Decode an image to upright RGB.
 
         Raises:
             KeyError: The data set has no such image.
@@ -121,9 +121,9 @@ class ImageReader:
         try:
             return decode(self._shard(row["shard"]).read(row["offset"], row["length"]))
         except FileNotFoundError:
-            raise UserError(f"{path} is missing; {_way_out(self._folder)}") from None
+            raise UserError(f"{path} is missing; {_repair_hint(self._folder)}") from None
         except (BadImage, OSError) as error:
-            raise UserError(f"{path} is damaged at {row['file']} ({error}); {_way_out(self._folder)}") from None
+            raise UserError(f"{path} is damaged at {row['file']} ({error}); {_repair_hint(self._folder)}") from None
 
     def _shard(self, name: str) -> "_Shard":
         with self._lock:
@@ -136,9 +136,9 @@ class ImageReader:
 
 
 class _Shard:
-    """An open file without a position, so that threads do not move it under one another.
+    """An open file that is read by offset, so that threads share no file position.
 
-    It is closed when nobody holds it any more: another thread may still read what this one has no room for.
+    It is closed with its last reference: another thread may still read a shard that was just evicted.
     """
 
     def __init__(self, path: Path) -> None:
@@ -152,7 +152,7 @@ class _Shard:
 def load_images(
     folder: Path, ids: Iterable[str] | None = None, split: Split | None = None
 ) -> Iterator[tuple[str, Image.Image]]:
-    """Read images of a data set one after the other: those with the given ids in that order, or a split, or all.
+    """Yield id and image of a data set: the given ids in that order, a split, or all images.
 
     Raises:
         UserError: The data set or one of its shards is missing or damaged.
@@ -162,5 +162,5 @@ def load_images(
             yield image_id, reader.load(image_id)
 
 
-def _way_out(folder: Path) -> str:
-    return f"restore it with `dvc checkout {folder.name}` or make it again: remove {folder} and run `reca ingest`"
+def _repair_hint(folder: Path) -> str:
+    return f"restore it with `dvc checkout {folder.name}`, or remove {folder} and run `reca ingest`"

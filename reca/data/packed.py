@@ -1,4 +1,4 @@
-"""Tensors of unlike shapes as one tensor and a list of their shapes; tensors of one shape as a plain batch."""
+"""Tensors of different shapes packed into one; equal shapes as a plain batch."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,42 +13,42 @@ Shapes = Sequence[tuple[int, ...]]
 
 @dataclass(frozen=True)
 class PackedTensor:
-    """One tensor for each image of a batch, alike in shape or not."""
+    """One tensor per image of a batch, of equal or different shapes."""
 
     values: Tensor
-    """(B, …); of rows of unlike shapes all their numbers in a row (N,), see :func:`pack`"""
+    """(B, …), or (N,) where rows differ in shape; see :func:`pack`."""
     shapes: Shapes | None = None
-    """Of each row; ``None``: they are all alike."""
+    """Shape of every row; ``None``: all are equal."""
 
     @classmethod
     def from_rows(cls, rows: Sequence[Tensor]) -> Self:
-        """Of each image's tensor."""
+        """Pack one tensor per image."""
         return cls(*pack(rows))
 
     def rows(self) -> list[Tensor]:
-        """Each image's tensor; views of ``values``."""
+        """Return one tensor per image; views of ``values``."""
         return unpack(self.values, self.shapes)
 
 
-def map_tensors(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same batch with every tensor in it changed: a tensor, a list of tensors, or a :class:`PackedTensor`."""
+def map_tensors(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Apply a function to every tensor of a batch: a tensor, a list of tensors, or a :class:`PackedTensor`."""
     if isinstance(batch, PackedTensor):
-        return replace(batch, values=change(batch.values))
-    return [change(each) for each in batch] if isinstance(batch, list) else change(batch)
+        return replace(batch, values=function(batch.values))
+    return [function(tensor) for tensor in batch] if isinstance(batch, list) else function(batch)
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """The same batch, brought from the CPU to a device; what lies in pinned memory goes while the CPU goes on."""
+    """Copy a batch to a device; from pinned memory the copy is asynchronous."""
     return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
 
 
 def pin_memory(batch: Any, device: torch.device) -> Any:
-    """The same batch in memory that a GPU copies from by itself, while the CPU goes on; for a CPU as it is."""
+    """Pin a batch's memory where ``device`` is a GPU, so that it can copy asynchronously."""
     return map_tensors(batch, Tensor.pin_memory) if device.type == "cuda" else batch
 
 
 def pack(rows: Sequence[Tensor]) -> tuple[Tensor, Shapes | None]:
-    """Rows of one shape as (B, …) and ``None``; of unlike shapes as all their numbers in a row (N,), and the shapes."""
+    """Stack rows of equal shape to (B, …) and ``None``; flatten and concatenate others to (N,), with their shapes."""
     shapes = [tuple(row.shape) for row in rows]
     if len(set(shapes)) == 1:
         return torch.stack(list(rows)), None
@@ -56,8 +56,8 @@ def pack(rows: Sequence[Tensor]) -> tuple[Tensor, Shapes | None]:
 
 
 def unpack(values: Tensor, shapes: Shapes | None) -> list[Tensor]:
-    """The inverse of :func:`pack`; views of ``values``."""
+    """Undo :func:`pack`; the results are views of ``values``."""
     if shapes is None:
         return list(values)
-    parts = values.split([math.prod(shape) for shape in shapes])
-    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+    flat = values.split([math.prod(shape) for shape in shapes])
+    return [row.view(shape) for row, shape in zip(flat, shapes, strict=True)]

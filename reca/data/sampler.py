@@ -1,4 +1,4 @@
-"""Which samples stand in which step: a pure function of (seed, stream, step), so nothing has to be saved to resume."""
+"""The order of samples: a pure function of (seed, stream, step), so a resumed run needs no saved sampler state."""
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -12,18 +12,18 @@ EPOCHS_IN_MEMORY = 2  # a batch may straddle two epochs
 
 
 class EpochSampler:
-    """An endless stream of ids in which every id stands once per epoch, in an order that is new each epoch.
+    """An endless stream of ids: every epoch is a new permutation of all ids.
 
     The order depends on the set of ids, the seed and the stream's name; not on the order in which the ids are
-    given, nor on how many processes share a step: all compute the whole step and take their part of it.
+    given, nor on the world size: every rank computes the whole step and takes its shard.
 
     Args:
         ids: Distinct names of the samples.
         seed: The run's seed.
-        stream: Name of the stream; streams of one seed are independent of each other.
+        stream: Name of the stream; streams with the same seed are independent.
 
     Raises:
-        ValueError: There are no ids, or one stands twice.
+        ValueError: There are no ids, or an id occurs twice.
     """
 
     def __init__(self, ids: Iterable[str], seed: int, stream: str) -> None:
@@ -33,22 +33,22 @@ class EpochSampler:
         if len(set(self._ids)) < len(self._ids):
             raise ValueError(f"the stream {stream!r} was given an id twice")
         self._seed, self._stream = seed, stream
-        self._order = lru_cache(EPOCHS_IN_MEMORY)(self._epoch_order)
+        self._order = lru_cache(EPOCHS_IN_MEMORY)(self._permutation)
 
     def __len__(self) -> int:
         return len(self._ids)
 
     def step(self, step: int, size: int) -> list[str]:
-        """The ``size`` ids of a step; steps count from 1."""
+        """Return the ``size`` ids of a step; steps count from 1."""
         return self.take((step - 1) * size, size)
 
     def take(self, start: int, count: int) -> list[str]:
-        """Elements ``start`` to ``start + count`` of the stream."""
+        """Return elements ``start`` to ``start + count`` of the stream."""
         return [self._at(position) for position in range(start, start + count)]
 
     def _at(self, position: int) -> str:
-        epoch, place = divmod(position, len(self._ids))
-        return self._ids[self._order(epoch)[place]]
+        epoch, index = divmod(position, len(self._ids))
+        return self._ids[self._order(epoch)[index]]
 
-    def _epoch_order(self, epoch: int) -> NDArray[np.int64]:
+    def _permutation(self, epoch: int) -> NDArray[np.int64]:
         return np.random.default_rng(derive_seed(self._seed, self._stream, epoch)).permutation(len(self._ids))

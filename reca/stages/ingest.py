@@ -12,10 +12,9 @@ from typing import Any, TypeVar
 from reca.config import CollagesData, Config, ScenesData
 from reca.data.images import BadImage
 from reca.data.manifest import assign_split, ensure_one_held_out, write_manifest
-from reca.data.shards import ShardWriter
+from reca.data.shards import DecodedImage, ShardWriter, TempImageStore
 from reca.data.sources import open_source
 from reca.data.sources.base import Item, Rejected, Source
-from reca.data.spool import DecodedImage, TempImageStore
 from reca.runtime.errors import UserError
 from reca.runtime.files import atomic_folder, write_text
 from reca.runtime.progress import Progress
@@ -89,7 +88,7 @@ def _read_all(config: Config, source: Source, store: TempImageStore, max_pixels:
 
     rejected: list[Rejected] = []
     progress = Progress(source.total, source.unit)
-    limit = config.data.num_images if source.endless else None
+    limit = config.data.num_images if source.stop_early else None
     threads = config.hardware.threads
     with ThreadPoolExecutor(threads) as pool:
         for result in _in_order(pool, examine, source, ahead=2 * threads):

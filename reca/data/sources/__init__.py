@@ -1,4 +1,4 @@
-"""Where images come from: one module for each value of ``data.source``, with a function ``from_config``."""
+"""Sources of images: one module per value of ``data.source``, with a function ``from_config``."""
 
 from importlib import import_module
 from pathlib import Path
@@ -17,7 +17,7 @@ def open_source(data: DataSection, seed: int, root: Path, largest_file: int) -> 
         largest_file: Files with more bytes are refused unread.
 
     Raises:
-        UserError: The source does not exist or cannot be opened.
+        UserError: The source is missing or cannot be opened.
     """
     module = import_module(f"reca.data.sources.{data.source}")
     source: Source = module.from_config(data, seed, root, largest_file)

@@ -1,4 +1,4 @@
-"""What every source of images yields: items, and things that cannot be one, told apart by type."""
+"""The interface of image sources, and the items that they yield."""
 
 import json
 from abc import ABC, abstractmethod
@@ -12,7 +12,7 @@ TEXT_SUFFIXES = frozenset({".txt", ".json"})
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What is said about an image beside its pixels."""
+    """An image's captions and ground truth."""
 
     caption: str | None = None
     full_caption: str | None = None
@@ -21,7 +21,7 @@ class Description:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """Bytes that should be an image; ``source`` names them to people (a relative path, a URL, a row)."""
+    """Bytes that should be an image; ``source`` names them in messages (a relative path, a URL, a row)."""
 
     source: str
     data: bytes
@@ -30,7 +30,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """Something that is no image, known before its bytes were decoded; a row of ``quarantine.jsonl``."""
+    """An entry that is not an image; a row of ``quarantine.jsonl``."""
 
     source: str
     reason: str
@@ -38,45 +38,45 @@ class Rejected:
 
 
 class Source(ABC):
-    """Images in a fixed order, read one after the other; iterate once.
+    """Images in a fixed order, read in sequence; iterate once.
 
-    ``done`` of ``total`` units have been read; both are only for the progress display.
+    ``done`` of ``total`` units are read; both only serve the progress display.
     """
 
     unit: ClassVar[str] = "images"
-    endless: ClassVar[bool] = False
-    """Too large to be read to the end when fewer images are wanted: the first ones that are good are taken."""
+    stop_early: ClassVar[bool] = False
+    """Reading stops after the first ``data.num_images`` good images, because the source may be very large."""
     total: int = 0
     done: int = 0
 
     @abstractmethod
     def __iter__(self) -> Iterator[Item | Rejected]:
-        """Yield every image, or what stands in its place."""
+        """Yield every image, or the reason why an entry is not one."""
 
 
 def describe(text: bytes | None, json_text: bytes | None) -> Description:
-    """Read the files that lie beside an image: ``key.txt`` is its caption, ``key.json`` holds what else is known.
+    """Parse the files next to an image: the caption ``key.txt``, and ``key.json``.
 
-    Of the JSON object, ``caption`` and ``full_caption`` are taken as such, and the whole of it as ground truth where
-    it has GenEval ``metadata`` or ``questions``. What is not UTF-8 or not JSON is as good as absent.
+    The JSON object may have ``caption`` and ``full_caption``; if it has GenEval ``metadata`` or ``questions``, its
+    other keys are the ground truth. A file that is not UTF-8 or not JSON is ignored.
     """
-    caption = _decoded(text)
+    caption = _decode_text(text)
     try:
         values = json.loads(json_text) if json_text else None
     except ValueError:
         values = None
     if not isinstance(values, dict):
         return Description(caption)
-    said = {key: values.pop(key, None) for key in ("caption", "full_caption")}
-    caption, full = (value if isinstance(value, str) and value.strip() else None for value in said.values())
+    captions = [values.pop(key, None) for key in ("caption", "full_caption")]
+    caption, full = (value if isinstance(value, str) and value.strip() else None for value in captions)
     return Description(
-        caption=_decoded(text) or caption,
+        caption=_decode_text(text) or caption,
         full_caption=full,
         ground_truth=values if values.keys() & {"metadata", "questions"} else None,
     )
 
 
-def _decoded(text: bytes | None) -> str | None:
+def _decode_text(text: bytes | None) -> str | None:
     try:
         return (text or b"").decode("utf-8").strip() or None
     except UnicodeDecodeError:
@@ -84,5 +84,5 @@ def _decoded(text: bytes | None) -> str | None:
 
 
 def printable(name: str) -> str:
-    """A file name as text that any file can hold: bytes that are not UTF-8 are written in hexadecimal."""
+    """Return a file name as valid UTF-8 text: other bytes are written in hexadecimal."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

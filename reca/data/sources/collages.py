@@ -1,4 +1,4 @@
-"""Collages of cut-outs as a source of images: every one with its captions, its questions and its exact masks."""
+"""Collages of cut-outs as a source of images with captions, questions and exact masks."""
 
 import io
 import random
@@ -15,15 +15,15 @@ from reca.data.synthetic.scenes import full_caption, metadata, questions, sparse
 
 
 class CollagesSource(Source):
-    """The collages of a run: a function of the cut-outs, its seed, the image size and their number.
+    """The collages of a run, a function of the cut-outs, its seed, the image size and their number.
 
     Args:
         data: Size and number.
-        seed: The run's.
-        folder: Where the cut-outs lie.
+        seed: The run's seed.
+        folder: The folder of the cut-outs.
 
     Raises:
-        UserError: There are no cut-outs; while it is read: one is too thin for the image size.
+        UserError: There are no cut-outs; on iteration: one is too thin for the image size.
     """
 
     unit = "collages"
@@ -40,7 +40,7 @@ class CollagesSource(Source):
             file = io.BytesIO()
             Image.fromarray(pixels).save(file, "PNG", compress_level=1)
             rng, scene = random.Random(f"collage-words-{self._seed}-{index}"), collage.scene
-            said = Description(
+            description = Description(
                 caption=sparse_caption(scene, rng),
                 full_caption=full_caption(scene, rng),
                 ground_truth={
@@ -50,7 +50,7 @@ class CollagesSource(Source):
                 },
             )
             self.done = index + 1
-            yield Item(f"collage {self._seed}/{index}", file.getvalue(), said)
+            yield Item(f"collage {self._seed}/{index}", file.getvalue(), description)
 
 
 def from_config(data: CollagesData, seed: int, root: Path, _largest_file: int) -> CollagesSource:

@@ -1,4 +1,4 @@
-"""A folder of photographs as it comes: nested, linked, with captions beside some of them, with rubbish in between."""
+"""A folder of photographs: nested, linked, partly captioned, and mixed with other files."""
 
 import json
 import os
@@ -20,16 +20,16 @@ from reca.data.sources.base import (
 from reca.runtime.errors import UserError
 
 LEFT_OUT = ".left-out.jsonl"
-"""In a copy under DVC: what the user's folder held and DVC cannot store (reca/data/track.py)."""
+"""In a copy under DVC: the entries of the user's folder that DVC cannot store (reca/data/track.py)."""
 
 
 class FolderSource(Source):
     """Every file below a folder, in order of its relative path.
 
-    Hidden files are passed over, and so are texts that lie beside an image and bear its name: they describe it.
+    Hidden files are skipped, and so are texts with the name of an image: they describe it.
 
     Args:
-        folder: Where the images lie.
+        folder: The folder of the images.
         largest_file: Files with more bytes are refused unread.
     """
 
@@ -37,12 +37,12 @@ class FolderSource(Source):
 
     def __init__(self, folder: Path, largest_file: int) -> None:
         if not folder.is_dir():
-            raise UserError(f"there is no folder {folder}; set data.path to the folder that holds the images")
+            raise UserError(f"there is no folder {folder}; set data.path to the folder of the images")
         self._folder = folder
         self._largest_file = largest_file
-        found = list(list_files(folder))
-        self._rejected = [entry for entry in found if isinstance(entry, Rejected)] + _left_out(folder)
-        files = [entry for entry in found if isinstance(entry, Path)]
+        entries = list(list_files(folder))
+        self._rejected = [entry for entry in entries if isinstance(entry, Rejected)] + _left_out(folder)
+        files = [entry for entry in entries if isinstance(entry, Path)]
         images = {file.with_suffix("") for file in files if file.suffix.lower() in IMAGE_SUFFIXES}
         self._files = [f for f in files if f.suffix.lower() not in TEXT_SUFFIXES or f.with_suffix("") not in images]
         self.total = len(self._files) + len(self._rejected)
@@ -69,14 +69,14 @@ class FolderSource(Source):
 def _description_of(file: Path) -> Description:
     if file.suffix.lower() not in IMAGE_SUFFIXES:
         return Description()
-    beside = [file.with_suffix(suffix) for suffix in (".txt", ".json")]
-    return describe(*(path.read_bytes() if path.is_file() else None for path in beside))
+    paths = [file.with_suffix(suffix) for suffix in (".txt", ".json")]
+    return describe(*(path.read_bytes() if path.is_file() else None for path in paths))
 
 
 def list_files(folder: Path) -> Iterator[Path | Rejected]:
-    """All files below ``folder`` but hidden ones, sorted; links are followed, and no folder is entered twice.
+    """Yield all files below ``folder`` but hidden ones, sorted; links are followed, no folder is entered twice.
 
-    What is neither file nor folder, or cannot be reached, comes as :class:`Rejected`, named relative to ``folder``.
+    Entries that are neither file nor folder, or cannot be reached, come as :class:`Rejected`.
     """
     yield from _list(folder, folder, set())
 
@@ -86,7 +86,7 @@ def _list(folder: Path, top: Path, entered: set[tuple[int, int]]) -> Iterator[Pa
         identity = folder.stat()
         names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except OSError as error:
-        yield Rejected(_named(folder, top), "unreadable", os.strerror(error.errno or 0))
+        yield Rejected(_relative_name(folder, top), "unreadable", os.strerror(error.errno or 0))
         return
     if (identity.st_dev, identity.st_ino) in entered:
         return
@@ -96,18 +96,18 @@ def _list(folder: Path, top: Path, entered: set[tuple[int, int]]) -> Iterator[Pa
         try:
             mode = path.stat().st_mode
         except OSError as error:
-            kind = "a link to nothing" if path.is_symlink() else os.strerror(error.errno or 0)
-            yield Rejected(_named(path, top), "unreadable", kind)
+            kind = "a broken link" if path.is_symlink() else os.strerror(error.errno or 0)
+            yield Rejected(_relative_name(path, top), "unreadable", kind)
             continue
         if stat.S_ISDIR(mode):
             yield from _list(path, top, entered)
         elif stat.S_ISREG(mode):
             yield path
         else:
-            yield Rejected(_named(path, top), "not-a-file", "a pipe, a socket or a device")
+            yield Rejected(_relative_name(path, top), "not-a-file", "a pipe, a socket or a device")
 
 
-def _named(path: Path, top: Path) -> str:
+def _relative_name(path: Path, top: Path) -> str:
     return printable(path.relative_to(top).as_posix())
 
 

@@ -17,7 +17,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class HubSource(Source):
-    """The rows of one split, as a stream: nothing is downloaded that is not asked for.
+    """A split's rows as a stream: only the rows that are read are downloaded.
 
     Args:
         data: ``dataset`` is a hub id with a pinned ``revision``, or a path (relative to the project or absolute).
@@ -25,11 +25,11 @@ class HubSource(Source):
         largest_file: Images with more bytes are refused.
 
     Raises:
-        UserError: The id has no pinned revision, or the data set, its split or a column of it is not there.
+        UserError: The id has no pinned revision, or the data set, its split or a column is missing.
     """
 
     unit = "rows"
-    endless = True
+    stop_early = True
 
     def __init__(self, data: HubData, root: Path, largest_file: int) -> None:
         self._data = data
@@ -48,8 +48,10 @@ class HubSource(Source):
                 row = next(rows)
             except StopIteration:
                 return
-            except Exception as error:  # the library passes on what its readers and its network stack raise
-                raise UserError(f"reading {self._data.dataset} stopped at row {self.done}: {_words(error)}") from error
+            except Exception as error:  # the library lets exceptions of its readers and its network stack through
+                raise UserError(
+                    f"reading {self._data.dataset} stopped at row {self.done}: {_one_line(error)}"
+                ) from error
             yield self._item(f"{self._data.split}/{self.done}", row)
             self.done += 1
 
@@ -59,14 +61,14 @@ class HubSource(Source):
         except OSError as error:
             return Rejected(source, "unreadable", error.strerror or type(error).__name__)
         if data is None:
-            return Rejected(source, "empty", f"the column {self._data.image_column!r} holds no image")
+            return Rejected(source, "empty", f"the column {self._data.image_column!r} has no image")
         if len(data) > self._largest_file:
             return Rejected(source, "too-large", f"{len(data)} bytes")
         caption = row.get(self._data.caption_column) if self._data.caption_column else None
         return Item(source, data, Description(caption if isinstance(caption, str) and caption.strip() else None))
 
     def _bytes_of(self, value: Any) -> bytes | None:
-        """The file's bytes, from either of the ways in which ``datasets`` keeps an image that it does not decode."""
+        """Return the file's bytes from either form in which ``datasets`` stores an undecoded image."""
         if not isinstance(value, dict):
             return value if isinstance(value, bytes) else None
         if value.get("bytes"):
@@ -74,7 +76,7 @@ class HubSource(Source):
         path = value.get("path")
         if not path:
             return None
-        # A row may name any file; only those of the data set itself are opened.
+        # A row may name any file; only files of the data set itself are opened.
         if self._folder is None and "hf://" not in path:
             raise PermissionError(errno.EPERM, "the row names a file outside the data set")
         if self._folder is not None and not Path(path).resolve().is_relative_to(self._folder):
@@ -89,31 +91,33 @@ def _open(data: HubData, root: Path) -> "IterableDataset":
     local = (root / data.dataset).exists()
     if not local and not (data.revision and COMMIT.fullmatch(data.revision)):
         raise UserError(
-            f"data.dataset={data.dataset!r} is no local path, and as a hub id it needs data.revision: the full commit "
-            "(40 hex digits, on the data set's page under 'Files', 'History'), so that the run can be repeated"
+            f"data.dataset={data.dataset!r} is not a local path, and as a hub id it needs data.revision: the full "
+            "commit (40 hex digits, on the data set's page under 'Files', 'History'), so that the run can be repeated"
         )
     from datasets import Image, load_dataset
 
     if not local:
-        where: dict[str, Any] = {"path": data.dataset, "revision": data.revision}
+        arguments: dict[str, Any] = {"path": data.dataset, "revision": data.revision}
     elif (root / data.dataset).is_file():
-        where = {"path": "parquet", "data_files": {data.split: str(root / data.dataset)}}
+        arguments = {"path": "parquet", "data_files": {data.split: str(root / data.dataset)}}
     else:
-        where = {"path": str(root / data.dataset)}
+        arguments = {"path": str(root / data.dataset)}
     try:
-        rows = load_dataset(**where, split=data.split, streaming=True)
+        rows = load_dataset(**arguments, split=data.split, streaming=True)
         columns = rows.column_names or list(next(iter(rows), {}))
     except Exception as error:  # as above
-        raise UserError(f"cannot open data.dataset={data.dataset!r}, split {data.split!r}: {_words(error)}") from error
+        raise UserError(
+            f"cannot open data.dataset={data.dataset!r}, split {data.split!r}: {_one_line(error)}"
+        ) from error
     for key in ("image_column", "caption_column"):
         name = getattr(data, key)
         if name is not None and name not in columns:
-            raise UserError(f"data.{key}={name!r} is no column of {data.dataset}; it has: {', '.join(columns)}")
+            raise UserError(f"data.{key}={name!r} is not a column of {data.dataset}; it has: {', '.join(columns)}")
     decoded = isinstance((rows.features or {}).get(data.image_column), Image)
     return rows.cast_column(data.image_column, Image(decode=False)) if decoded else rows
 
 
-def _words(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:500]
 
 

@@ -1,4 +1,4 @@
-"""Rendered scenes as a source of images: every one with its captions, its questions and its exact ground truth."""
+"""Rendered scenes as a source of images with captions, questions and exact ground truth."""
 
 import io
 import random
@@ -18,7 +18,7 @@ SCENES_PER_CHUNK = 500
 
 
 class ScenesSource(Source):
-    """The scenes of a run: a function of its seed, the image size and their number."""
+    """The scenes of a run, a function of its seed, the image size and their number."""
 
     unit = "scenes"
 
@@ -35,7 +35,7 @@ class ScenesSource(Source):
                 file = io.BytesIO()
                 Image.fromarray(pixels).save(file, "PNG", compress_level=1)
                 rng = random.Random(f"words-{self._seed}-{index}")
-                said = Description(
+                description = Description(
                     caption=sparse_caption(scene, rng),
                     full_caption=full_caption(scene, rng),
                     ground_truth={
@@ -45,7 +45,7 @@ class ScenesSource(Source):
                     },
                 )
                 self.done = index + 1
-                yield Item(f"scene {self._seed}/{index}", file.getvalue(), said)
+                yield Item(f"scene {self._seed}/{index}", file.getvalue(), description)
 
 
 def from_config(data: ScenesData, seed: int, _root: Path, _largest_file: int) -> ScenesSource:

@@ -1,4 +1,4 @@
-"""Tar shards in webdataset layout, local or on a web server, read as a stream: nothing is ever unpacked to disk."""
+"""Tar shards in webdataset layout, local or on a web server, read as a stream without unpacking to disk."""
 
 import glob
 import io
@@ -10,8 +10,8 @@ from tarfile import InvalidHeaderError, ReadError, TruncatedHeaderError  # type:
 from typing import IO, Self
 
 from reca.config import WebDatasetData
-from reca.data.http import FIRST_WAIT_SECONDS, HttpStream, is_url, public_url
 from reca.data.sources.base import IMAGE_SUFFIXES, Item, Rejected, Source, describe, printable
+from reca.data.sources.http import FIRST_WAIT_SECONDS, HttpStream, is_url, public_url
 from reca.runtime.errors import UserError
 
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -22,7 +22,7 @@ IGNORED_SUFFIXES = frozenset({".cls", ".id", ".index", ".url", ".npy", ".npz", "
 
 
 class StrictHeader(tarfile.TarInfo):
-    """Says when a header is cut or damaged; tarfile takes that for the end of the shard, without a word."""
+    """Raises an error for a truncated or damaged header, which tarfile silently treats as the end of the shard."""
 
     @classmethod
     def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:
@@ -34,20 +34,20 @@ class StrictHeader(tarfile.TarInfo):
 
 
 class WebDatasetSource(Source):
-    """The images of all shards that a pattern names, shard by shard; texts with an image's name describe it.
+    """The images of all shards that a pattern matches; texts with an image's key describe it.
 
-    Of a member's path only the base name is ever used. Members that could lead elsewhere (absolute paths, ``..``,
-    links) are refused to the quarantine, whatever they hold.
+    Only the base name of a member's path is used. Members that could lead elsewhere (absolute paths, ``..``, links)
+    go to the quarantine.
 
     Args:
         data: ``urls`` is a local pattern (``shards/*.tar``) or URLs, with ranges and choices in braces.
         root: The project; a local pattern is relative to it.
         largest_file: Members with more bytes are refused unread.
-        first_wait_seconds: See :class:`~reca.data.http.HttpStream`.
+        first_wait_seconds: See :class:`~reca.data.sources.http.HttpStream`.
     """
 
     unit = "shards"
-    endless = True
+    stop_early = True
 
     def __init__(
         self, data: WebDatasetData, root: Path, largest_file: int, first_wait_seconds: float = FIRST_WAIT_SECONDS
@@ -69,7 +69,7 @@ class WebDatasetSource(Source):
             with self._open(shard) as stream, _tar(stream) as tar:
                 yield from self._read_members(tar, name)
         except (tarfile.TarError, EOFError) as error:
-            yield Rejected(name, "broken-shard", f"{type(error).__name__}: the shard is cut or is no tar file")
+            yield Rejected(name, "broken-shard", f"{type(error).__name__}: the shard is truncated or not a tar file")
         except OSError as error:
             raise UserError(f"cannot read {name}: {error.strerror or error}; check data.urls") from error
 
@@ -79,7 +79,7 @@ class WebDatasetSource(Source):
         return (self._root / shard).open("rb")
 
     def _read_members(self, tar: tarfile.TarFile, shard: str) -> Iterator[Item | Rejected]:
-        """Group neighbouring members with one key: an image and what describes it."""
+        """Yield groups of consecutive members with one key: an image and its description."""
         key, group = "", dict[str, tuple[str, bytes]]()
         try:
             for member in tar:
@@ -90,20 +90,20 @@ class WebDatasetSource(Source):
                     continue
                 stem, suffix = split_key(member.name)
                 if stem != key:
-                    yield from _finished(group)
+                    yield from _items(group)
                     key, group = stem, {}
                 file = tar.extractfile(member)  # None for a folder
                 if file is not None and suffix not in IGNORED_SUFFIXES:
                     group[suffix] = (source, file.read())
         except tarfile.TarError:
-            yield from _finished(group)  # whole, though the shard is not
+            yield from _items(group)  # complete, though the shard is not
             raise
-        yield from _finished(group)
+        yield from _items(group)
 
     def _problem(self, member: tarfile.TarInfo) -> tuple[str, str] | None:
         path = PurePosixPath(member.name)
         if path.is_absolute() or ".." in path.parts:
-            return "unsafe-path", "an absolute path, or one that climbs with .."
+            return "unsafe-path", "an absolute path, or one with .."
         if member.issym() or member.islnk():
             return "link", "a link; only files are read"
         if not member.isfile() and not member.isdir():
@@ -118,7 +118,7 @@ def _tar(stream: IO[bytes]) -> tarfile.TarFile:
     return tarfile.open(fileobj=stream, mode="r|*", tarinfo=StrictHeader)
 
 
-def _finished(group: dict[str, tuple[str, bytes]]) -> Iterator[Item]:
+def _items(group: dict[str, tuple[str, bytes]]) -> Iterator[Item]:
     texts = {suffix: group[suffix][1] for suffix in (".txt", ".json") if suffix in group}
     images = [suffix for suffix in group if suffix not in texts]
     described = any(suffix in IMAGE_SUFFIXES for suffix in images)
@@ -128,29 +128,29 @@ def _finished(group: dict[str, tuple[str, bytes]]) -> Iterator[Item]:
 
 
 def split_key(name: str) -> tuple[str, str]:
-    """Webdataset's rule: everything up to the first dot of the base name is the key, the rest the suffix."""
+    """Split a member's name as webdataset does: key up to the first dot of the base name, then the suffix."""
     folder, _, base = name.rpartition("/")
     stem, dot, suffix = base.partition(".")
     return f"{folder}/{stem}", (dot + suffix).lower()
 
 
 def expand(pattern: str, root: Path) -> list[str]:
-    """The shards that a pattern names: ``{0000..0009}`` counts, ``{a,b}`` chooses, ``*`` and ``?`` look into folders.
+    """Return the shards of a pattern: ``{0000..0009}`` counts, ``{a,b}`` chooses, ``*`` and ``?`` match file names.
 
     Raises:
-        UserError: It names none, or a shard that is not there.
+        UserError: It matches none, or a shard is missing.
     """
     shards = list(_expand_braces(pattern))
     if is_url(pattern):
         return shards
-    found: list[str] = []
+    paths: list[str] = []
     for shard in shards:
         matches = sorted(glob.glob(shard, root_dir=root)) if glob.has_magic(shard) else [shard]
         files = [match for match in matches if (root / match).is_file()]
         if not files:
             raise UserError(f"data.urls={pattern!r}: there is no file {root / shard}")
-        found += files
-    return list(dict.fromkeys(found))
+        paths += files
+    return list(dict.fromkeys(paths))
 
 
 def _expand_braces(pattern: str) -> Iterator[str]:

@@ -1,13 +1,13 @@
-"""What the photographs of Debian's ``tuxpaint-stamps-default`` show: curated by eye from its list of files.
+"""Nouns of the photographs in Debian's ``tuxpaint-stamps-default``, curated by eye from its list of files.
 
-Nothing of the package stands here but names of its files: it is GPL-2, and its user installs it. The longest beginning
-of a path that is in the table decides; where none is, the caption names the thing.
+The package is GPL-2 and installed by the user; this table has only names of its files. The longest prefix of a path in
+the table decides; without a match the file's caption names the object.
 """
 
 CARTOON = "cartoon"
-"""Folders of this name hold drawings, wherever they are."""
+"""Folders of this name contain drawings, at any level."""
 
-# GenEval's names, where nobody who knows COCO's classes would call it otherwise; of photographs only.
+# GenEval's names for photographs that clearly show one of COCO's classes.
 CLASSES: dict[str, tuple[str, ...]] = {
     "airplane": ("vehicles/flight/planes/747", "military/vehicles/f22_raptor"),
     "apple": ("food/fruit/apple_",),
@@ -40,8 +40,8 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "zebra": ("animals/mammals/equines/zebra",),
 }  # fmt: skip
 
-# One noun for what captions call by several, so that "is there a deer" is not denied where a doe stands.
-OTHERS: dict[str, tuple[str, ...]] = {
+# One noun where captions use several, so that "is there a deer" is not answered "no" for a doe.
+OTHER_NOUNS: dict[str, tuple[str, ...]] = {
     "camel": ("animals/mammals/camel/",),
     "deer": ("animals/mammals/deer/",),
     "fish": ("animals/fish/",),
@@ -62,31 +62,31 @@ OTHERS: dict[str, tuple[str, ...]] = {
     "wrench": ("household/tools/wrench",),
 }
 
-LEFT_OUT = (
+EXCLUDED = (
     # drawings, silhouettes, signs
     "animals/insects/bee", "animals/mammals/echidna", "animals/mammals/hedgehog", "clothes/", "food/pizza",
     "medical/tooth", "naturalforces/", "people/body_parts/", "seasonal/", "symbols/", "town/flags/", "town/roadsigns/",
-    # several things, or parts of one
+    # several objects, or parts of an object
     "food/fruit/sliced_", "plants/flowers/flower4", "plants/flowers/flower7", "plants/mushrooms/cep-2",
     "plants/trees/holly_leaves", "plants/trees/pinecone", "military/paratrooper",
-    # named like a class, and not of it
+    # named like a class, but not in it
     "sports/trophy_cup",
 )  # fmt: skip
 
 _NOUNS: dict[str, str | None] = {
-    **{start: noun for table in (CLASSES, OTHERS) for noun, starts in table.items() for start in starts},
-    **dict.fromkeys(LEFT_OUT),
+    **{start: noun for table in (CLASSES, OTHER_NOUNS) for noun, starts in table.items() for start in starts},
+    **dict.fromkeys(EXCLUDED),
 }
 
 
-def noun_of(stem: str, said: str | None) -> str | None:
-    """What a cut-out shows; ``None``: nothing that could be asked for.
+def noun_of(stem: str, caption_noun: str | None) -> str | None:
+    """Return the noun of a cut-out; ``None``: the file is not used.
 
     Args:
         stem: The file's path below its folder of cut-outs, without suffix: ``animals/mammals/giraffe``.
-        said: The noun in its caption, which counts where the table is silent.
+        caption_noun: The noun of its caption, used if no prefix in the table matches.
     """
     if CARTOON in stem.split("/")[:-1]:
         return None
     start = max((start for start in _NOUNS if stem.startswith(start)), key=len, default=None)
-    return said if start is None else _NOUNS[start]
+    return caption_noun if start is None else _NOUNS[start]

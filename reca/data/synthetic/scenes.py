@@ -1,10 +1,9 @@
-"""Scenes we render ourselves: coloured shapes whose ground truth is known exactly.
+"""Rendered scenes of coloured shapes with exact ground truth.
 
-One to four anti-aliased shapes in GenEval's colour names stand on a plain background. A scene is a
-pure function of ``(seed, index)``, so a data set is named by its seed and its size. Every scene comes
-with what a benchmark or a loss may want to know: GenEval metadata, a full caption, a *sparse* caption
-(as web alt-texts are: it names what is there, seldom its colour, hardly ever where it stands) and
-question-answer pairs.
+A scene has one to four anti-aliased shapes in GenEval's colours on a plain background. It is a pure function of
+``(seed, index)``, so a data set is defined by its seed and size. Every scene has GenEval metadata, a full caption, a
+*sparse* caption (like web alt-texts: it names objects, seldom colours, very seldom positions) and question-answer
+pairs.
 """
 
 import random
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SHAPES = ("circle", "square", "diamond", "triangle", "cross", "ring", "bar", "frame")
-COLORS: dict[str, tuple[int, int, int]] = {  # GenEval's colour names but black and white, which hide on our backgrounds
+COLORS: dict[str, tuple[int, int, int]] = {  # GenEval's names without black and white, which our backgrounds hide
     "red": (220, 40, 40),
     "orange": (245, 140, 30),
     "yellow": (240, 225, 40),
@@ -38,7 +37,7 @@ IRREGULAR = {
     "deer": "deer", "fish": "fish", "mouse": "mice", "potato": "potatoes", "scissors": "scissors", "sheep": "sheep",
     "tomato": "tomatoes",
 }  # fmt: skip
-"""Plurals that follow no rule, of nouns that photographs bring (reca/data/synthetic/collages.py)."""
+"""Irregular plurals of nouns in collages (reca/data/synthetic/collages.py)."""
 QUESTION_KINDS = ("color", "count", "relation", "shape", "existence")
 QuestionKind = Literal["color", "count", "relation", "shape", "existence"]
 
@@ -51,7 +50,7 @@ MARGIN, MIN_GAP, MIN_RADIUS, MAX_RADIUS = 4 / 24, 7.8 / 24, 3.3 / 24, 3.9 / 24
 class Shape:
     """One shape; ``x``, ``y`` (centre, from the top left) and ``radius`` are fractions of the image side.
 
-    A photographed thing counts as one too: its kind is its noun, and ``color`` is empty, for nobody named it.
+    In collages ``kind`` is the object's noun, and ``color`` is empty because photographs have no colour label.
     """
 
     kind: str
@@ -63,23 +62,23 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Shapes on a background whose brightness is moved by ``shade`` (fraction of full scale)."""
+    """Shapes on a background whose brightness is shifted by ``shade`` (fraction of full scale)."""
 
     shapes: tuple[Shape, ...]
     background: str
     shade: float
 
     def groups(self) -> dict[str, list[Shape]]:
-        """The shapes by kind, in the order in which the kinds first appear."""
-        found: dict[str, list[Shape]] = {}
+        """Return the shapes by kind, in order of first appearance."""
+        groups: dict[str, list[Shape]] = {}
         for shape in self.shapes:
-            found.setdefault(shape.kind, []).append(shape)
-        return found
+            groups.setdefault(shape.kind, []).append(shape)
+        return groups
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question about one scene, its one- or two-word answer, and what it asks about."""
+    """A question about one scene, its one- or two-word answer, and its kind."""
 
     kind: QuestionKind
     text: str
@@ -87,10 +86,10 @@ class Question:
 
 
 def sample_scene(seed: int, index: int) -> Scene:
-    """Draw scene ``index`` of the data set ``seed``: the same pair always gives the same scene."""
+    """Sample scene ``index`` of the data set ``seed``, deterministically."""
     rng = random.Random(f"scene-{seed}-{index}")
     count = rng.choice([1, 2, 2, 3, 3, 4, 4])
-    centres = place(rng, count)
+    centres = sample_centers(rng, count)
     # Two scenes in five repeat one kind, so that counts above one are common enough to learn.
     repeat, kind, color, one_color = (
         rng.random() < 0.4,
@@ -113,8 +112,8 @@ def sample_scene(seed: int, index: int) -> Scene:
     return Scene(tuple(shapes), rng.choice(list(BACKGROUNDS)), rng.uniform(-0.03, 0.03))
 
 
-def place(rng: random.Random, count: int) -> list[tuple[float, float]]:
-    """Draw centres that lie ``MIN_GAP`` apart and ``MARGIN`` from the edges, as fractions of the image side."""
+def sample_centers(rng: random.Random, count: int) -> list[tuple[float, float]]:
+    """Sample centres ``MIN_GAP`` apart and ``MARGIN`` from the edges, as fractions of the image side."""
     while True:
         centres: list[tuple[float, float]] = []
         for _ in range(40):
@@ -126,7 +125,7 @@ def place(rng: random.Random, count: int) -> list[tuple[float, float]]:
 
 
 def signed_distance(kind: str, x: NDArray[np.floating[Any]], y: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
-    """Distance to the outline of a shape of radius 1 at the origin: negative inside, ``y`` pointing down."""
+    """Return the distance to the outline of a shape of radius 1 at the origin: negative inside, ``y`` pointing down."""
     ax, ay = np.abs(x), np.abs(y)
     radius = np.hypot(x, y)
     match kind:
@@ -157,13 +156,13 @@ def render(
 ) -> NDArray[np.uint8]:
     """Draw scenes, anti-aliased over one pixel: (N,) scenes -> (N, size, size, 3) RGB.
 
-    Other ``colors`` and ``backgrounds`` than the scene's own show something else of it, its outlines say.
+    Other ``colors`` and ``backgrounds`` draw other views of the scene, such as its outlines.
     """
     grid = (np.arange(size, dtype=np.float32) + 0.5) / size
     image = np.empty((len(scenes), size, size, 3), np.float32)
     for number, scene in enumerate(scenes):
         image[number] = np.clip(np.array(backgrounds[scene.background]) / 255 + scene.shade, 0, 1)
-    # All shapes of one kind are drawn at once; shapes never overlap, so the order does not matter.
+    # All shapes of a kind are drawn at once; shapes never overlap, so the order does not matter.
     for kind in SHAPES:
         owners = [(n, s) for n, scene in enumerate(scenes) for s in scene.shapes if s.kind == kind]
         if not owners:
@@ -180,12 +179,12 @@ def render(
 
 
 def _rank(rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many equal entries stand before each entry of a sorted array."""
+    """Return the number of equal entries before each entry of a sorted array."""
     return np.arange(len(rows)) - np.searchsorted(rows, rows)
 
 
 def relation(first: Shape, second: Shape) -> str:
-    """Where ``first`` stands seen from ``second``, along the axis on which they are further apart."""
+    """Return the position of ``first`` relative to ``second``, along the axis on which they are further apart."""
     dx, dy = first.x - second.x, first.y - second.y
     if abs(dx) >= abs(dy):
         return "left of" if dx < 0 else "right of"
@@ -193,7 +192,7 @@ def relation(first: Shape, second: Shape) -> str:
 
 
 def plural(noun: str) -> str:
-    """The plural of a noun, whose last word alone changes."""
+    """Return the plural of a noun; only its last word changes."""
     *before, last = noun.split()
     if last in IRREGULAR:
         return " ".join([*before, IRREGULAR[last]])
@@ -203,12 +202,12 @@ def plural(noun: str) -> str:
 
 
 def article(noun: str) -> str:
-    """``a`` or ``an``, as the following word asks for."""
+    """Return ``a`` or ``an`` for the following word."""
     return "an" if noun[0] in "aeiou" else "a"
 
 
 def phrase(kind: str, count: int | None = 1, color: str | None = None) -> str:
-    """``a red circle``, ``two squares``, ``circles`` (``count=None``: more than one, how many is left out)."""
+    """Return ``a red circle``, ``two squares`` or ``circles`` (``count=None``: an unstated number above one)."""
     words = ([color] if color else []) + [kind if count == 1 else plural(kind)]
     if count is None:
         return " ".join(words)
@@ -221,7 +220,7 @@ def _shared_color(shapes: Iterable[Shape]) -> str | None:
 
 
 def full_caption(scene: Scene, rng: random.Random) -> str:
-    """Every kind with its count, its colour where all agree, and one relation where two kinds stand alone."""
+    """Name every kind with its count, its colour if shared, and one relation between two single shapes."""
     groups = list(scene.groups().items())
     rng.shuffle(groups)
     groups.sort(key=lambda group: len(group[1]) > 1)  # the single ones first: only they can be related
@@ -239,47 +238,47 @@ def sparse_caption(
     count: float = 0.2,
     relate: float = 0.08,
 ) -> str:
-    """A caption that leaves most things out; the numbers are the chances that a thing is said."""
+    """Write a caption that omits most facts; the numbers are the probabilities of mentioning a fact."""
     groups = list(scene.groups().items())
     rng.shuffle(groups)
-    kept = [group for group in groups if rng.random() < mention][:3] or groups[:1]
+    mentioned = [group for group in groups if rng.random() < mention][:3] or groups[:1]
     parts = []
-    for kind, shapes in kept:
-        said = _shared_color(shapes) if rng.random() < color else None
+    for kind, shapes in mentioned:
+        shared = _shared_color(shapes) if rng.random() < color else None
         number = 1 if len(shapes) == 1 else len(shapes) if rng.random() < count else None
-        parts.append(phrase(kind, number, said))
-    if len(kept) > 1 and len(kept[0][1]) == len(kept[1][1]) == 1 and rng.random() < relate:
-        parts[:2] = [f"{parts[0]} {relation(kept[0][1][0], kept[1][1][0])} {parts[1]}"]
+        parts.append(phrase(kind, number, shared))
+    if len(mentioned) > 1 and len(mentioned[0][1]) == len(mentioned[1][1]) == 1 and rng.random() < relate:
+        parts[:2] = [f"{parts[0]} {relation(mentioned[0][1][0], mentioned[1][1][0])} {parts[1]}"]
     return " and ".join(parts)
 
 
 def questions(scene: Scene, rng: random.Random, kinds: Sequence[str] = SHAPES) -> list[Question]:
-    """One question of every kind that this scene can answer, drawn at random.
+    """Sample one question of every kind that the scene can answer.
 
     Args:
-        scene: What is asked about.
-        rng: Draws.
-        kinds: What else might be there: where something absent is asked for, it is one of these.
+        scene: The scene.
+        rng: Random generator.
+        kinds: Kinds for questions about absent shapes.
     """
     groups = scene.groups()
     single = [kind for kind, shapes in groups.items() if len(shapes) == 1]
-    found = [_existence_question(scene, rng, kinds), _count_question(groups, rng, kinds)]
+    sampled = [_existence_question(scene, rng, kinds), _count_question(groups, rng, kinds)]
     plain = [kind for kind, shapes in groups.items() if _shared_color(shapes)]
     if plain:
         kind = rng.choice(plain)
-        found.append(Question("color", f"what color is the {kind}", groups[kind][0].color))
+        sampled.append(Question("color", f"what color is the {kind}", groups[kind][0].color))
     if len(single) > 1:
         first, second = rng.sample(single, 2)
         where = relation(groups[first][0], groups[second][0])
-        found.append(Question("relation", f"where is the {first} relative to the {second}", where))
+        sampled.append(Question("relation", f"where is the {first} relative to the {second}", where))
     kinds_of: dict[str, set[str]] = {}
     for shape in scene.shapes:
         kinds_of.setdefault(shape.color, set()).add(shape.kind)
-    unique = [color for color, alike in kinds_of.items() if color and len(alike) == 1]
+    unique = [color for color, colored in kinds_of.items() if color and len(colored) == 1]
     if unique:
         color = rng.choice(unique)
-        found.append(Question("shape", f"what shape is {color}", next(iter(kinds_of[color]))))
-    return found
+        sampled.append(Question("shape", f"what shape is {color}", next(iter(kinds_of[color]))))
+    return sampled
 
 
 def _count_question(groups: dict[str, list[Shape]], rng: random.Random, kinds: Sequence[str]) -> Question:
@@ -290,19 +289,19 @@ def _count_question(groups: dict[str, list[Shape]], rng: random.Random, kinds: S
 def _existence_question(scene: Scene, rng: random.Random, kinds: Sequence[str]) -> Question:
     shape = rng.choice(scene.shapes)
     kind, color = shape.kind, shape.color
-    if rng.random() < 0.5:  # ask for something nearly right: one of the two words is changed
+    if rng.random() < 0.5:  # a near miss: one of the two words is changed
         recolor = rng.random() < 0.7 and color
         kind, color = (kind, rng.choice(list(COLORS))) if recolor else (rng.choice(kinds), color)
-    there = any((s.kind, s.color) == (kind, color) for s in scene.shapes)
-    return Question("existence", f"is there {phrase(kind, 1, color)}", "yes" if there else "no")
+    present = any((s.kind, s.color) == (kind, color) for s in scene.shapes)
+    return Question("existence", f"is there {phrase(kind, 1, color)}", "yes" if present else "no")
 
 
 def metadata(scene: Scene) -> dict[str, Any]:
-    """The whole scene as GenEval metadata: one ``include`` clause a kind, one ``exclude`` clause a count.
+    """Describe the scene as GenEval metadata: one ``include`` clause per kind, one ``exclude`` clause per count.
 
-    A clause carries ``color`` where all shapes of the kind share it, and ``position`` (relation, index of
-    the clause it refers to) where both kinds stand alone. An image satisfies it when it shows this scene's
-    kinds, counts, shared colours and these relations, and nothing more of the same kinds.
+    A clause has ``color`` if all shapes of the kind share it, and ``position`` (relation, index of the other clause) if
+    both kinds have a single shape. An image is correct if it shows these kinds, counts, shared colours and relations,
+    and no more shapes of the same kinds.
     """
     include: list[dict[str, Any]] = []
     last_single: tuple[int, Shape] | None = None
@@ -320,13 +319,13 @@ def metadata(scene: Scene) -> dict[str, Any]:
 
 
 def benchmark_prompts(seed: int, per_category: int) -> list[dict[str, Any]]:
-    """GenEval's six categories over our shapes and colours, in GenEval's metadata format and wording."""
+    """Sample prompts of GenEval's six categories over our shapes, in GenEval's metadata format and wording."""
     rng = random.Random(f"prompts-{seed}")
-    found: list[dict[str, Any]] = []
+    prompts: list[dict[str, Any]] = []
 
     def add(tag: str, text: str, include: list[dict[str, Any]], exclude: list[dict[str, Any]] | None = None) -> None:
         entry = {"tag": tag, "include": include, **({"exclude": exclude} if exclude else {})}
-        found.append({**entry, "prompt": f"a photo of {text}"})
+        prompts.append({**entry, "prompt": f"a photo of {text}"})
 
     for _ in range(per_category):
         kind = rng.choice(SHAPES)
@@ -343,11 +342,10 @@ def benchmark_prompts(seed: int, per_category: int) -> list[dict[str, Any]]:
         add("colors", phrase(kind, 1, color), [{"class": kind, "count": 1, "color": color}])
     for _ in range(per_category):
         (a, b), where = rng.sample(SHAPES, 2), rng.choice(RELATIONS)
-        target = {"class": b, "count": 1}
-        moved = {"class": a, "count": 1, "position": [where, 0]}
-        add("position", f"{phrase(a)} {where} {phrase(b)}", [target, moved])
+        clauses = [{"class": b, "count": 1}, {"class": a, "count": 1, "position": [where, 0]}]
+        add("position", f"{phrase(a)} {where} {phrase(b)}", clauses)
     for _ in range(per_category):
         (a, b), (c, d) = rng.sample(SHAPES, 2), rng.sample(list(COLORS), 2)
         clauses = [{"class": a, "count": 1, "color": c}, {"class": b, "count": 1, "color": d}]
         add("color_attr", f"{phrase(a, 1, c)} and {phrase(b, 1, d)}", clauses)
-    return found
+    return prompts

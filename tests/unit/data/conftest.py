@@ -1,4 +1,4 @@
-"""What the tests of the data side share."""
+"""Fixtures for the tests of ``reca.data``."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,20 +8,20 @@ from hypothesis import settings
 
 from reca.config import Config, compose
 
-settings.register_profile("reca", deadline=None, max_examples=60)  # a busy machine is no reason to fail
+settings.register_profile("reca", deadline=None, max_examples=60)  # machines may be busy
 settings.load_profile("reca")
 FolderOf = Callable[[dict[str, bytes]], Path]
 
 
 @pytest.fixture(scope="session")
 def default_config() -> Config:
-    """The embedded default."""
+    """Return the default configuration."""
     return compose(["hardware.threads=2"])
 
 
 @pytest.fixture
 def folder_of(tmp_path: Path) -> FolderOf:
-    """Write files below ``tmp_path/photos``."""
+    """Return a function that writes files below ``tmp_path/photos``."""
 
     def write(files: dict[str, bytes]) -> Path:
         folder = tmp_path / "photos"

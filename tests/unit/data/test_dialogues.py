@@ -1,4 +1,4 @@
-"""Dialogues in LLaVA's format: what is read, what is left out and told, and what training gets of them."""
+"""Dialogues in LLaVA's format: reading, skipping of broken entries, and sampling for training."""
 
 import json
 import shutil
@@ -18,15 +18,15 @@ from tests.unit.data.pictures import photographs
 Write = Callable[[list[Any]], Path]
 
 
-def entry(image: str, *said: str, **more: Any) -> dict[str, Any]:
-    """An entry as LLaVA writes it; ``said`` are questions and answers in turn."""
-    lines = [{"from": ("human", "gpt")[number % 2], "value": text} for number, text in enumerate(said)]
-    return {"id": image, "image": image, "conversations": lines, **more}
+def entry(image: str, *texts: str, **more: Any) -> dict[str, Any]:
+    """Return an entry in LLaVA's format; ``texts`` alternate between question and answer."""
+    messages = [{"from": ("human", "gpt")[number % 2], "value": text} for number, text in enumerate(texts)]
+    return {"id": image, "image": image, "conversations": messages, **more}
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> list[str]:
-    """Real photographs in a folder of their own, by name."""
+    """Copy real photographs to a folder; return their names."""
     for photo in photographs():
         (tmp_path / "images" / photo.suffix[1:]).mkdir(parents=True, exist_ok=True)
         shutil.copy(photo, tmp_path / "images" / photo.suffix[1:] / photo.name)
@@ -35,21 +35,21 @@ def photos(tmp_path: Path) -> list[str]:
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """Writes entries as a file beside the folder of photographs."""
+    """Return a function that writes entries to a file next to the folder of photographs."""
 
-    def one(entries: list[Any]) -> Path:
+    def write_entries(entries: list[Any]) -> Path:
         (tmp_path / "mix.json").write_text(json.dumps(entries))
         return tmp_path / "mix.json"
 
-    return one
+    return write_entries
 
 
-def test_questions_lose_their_marker_and_turns_stay_in_order(photos: list[str], write: Write, tmp_path: Path) -> None:
-    said = ["<image>\nWhat is shown?", "A cat.", "What colour is it?", "Ginger."]
+def test_questions_lose_their_marker_and_keep_their_order(photos: list[str], write: Write, tmp_path: Path) -> None:
+    texts = ["<image>\nWhat is shown?", "A cat.", "What colour is it?", "Ginger."]
     read = Dialogues.read(
-        write([entry(photos[0], *said), entry(photos[1], "Who?\n<image>", "Nobody")]), tmp_path / "images"
+        write([entry(photos[0], *texts), entry(photos[1], "Who?\n<image>", "Nobody")]), tmp_path / "images"
     )
-    assert [one.pairs for one in read.conversations.values()] == [
+    assert [conversation.pairs for conversation in read.conversations.values()] == [
         (("What is shown?", "A cat."), ("What colour is it?", "Ginger.")),
         (("Who?", "Nobody"),),
     ]
@@ -59,7 +59,7 @@ def test_questions_lose_their_marker_and_turns_stay_in_order(photos: list[str], 
     assert read.take(name, 5)[1] == read.take(name, 5)[1]
 
 
-def test_images_come_whole_padded_with_grey(photos: list[str], write: Write, tmp_path: Path) -> None:
+def test_images_are_padded_with_grey(photos: list[str], write: Write, tmp_path: Path) -> None:
     read = Dialogues.read(write([entry(photo, "<image>\nWhat?", "That.") for photo in photos]), tmp_path / "images")
     assert len(read.conversations) == len(photos)
     for name, photo in zip(read.conversations, photos, strict=True):
@@ -73,8 +73,8 @@ def test_images_come_whole_padded_with_grey(photos: list[str], write: Write, tmp
             assert np.asarray(image)[(width - height) // 2 + 1 : -((width - height) // 2) - 1].std() > 1
 
 
-def test_broken_entries_are_left_out_and_counted(photos: list[str], write: Write, tmp_path: Path) -> None:
-    (tmp_path / "images/notes.jpg").write_text("no image at all, though the name says so")
+def test_broken_entries_are_skipped_and_counted(photos: list[str], write: Write, tmp_path: Path) -> None:
+    (tmp_path / "images/notes.jpg").write_text("not an image, despite the name")
     (tmp_path / "secret.png").write_bytes(b"\x89PNG")
     good = [entry(photo, "What?", "That.") for photo in photos]
     bad: dict[str, Any] = {
@@ -96,7 +96,7 @@ def test_broken_entries_are_left_out_and_counted(photos: list[str], write: Write
 @pytest.mark.parametrize(
     "conversations", [None, [], "What?", [1, 2], [{"from": "gpt", "value": "a"}, {"from": "human", "value": "b"}]]
 )
-def test_whatever_stands_there_is_no_reason_to_crash(
+def test_malformed_conversations_are_rejected(
     conversations: Any, photos: list[str], write: Write, tmp_path: Path
 ) -> None:
     entries = [entry(photos[0], "What?", "That."), {**entry(photos[0]), "conversations": conversations}]
@@ -104,22 +104,22 @@ def test_whatever_stands_there_is_no_reason_to_crash(
     assert read.rejected == {"no pairs of question and answer": 1}
 
 
-def test_the_wrong_folder_is_named(photos: list[str], write: Write, tmp_path: Path) -> None:
+def test_wrong_image_folder_error_names_the_setting(photos: list[str], write: Write, tmp_path: Path) -> None:
     file = write([entry(photo, "What?", "That.") for photo in photos])
     with pytest.raises(UserError, match=rf"{len(photos)} are broken \(image missing.*train\.dialogue_images"):
         Dialogues.read(file)
 
 
-def test_files_of_other_formats_are_named(tmp_path: Path) -> None:
+def test_invalid_files_raise_errors_that_name_the_problem(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gone\.json is missing"):
         Dialogues.read(tmp_path / "gone.json")
-    for text, wanted in (("{", "is no JSON"), ('{"id": 1}', "holds a dict"), ("[]", "it is empty")):
+    for text, message in (("{", "is not JSON"), ('{"id": 1}', "contains a dict"), ("[]", "it is empty")):
         (tmp_path / "mix.json").write_text(text)
-        with pytest.raises(UserError, match=wanted):
+        with pytest.raises(UserError, match=message):
             Dialogues.read(tmp_path / "mix.json")
 
 
-def test_a_truncated_photograph_is_replaced_and_told(
+def test_truncated_image_is_replaced_and_reported_once(
     photos: list[str], write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     damaged = tmp_path / "images" / photos[0]
@@ -131,28 +131,28 @@ def test_a_truncated_photograph_is_replaced_and_told(
     assert capsys.readouterr().out.count(damaged.name) == 1
 
 
-def test_a_run_knows_when_its_dialogues_change(photos: list[str], write: Write, tmp_path: Path) -> None:
+def test_changed_dialogues_are_refused(photos: list[str], write: Write, tmp_path: Path) -> None:
     file = write([entry(photo, "What?", "That.") for photo in photos])
     words = [f"train.dialogues={file}", f"train.dialogue_images={tmp_path / 'images'}"]
     config = with_digest(compose(words), tmp_path)
     assert config.to_dict()["train"]["dialogues_digest"]
-    found = load_verified(config, tmp_path)
-    assert found is not None
-    assert len(found.conversations) == len(photos)
+    dialogues = load_verified(config, tmp_path)
+    assert dialogues is not None
+    assert len(dialogues.conversations) == len(photos)
     with (tmp_path / "images" / photos[0]).open("ab") as image:
         image.write(b"more")
     with pytest.raises(UserError, match="reca compose"):
         load_verified(config, tmp_path)
 
 
-def test_without_dialogues_there_is_nothing_to_pin(tmp_path: Path) -> None:
+def test_configuration_without_dialogues_is_unchanged(tmp_path: Path) -> None:
     config = compose()
     assert {config.train.dialogues, config.train.dialogue_images, config.train.dialogues_digest} == {None}
     assert with_digest(config, tmp_path) is config
     assert load_verified(config, tmp_path) is None
 
 
-def test_dialogues_that_nothing_would_use_are_refused() -> None:
+def test_unused_dialogues_are_refused() -> None:
     with pytest.raises(ConfigError, match="mixture.understanding is 0"):
         compose(["train.dialogues=mix.json", "train.mixture.understanding=0"])
     with pytest.raises(ConfigError, match="without dialogues"):

@@ -1,4 +1,4 @@
-"""Published checkpoints are fetched from a real HTTP server that answers as the hub does."""
+"""Downloads of published checkpoints from a local HTTP server that imitates the hub."""
 
 import json
 from collections.abc import Iterator
@@ -25,10 +25,10 @@ FILES = {
 
 @dataclass
 class Hub:
-    """What the server knows, and what it was asked for."""
+    """The server's URL, the requests that it received, and whether it fails."""
 
     url: str = ""
-    asked: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
     cut_off: bool = False
 
 
@@ -36,7 +36,7 @@ class Hub:
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     state = Hub()
 
-    class Answers(BaseHTTPRequestHandler):
+    class HubHandler(BaseHTTPRequestHandler):
         def log_message(self, *_: object) -> None:
             pass
 
@@ -44,7 +44,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
             self.do_GET()
 
         def do_GET(self) -> None:
-            state.asked.append(f"{self.command} {self.path}")
+            state.requests.append(f"{self.command} {self.path}")
             path = self.path.split("?")[0]
             if path in (f"/api/models/them/model/revision/{name}" for name in ("v1", COMMIT)):
                 body = {"id": "them/model", "sha": COMMIT, "siblings": [{"rfilename": name} for name in FILES]}
@@ -71,7 +71,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
             if self.command == "GET":
                 self.wfile.write(body)
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), HubHandler)
     Thread(target=server.serve_forever, daemon=True).start()
     state.url = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", state.url)
@@ -86,42 +86,42 @@ def configured(source: str) -> Config:
     return compose(["model.checkpoint=data/checkpoints/theirs", f"+model.hub.checkpoint={source}"])
 
 
-def test_a_missing_folder_is_filled(hub: Hub, tmp_path: Path) -> None:
+def test_missing_folder_is_downloaded_once(hub: Hub, tmp_path: Path) -> None:
     fetch_model(configured("them/model@v1"), tmp_path)
     folder = tmp_path / "data/checkpoints/theirs"
-    there = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    source = json.loads(there.pop(HUB_SOURCE))
-    assert there == {name: content for name, content in FILES.items() if not name.endswith(".png")}
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    source = json.loads(files.pop(HUB_SOURCE))
+    assert files == {name: content for name, content in FILES.items() if not name.endswith(".png")}
     assert source == {"repository": "them/model", "revision": "v1", "commit": COMMIT}
-    asked = len(hub.asked)
+    count = len(hub.requests)
     fetch_model(configured("them/model@v1"), tmp_path)
-    assert len(hub.asked) == asked, "what is there is not asked for"
+    assert len(hub.requests) == count
 
 
-def test_half_a_download_is_not_taken_for_a_checkpoint(hub: Hub, tmp_path: Path) -> None:
+def test_interrupted_download_leaves_no_checkpoint_and_continues(hub: Hub, tmp_path: Path) -> None:
     hub.cut_off = True
-    with pytest.raises(UserError, match=r"them/model@v1 cannot be fetched"):
+    with pytest.raises(UserError, match=r"them/model@v1 cannot be downloaded"):
         fetch_model(configured("them/model@v1"), tmp_path)
     assert not (tmp_path / "data/checkpoints/theirs").exists()
-    hub.cut_off, before = False, len(hub.asked)
+    hub.cut_off, before = False, len(hub.requests)
     fetch_model(configured("them/model@v1"), tmp_path)
     assert (tmp_path / "data/checkpoints/theirs/model.safetensors").read_bytes() == FILES["model.safetensors"]
-    again = [line for line in hub.asked[before:] if line.startswith("GET") and line.endswith("/config.json")]
-    assert not again, "what had come is not fetched again"
+    repeated = [line for line in hub.requests[before:] if line.startswith("GET") and line.endswith("/config.json")]
+    assert not repeated
 
 
 @pytest.mark.usefixtures("hub")
-def test_an_unknown_repository_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"them/typo cannot be fetched"):
+def test_unknown_repository_error_names_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"them/typo cannot be downloaded"):
         fetch_model(configured("them/typo"), tmp_path)
 
 
-def test_no_network_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_network_error_names_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
-    with pytest.raises(UserError, match=r"them/model cannot be fetched from the hub: .*run again"):
+    with pytest.raises(UserError, match=r"them/model cannot be downloaded from the hub: .*run again"):
         fetch_model(configured("them/model"), tmp_path)
 
 
-def test_only_known_folders_are_filled() -> None:
+def test_hub_entries_must_name_a_part_of_the_model() -> None:
     with pytest.raises(ConfigError, match=r"hub\.vae is neither"):
         compose(["+model.hub.vae=them/vae"])

@@ -1,4 +1,4 @@
-"""The extract cache, whole and damaged."""
+"""The extract cache: reading, and detection of damage."""
 
 import json
 import tempfile
@@ -36,12 +36,12 @@ def cache(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_rows_come_back_in_the_order_asked(cache: Path) -> None:
+def test_rows_follow_the_order_of_ids(cache: Path) -> None:
     embeddings = Embeddings.open(cache)
     assert len(embeddings.ids) == 12
     assert embeddings.error == {"max": 0.01}
-    asked = ["image-2-3", "image-0-1", "image-2-3", "image-1-0"]
-    semantic, target = (torch.stack(embeddings.rows(field, asked)) for field in ("semantic", "target"))
+    ids = ["image-2-3", "image-0-1", "image-2-3", "image-1-0"]
+    semantic, target = (torch.stack(embeddings.rows(field, ids)) for field in ("semantic", "target"))
     assert semantic.shape == (4, 5, 6)
     assert semantic.dtype == torch.float32
     assert target.dtype == torch.int64
@@ -50,7 +50,7 @@ def test_rows_come_back_in_the_order_asked(cache: Path) -> None:
     assert not torch.equal(semantic[0], semantic[1])
 
 
-def test_values_survive(tmp_path: Path) -> None:
+def test_values_round_trip(tmp_path: Path) -> None:
     values = {"semantic": torch.randn(2, 3, 4), "target": torch.tensor([[0, 32767], [5, 6]]).to(torch.int16)}
     shard = write_shard(tmp_path / "shard-00000.safetensors", ["a", "b"], values)
     write_index(tmp_path, [shard], {"semantic": Field([3, 4], "float32"), "target": Field([2], "int16")})
@@ -59,8 +59,8 @@ def test_values_survive(tmp_path: Path) -> None:
     assert torch.equal(embeddings.rows("target", ["a"])[0], torch.tensor([0, 32767]))
 
 
-def test_reading_maps_the_file_instead_of_loading_it(tmp_path: Path) -> None:
-    """A shard of 64 MiB costs a few pages of memory when one row of it is read."""
+def test_reading_maps_the_file_into_memory(tmp_path: Path) -> None:
+    """Reading one row of a 64 MiB shard takes less than 16 MiB."""
     shard = write_shard(tmp_path / "shard-00000.safetensors", ["a", "b"], {"semantic": torch.zeros(2, 8, 2**20)})
     write_index(tmp_path, [shard], {"semantic": Field([8, 2**20], "float32")})
     embeddings = Embeddings.open(tmp_path)
@@ -75,27 +75,27 @@ def _private_memory_mib() -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Dirty", "Private_Clean"))) / 1024
 
 
-def test_missing_index(cache: Path) -> None:
+def test_missing_index_is_an_error(cache: Path) -> None:
     (cache / INDEX).unlink()
     with pytest.raises(EmbeddingsError, match=r"index\.json is missing.*reca extract"):
         Embeddings.open(cache)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}', '{"format": 99}'])
-def test_unreadable_index(cache: Path, text: str) -> None:
+def test_unreadable_index_is_an_error(cache: Path, text: str) -> None:
     (cache / INDEX).write_text(text)
     with pytest.raises(EmbeddingsError, match=r"index\.json.*reca extract"):
         Embeddings.open(cache)
 
 
-def test_half_written_shard(cache: Path) -> None:
+def test_half_written_shard_is_an_error(cache: Path) -> None:
     path = cache / "shard-00001.safetensors"
     path.write_bytes(path.read_bytes()[:-7])
     with pytest.raises(EmbeddingsError, match=r"shard-00001\.safetensors has \d+ bytes instead of \d+.*reca extract"):
         Embeddings.open(cache)
 
 
-def test_flipped_bit(cache: Path) -> None:
+def test_flipped_bit_is_an_error(cache: Path) -> None:
     path = cache / "shard-00002.safetensors"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
@@ -104,13 +104,13 @@ def test_flipped_bit(cache: Path) -> None:
         Embeddings.open(cache)
 
 
-def test_missing_shard(cache: Path) -> None:
+def test_missing_shard_is_an_error(cache: Path) -> None:
     (cache / "shard-00000.safetensors").unlink()
     with pytest.raises(EmbeddingsError, match=r"shard-00000\.safetensors is missing.*reca extract"):
         Embeddings.open(cache)
 
 
-def test_shard_without_a_field_that_the_index_promises(cache: Path) -> None:
+def test_shard_without_an_indexed_field_is_an_error(cache: Path) -> None:
     index = json.loads((cache / INDEX).read_text())
     index["fields"]["moments"] = {"shape": [2], "dtype": "float32"}
     (cache / INDEX).write_text(json.dumps(index))
@@ -118,7 +118,7 @@ def test_shard_without_a_field_that_the_index_promises(cache: Path) -> None:
         Embeddings.open(cache).rows("moments", ["image-0-0"])
 
 
-def test_unknown_image_and_field(cache: Path) -> None:
+def test_unknown_image_and_field_are_errors(cache: Path) -> None:
     embeddings = Embeddings.open(cache)
     with pytest.raises(EmbeddingsError, match="image stranger"):
         embeddings.rows("semantic", ["stranger"])
@@ -126,7 +126,7 @@ def test_unknown_image_and_field(cache: Path) -> None:
         embeddings.rows("moments", ["image-0-0"])
 
 
-def test_codes_take_the_smallest_type_that_holds_them() -> None:
+def test_codes_use_the_smallest_integer_type() -> None:
     assert {row.dtype for row in to_smallest_int(torch.tensor([[0, 1], [0, 32767]]))} == {torch.int16}
     assert {row.dtype for row in to_smallest_int(torch.tensor([[0, 1], [0, 32768]]))} == {torch.int32}
 
@@ -135,7 +135,7 @@ SHAPE = st.tuples(st.integers(1, 3), st.integers(1, 4))
 
 
 @given(shapes=st.lists(SHAPE, min_size=1, max_size=6), seed=st.integers(0, 2**32 - 1))
-def test_rows_of_any_shapes_come_back(shapes: list[tuple[int, int]], seed: int) -> None:
+def test_rows_of_any_shapes_round_trip(shapes: list[tuple[int, int]], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     rows = [torch.randn(2, *shape, generator=generator) for shape in shapes]
     ids = [str(number) for number in range(len(rows))]
@@ -144,5 +144,5 @@ def test_rows_of_any_shapes_come_back(shapes: list[tuple[int, int]], seed: int) 
         same = [2, *shapes[0]] if len(set(shapes)) == 1 else None
         write_index(Path(name), [shard], {"target": Field(same, "float32")})
         assert json.loads((Path(name) / INDEX).read_text())["format"] == (1 if same else 2)
-        found = Embeddings.open(Path(name)).rows("target", ids[::-1])
-        assert all(map(torch.equal, found, rows[::-1]))
+        loaded = Embeddings.open(Path(name)).rows("target", ids[::-1])
+        assert all(map(torch.equal, loaded, rows[::-1]))

@@ -1,4 +1,4 @@
-"""The stage: any source becomes one data set, whose bytes depend on the images alone."""
+"""The stage ``ingest``: one data set from any source, whose bytes depend on the images alone."""
 
 import json
 import os
@@ -26,7 +26,7 @@ Ingested = Callable[..., Path]
 
 @pytest.fixture
 def ingested(default_config: Config, tmp_path: Path) -> Ingested:
-    """Ingest a folder, with keys of ``data`` changed; gives the data set's folder."""
+    """Return a function that ingests a folder with changed keys of ``data`` and returns the data set's folder."""
 
     def run(folder: Path, project: str = "project", threads: int = 2, **changes: Any) -> Path:
         values = {"num_images": None, "held_out_fraction": 0.2, "max_bad_fraction": 0.0, "min_side": 16}
@@ -73,17 +73,17 @@ def test_scenes_can_be_rendered_again_from_their_ground_truth(default_config: Co
         assert int(row["source"].split()[1].split("/")[0]) >= 1 << 32
 
 
-def test_another_seed_gives_other_scenes(default_config: Config, tmp_path: Path) -> None:
-    seen = []
+def test_seed_changes_the_scenes(default_config: Config, tmp_path: Path) -> None:
+    hashes = []
     for seed in (0, 1):
         assert isinstance(default_config.data, ScenesData)
         data = default_config.data.model_copy(update={"num_images": 30})
         ingest(default_config.model_copy(update={"data": data, "seed": seed}), tmp_path)
-        seen.append(set(read_manifest(tmp_path / "outputs" / "dataset")["sha256"].to_pylist()))
-    assert not seen[0] & seen[1]
+        hashes.append(set(read_manifest(tmp_path / "outputs" / "dataset")["sha256"].to_pylist()))
+    assert not hashes[0] & hashes[1]
 
 
-def test_same_images_same_bytes(folder_of: FolderOf, ingested: Ingested, tmp_path: Path) -> None:
+def test_dataset_bytes_depend_on_images_alone(folder_of: FolderOf, ingested: Ingested, tmp_path: Path) -> None:
     files = {f"{seed}.png": png(seed) for seed in range(12)} | {"copy of 3.png": png(3), "a.txt": b"no image"}
     folder = folder_of(files)
     first = files_of(ingested(folder, max_bad_fraction=0.5))
@@ -94,7 +94,7 @@ def test_same_images_same_bytes(folder_of: FolderOf, ingested: Ingested, tmp_pat
     assert files_of(ingested(folder, threads=1, max_bad_fraction=0.5)) == first
 
 
-def test_adding_images_moves_none_to_the_other_split(folder_of: FolderOf, ingested: Ingested) -> None:
+def test_adding_images_keeps_splits(folder_of: FolderOf, ingested: Ingested) -> None:
     def splits(count: int) -> dict[str, str]:
         dataset = ingested(folder_of({f"{seed}.png": png(seed) for seed in range(count)}))
         return {row["id"]: row["split"] for row in read_manifest(dataset).to_pylist()}
@@ -105,14 +105,14 @@ def test_adding_images_moves_none_to_the_other_split(folder_of: FolderOf, ingest
     assert len(after) == 40
 
 
-def test_everything_bad_goes_to_the_quarantine_with_its_reason(folder_of: FolderOf, ingested: Ingested) -> None:
+def test_bad_images_go_to_the_quarantine_with_a_reason(folder_of: FolderOf, ingested: Ingested) -> None:
     photo = encoded(picture(200, 160), "JPEG")
     files = {
         "good.jpg": photo,
         "deep/good.png": png(1),
         "truncated.jpg": photo[: len(photo) // 2],
         "empty.png": b"",
-        "text.jpg": b"a text that is named as an image, long enough to be read",
+        "text.jpg": b"a text with the suffix of an image, long enough to be read",
         "tiny.png": png(2, width=60, height=10),
         "huge.png": encoded(picture(2001, 2000), "PNG", compress_level=1),
     }
@@ -132,7 +132,7 @@ def test_everything_bad_goes_to_the_quarantine_with_its_reason(folder_of: Folder
     assert set(result["params"]) == {"data", "seed"}
 
 
-def test_too_much_that_is_bad_stops_the_stage(folder_of: FolderOf, ingested: Ingested, tmp_path: Path) -> None:
+def test_too_many_bad_images_stop_the_stage(folder_of: FolderOf, ingested: Ingested, tmp_path: Path) -> None:
     folder = folder_of({f"{seed}.png": png(seed) for seed in range(8)})
     before = files_of(ingested(folder))
     folder_of({"a.jpg": b"", "b.jpg": b"", "c.jpg": b"no image at all"})
@@ -148,19 +148,19 @@ def test_too_much_that_is_bad_stops_the_stage(folder_of: FolderOf, ingested: Ing
     ingested(folder, max_bad_fraction=0.28)
 
 
-def test_a_folder_without_images(folder_of: FolderOf, ingested: Ingested) -> None:
+def test_folder_without_images_is_an_error(folder_of: FolderOf, ingested: Ingested) -> None:
     with pytest.raises(UserError, match="holds no image"):
         ingested(folder_of({}))
     with pytest.raises(UserError, match="1 of 1 images are bad"):
         ingested(folder_of({"a.txt": b"x"}), max_bad_fraction=1.0)
 
 
-def test_all_held_out(folder_of: FolderOf, ingested: Ingested) -> None:
+def test_holding_out_every_image_is_an_error(folder_of: FolderOf, ingested: Ingested) -> None:
     with pytest.raises(UserError, match="none to train on"):
         ingested(folder_of({"a.png": png(1)}), held_out_fraction=1.0)
 
 
-def test_duplicates_by_bytes_and_by_picture(folder_of: FolderOf, ingested: Ingested) -> None:
+def test_duplicates_are_found_by_bytes_and_by_pixels(folder_of: FolderOf, ingested: Ingested) -> None:
     same_picture = [encoded(picture(), "PNG", compress_level=level) for level in (0, 9)]
     same_picture.append(encoded(picture(), "TIFF"))
     assert len(set(same_picture)) == 3
@@ -171,13 +171,13 @@ def test_duplicates_by_bytes_and_by_picture(folder_of: FolderOf, ingested: Inges
     assert (result["images"], result["duplicates"]) == (3, 3)
 
 
-def test_num_images_takes_the_first_by_hash(folder_of: FolderOf, ingested: Ingested) -> None:
+def test_num_images_selects_the_smallest_hashes(folder_of: FolderOf, ingested: Ingested) -> None:
     folder = folder_of({f"{seed}.png": png(seed) for seed in range(12)})
     everything = read_manifest(ingested(folder))["id"].to_pylist()
     assert read_manifest(ingested(folder, num_images=5))["id"].to_pylist() == everything[:5]
 
 
-def test_real_photographs(ingested: Ingested, folder_of: FolderOf) -> None:
+def test_photographs_load_as_decoded(ingested: Ingested, folder_of: FolderOf) -> None:
     originals = {path.name: path.read_bytes() for path in photographs()}
     dataset = ingested(folder_of(originals), held_out_fraction=0.0)
     rows = {row["id"]: row for row in read_manifest(dataset).to_pylist()}
@@ -187,7 +187,7 @@ def test_real_photographs(ingested: Ingested, folder_of: FolderOf) -> None:
         assert image.size == (rows[key]["width"], rows[key]["height"])
 
 
-def test_other_formats_are_stored_without_loss(ingested: Ingested, folder_of: FolderOf) -> None:
+def test_other_formats_are_stored_losslessly(ingested: Ingested, folder_of: FolderOf) -> None:
     originals = {f"a.{kind.lower()}": encoded(picture(), kind) for kind in ("WEBP", "TIFF", "GIF", "BMP", "JPEG")}
     dataset = ingested(folder_of(originals), held_out_fraction=0.0)
     rows = {row["id"]: row for row in read_manifest(dataset).to_pylist()}
@@ -197,7 +197,7 @@ def test_other_formats_are_stored_without_loss(ingested: Ingested, folder_of: Fo
         assert (np.asarray(image) == np.asarray(decode(originals[row["source"]]))).all()
 
 
-def test_a_full_disk_is_named(folder_of: FolderOf, ingested: Ingested, tmp_path: Path) -> None:
+def test_full_disk_error_names_the_folder(folder_of: FolderOf, ingested: Ingested, tmp_path: Path) -> None:
     folder = folder_of({f"{seed}.png": png(seed, 200, 200) for seed in range(8)})
     small = tmp_path / "project" / "outputs"
     small.mkdir(parents=True)
@@ -214,7 +214,7 @@ def test_a_full_disk_is_named(folder_of: FolderOf, ingested: Ingested, tmp_path:
         subprocess.run(["umount", small], check=True)
 
 
-def test_an_output_that_cannot_be_written(folder_of: FolderOf, ingested: Ingested, tmp_path: Path) -> None:
-    write_text(tmp_path / "project" / "outputs", "a file stands where the folder should be")
+def test_unwritable_output_is_an_error(folder_of: FolderOf, ingested: Ingested, tmp_path: Path) -> None:
+    write_text(tmp_path / "project" / "outputs", "a file in place of the folder")
     with pytest.raises(UserError, match=r"cannot write .*outputs/dataset: File exists"):
         ingested(folder_of({"a.png": png(1)}))

@@ -1,4 +1,4 @@
-"""The data set on disk: shards, manifest, and what is said when one of them is damaged."""
+"""The data set on disk: shards, manifest, and errors about damaged files."""
 
 import random
 import tarfile
@@ -20,10 +20,9 @@ from reca.data.manifest import (
     read_manifest,
     write_manifest,
 )
-from reca.data.shards import ShardWriter
+from reca.data.shards import DecodedImage, ShardWriter, TempImageStore
 from reca.data.sources.base import Item
 from reca.data.sources.webdataset import WebDatasetSource
-from reca.data.spool import DecodedImage, TempImageStore
 from reca.runtime.errors import UserError
 from tests.unit.data.pictures import encoded, picture, png
 
@@ -32,14 +31,14 @@ HASHES = st.lists(st.binary(min_size=32, max_size=32).map(bytes.hex), min_size=1
 
 @pytest.fixture
 def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Ten images in four shards."""
+    """Write ten images in four shards."""
     monkeypatch.setattr(shards_module, "IMAGES_PER_SHARD", 3)
     rows = []
     with ShardWriter(tmp_path) as writer:
         for seed in range(10):
-            place = writer.add(f"{seed:016x}", "png", png(seed), {"metadata": {"seed": seed}})
+            member = writer.add(f"{seed:016x}", "png", png(seed), {"metadata": {"seed": seed}})
             row = {"id": f"{seed:016x}", "sha256": f"{seed:064x}", "split": "held_out" if seed % 4 == 3 else "train"}
-            row |= {"shard": place.shard, "file": place.file, "offset": place.offset, "length": place.length}
+            row |= {"shard": member.shard, "file": member.file, "offset": member.offset, "length": member.length}
             rows.append(row)
     write_manifest(tmp_path, rows)
     return tmp_path
@@ -49,7 +48,7 @@ def seeds(images: Iterable[tuple[str, object]]) -> list[int]:
     return [int(key, 16) for key, _ in images]
 
 
-def test_shards_are_plain_tars_without_times(dataset: Path) -> None:
+def test_shards_are_plain_tars_without_timestamps(dataset: Path) -> None:
     names = [f"shard-0000{number}.tar" for number in range(4)]
     assert sorted(path.name for path in dataset.glob("*.tar")) == names
     with tarfile.open(dataset / names[3]) as tar:
@@ -58,16 +57,16 @@ def test_shards_are_plain_tars_without_times(dataset: Path) -> None:
     assert {(member.mtime, member.uid, member.gid, member.mode) for member in members} == {(0, 0, 0, 0o644)}
 
 
-def test_images_by_split_and_by_id_in_any_order(dataset: Path) -> None:
+def test_images_load_by_split_and_by_id_in_any_order(dataset: Path) -> None:
     assert seeds(load_images(dataset)) == list(range(10))
     assert seeds(load_images(dataset, split="held_out")) == [3, 7]
-    wanted = [f"{seed:016x}" for seed in (9, 0, 4, 0)]
-    assert seeds(load_images(dataset, wanted)) == [9, 0, 4, 0]
-    for key, image in load_images(dataset, wanted):
+    ids = [f"{seed:016x}" for seed in (9, 0, 4, 0)]
+    assert seeds(load_images(dataset, ids)) == [9, 0, 4, 0]
+    for key, image in load_images(dataset, ids):
         assert image.tobytes() == picture(seed=int(key, 16)).tobytes()
 
 
-def test_few_shards_stay_open(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_shards_are_limited(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("reca.data.manifest.OPEN_SHARDS", 2)
     with ImageReader(dataset) as reader:
         keys = reader.ids()
@@ -77,8 +76,8 @@ def test_few_shards_stay_open(dataset: Path, monkeypatch: pytest.MonkeyPatch) ->
             assert len(reader._open) <= 2
 
 
-def test_threads_do_not_disturb_one_another(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reca.data.manifest.OPEN_SHARDS", 1)  # each closes what another reads
+def test_reader_is_thread_safe(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reca.data.manifest.OPEN_SHARDS", 1)  # threads evict each other's shards
     before = open_files()
     with ImageReader(dataset) as reader, ThreadPoolExecutor(8) as pool:
         keys = random.Random(0).choices(reader.ids(), k=400)
@@ -106,13 +105,13 @@ def test_shards_can_be_read_as_a_webdataset(dataset: Path) -> None:
     assert [item.description.ground_truth for item in items] == [{"metadata": {"seed": seed}} for seed in range(10)]
 
 
-def test_damage_names_the_file_and_the_way_out(dataset: Path) -> None:
+def test_damage_errors_name_the_file_and_the_command(dataset: Path) -> None:
     shard = dataset / "shard-00002.tar"
-    whole = shard.read_bytes()
-    shard.write_bytes(whole[:600])
+    original = shard.read_bytes()
+    shard.write_bytes(original[:600])
     with pytest.raises(UserError, match=r"shard-00002\.tar is damaged at 0000000000000006\.png .*run `reca ingest`"):
         list(load_images(dataset))
-    shard.write_bytes(whole.replace(b"IDAT", b"XXXX"))
+    shard.write_bytes(original.replace(b"IDAT", b"XXXX"))
     with pytest.raises(UserError, match=r"shard-00002\.tar is damaged"):
         list(load_images(dataset))
     shard.unlink()
@@ -128,15 +127,15 @@ def test_damage_names_the_file_and_the_way_out(dataset: Path) -> None:
 
 
 @given(HASHES, st.floats(0, 1), st.floats(0, 1))
-def test_a_larger_share_only_adds_to_what_is_held_out(hashes: list[str], one: float, other: float) -> None:
-    small, large = sorted((one, other))
+def test_a_larger_fraction_only_adds_held_out_images(hashes: list[str], first: float, second: float) -> None:
+    small, large = sorted((first, second))
     few, many = ({h for h in hashes if assign_split(h, share) == "held_out"} for share in (small, large))
     assert few <= many
     assert all(assign_split(h, 0.0) == "train" and assign_split(h, 1.0) == "held_out" for h in hashes)
 
 
-def test_the_smallest_hashes_are_split_like_all_others() -> None:
-    # data.num_images keeps the images with the smallest hashes: a split by the hash itself would hold all of them out
+def test_split_of_the_smallest_hashes_is_unbiased() -> None:
+    # data.num_images keeps the images with the smallest hashes: splitting by the hash itself would hold them all out
     rng = random.Random(0)
     hashes = sorted(rng.randbytes(32).hex() for _ in range(20_000))[:2000]
     held_out = sum(assign_split(h, 0.1) == "held_out" for h in hashes)
@@ -151,24 +150,24 @@ PICTURES = [
 
 
 @given(st.permutations(PICTURES))
-def test_the_order_of_arrival_never_matters(
+def test_image_store_does_not_depend_on_order(
     tmp_path_factory: pytest.TempPathFactory, order: list[DecodedImage]
 ) -> None:
     folder = tmp_path_factory.getbasetemp()
 
-    def kept(pictures: list[DecodedImage]) -> tuple[int, list[tuple[str, str, bytes]]]:
+    def stored(images: list[DecodedImage]) -> tuple[int, list[tuple[str, str, bytes]]]:
         store = TempImageStore(folder)
-        for one in pictures:
-            store.add(one)
-        return store.duplicates, [(one.source, one.sha256, stored) for one, stored in store.images()]
+        for image in images:
+            store.add(image)
+        return store.duplicates, [(image.source, image.sha256, data) for image, data in store.images()]
 
-    assert kept(order) == kept(PICTURES)
-    assert kept(order)[0] == 9
+    assert stored(order) == stored(PICTURES)
+    assert stored(order)[0] == 9
 
 
 @given(HASHES)
-def test_few_images_hold_one_back(hashes: list[str]) -> None:
-    """So that there is something to measure; where chance held some back already, nothing moves."""
+def test_at_least_one_of_several_images_is_held_out(hashes: list[str]) -> None:
+    """Splits with a held-out image stay unchanged."""
     for fraction in (0.0, 0.3):
         rows = [{"sha256": sha, "split": assign_split(sha, fraction)} for sha in hashes]
         before = [row["split"] for row in rows]

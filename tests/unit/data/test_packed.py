@@ -1,4 +1,4 @@
-"""Tensors of unlike shapes as one, and back."""
+"""Packing of tensors of different shapes."""
 
 import torch
 from hypothesis import given
@@ -12,25 +12,25 @@ SHAPES = st.lists(st.lists(st.integers(1, 4), min_size=2, max_size=3).map(tuple)
 
 
 @given(shapes=SHAPES)
-def test_splitting_undoes_joining(shapes: list[tuple[int, ...]]) -> None:
+def test_unpack_undoes_pack(shapes: list[tuple[int, ...]]) -> None:
     rows = [torch.randn(shape, requires_grad=True) for shape in shapes]
-    values, found = pack(rows)
-    assert (found is None) == (len(set(shapes)) == 1)
-    parts = unpack(values, found)
+    values, packed_shapes = pack(rows)
+    assert (packed_shapes is None) == (len(set(shapes)) == 1)
+    parts = unpack(values, packed_shapes)
     assert all(map(torch.equal, parts, rows))
     sum((number + 1) * part.sum() for number, part in enumerate(parts)).backward()
     assert all(bool((row.grad == number + 1).all()) for number, row in enumerate(rows))
 
 
 @given(shapes=SHAPES)
-def test_each_samples_draw_is_its_own(shapes: list[tuple[int, ...]]) -> None:
+def test_noise_of_a_sample_does_not_depend_on_its_batch(shapes: list[tuple[int, ...]]) -> None:
     together = SampleRng(range(len(shapes))).normals("noise", shapes)
-    alone = [SampleRng([seed]).normal("noise", shape)[0] for seed, shape in enumerate(shapes)]
-    assert all(map(torch.equal, together, alone))
+    separate = [SampleRng([seed]).normal("noise", shape)[0] for seed, shape in enumerate(shapes)]
+    assert all(map(torch.equal, together, separate))
 
 
 @given(shapes=SHAPES)
-def test_a_changed_batch_is_the_same_of_changed_tensors(shapes: list[tuple[int, ...]]) -> None:
+def test_map_tensors_applies_to_every_kind_of_batch(shapes: list[tuple[int, ...]]) -> None:
     rows = [torch.randn(shape) for shape in shapes]
     batch = PackedTensor.from_rows(rows)
     assert all(map(torch.equal, map_tensors(batch, Tensor.neg).rows(), [-row for row in rows]))

@@ -1,4 +1,4 @@
-"""How images are resized where they keep their shape: the official arithmetic, and what follows from it."""
+"""Sizes of images that keep their aspect ratio, compared with BAGEL's arithmetic."""
 
 import pytest
 from hypothesis import example, given
@@ -6,13 +6,13 @@ from hypothesis import strategies as st
 
 from reca.data.resize import MAX_PIXELS, Resize
 
-UNDERSTOOD, DRAWN = Resize("fit", 224, 224, 14), Resize("fit", 1024, 512, 16)
+UNDERSTANDING, GENERATION = Resize("fit", 224, 224, 14), Resize("fit", 1024, 512, 16)
 SIDE = st.integers(1, 20_000)
-BOTH = pytest.mark.parametrize("resize", [UNDERSTOOD, DRAWN])
+BOTH = pytest.mark.parametrize("resize", [UNDERSTANDING, GENERATION])
 
 
 def official(height: int, width: int, largest: int, smallest: int, stride: int) -> tuple[int, int]:
-    """MaxLongEdgeMinShortEdgeResize, step by step as BAGEL's data/transforms.py takes them."""
+    """Compute MaxLongEdgeMinShortEdgeResize in the steps of BAGEL's data/transforms.py."""
 
     def apply_scale(height: int, width: int, scale: float) -> tuple[int, int]:
         sides = round(height * scale), round(width * scale)
@@ -31,7 +31,7 @@ def official(height: int, width: int, largest: int, smallest: int, stride: int) 
 @BOTH
 @given(height=SIDE, width=SIDE)
 @example(height=16, width=4096)  # more pixels than allowed on the way
-def test_sizes_are_the_official_ones(resize: Resize, height: int, width: int) -> None:
+def test_sizes_equal_the_official_ones(resize: Resize, height: int, width: int) -> None:
     assert resize.size(height, width) == official(height, width, resize.max_side, resize.min_side, resize.multiple)
 
 
@@ -45,23 +45,23 @@ def test_sizes_are_within_the_limits(resize: Resize, height: int, width: int) ->
 
 
 @given(side=SIDE, ratio=st.floats(1, 4))
-def test_shapes_are_kept_to_a_step(side: int, ratio: float) -> None:
+def test_aspect_ratio_is_kept_up_to_rounding(side: int, ratio: float) -> None:
     height, width = side * 4, round(side * 4 * ratio)
-    drawn = DRAWN.size(height, width)
-    exact = drawn[1] * height / width
-    assert abs(drawn[0] - exact) <= 1.5 * DRAWN.multiple  # both sides are rounded, on the way too
+    size = GENERATION.size(height, width)
+    exact = size[1] * height / width
+    assert abs(size[0] - exact) <= 1.5 * GENERATION.multiple  # both sides are rounded, in three steps
 
 
 @pytest.mark.parametrize(
     ("resize", "given_size", "expected"),
     [
-        (UNDERSTOOD, (768, 1024), (168, 224)),  # these two stand in the authors' code and paper
-        (UNDERSTOOD, (500, 1000), (112, 224)),
-        (UNDERSTOOD, (10, 10), (224, 224)),
-        (DRAWN, (1024, 1024), (1024, 1024)),
-        (DRAWN, (768, 1024), (768, 1024)),
-        (DRAWN, (300, 400), (512, 688)),
-        (DRAWN, (100, 3000), (32, 1024)),
+        (UNDERSTANDING, (768, 1024), (168, 224)),  # these two are in the authors' code and paper
+        (UNDERSTANDING, (500, 1000), (112, 224)),
+        (UNDERSTANDING, (10, 10), (224, 224)),
+        (GENERATION, (1024, 1024), (1024, 1024)),
+        (GENERATION, (768, 1024), (768, 1024)),
+        (GENERATION, (300, 400), (512, 688)),
+        (GENERATION, (100, 3000), (32, 1024)),
         (Resize("crop", 24), (10, 50), (24, 24)),
         (Resize("stretch", 24), (10, 50), (24, 24)),
     ],

@@ -1,4 +1,4 @@
-"""Images under DVC, with real git and real DVC in a project of their own."""
+"""Tracking of images with real git and DVC in a temporary project."""
 
 import os
 import shutil
@@ -32,17 +32,17 @@ def empty_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def project(empty_project: Path, tmp_path: Path) -> Path:
-    """A fresh git and DVC project."""
+    """Return a new git and DVC project."""
     return Path(shutil.copytree(empty_project, tmp_path / "project"))
 
 
 def recorded(project: Path, tracked: str) -> dict[str, object]:
-    """What DVC's file says about a tracked folder."""
+    """Return the entry of a tracked folder in its .dvc file."""
     (out,) = yaml.safe_load((project / f"{tracked}.dvc").read_text())["outs"]
     return dict(out)
 
 
-def test_a_folder_outside_is_mirrored(project: Path, folder_of: FolderOf, default_config: Config) -> None:
+def test_outside_folder_is_mirrored(project: Path, folder_of: FolderOf, default_config: Config) -> None:
     folder = folder_of({"a.png": png(1), "sub/b.png": png(2), ".DS_Store": b"x"})
     data = FolderData(source="folder", path=str(folder), **LIMITS)
     assert prepare(default_config.model_copy(update={"data": data}), project).data.path == "data/photos"
@@ -56,7 +56,7 @@ def test_a_folder_outside_is_mirrored(project: Path, folder_of: FolderOf, defaul
     assert track(folder, project) == "data/photos"
     assert {path.name for path in (project / "data/photos").rglob("*")} == {"a.png", "c.png", "sub"}
     assert recorded(project, "data/photos")["md5"] != first["md5"]
-    assert (project / "data/photos/a.png").stat() == before  # what has not changed is not copied again
+    assert (project / "data/photos/a.png").stat() == before  # unchanged files are not copied again
 
     (folder / "sub").unlink()
     (folder / "c.png").unlink()
@@ -65,22 +65,22 @@ def test_a_folder_outside_is_mirrored(project: Path, folder_of: FolderOf, defaul
     assert recorded(project, "data/photos") == first  # the same images, the same version
 
 
-def test_names_that_are_taken(project: Path, folder_of: FolderOf, tmp_path: Path) -> None:
-    own = project / "data" / "photos"
-    own.mkdir(parents=True)
-    (own / "mine.png").write_bytes(png(9))
+def test_mirror_avoids_names_in_use(project: Path, folder_of: FolderOf, tmp_path: Path) -> None:
+    existing = project / "data" / "photos"
+    existing.mkdir(parents=True)
+    (existing / "mine.png").write_bytes(png(9))
     folder = folder_of({"a.png": png(1)})
     assert track(folder, project) == "data/photos-2"
-    assert [path.name for path in own.iterdir()] == ["mine.png"]
-    # A fresh clone has the copy and DVC's file, but not our note of where the copy came from
+    assert [path.name for path in existing.iterdir()] == ["mine.png"]
+    # A fresh clone has the copy and DVC's file, but not our record of its origin
     shutil.rmtree(project / ".dvc" / "tmp" / "reca")
-    shutil.rmtree(own)
-    own.symlink_to(folder)
+    shutil.rmtree(existing)
+    existing.symlink_to(folder)
     assert track(folder, project) == "data/photos-2"
-    assert own.is_symlink()
+    assert existing.is_symlink()
 
 
-def test_what_dvc_cannot_store_reaches_the_quarantine(project: Path, folder_of: FolderOf) -> None:
+def test_entries_that_dvc_cannot_store_reach_the_quarantine(project: Path, folder_of: FolderOf) -> None:
     folder = folder_of({"a.png": png(1)})
     (folder / "gone.png").symlink_to("nowhere")
     (folder / os.fsdecode(b"caf\xe9.png")).write_bytes(png(2))
@@ -98,50 +98,50 @@ def test_what_dvc_cannot_store_reaches_the_quarantine(project: Path, folder_of: 
     inside = Path(
         shutil.copytree(folder_of({}), project / "inside", symlinks=True, ignore=lambda *_: ["pipe.png", "loop"])
     )
-    with pytest.raises(UserError, match=r"DVC cannot store 2 entries of .*inside .*keep the folder outside"):
+    with pytest.raises(UserError, match=r"DVC cannot store 2 entries of .*inside .*move the folder out of"):
         track(inside, project)
 
 
-def test_a_folder_inside_stays_where_it_is(project: Path) -> None:
+def test_inside_folder_is_tracked_in_place(project: Path) -> None:
     folder = project / "my images" / "set"
     folder.mkdir(parents=True)
     (folder / "a.png").write_bytes(png(1))
     assert track(project / "my images", project) == "my images"
     assert recorded(project, "my images")["nfiles"] == 1
     (folder / "b.png").write_bytes(png(2))
-    assert track(folder, project) == "my images/set"  # part of what is tracked: the whole is brought up to date
+    assert track(folder, project) == "my images/set"  # part of a tracked folder, which is updated
     assert recorded(project, "my images")["nfiles"] == 2
     assert not (project / "my images" / "set.dvc").exists()
 
 
-def test_a_folder_under_git_is_left_to_git(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folder_tracked_by_git_is_not_added_to_dvc(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (project / "few").mkdir()
     (project / "few" / "a.png").write_bytes(png(1))
     subprocess.run(["git", "add", "few"], cwd=project, check=True)
     assert track(project / "few", project) == "few"
-    assert "is under git" in capsys.readouterr().out
+    assert "is tracked by git" in capsys.readouterr().out
     assert not (project / "few.dvc").exists()
 
 
-def test_what_cannot_be_tracked(project: Path, folder_of: FolderOf, tmp_path: Path) -> None:
+def test_tracking_errors_name_the_cause(project: Path, folder_of: FolderOf, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere does not exist; set data\.path"):
         track(tmp_path / "nowhere", project)
     (tmp_path / "empty" / "nested").mkdir(parents=True)
-    with pytest.raises(UserError, match="empty holds no files"):
+    with pytest.raises(UserError, match="empty has no files"):
         track(tmp_path / "empty", project)
     (project / "a.png").write_bytes(png(1))
-    with pytest.raises(UserError, match="holds this project itself"):
+    with pytest.raises(UserError, match="contains this project itself"):
         track(project, project)
     bare = tmp_path / "bare"
     bare.mkdir()
-    with pytest.raises(UserError, match="bare is no DVC project: run `dvc init` there"):
+    with pytest.raises(UserError, match="bare is not a DVC project: run `dvc init` there"):
         track(folder_of({"a.png": png(1)}), bare)
     shutil.rmtree(project / ".git")
     with pytest.raises(UserError, match=r"DVC cannot track data/photos: .*git"):
         track(folder_of({"a.png": png(1)}), project)
 
 
-def test_prepare_names_the_tracked_path(project: Path, folder_of: FolderOf, default_config: Config) -> None:
+def test_prepare_returns_the_tracked_path(project: Path, folder_of: FolderOf, default_config: Config) -> None:
     folder = folder_of({"set/0000.tar": b"x", "set/0001.tar": b"y"})
 
     def prepared(data: FolderData | WebDatasetData | HubData) -> FolderData | WebDatasetData | HubData:
@@ -155,7 +155,7 @@ def test_prepare_names_the_tracked_path(project: Path, folder_of: FolderOf, defa
     assert (table.path, table.dataset) == ("data/0000", "data/0000")  # type: ignore[union-attr]
 
 
-def test_cut_outs_are_tracked_unless_a_package_manager_has_them(
+def test_cutouts_are_tracked_unless_installed_by_the_package_manager(
     project: Path, folder_of: FolderOf, default_config: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def prepared(path: Path) -> str:
@@ -171,7 +171,7 @@ def test_cut_outs_are_tracked_unless_a_package_manager_has_them(
         prepared(tmp_path / "nowhere")
 
 
-def test_recipes_are_left_as_they_are(default_config: Config, tmp_path: Path) -> None:
+def test_prepare_leaves_remote_and_rendered_data_unchanged(default_config: Config, tmp_path: Path) -> None:
     urls = WebDatasetData(source="webdataset", path="recipe", urls="https://host/{0..9}.tar", **LIMITS)
     hub = HubData(source="hub", path="recipe", dataset="someone/pictures", **LIMITS)
     for data in (default_config.data, urls, hub):
@@ -179,7 +179,7 @@ def test_recipes_are_left_as_they_are(default_config: Config, tmp_path: Path) ->
         assert prepare(config, tmp_path) == config
 
 
-def test_published_questions_get_a_version_too(project: Path) -> None:
+def test_benchmark_prompts_are_tracked(project: Path) -> None:
     for name in (".gitignore", ".dvcignore"):
         shutil.copy(ROOT / name, project / name)
     config = compose(["evaluate.benchmarks=[scenes,mme,wise]"])
@@ -188,10 +188,10 @@ def test_published_questions_get_a_version_too(project: Path) -> None:
     (folder / "questions.jsonl").write_text("{}\n")
     _track_prompts(config, project)
     assert recorded(project, "data/benchmarks/mme")["nfiles"] == 1
-    (folder / "unpacked/1.png").write_bytes(png(1))  # made of what is tracked, so no change of it
+    (folder / "unpacked/1.png").write_bytes(png(1))  # derived from tracked files, so ignored
     before = recorded(project, "data/benchmarks/mme")
     _track_prompts(config, project)
     assert recorded(project, "data/benchmarks/mme") == before
-    seen = subprocess.check_output(["git", "status", "--porcelain", "--untracked-files=all"], cwd=project, text=True)
-    assert "data/benchmarks/mme.dvc" in seen
-    assert "questions.jsonl" not in seen
+    status = subprocess.check_output(["git", "status", "--porcelain", "--untracked-files=all"], cwd=project, text=True)
+    assert "data/benchmarks/mme.dvc" in status
+    assert "questions.jsonl" not in status

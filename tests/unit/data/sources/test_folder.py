@@ -1,4 +1,4 @@
-"""A folder as people have them: nested, linked, described, full of surprises."""
+"""Folders of images: nested, linked, described, with unreadable entries."""
 
 import os
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from reca.runtime.errors import UserError
 from tests.unit.data.conftest import FolderOf
 from tests.unit.data.pictures import png
 
-NOBODY = 65534
+NOBODY_UID = 65534
 
 
 def read(folder: Path, largest_file: int = 10**6) -> dict[str, Item | Rejected]:
@@ -29,29 +29,29 @@ def reasons(folder: Path) -> dict[str, str]:
 
 @contextmanager
 def not_root() -> Iterator[None]:
-    """Root may read everything, so tests of permissions run as nobody where they would run as root."""
+    """Run as an unprivileged user, because permissions do not apply to root."""
     before = os.geteuid()
     if before == 0:
-        os.seteuid(NOBODY)
+        os.seteuid(NOBODY_UID)
     try:
         yield
     finally:
         os.seteuid(before)
 
 
-def test_nested_folders_in_order(folder_of: FolderOf) -> None:
+def test_nested_folders_are_read_in_order(folder_of: FolderOf) -> None:
     files = {"b.png": png(1), "a/z.PNG": png(2), "a/deep/er/x.jpg": png(3), "no suffix": png(4)}
     entries = read(folder_of(files))
     assert list(entries) == sorted(files)
     assert {name: entry.data for name, entry in entries.items() if isinstance(entry, Item)} == files
 
 
-def test_hidden_files_are_passed_over(folder_of: FolderOf) -> None:
+def test_hidden_files_are_skipped(folder_of: FolderOf) -> None:
     folder = folder_of({"a.png": png(1), ".DS_Store": b"x", "._a.png": b"x", ".git/objects/b.png": png(2)})
     assert list(read(folder)) == ["a.png"]
 
 
-def test_texts_beside_images_describe_them(folder_of: FolderOf) -> None:
+def test_texts_describe_images_of_the_same_name(folder_of: FolderOf) -> None:
     folder = folder_of(
         {
             "a.png": png(1),
@@ -62,21 +62,21 @@ def test_texts_beside_images_describe_them(folder_of: FolderOf) -> None:
             "c.json": b"{not json",
             "d.png": png(4),
             "d.txt": b"\xff\xfe\xff",
-            "lonely.txt": b"nobody's caption",
+            "lonely.txt": b"a caption without an image",
         }
     )
     entries = read(folder)
-    said = {name: entry.description for name, entry in entries.items() if isinstance(entry, Item)}
-    assert said == {
+    descriptions = {name: entry.description for name, entry in entries.items() if isinstance(entry, Item)}
+    assert descriptions == {
         "a.png": Description("a cat"),
         "b.png": Description("a dog", "a brown dog", {"metadata": {"tag": "scene"}, "more": 1}),
         "c.png": Description(),
         "d.png": Description(),
-        "lonely.txt": Description(),  # no image has its name: it is taken for one, and will not decode
+        "lonely.txt": Description(),  # no image of that name: an item that will not decode
     }
 
 
-def test_links_are_followed_but_not_in_circles(folder_of: FolderOf, tmp_path: Path) -> None:
+def test_links_are_followed_without_cycles(folder_of: FolderOf, tmp_path: Path) -> None:
     folder = folder_of({"a.png": png(1), "sub/b.png": png(2)})
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -88,15 +88,15 @@ def test_links_are_followed_but_not_in_circles(folder_of: FolderOf, tmp_path: Pa
     assert list(read(folder)) == ["a.png", "album/c.png", "sub/b.png"]
 
 
-def test_what_is_no_file_is_told_and_never_opened(folder_of: FolderOf) -> None:
+def test_special_files_are_rejected_without_opening(folder_of: FolderOf) -> None:
     folder = folder_of({"a.png": png(1)})
     (folder / "gone.png").symlink_to("nowhere.png")
     (folder / "ring.png").symlink_to("ring.png")
-    os.mkfifo(folder / "pipe.png")  # opening it would wait for ever
+    os.mkfifo(folder / "pipe.png")  # opening it would block
     assert reasons(folder) == {"gone.png": "unreadable", "ring.png": "unreadable", "pipe.png": "not-a-file"}
 
 
-def test_files_and_folders_without_permission(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_unreadable_files_and_folders_are_rejected(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("photos")
     for parent in (folder, *folder.parents[:2]):
         parent.chmod(0o755)
@@ -106,23 +106,23 @@ def test_files_and_folders_without_permission(tmp_path_factory: pytest.TempPathF
     (folder / "secret.png").chmod(0o000)
     with not_root():
         reachable = os.access(folder, os.R_OK | os.X_OK, effective_ids=True)
-        found = reasons(folder) if reachable else {}
+        rejected = reasons(folder) if reachable else {}
     (folder / "locked").chmod(0o755)
     if not reachable:
-        pytest.skip("the temporary folder lies in one that only root may enter")
-    assert found == {"secret.png": "unreadable", "locked": "unreadable"}
+        pytest.skip("only root may enter the temporary folder")
+    assert rejected == {"secret.png": "unreadable", "locked": "unreadable"}
 
 
-def test_a_name_that_is_not_utf8(folder_of: FolderOf) -> None:
+def test_non_utf8_names_are_escaped(folder_of: FolderOf) -> None:
     folder = folder_of({})
     (folder / os.fsdecode(b"caf\xe9.png")).write_bytes(png(1))
     assert list(read(folder)) == ["caf\\xe9.png"]
 
 
-def test_a_file_that_vanishes_and_one_that_is_huge(folder_of: FolderOf) -> None:
+def test_deleted_and_oversized_files_are_rejected(folder_of: FolderOf) -> None:
     folder = folder_of({"gone.png": png(1)})
     with (folder / "huge.png").open("wb") as file:
-        file.truncate(10**12)  # a terabyte of nothing; reading it would end badly
+        file.truncate(10**12)  # a sparse file of 1 TB, which must not be read
     source = FolderSource(folder, largest_file=10**6)
     (folder / "gone.png").unlink()
     assert {e.source: e.reason for e in source if isinstance(e, Rejected)} == {
@@ -131,6 +131,6 @@ def test_a_file_that_vanishes_and_one_that_is_huge(folder_of: FolderOf) -> None:
     }
 
 
-def test_no_such_folder(tmp_path: Path) -> None:
+def test_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no folder .*/nowhere; set data\.path"):
         FolderSource(tmp_path / "nowhere", 1)

@@ -1,4 +1,4 @@
-"""``datasets.load_dataset`` for real, on data sets that lie on this disk."""
+"""The hub source with the real ``datasets`` library, on local data sets."""
 
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ from reca.stages.ingest import ingest
 from tests.unit.data.pictures import photographs, png
 
 IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-pytestmark = pytest.mark.usefixtures("own_cache")
+pytestmark = pytest.mark.usefixtures("temporary_cache")
 
 
 @pytest.fixture
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the library's cache out of the home folder, and the library off the network."""
+def temporary_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the library's cache out of the home folder and the library off the network."""
     import datasets
 
     for name in ("HF_DATASETS_CACHE", "HF_CACHE_HOME", "DOWNLOADED_DATASETS_PATH", "EXTRACTED_DATASETS_PATH"):
@@ -41,7 +41,7 @@ def images(rows: list[tuple[bytes | None, str | None]]) -> pa.Array:
 
 @pytest.fixture
 def parquet(tmp_path: Path) -> Path:
-    """A folder as the hub keeps it: one Parquet file a split, images as ``datasets`` writes them."""
+    """Write a folder in the hub's layout: one Parquet file per split, images as ``datasets`` writes them."""
     originals = [path.read_bytes() for path in photographs()[:3]]
     table = pa.table(
         {"image": images([(data, None) for data in [*originals, png(1)]]), "words": ["one", "two", "", None]}
@@ -52,7 +52,7 @@ def parquet(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_ingest_of_a_local_data_set(parquet: Path, default_config: Config) -> None:
+def test_local_data_set_is_ingested(parquet: Path, default_config: Config) -> None:
     data = section("set", caption_column="words")
     ingest(default_config.model_copy(update={"data": data}), parquet)
     rows = {row["source"]: row for row in read_manifest(parquet / "outputs" / "dataset").to_pylist()}
@@ -69,14 +69,14 @@ def test_num_images_stops_the_stream(parquet: Path, default_config: Config) -> N
     )
 
 
-def test_a_single_parquet_file_with_plain_bytes(tmp_path: Path) -> None:
+def test_parquet_file_with_plain_bytes_is_read(tmp_path: Path) -> None:
     pq.write_table(pa.table({"pixels": [png(1), png(2), None]}), tmp_path / "plain.parquet")
     entries = list(HubSource(section("plain.parquet", image_column="pixels"), tmp_path, 10**6))
     assert [entry.data for entry in entries if isinstance(entry, Item)] == [png(1), png(2)]
     assert [(entry.source, entry.reason) for entry in entries if isinstance(entry, Rejected)] == [("train/2", "empty")]
 
 
-def test_a_folder_of_image_files(tmp_path: Path) -> None:
+def test_folder_of_image_files_is_read(tmp_path: Path) -> None:
     folder = tmp_path / "set" / "train"
     folder.mkdir(parents=True)
     for seed in range(3):
@@ -95,10 +95,10 @@ def test_a_row_cannot_name_a_file_outside_the_data_set(tmp_path: Path) -> None:
     assert [entry.reason for entry in entries if isinstance(entry, Rejected)] == ["unreadable"] * 3
 
 
-def test_columns_and_splits_that_are_not_there(parquet: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.image_column='picture' is no column of set; it has: image, words"):
+def test_missing_columns_and_splits_are_errors(parquet: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.image_column='picture' is not a column of set; it has: image, words"):
         HubSource(section("set", image_column="picture"), parquet, 1)
-    with pytest.raises(UserError, match=r"data\.caption_column='text' is no column"):
+    with pytest.raises(UserError, match=r"data\.caption_column='text' is not a column"):
         HubSource(section("set", caption_column="text"), parquet, 1)
     with pytest.raises(UserError, match=r"cannot open data\.dataset='set', split 'test'"):
         HubSource(section("set", split="test"), parquet, 1)
@@ -110,6 +110,6 @@ def test_a_hub_id_needs_a_pinned_revision(revision: str | None, tmp_path: Path) 
         HubSource(section("someone/pictures", revision=revision), tmp_path, 1)
 
 
-def test_a_hub_that_cannot_be_reached(tmp_path: Path) -> None:
+def test_unreachable_hub_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot open data\.dataset='someone/pictures', split 'train': \w+"):
         HubSource(section("someone/pictures", revision="0" * 40), tmp_path, 1)

@@ -1,4 +1,4 @@
-"""Collages show what their truth says, for any seed; and the truth reaches the data set."""
+"""Collages match their ground truth for any seed, and the ground truth reaches the data set."""
 
 import json
 import random
@@ -20,12 +20,12 @@ from reca.data.synthetic.collages import (
     Cutouts,
     arrange,
     compose,
+    encode_rle,
     objects,
     read_cutouts,
-    run_lengths,
     sample_collage,
 )
-from reca.data.synthetic.cutout_nouns import CLASSES, LEFT_OUT, OTHERS, noun_of
+from reca.data.synthetic.cutout_nouns import CLASSES, EXCLUDED, OTHER_NOUNS, noun_of
 from reca.data.synthetic.scenes import (
     NUMBERS,
     RELATIONS,
@@ -58,8 +58,8 @@ def cutouts(tmp_path_factory: pytest.TempPathFactory) -> Cutouts:
     return read_cutouts(folder)
 
 
-class Seen:
-    """A thing as a detector without fault reports it."""
+class PerfectDetection:
+    """A detection that equals the ground truth."""
 
     score = 1.0
 
@@ -68,39 +68,39 @@ class Seen:
 
 
 def decoded(mask: dict[str, list[int]]) -> np.ndarray:
-    """Read COCO's run lengths."""
+    """Decode COCO run lengths."""
     inside = np.arange(len(mask["counts"])) % 2 == 1
     return np.repeat(inside, mask["counts"]).reshape(mask["size"][::-1]).T
 
 
-def test_a_caption_names_a_thing_and_what_is_no_cut_out_is_passed_over(
+def test_captions_name_objects_and_unusable_files_are_skipped(
     folder_of: FolderOf, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    thing = cutout((200, 10, 10))
+    image = cutout((200, 10, 10))
     good = {
-        "a.png": thing, "a.txt": b"A teapot.\nde.utf8=Eine Teekanne.\n",
-        "sub/b.png": thing, "sub/b.txt": b"an old-fashioned clothespin",
-        "sub/c.png": thing, "sub/c.txt": b"A teapot!",
+        "a.png": image, "a.txt": b"A teapot.\nde.utf8=Eine Teekanne.\n",
+        "sub/b.png": image, "sub/b.txt": b"an old-fashioned clothespin",
+        "sub/c.png": image, "sub/c.txt": b"A teapot!",
     }  # fmt: skip
     bad = {
-        "no caption.png": thing,
-        "sentence.png": thing, "sentence.txt": b"Remember to flush the toilet!",
-        "several.png": thing, "several.txt": b"A pair of pliers.",
-        "proper.png": thing, "proper.txt": b"A Tamworth pig.",
+        "no caption.png": image,
+        "sentence.png": image, "sentence.txt": b"Remember to flush the toilet!",
+        "several.png": image, "several.txt": b"A pair of pliers.",
+        "proper.png": image, "proper.txt": b"A Tamworth pig.",
         "opaque.png": png(), "opaque.txt": b"A cup.",
         "empty.png": encoded(Image.new("RGBA", (60, 60)), "PNG"), "empty.txt": b"A cup.",
         "tiny.png": cutout((9, 9, 9), 40, 20), "tiny.txt": b"A cup.",
-        "broken.png": thing[:99], "broken.txt": b"A cup.",
+        "broken.png": image[:99], "broken.txt": b"A cup.",
         "jpeg.png": encoded(picture(), "JPEG"), "jpeg.txt": b"A cup.",
-        "cartoon/x.png": thing, "cartoon/x.txt": b"A cup.",
+        "cartoon/x.png": image, "cartoon/x.txt": b"A cup.",
     }  # fmt: skip
     folder = folder_of(good | bad)
-    found = {noun: [one.file for one in group] for noun, group in read_cutouts(folder).items()}
-    assert found == {"old-fashioned clothespin": ["sub/b.png"], "teapot": ["a.png", "sub/c.png"]}
-    assert "3 cut-outs of 2 things" in capsys.readouterr().out
+    files = {noun: [cutout.file for cutout in group] for noun, group in read_cutouts(folder).items()}
+    assert files == {"old-fashioned clothespin": ["sub/b.png"], "teapot": ["a.png", "sub/c.png"]}
+    assert "3 cut-outs of 2 objects" in capsys.readouterr().out
 
 
-def test_where_there_are_no_cut_outs_the_message_says_how_to_get_them(folder_of: FolderOf, tmp_path: Path) -> None:
+def test_missing_cutouts_error_names_the_package(folder_of: FolderOf, tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"no folder .*nowhere: .*`apt-get install tuxpaint-stamps-default`.*data\.path"
     ):
@@ -109,11 +109,13 @@ def test_where_there_are_no_cut_outs_the_message_says_how_to_get_them(folder_of:
         read_cutouts(folder_of({"a.png": png(), "a.txt": b"A cup."}))
 
 
-def test_the_table_of_nouns() -> None:
+def test_noun_table_is_unambiguous() -> None:
     assert CLASSES.keys() <= set(OBJECTS)
-    starts = [start for table in (CLASSES, OTHERS) for group in table.values() for start in group] + [*LEFT_OUT]
-    assert len(starts) == len(set(starts)), "one beginning decides twice"
-    for stem, said, noun in (
+    prefixes = [prefix for table in (CLASSES, OTHER_NOUNS) for group in table.values() for prefix in group] + [
+        *EXCLUDED
+    ]
+    assert len(prefixes) == len(set(prefixes)), "a prefix occurs twice"
+    for stem, caption_noun, noun in (
         ("animals/mammals/bears/toys/edward_bear", None, "teddy bear"),
         ("food/fruit/cartoon/banana", "banana", None),
         ("food/vegetables/tomato", "tomato", "tomato"),
@@ -123,14 +125,14 @@ def test_the_table_of_nouns() -> None:
         ("vehicles/auto/truck", "pickup truck", "truck"),
         ("cartoon", "cartoon", "cartoon"),
     ):
-        assert noun_of(stem, said) == noun
+        assert noun_of(stem, caption_noun) == noun
 
 
 @given(SEEDS, INDICES, SIZES)
 def test_a_collage_is_a_function_of_seed_and_index(cutouts: Cutouts, seed: int, index: int, size: int) -> None:
     collages = [sample_collage(cutouts, seed, index) for _ in range(2)]
-    (pixels, masks), (again, _) = (compose(collage, size) for collage in collages)
-    assert (pixels == again).all()
+    (pixels, masks), (repeated, _) = (compose(collage, size) for collage in collages)
+    assert (pixels == repeated).all()
     assert pixels.shape == (size, size, 3)
     assert masks.shape == (len(collages[0].cutouts), size, size)
     assert sample_collage(cutouts, seed, index + 1).scene != collages[0].scene
@@ -138,11 +140,11 @@ def test_a_collage_is_a_function_of_seed_and_index(cutouts: Cutouts, seed: int, 
 
 @given(SEEDS, INDICES, SIZES)
 def test_masks_and_boxes_are_exact(cutouts: Cutouts, seed: int, index: int, size: int) -> None:
-    """Things have one colour each here, full in one channel, so a pixel tells by itself how much of a thing it is."""
+    """Every object here has one colour with a full channel, so a pixel's alpha follows from its value."""
     collage = sample_collage(cutouts, seed, index)
     pixels, masks = compose(collage, size)
-    ground, _ = compose(Collage(Scene((), "plain", 0.0), (), collage.ground), size)
-    assert masks.sum(axis=0).max() == 1, "things overlap"
+    background, _ = compose(Collage(Scene((), "plain", 0.0), (), collage.background), size)
+    assert masks.sum(axis=0).max() == 1, "objects overlap"
     outside = np.ones((size, size), bool)
     for mask, truth, shape in zip(masks, objects(collage, masks), collage.scene.shapes, strict=True):
         left, top, right, bottom = truth["box"]
@@ -152,63 +154,64 @@ def test_masks_and_boxes_are_exact(cutouts: Cutouts, seed: int, index: int, size
         assert max(right - left, bottom - top) <= 2 * shape.radius * size
         assert max(abs((left + right) / 2 - shape.x * size), abs((top + bottom) / 2 - shape.y * size)) <= 1.5
         channel = 0 if NOUNS.index(truth["class"]) % 2 else 2
-        here, behind = (part[..., channel][box].astype(float) for part in (pixels, ground))
+        here, behind = (part[..., channel][box].astype(float) for part in (pixels, background))
         alpha = (here - behind) / (255 - behind)
         decided = np.abs(alpha - 0.5) > 1.5 / (255 - behind)
         assert ((alpha > 0.5) == mask[box])[decided].all()
         outside[top - 1 : bottom + 1, left - 1 : right + 1] = False
-    assert (pixels[outside] == ground[outside]).all()
+    assert (pixels[outside] == background[outside]).all()
 
 
 @given(SEEDS, INDICES, SIZES)
-def test_what_is_said_is_to_be_seen(cutouts: Cutouts, seed: int, index: int, size: int) -> None:
-    """GenEval's rules, given the masks, find the metadata true, and every answer is."""
+def test_metadata_and_answers_are_true(cutouts: Cutouts, seed: int, index: int, size: int) -> None:
+    """GenEval's rules accept the metadata with the exact masks, and every answer is right."""
     collage = sample_collage(cutouts, seed, index)
     scene, truths = collage.scene, objects(collage, compose(collage, size)[1])
-    said, rng = metadata(scene), random.Random(index)
-    assert rules.evaluate_image(rules.select(map(Seen, truths), "scene"), said, lambda *_: []).correct
-    assert not rules.evaluate_image(rules.select(map(Seen, truths[1:]), "scene"), said, lambda *_: []).correct
-    there = [truth["class"] for truth in truths]
+    clauses, rng = metadata(scene), random.Random(index)
+    detections = [rules.select(map(PerfectDetection, boxes), "scene") for boxes in (truths, truths[1:])]
+    assert rules.evaluate_image(detections[0], clauses, lambda *_: []).correct
+    assert not rules.evaluate_image(detections[1], clauses, lambda *_: []).correct
+    classes = [truth["class"] for truth in truths]
     for question in questions(scene, rng, list(cutouts)):
         nouns = [noun for noun in NOUNS if noun in question.text or plural(noun) in question.text]
         if question.kind == "existence":
-            assert question.answer == ("yes" if nouns[0] in there else "no")
+            assert question.answer == ("yes" if nouns[0] in classes else "no")
         elif question.kind == "count":
-            assert question.answer == NUMBERS[there.count(nouns[0])]
+            assert question.answer == NUMBERS[classes.count(nouns[0])]
         else:
-            assert question.kind == "relation", "nobody named the colours"
+            assert question.kind == "relation", "photographs have no colour labels"
             first, second = sorted(nouns, key=question.text.index)
-            boxes = [truths[there.index(noun)]["box"] for noun in (first, second)]
+            boxes = [truths[classes.index(noun)]["box"] for noun in (first, second)]
             assert question.answer in rules.relative_position(*boxes)
     for caption in (full_caption(scene, rng), sparse_caption(scene, rng)):
-        assert any(noun in caption or plural(noun) in caption for noun in there)
+        assert any(noun in caption or plural(noun) in caption for noun in classes)
 
 
 @given(SEEDS, st.sampled_from(RELATIONS))
-def test_things_are_placed_as_asked(cutouts: Cutouts, seed: int, where: str) -> None:
+def test_arrange_respects_the_relation(cutouts: Cutouts, seed: int, where: str) -> None:
     collage = arrange(("fox", "cup"), cutouts, random.Random(seed), where)
     boxes = [truth["box"] for truth in objects(collage, compose(collage, 128)[1])]
     assert where in rules.relative_position(*boxes)
 
 
 @given(arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9))))
-def test_run_lengths_say_the_mask(mask: np.ndarray) -> None:
-    assert (decoded(run_lengths(mask)) == mask).all()
-    assert all(count > 0 for count in run_lengths(mask)["counts"][1:])
+def test_rle_decodes_to_the_mask(mask: np.ndarray) -> None:
+    assert (decoded(encode_rle(mask)) == mask).all()
+    assert all(count > 0 for count in encode_rle(mask)["counts"][1:])
 
 
-def test_run_lengths_are_cocos() -> None:
-    """Column by column, the outside first."""
-    assert run_lengths(np.array([[0, 1, 1], [0, 0, 1]], bool)) == {"size": [2, 3], "counts": [2, 1, 1, 2]}
-    assert run_lengths(np.array([[1, 0], [1, 0]], bool)) == {"size": [2, 2], "counts": [0, 2, 2]}
+def test_rle_equals_coco_examples() -> None:
+    """Runs go column by column and begin outside."""
+    assert encode_rle(np.array([[0, 1, 1], [0, 0, 1]], bool)) == {"size": [2, 3], "counts": [2, 1, 1, 2]}
+    assert encode_rle(np.array([[1, 0], [1, 0]], bool)) == {"size": [2, 2], "counts": [0, 2, 2]}
 
 
-def test_a_thing_too_thin_to_be_seen(folder_of: FolderOf) -> None:
+def test_object_that_vanishes_is_an_error(folder_of: FolderOf) -> None:
     image = Image.new("RGBA", (400, 400))
     image.paste((9, 9, 9, 255), (0, 200, 400, 201))
     image.paste((9, 9, 9, 255), (200, 0, 201, 400))
     cutouts = read_cutouts(folder_of({"a.png": encoded(image, "PNG"), "a.txt": b"A cross-hair."}))
-    with pytest.raises(UserError, match=r"a\.png shows nothing at \d+x\d+ pixels: make images larger, or remove it"):
+    with pytest.raises(UserError, match=r"a\.png vanishes at \d+x\d+ pixels: raise data\.image_size"):
         compose(sample_collage(cutouts, 0, 0), 100)
 
 
@@ -220,7 +223,7 @@ def ingested(config: Config, folder: Path, root: Path, **changes: object) -> Pat
     return root / "outputs" / "dataset"
 
 
-def test_the_data_set_holds_the_truth(default_config: Config, folder_of: FolderOf, tmp_path: Path) -> None:
+def test_data_set_contains_the_ground_truth(default_config: Config, folder_of: FolderOf, tmp_path: Path) -> None:
     folder = folder_of(cutout_files(*NOUNS))
     dataset = ingested(default_config, folder, tmp_path / "one")
     rows = {row["id"]: row for row in read_manifest(dataset).to_pylist()}
@@ -236,17 +239,17 @@ def test_the_data_set_holds_the_truth(default_config: Config, folder_of: FolderO
         assert truth["questions"]
         assert row["caption"]
         assert row["full_caption"]
-    again = ingested(default_config, folder, tmp_path / "two")
+    repeated = ingested(default_config, folder, tmp_path / "two")
     assert {path.name: path.read_bytes() for path in dataset.iterdir()} == {
-        path.name: path.read_bytes() for path in again.iterdir()
+        path.name: path.read_bytes() for path in repeated.iterdir()
     }
 
 
 @installed
-def test_the_real_package() -> None:
+def test_debian_package_matches_the_noun_table() -> None:
     cutouts = read_cutouts(PACKAGE_FOLDER)
-    assert CLASSES.keys() | OTHERS.keys() <= cutouts.keys()
-    files = [one.file for group in cutouts.values() for one in group]
+    assert CLASSES.keys() | OTHER_NOUNS.keys() <= cutouts.keys()
+    files = [cutout.file for group in cutouts.values() for cutout in group]
     assert len(files) == len(set(files)) > 200
     denied = [noun for noun in cutouts if noun not in CLASSES and noun.split()[-1] in CLASSES]
     assert not denied, "is there a car? no, a race car"
@@ -257,5 +260,5 @@ def test_the_real_package() -> None:
         truth = item.description.ground_truth
         assert truth is not None
         assert rules.evaluate_image(
-            rules.select(map(Seen, truth["objects"]), "scene"), truth["metadata"], lambda *_: []
+            rules.select(map(PerfectDetection, truth["objects"]), "scene"), truth["metadata"], lambda *_: []
         ).correct

@@ -1,4 +1,4 @@
-"""What is said about a scene is true of it: captions, answers and metadata, for any seed and index."""
+"""Captions, answers and metadata of scenes are true for any seed and index."""
 
 import random
 import re
@@ -42,11 +42,11 @@ PART = re.compile(
 
 
 def check_caption(scene: Scene, caption: str, full: bool) -> None:
-    """Read a caption back, part by part, and compare it with the scene."""
+    """Parse a caption and compare every part with the scene."""
     groups = scene.groups()
-    told = re.split(rf" and | (?={'|'.join(RELATIONS)})", caption)
+    parts = re.split(rf" and | (?={'|'.join(RELATIONS)})", caption)
     mentioned: list[str] = []
-    for words in told:
+    for words in parts:
         where = next((r for r in RELATIONS if words.startswith(r)), None)
         part = PART.fullmatch(words.removeprefix(where or "").strip())
         assert part, f"{words!r} in {caption!r}"
@@ -80,14 +80,14 @@ def test_captions_are_true(scene: Scene, rng: random.Random) -> None:
 
 @given(SCENES, RNGS)
 def test_questions_are_answered_truthfully(scene: Scene, rng: random.Random) -> None:
-    asked = questions(scene, rng)
-    assert len({question.kind for question in asked}) == len(asked)
-    for question in asked:
+    sampled = questions(scene, rng)
+    assert len({question.kind for question in sampled}) == len(sampled)
+    for question in sampled:
         assert question.answer == answer(scene, question.text)
 
 
 def answer(scene: Scene, text: str) -> str:
-    """The answer, worked out from the scene alone."""
+    """Compute the answer from the scene alone."""
     words = text.split()
     if text.startswith("is there"):
         return "yes" if any([s.color, s.kind] == words[-2:] for s in scene.shapes) else "no"
@@ -121,11 +121,11 @@ def test_metadata_is_satisfied_by_its_own_scene(scene: Scene) -> None:
 
 
 @given(SCENES)
-def test_shapes_lie_inside_and_never_overlap(scene: Scene) -> None:
-    """As far as their radius goes; the tips of diamonds alone go further, see the next test."""
+def test_shapes_are_inside_and_never_overlap(scene: Scene) -> None:
+    """Shapes are clipped to their radius here; only tips of diamonds go further, see the next test."""
     assert 1 <= len(scene.shapes) <= MAX_OBJECTS
     size = 96  # finer than the images, so that the smallest overlap would show
-    frame = 8  # of points outside the image, which no shape may reach
+    frame = 8  # points outside the image, which no shape may reach
     grid = ((np.arange(-frame, size + frame, dtype=np.float32) + 0.5) / size).astype(np.float32)
     covered = np.zeros((len(grid), len(grid)), int)
     for shape in scene.shapes:
@@ -137,8 +137,8 @@ def test_shapes_lie_inside_and_never_overlap(scene: Scene) -> None:
     assert covered.max() == 1
 
 
-def test_only_the_tips_of_diamonds_go_beyond_the_radius() -> None:
-    """By a tenth, 0.39 of a pixel at most: thin tips may just touch another shape or the image's edge."""
+def test_only_tips_of_diamonds_exceed_the_radius() -> None:
+    """The excess is a tenth, 0.39 pixels at most: thin tips may just touch another shape or the image's edge."""
     line = np.linspace(-1.5, 1.5, 601, dtype=np.float32)
     x, y = np.meshgrid(line, line)
     reach = {kind: float(np.maximum(abs(x), abs(y))[signed_distance(kind, x, y) < 0].max()) for kind in SHAPES}
@@ -156,10 +156,10 @@ def test_relations_are_antisymmetric(scene: Scene) -> None:
 def test_rendering_is_a_function_of_seed_and_index(seed: int, index: int, size: int) -> None:
     scene, neighbour = sample_scene(seed, index), sample_scene(seed, index + 1)
     assert scene == sample_scene(seed, index)
-    alone, together = render([scene], size), render([neighbour, scene, neighbour], size)
-    assert alone.shape == (1, size, size, 3)
-    assert (together[1] == alone[0]).all()
-    assert (together[0] == together[2]).all()
+    single, batch = render([scene], size), render([neighbour, scene, neighbour], size)
+    assert single.shape == (1, size, size, 3)
+    assert (batch[1] == single[0]).all()
+    assert (batch[0] == batch[2]).all()
 
 
 @pytest.mark.parametrize("background", BACKGROUNDS)
@@ -183,16 +183,16 @@ def test_relations_name_the_larger_distance() -> None:
         assert relation(Shape("square", "red", x, y, 0.1), here) == where
 
 
-def test_plurals() -> None:
+def test_plurals_follow_english_rules() -> None:
     words = "cross crosses|bus buses|fox foxes|strawberry strawberries|key keys|sheep sheep|mouse mice|potato potatoes"
     for word in words.split("|"):
-        singular, several = word.split()
-        assert plural(singular) == several
-        assert plural(f"very small {singular}") == f"very small {several}"
+        singular, plural_form = word.split()
+        assert plural(singular) == plural_form
+        assert plural(f"very small {singular}") == f"very small {plural_form}"
 
 
 @given(st.integers(0, 1000))
-def test_benchmark_prompts_ask_for_what_their_metadata_checks(seed: int) -> None:
+def test_benchmark_prompts_match_their_metadata(seed: int) -> None:
     entries = benchmark_prompts(seed, 3)
     assert [entry["tag"] for entry in entries[::3]] == [
         "single_object",

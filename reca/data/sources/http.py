@@ -1,4 +1,4 @@
-"""A file on a web server as a stream that survives lost connections."""
+"""Files on web servers as streams that survive lost connections."""
 
 import io
 import time
@@ -17,19 +17,19 @@ ATTEMPTS = 6
 FIRST_WAIT_SECONDS = 1.0
 LONGEST_WAIT_SECONDS = 60.0
 TIMEOUT_SECONDS = 30.0
-PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
-"""HTTP answers that may be better next time."""
+RETRYABLE_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+"""HTTP statuses that are retried."""
 
 
 class HttpStream(io.RawIOBase):
-    """The bytes behind a URL, in order; a broken connection is taken up where it broke.
+    """The bytes of a URL in order; after a lost connection the download resumes at the same byte.
 
     Args:
         url: ``http://`` or ``https://``.
-        first_wait_seconds: Wait before the second attempt; it doubles with every further one in a row.
+        first_wait_seconds: Wait before the second attempt; it doubles with every further failure in a row.
 
     Raises:
-        UserError: When it is read: the server refuses, or does not answer in ``ATTEMPTS`` attempts.
+        UserError: On reading: the server refuses, or fails ``ATTEMPTS`` times in a row.
     """
 
     def __init__(self, url: str, first_wait_seconds: float = FIRST_WAIT_SECONDS) -> None:
@@ -37,20 +37,20 @@ class HttpStream(io.RawIOBase):
         self._first_wait = first_wait_seconds
         self._response: HTTPResponse | None = None
         self._position = 0
-        self._version = ""  # the server's name for this state of the file
+        self._version = ""  # ETag or modification time
         self._failures = 0
 
     def readable(self) -> bool:
-        """Always."""
+        """Return ``True``."""
         return True
 
     def readinto(self, buffer: "WriteableBuffer") -> int:
-        """Read the next bytes; 0 at the end of the file."""
+        """Read the next bytes; return their number, 0 at the end of the file."""
         while True:
             try:
                 self._response = self._response or self._connect()
                 count = self._response.readinto(buffer)
-                # http.client reports a connection that ended early as the end of the file
+                # http.client reports a connection that ended early as end of file
                 if not count and self._response.length:
                     raise ConnectionError(f"the connection ended {self._response.length} bytes early")
             except (OSError, HTTPException) as error:
@@ -61,7 +61,7 @@ class HttpStream(io.RawIOBase):
             return count
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         if self._response is not None:
             self._response.close()
         super().close()
@@ -73,7 +73,7 @@ class HttpStream(io.RawIOBase):
         response: HTTPResponse = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
         version = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
         if self._position and version != self._version:
-            raise UserError(f"{public_url(self._url)} has changed while it was read; run again")
+            raise UserError(f"{public_url(self._url)} changed during the download; run again")
         self._version = version
         if self._position and response.status != 206:  # a server without ranges starts from the beginning
             self._skip(response, self._position)
@@ -81,36 +81,36 @@ class HttpStream(io.RawIOBase):
 
     def _skip(self, response: HTTPResponse, count: int) -> None:
         while count:
-            passed = len(response.read(min(count, 1 << 20)))
-            if not passed:
+            size = len(response.read(min(count, 1 << 20)))
+            if not size:
                 raise ConnectionError("the connection ended early")
-            count -= passed
+            count -= size
 
     def _recover(self, error: Exception) -> None:
         """Wait before the next attempt, or give up."""
         status = error.code if isinstance(error, urllib.error.HTTPError) else None
         self._failures += 1
-        what = f"HTTP {status}" if status else str(getattr(error, "reason", error)) or type(error).__name__
-        if (status and status not in PASSING_STATUS) or self._failures >= ATTEMPTS:
+        problem = f"HTTP {status}" if status else str(getattr(error, "reason", error)) or type(error).__name__
+        if (status and status not in RETRYABLE_STATUS) or self._failures >= ATTEMPTS:
             raise UserError(
-                f"cannot read {public_url(self._url)}: {what} (attempt {self._failures}); "
+                f"cannot read {public_url(self._url)}: {problem} (attempt {self._failures}); "
                 "check data.urls and the network, then run again"
             ) from None
         if self._response is not None:
             self._response.close()
             self._response = None
         wait = min(self._first_wait * 2 ** (self._failures - 1), LONGEST_WAIT_SECONDS)
-        print(f"{public_url(self._url)}: {what}; next attempt in {wait:.0f} s", flush=True)
+        print(f"{public_url(self._url)}: {problem}; next attempt in {wait:.0f} s", flush=True)
         time.sleep(wait)
 
 
 def is_url(pattern: str) -> bool:
-    """Whether it names something on a web server."""
+    """Return whether ``pattern`` is an HTTP URL."""
     return pattern.startswith(("http://", "https://"))
 
 
 def public_url(url: str) -> str:
-    """The URL without what may be secret: user, password and query (signatures)."""
+    """Return the URL without its possibly secret parts: user, password and query (signatures)."""
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
     return urlunsplit((parts.scheme, host, parts.path, "", ""))
