@@ -91,7 +91,7 @@ def row_of(family: str, size: str, again: int) -> dict[str, Any]:
 def plan(size: str, again: bool) -> Plan:
     """L_RecA alone, in two micro-batches."""
     mixture = build_mixture({"reconstruction": 1.0, "text_to_image": 0.0, "understanding": 0.0}, 2 * BATCH[size])
-    return Plan(mixture, BATCH[size], processes=1, lower=False, gradient_checkpointing=again, fused=False)
+    return Plan(mixture, BATCH[size], processes=1, autocast_bf16=False, gradient_checkpointing=again, fused=False)
 
 
 def resident(family: str, size: str, again: bool) -> dict[str, int]:

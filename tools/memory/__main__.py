@@ -1,4 +1,4 @@
-"""``python -m tools.memory KEY=VALUE …``: predict what a run takes (``reca doctor`` starts this)."""
+"""``python -m tools.memory KEY=VALUE …``: predict memory, time and cost of a run (started by ``reca doctor``)."""
 
 import argparse
 import sys
@@ -10,7 +10,7 @@ from tools.memory.command import predict
 
 
 def main() -> int:
-    """Print the forecast; return 0, 1 when the run does not fit, 2 for bad input."""
+    """Print the forecast; return 0, 1 if the run does not fit, 2 for bad input."""
     parser = argparse.ArgumentParser(prog="reca doctor", description=__doc__)
     parser.add_argument("overrides", nargs="+", metavar="KEY=VALUE")
     parser.add_argument("--json", action="store_true")

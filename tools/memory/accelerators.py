@@ -1,4 +1,4 @@
-"""The devices that a run may be predicted for: their memory and their peaks."""
+"""Memory and peak throughput of the devices that a run can be predicted for."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,13 +11,13 @@ if TYPE_CHECKING:  # bench/gpu.py reads the table on machines that have torch an
 
 @dataclass(frozen=True)
 class Accelerator:
-    """One device, by its maker's data sheet."""
+    """One device, from its data sheet."""
 
     name: str
     memory: int
     """Bytes."""
     peaks: dict[str, float]
-    """Dense operations a second by precision; empty: not known."""
+    """Dense operations per second by precision; empty: unknown."""
 
 
 def _gpu(name: str, memory: int, bfloat16: float, float32: float) -> Accelerator:
@@ -32,19 +32,19 @@ ACCELERATORS = {
     "l40s": _gpu("L40S 48 GB", 48 * 10**9, 362, 91.6),
 }
 """Names in the configuration -> NVIDIA's data sheets, without sparsity; float32 off the tensor cores."""
-PARTS = {"H100": "h100", "H200": "h200", "A100-SXM4-80": "a100_80g", "A100-SXM4-40": "a100_40g", "L40S": "l40s"}
-"""What torch calls a device contains one of these."""
+DEVICE_NAMES = {"H100": "h100", "H200": "h200", "A100-SXM4-80": "a100_80g", "A100-SXM4-40": "a100_40g", "L40S": "l40s"}
+"""Part of torch's device name -> name in the configuration."""
 
 
 def accelerator_name(device: str) -> str | None:
-    """The name in the configuration of what torch calls a device; ``None``: it is not in the table."""
-    return next((name for part, name in PARTS.items() if part in device), None)
+    """Return the name in the configuration for torch's device name; ``None`` if unknown."""
+    return next((name for part, name in DEVICE_NAMES.items() if part in device), None)
 
 
-def accelerator_of(hardware: "HardwareSection") -> Accelerator | None:
-    """The device that ``hardware`` names, or the one that is here; ``None``: it asks for a GPU, and there is none.
+def select_accelerator(hardware: "HardwareSection") -> Accelerator | None:
+    """Return the device that ``hardware`` names, or the local one; ``None`` if a GPU is required but absent.
 
-    A CPU's memory is the machine's, shared by ``hardware.processes``.
+    A CPU has the machine's memory, divided by ``hardware.processes``.
     """
     if hardware.device != "cpu" and hardware.forecast_gpu is not None:
         return ACCELERATORS[hardware.forecast_gpu]

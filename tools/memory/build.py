@@ -1,7 +1,7 @@
-"""Models of every family from numbers alone: no checkpoint, no configuration, no download.
+"""Models of every family built from sizes, without checkpoint, configuration file or download.
 
-Their classes are the project's own, so whatever these import (diffusers, for three of the five) is needed; they are
-imported when their family is asked for.
+The classes are the project's own, so their dependencies (diffusers, in three of the five families) are needed; they are
+imported when their family is built.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,30 +18,30 @@ UNKNOWN, END = "<unk>", "<end>"
 
 
 def build(family: str, numbers: Numbers, options: Mapping[str, Any], device: torch.device) -> UnifiedModel:
-    """A model whose weights are what its classes start with, in float32 and evaluation mode.
+    """Build a model with freshly initialised float32 weights, in evaluation mode.
 
     Args:
         family: One of :data:`reca.models.base.FAMILIES`.
-        numbers: As in :mod:`tools.memory.sizes`.
-        options: The family's switches, the ``model`` section of the configuration.
-        device: Where it is built; on ``meta`` it takes no memory.
+        numbers: Sizes as in :mod:`tools.memory.sizes`.
+        options: The family's options, from the ``model`` section of the configuration.
+        device: Device of the weights; on ``meta`` they take no memory.
 
     Raises:
-        ImportError: A package is missing that the family's classes need.
-        ValueError: A size does not fit the others.
+        ImportError: A package that the family's classes need is missing.
+        ValueError: Sizes contradict each other.
     """
     with torch.device(device):
         return _BUILDERS[family](numbers, options).eval()
 
 
 def words(special: Sequence[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer of one token a word: markers as themselves, everything else unknown. Lengths are what counts."""
+    """Build a tokenizer with one token per word: markers, and unknown for all others. Only lengths matter."""
     tokens = list(dict.fromkeys([UNKNOWN, END, *special]))
     tokenizer = Tokenizer(models.WordLevel({token: n for n, token in enumerate(tokens)}, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens(tokens)
-    named = {"unk_token": UNKNOWN, "bos_token": END, "eos_token": END, "pad_token": UNKNOWN}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **named)
+    special_tokens = {"unk_token": UNKNOWN, "bos_token": END, "eos_token": END, "pad_token": UNKNOWN}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special_tokens)
 
 
 def _bagel(numbers: Numbers, options: Mapping[str, Any]) -> UnifiedModel:
@@ -53,9 +53,9 @@ def _bagel(numbers: Numbers, options: Mapping[str, Any]) -> UnifiedModel:
 
     tokenizer = words(family.MARKERS)
     channels, blocks, latent_channels = numbers["autoencoder"]
-    drawn, seen = numbers["grids"]
+    latent_side, vision_side = numbers["grids"]
     text, vision = Qwen2Config(**numbers["text"]), SiglipVisionConfig(**numbers["vision"])
-    sizes = Sizes(text, vision, 2, latent_channels, max_latent_size=drawn, vision_side=seen)
+    sizes = Sizes(text, vision, 2, latent_channels, max_latent_size=latent_side, vision_side=vision_side)
     network = BagelNetwork(sizes, Markers(*tokenizer.convert_tokens_to_ids(list(family.MARKERS))))
     return family.Bagel(network, empty_autoencoder(channels, blocks, latent_channels), tokenizer, options)
 
@@ -89,7 +89,7 @@ def _janus(numbers: Numbers, options: Mapping[str, Any]) -> UnifiedModel:
         image_token_id=tokenizer.convert_tokens_to_ids(family.IMAGE),
         tie_word_embeddings=False,
     )
-    config.vq_config.num_patches = numbers["vq"]["num_patches"]  # the stock class has put the vision tower's grid there
+    config.vq_config.num_patches = numbers["vq"]["num_patches"]  # transformers sets the vision tower's grid
     return family.Janus(JanusForConditionalGeneration(config), tokenizer, options)
 
 
@@ -152,9 +152,9 @@ def _showo(numbers: Numbers, options: Mapping[str, Any]) -> UnifiedModel:
         magvit=Magvit(sizes),
     )
     if numbers["clip"] is not None:
-        width, seen = numbers["phi"]["hidden_size"], numbers["clip"]["hidden_size"]
+        width, vision_width = numbers["phi"]["hidden_size"], numbers["clip"]["hidden_size"]
         parts.clip = CLIPVisionModel(CLIPVisionConfig(**numbers["clip"]))
-        parts.projector = empty_projector(seen, width, width, device=device)
+        parts.projector = empty_projector(vision_width, width, width, device=device)
     return family.Showo(parts, options)
 
 

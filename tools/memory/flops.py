@@ -1,9 +1,9 @@
-"""Floating-point operations of some work, counted while it runs: two per multiply-add.
+"""Floating-point operations of a computation, counted while it runs: two per multiply-add.
 
 Matrix products and convolutions are counted as torch.utils.flop_counter counts them. An attention of B samples, H query
 heads, T queries and K keys of width D (values of width D') counts 2 B H T K (D + D') forward and twice that backward:
-masked pairs included, what a kernel computes again not. Ours, because torch's own formula counts that again, refuses
-grouped keys in some versions, and knows no attention on a CPU. Everything else (norms, softmax, AdamW) counts nothing.
+including masked pairs, excluding recomputation inside a kernel. These formulas replace torch's own, which count that
+recomputation, refuse grouped keys in some versions and lack attention on a CPU. Norms, softmax and AdamW count zero.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,11 +15,11 @@ from torch.utils.flop_counter import flop_registry, shape_wrapper
 
 FORWARD = ("flash_attention", "efficient_attention", "cudnn_attention", "flash_attention_for_cpu")
 BACKWARD = tuple(f"{name}_backward" for name in FORWARD)
-"""Endings of the names of torch's attention operators."""
+"""Suffixes of the names of torch's attention operators."""
 
 
 def attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
-    """Operations of the forward pass, from shapes (B, H, T, D), (B, H', K, D) and (B, H', K, D')."""
+    """Return the operations of the forward pass, from shapes (B, H, T, D), (B, H', K, D) and (B, H', K, D')."""
     batch, heads, queries, width = query
     return 2 * batch * heads * queries * key[2] * (width + value[3])
 
@@ -27,12 +27,12 @@ def attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_
 def attention_backward(
     gradient: Sequence[int], query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any
 ) -> int:
-    """Operations of the backward pass."""
+    """Return the operations of the backward pass."""
     return 2 * attention(query, key, value)
 
 
 class FlopCount(TorchDispatchMode):
-    """Counts what runs inside. FlopCounterMode's hooks on modules would keep recomputed activations alive."""
+    """Counts operations in its context. FlopCounterMode's module hooks would keep recomputed activations alive."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class FlopCount(TorchDispatchMode):
 
 
 def flops_of(work: Callable[[], object]) -> int:
-    """Run it once and count."""
+    """Run ``work`` once and return its operations."""
     with FlopCount() as counter:
         work()
     return int(counter.total)

@@ -1,18 +1,18 @@
-"""The published sizes of every preset that is not tiny, as :mod:`tools.memory.build` takes them.
+"""Published sizes of every preset but the tiny ones, as arguments of :mod:`tools.memory.build`.
 
-They are those of the authors' configuration files; ``tests/parity`` counts the same parameters from its own copy, and
-``tests/unit/prediction`` compares the counts with the table in ``docs/models.md``. Nothing is fetched.
+They are copied from the authors' configuration files. ``tests/parity`` counts the same parameters from its own copy,
+and ``tests/unit/tools/memory`` compares the counts with the table in ``docs/models.md``.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 Numbers = Mapping[str, Any]
-"""What a family is built from, by part."""
+"""Part of a family -> its sizes."""
 
 
-def text(vocabulary: int, width: int, layers: int, heads: int, keys: int, inner: int, room: int) -> dict[str, Any]:
-    """A language model; ``keys``: heads of keys and values, ``room``: positions."""
+def text(vocabulary: int, width: int, layers: int, heads: int, keys: int, inner: int, positions: int) -> dict[str, Any]:
+    """Return the sizes of a language model; ``keys``: key and value heads, ``positions``: context length."""
     return {
         "vocab_size": vocabulary,
         "hidden_size": width,
@@ -20,12 +20,12 @@ def text(vocabulary: int, width: int, layers: int, heads: int, keys: int, inner:
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": keys,
-        "max_position_embeddings": room,
+        "max_position_embeddings": positions,
     }
 
 
 def vision(width: int, layers: int, heads: int, inner: int, size: int, patch: int) -> dict[str, Any]:
-    """A vision tower; ``size`` and ``patch`` in pixels."""
+    """Return the sizes of a vision tower; ``size`` and ``patch`` in pixels."""
     return {
         "hidden_size": width,
         "num_hidden_layers": layers,
@@ -37,7 +37,7 @@ def vision(width: int, layers: int, heads: int, inner: int, size: int, patch: in
 
 
 def mar(size: int, stride: int, width: int, depth: int, heads: int, head: tuple[int, int]) -> dict[str, Any]:
-    """Harmon's masked autoencoder; ``head``: depth and width of its diffusion head."""
+    """Return the sizes of Harmon's masked autoencoder; ``head``: depth and width of its diffusion head."""
     halves = {
         f"{half}_{name}": value
         for half in ("encoder", "decoder")
@@ -47,8 +47,8 @@ def mar(size: int, stride: int, width: int, depth: int, heads: int, head: tuple[
     return {"img_size": size, "vae_stride": stride, **halves, **fixed, "diffloss_d": head[0], "diffloss_w": head[1]}
 
 
-def sana(heads: int, layers: int, cross: tuple[int, int], told: int, channels: int, side: int) -> dict[str, Any]:
-    """OpenUni's flow transformer; ``told``: width of its condition, ``side``: latents per side."""
+def sana(heads: int, layers: int, cross: tuple[int, int], condition: int, channels: int, side: int) -> dict[str, Any]:
+    """Return the sizes of OpenUni's transformer; ``condition``: width of its condition, ``side``: latents per side."""
     return {
         "in_channels": channels,
         "out_channels": channels,
@@ -58,7 +58,7 @@ def sana(heads: int, layers: int, cross: tuple[int, int], told: int, channels: i
         "num_cross_attention_heads": cross[0],
         "cross_attention_head_dim": cross[1],
         "cross_attention_dim": cross[0] * cross[1],
-        "caption_channels": told,
+        "caption_channels": condition,
         "mlp_ratio": 2.5,
         "sample_size": side,
         "patch_size": 1,
@@ -68,19 +68,19 @@ def sana(heads: int, layers: int, cross: tuple[int, int], told: int, channels: i
 def dc_ae(
     channels: tuple[int, ...], latent: int, head: int, plain: int, blocks: tuple[list[int], list[int]]
 ) -> Numbers:
-    """OpenUni's autoencoder, of which the first ``plain`` stages hold convolutions only."""
+    """Return the sizes of OpenUni's autoencoder, whose first ``plain`` stages have only convolutions."""
     kinds = ["ResBlock"] * plain + ["EfficientViTBlock"] * (len(channels) - plain)
     scales: list[list[int]] = [[]] * plain + [[5]] * (len(channels) - plain)
-    found: dict[str, Any] = {"latent_channels": latent, "attention_head_dim": head}
+    sizes: dict[str, Any] = {"latent_channels": latent, "attention_head_dim": head}
     for half, layers in zip(("encoder", "decoder"), blocks, strict=True):
-        found[f"{half}_block_types"], found[f"{half}_block_out_channels"] = kinds, list(channels)
-        found[f"{half}_layers_per_block"], found[f"{half}_qkv_multiscales"] = layers, scales
-    return {**found, "downsample_block_type": "conv", "upsample_block_type": "interpolate"}
+        sizes[f"{half}_block_types"], sizes[f"{half}_block_out_channels"] = kinds, list(channels)
+        sizes[f"{half}_layers_per_block"], sizes[f"{half}_qkv_multiscales"] = layers, scales
+    return {**sizes, "downsample_block_type": "conv", "upsample_block_type": "interpolate"}
 
 
-def vq(width: int, side: int, **others: Any) -> dict[str, Any]:
-    """Janus' image tokenizer, as far as it is not the stock one; ``side``: codes per side."""
-    return {"num_patches": side, "projection_dim": width, "image_token_embed_dim": width, **others}
+def vq(width: int, side: int, **options: Any) -> dict[str, Any]:
+    """Return the sizes of Janus' image tokenizer that differ from the defaults; ``side``: codes per side."""
+    return {"num_patches": side, "projection_dim": width, "image_token_embed_dim": width, **options}
 
 
 MAGVIT = (128, (128, 256, 256, 512, 512), (4, 3, 4, 3, 4), (128, 128, 256, 256, 512), (4, 4, 3, 4, 3), 13)
@@ -146,8 +146,8 @@ PUBLISHED: dict[str, Numbers] = {
     "showo_512": {"phi": _PHI, "clip": _CLIP, "magvit": MAGVIT, "codes": 1024},
     "showo_512_codes": {"phi": _PHI, "clip": None, "magvit": MAGVIT, "codes": 1024},
 }
-"""Preset -> what it is built from."""
+"""Preset -> its sizes by part."""
 
 IN_BFLOAT16 = frozenset({"bagel_7b", "bagel_7b_reca"})
 """Presets whose published weights are known to be bfloat16: 29.2 GB for 14.6 billion (ByteDance-Seed/Bagel, issue 160;
-compressed without loss from there by DFloat11), and RecA's ``model_bf16``. Of the others nobody could be asked."""
+compressed losslessly by DFloat11), and RecA's ``model_bf16``. The dtype of the others could not be checked."""

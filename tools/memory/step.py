@@ -1,18 +1,18 @@
-"""What one optimizer step takes on one device, found by taking it with a model that holds no numbers.
+"""Memory and operations of one optimizer step on a device, from running it on fake tensors.
 
 The code that runs is that of training: the family's losses, :func:`reca.training.loop.accumulate`, clipping and the
 optimizer, over :mod:`tools.memory.simulation`. The peak is the maximum over the phases of a step
 
-    peak = max over phases of (weights + moments + gradients so far + what the phase itself holds)
+    peak = max over phases of (weights + moments + gradients so far + the phase's own tensors)
 
-with the phases: each loss forward and backward (two micro-batches of it, for a second one finds the first one's
-gradients there), and the optimizer. ``activations`` is what the peak has beyond weights, gradients and moments: saved
-tensors, autocast's copies, logits, gradients that exist twice. ``extract`` runs before that, in a process of its own.
+with the phases: each loss forward and backward (two micro-batches, because the second one runs next to the first
+one's gradients), and the optimizer. ``activations`` is the peak less weights, gradients and moments: saved tensors,
+autocast's copies, logits, gradients that exist twice. ``extract`` runs earlier, in a separate process.
 
-:func:`measure_step` takes the same step with numbers and follows the same storages; that tests the estimate.
+:func:`measure_step` runs the same step on real tensors and tracks the same storages, which tests the estimate.
 
-Left out: what the device's libraries hold, fragmentation, buffers of communication, and how GPU kernels differ from
-the CPU's in what they save (``bench/memory.py`` compares with measurements on a CPU).
+Not included: memory of the device's libraries, fragmentation, communication buffers, and tensors that GPU kernels save
+differently from the CPU's (``bench/memory.py`` compares with measurements on a CPU).
 """
 
 import gc
@@ -36,38 +36,38 @@ from tools.memory.flops import flops_of
 from tools.memory.simulation import FakeTensorHelpers, LiveBytes, to_fake
 
 CAPTION, QUESTION, ANSWER = "word " * 24, "word " * 16, "word " * 24
-"""Stand-ins for what the data say; their lengths are assumed."""
-PARTS = 2
-"""Micro-batches of each loss that are simulated; further ones find the same memory as the second."""
+"""Placeholder texts of assumed lengths."""
+MICRO_BATCHES = 2
+"""Micro-batches run per loss; further ones need the same memory as the second."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a step is put together on the device that has most to do."""
+    """The composition of a step on the device with the most samples."""
 
     mixture: Mixture
     micro_batch_size: int
     processes: int
-    lower: bool
-    """The losses are computed under bfloat16 autocast."""
+    autocast_bf16: bool
+    """Compute the losses under bfloat16 autocast."""
     gradient_checkpointing: bool
     fused: bool
-    """The optimizer needs no memory of its own, as on a GPU."""
+    """Optimizer step without temporary memory, as on a GPU."""
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     templates: int | None = None
-    optimizer_moments: StateDtype = "float32"
-    rounded: frozenset[str] = frozenset()
-    """Names of the matrices that training keeps in bfloat16 (:mod:`reca.training.precision`)."""
+    optimizer_state_dtype: StateDtype = "float32"
+    bf16_parameters: frozenset[str] = frozenset()
+    """Names of the matrices that training stores in bfloat16 (:mod:`reca.training.precision`)."""
 
     def share(self, kind: Kind) -> int:
-        """Samples of a kind that one process takes."""
+        """Return the number of samples of a kind on one rank."""
         return -(-self.mixture.counts[kind] // self.processes)
 
 
 @dataclass(frozen=True)
 class Step:
-    """Counts of numbers, bytes on one device, and operations; tokens and operations are those of all devices."""
+    """Parameter counts, bytes on one device, and operations; tokens and operations are totals over all devices."""
 
     parameters: int
     trained: int
@@ -76,39 +76,39 @@ class Step:
     moments: int
     activations: int
     phase: str
-    """Where the peak is: a loss, or ``optimizer``."""
+    """Phase with the peak: a loss, or ``optimizer``."""
     largest_unit: int
-    """Bytes of the largest block, or of all that is in no block, if that is more: what sharding gathers at a time."""
+    """Bytes that sharding gathers at a time: the largest block, or all parameters outside blocks if these are more."""
     images: int
     tokens: int
-    """Embeddings and targets of all samples; words are left out."""
+    """Embeddings and targets of all samples, without text tokens."""
     flops: int
-    """With recomputation, where activations are recomputed."""
+    """Including recomputation of activations."""
     extract_peak: int
-    """Bytes on one device while ``extract`` encodes a micro-batch; it holds the encoders alone."""
+    """Bytes on one device while ``extract`` encodes a micro-batch with only the encoders in memory."""
     extract_flops: int
-    """Of encoding one image, as far as it may be stored."""
+    """Operations to encode one image's cacheable outputs."""
 
     @property
     def peak(self) -> int:
-        """Bytes on one device while it trains."""
+        """Bytes on one device during training."""
         return self.weights + self.gradients + self.moments + self.activations
 
 
 class FakeProcessGroup(DistributedContext):
-    """A process among others that have the same to say; nobody is asked."""
+    """A process group of equal ranks without communication."""
 
     def all_reduce_(self, values: Tensor) -> Tensor:
-        """As if the others had nothing."""
+        """Return the values unchanged."""
         return values
 
 
 def estimate_step(model: UnifiedModel, plan: Plan) -> Step:
-    """Take a step without numbers.
+    """Estimate a step on fake tensors.
 
     Args:
-        model: On any device, ``meta`` included; its parameters are replaced.
-        plan: The recipe as far as it matters.
+        model: On any device, including ``meta``; its parameters are replaced.
+        plan: The composition of the step.
 
     Raises:
         ValueError: A size, a prompt or a dialogue does not fit into the model.
@@ -119,23 +119,23 @@ def estimate_step(model: UnifiedModel, plan: Plan) -> Step:
 
 
 def measure_step(model: UnifiedModel, plan: Plan) -> Step:
-    """Take the same step with whatever the model holds: with numbers, a measurement."""
+    """Run a step and track its storages: a measurement where the model's tensors are real."""
     parameters = freeze(model, set(model.trainable()))
     inputs = _Inputs(model, plan)
     extract_peak, extract_flops = _extraction(model, inputs, plan)
-    for name in plan.rounded:
+    for name in plan.bf16_parameters:
         matrix = model.get_parameter(name)
         matrix.data = matrix.data.bfloat16()
-    held = [*model.parameters(), *model.buffers()]
-    weights, gradients = bytes_of(held), bytes_of(parameters.values())
-    live, peaks = LiveBytes(held), dict[str, int]()
+    tensors = [*model.parameters(), *model.buffers()]
+    weights, gradients = bytes_of(tensors), bytes_of(parameters.values())
+    live, peaks = LiveBytes(tensors), dict[str, int]()
     if plan.gradient_checkpointing:
         checkpoint_blocks(model)
     set_training_mode(model)
     optimizer = build_optimizer(parameters, plan.betas, plan.weight_decay, no_weight_decay=model.no_weight_decay)
     with live:
-        moments = _make_moments(parameters, optimizer)
-        flops = {kind: _take(live, peaks, parameters, inputs, plan, kind) for kind in plan.mixture.kinds}
+        moments = _init_moments(parameters, optimizer)
+        flops = {kind: _run_loss(live, peaks, parameters, inputs, plan, kind) for kind in plan.mixture.kinds}
         if not plan.fused:
             live.restart()
             nn.utils.clip_grad_norm_(parameters.values(), 1.0)
@@ -147,10 +147,10 @@ def measure_step(model: UnifiedModel, plan: Plan) -> Step:
         trained=sum(parameter.numel() for parameter in parameters.values()),
         weights=weights,
         gradients=gradients,
-        # The step is taken with moments in float32, since rounding by chance needs numbers; smaller ones are counted.
+        # The step runs with float32 moments, because stochastic rounding needs real values; smaller ones are counted.
         moments=moments
-        if plan.optimizer_moments == "float32"
-        else sum(state_bytes(parameter, plan.optimizer_moments) for parameter in parameters.values()),
+        if plan.optimizer_state_dtype == "float32"
+        else sum(state_bytes(parameter, plan.optimizer_state_dtype) for parameter in parameters.values()),
         activations=max(peaks[phase] - weights - gradients - moments, 0),
         phase=phase,
         largest_unit=_largest_unit(model),
@@ -163,7 +163,7 @@ def measure_step(model: UnifiedModel, plan: Plan) -> Step:
 
 
 def _extraction(model: UnifiedModel, inputs: "_Inputs", plan: Plan) -> tuple[int, int]:
-    """The peak of encoding a batch by the encoders alone, and the operations of encoding one image."""
+    """Return the peak of encoding a batch with the encoders alone, and the operations of encoding an image."""
     live = LiveBytes([*model.parameters(), *model.buffers()])
     with live:
         flops = flops_of(partial(inputs.encode, 1))
@@ -174,7 +174,7 @@ def _extraction(model: UnifiedModel, inputs: "_Inputs", plan: Plan) -> tuple[int
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:
-    """Bytes of some tensors; views of one storage count once."""
+    """Return the bytes of some tensors; views of a shared storage count once."""
     storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())
 
@@ -185,8 +185,8 @@ def _largest_unit(model: nn.Module) -> int:
     return max([rest, *units])
 
 
-def _make_moments(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
-    """The optimizer's state as it is from the second step on; returns its bytes."""
+def _init_moments(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
+    """Create the optimizer's state as of the second step; return its bytes."""
     for parameter in parameters.values():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
@@ -195,7 +195,7 @@ def _make_moments(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim
     return bytes_of(state)
 
 
-def _take(
+def _run_loss(
     live: LiveBytes,
     peaks: dict[str, int],
     parameters: Mapping[str, nn.Parameter],
@@ -203,16 +203,16 @@ def _take(
     plan: Plan,
     kind: Kind,
 ) -> int:
-    """One loss of the step, on top of the gradients of those before it; returns the operations of all its samples."""
-    ids = range(min(plan.share(kind), PARTS * plan.micro_batch_size))
-    parts = [ids[start : start + plan.micro_batch_size] for start in range(0, len(ids), plan.micro_batch_size)]
+    """Run one loss of the step on top of the earlier gradients; return the operations of all its samples."""
+    ids = range(min(plan.share(kind), MICRO_BATCHES * plan.micro_batch_size))
+    micro_batches = [ids[start : start + plan.micro_batch_size] for start in range(0, len(ids), plan.micro_batch_size)]
     distributed = FakeProcessGroup(world_size=plan.processes)
     gc.collect()
     live.restart()
     work = partial(
         accumulate,
         list(parameters.values()),
-        parts,
+        micro_batches,
         plan.mixture.loss_weights[kind],
         partial(inputs.loss, kind),
         distributed,
@@ -232,17 +232,17 @@ def _tokens(model: UnifiedModel, kind: Kind) -> int:
 
 
 class _Inputs:
-    """What :class:`reca.training.loader.TrainingData` reads, of the right shapes.
+    """Inputs of the shapes that :class:`reca.training.loader.TrainingData` reads.
 
     Args:
-        model: FakeTensorHelpers.
-        plan: For the precision and the templates.
+        model: The model.
+        plan: Its precision and templates are used.
     """
 
     def __init__(self, model: UnifiedModel, plan: Plan) -> None:
         self._model = model
         self._templates = plan.templates
-        self._autocast = torch.autocast("cpu", torch.bfloat16, enabled=plan.lower, cache_enabled=False)
+        self._autocast = torch.autocast("cpu", torch.bfloat16, enabled=plan.autocast_bf16, cache_enabled=False)
         with torch.no_grad():
             self._target = model.encode_target(self._pixels(1, model.spec.generation_size), SampleRng([0])).values
             self._semantic = model.encode_semantic(self._pixels(1, model.spec.understanding_size)).embeds
@@ -252,13 +252,13 @@ class _Inputs:
 
     @torch.no_grad()
     def encode(self, count: int) -> None:
-        """What ``extract`` does with a batch."""
+        """Encode a batch as ``extract`` does."""
         if "semantic" in self._model.cacheable:
             self._model.encode_semantic(self._pixels(count, self._model.spec.understanding_size))
         self._model.encode_target(self._pixels(count, self._model.spec.generation_size), SampleRng(list(range(count))))
 
     def loss(self, kind: Kind, ids: Sequence[int]) -> Loss:
-        """One micro-batch forward."""
+        """Return a micro-batch's loss."""
         return compute_loss(self._model, self._batch(kind, list(ids)), self._autocast)
 
     def _batch(self, kind: Kind, seeds: list[int]) -> TrainingBatch:
@@ -266,14 +266,14 @@ class _Inputs:
         if kind == "understanding":
             images = self._pixels(count, spec.understanding_size)
             return TrainingBatch(kind, seeds, images, dialogues=[Dialogue(QUESTION, ANSWER)] * count)
-        drawn = Target(_like(self._target, count))
+        target = Target(_like(self._target, count))
         if kind == "text_to_image":
-            return TrainingBatch(kind, seeds, None, drawn, [CAPTION] * count)
+            return TrainingBatch(kind, seeds, None, target, [CAPTION] * count)
         stored = "semantic" in self._model.cacheable
-        seen = Semantic(_like(self._semantic, count)) if stored else self._pixels(count, spec.understanding_size)
-        return TrainingBatch(kind, seeds, seen, drawn, choose_templates(seeds, self._templates))
+        condition = Semantic(_like(self._semantic, count)) if stored else self._pixels(count, spec.understanding_size)
+        return TrainingBatch(kind, seeds, condition, target, choose_templates(seeds, self._templates))
 
 
 def _like(example: Tensor, count: int) -> Tensor:
-    """Rows of the example's shape, as the cache gives them."""
+    """Return zeros of the example's shape, as rows from the cache."""
     return example.new_zeros((count, *example.shape[1:]))

@@ -1,4 +1,4 @@
-"""What a run will take, told and compared with what there is."""
+"""Forecasts of runs, and their comparison with a device."""
 
 import json
 import shutil
@@ -13,7 +13,14 @@ from reca.config import ROOT, compose
 from reca.runtime.errors import UserError
 from reca.training.precision import bf16_safe_parameters
 from tools.memory.command import lines, predict
-from tools.memory.forecast import USABLE_FRACTION, bfloat16_parameters, build_sized_model, changes, forecast, sharded
+from tools.memory.forecast import (
+    USABLE_FRACTION,
+    bfloat16_parameters,
+    build_sized_model,
+    forecast,
+    shard_step,
+    suggest_changes,
+)
 from tools.memory.step import Step
 
 STEP = Step(
@@ -33,57 +40,57 @@ STEP = Step(
 )
 SMALL = ("train.global_batch_size=4", "hardware.micro_batch_size=2")
 TINY = ("model=showo_tiny", *SMALL)
-ALONE = (*SMALL, "train.mixture={reconstruction: 1.0, text_to_image: 0.0, understanding: 0.0}")
-"""One loss is enough where the losses are not what is asked about."""
+RECA_ONLY = (*SMALL, "train.mixture={reconstruction: 1.0, text_to_image: 0.0, understanding: 0.0}")
+"""Overrides for a single loss, which is enough where losses do not matter."""
 
 
-def test_a_run_that_fits_is_told_whole(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_forecast_is_consistent(capsys: pytest.CaptureFixture[str]) -> None:
     priced = ["hardware.device=cuda", "hardware.forecast_gpu=h100", "hardware.price_per_hour=2"]
     assert predict([*TINY, *priced], ROOT, as_json=True) == 0
-    told = json.loads(capsys.readouterr().out)
-    step = told["step"]
+    forecast_json = json.loads(capsys.readouterr().out)
+    step = forecast_json["step"]
     assert step["peak"] == sum(step[name] for name in ("weights", "gradients", "moments", "activations"))
     assert step["gradients"] == 4 * step["trained"]
-    assert told["train_seconds"] == pytest.approx(told["steps"] * told["step_seconds"])
-    assert told["dollars"] == pytest.approx(2 * told["device_hours"])
-    assert any("assumed" in assumption or "measured" in assumption for assumption in told["assumptions"])
+    assert forecast_json["train_seconds"] == pytest.approx(forecast_json["steps"] * forecast_json["step_seconds"])
+    assert forecast_json["dollars"] == pytest.approx(2 * forecast_json["device_hours"])
+    assert any("assumed" in assumption or "measured" in assumption for assumption in forecast_json["assumptions"])
 
 
-def test_a_cpu_gets_no_time(capsys: pytest.CaptureFixture[str]) -> None:
+def test_cpu_forecast_has_no_time(capsys: pytest.CaptureFixture[str]) -> None:
     assert predict([*TINY], ROOT) == 0
-    told = capsys.readouterr().out
-    assert "its time    not predicted" in told
-    assert "fits" in told
+    output = capsys.readouterr().out
+    assert "step time   not predicted" in output
+    assert "fits" in output
 
 
-def test_what_does_not_fit_says_what_to_change() -> None:
+def test_step_that_does_not_fit_gets_suggestions() -> None:
     config = compose(["hardware=gpu", "hardware.micro_batch_size=8", "hardware.gradient_checkpointing=false"])
-    told = changes(config, STEP, room=STEP.peak - 40)
-    assert [line.split(":")[0] for line in told] == [
+    suggestions = suggest_changes(config, STEP, room=STEP.peak - 40)
+    assert [line.split(":")[0] for line in suggestions] == [
         "hardware.micro_batch_size=4 or less, not 8",
         "hardware.gradient_checkpointing=true",
     ]
-    assert "another device or model" in changes(config, STEP, room=80)[1]
+    assert "another device or model" in suggest_changes(config, STEP, room=80)[1]
     assert 0 < USABLE_FRACTION < 1
 
 
-def test_extraction_that_does_not_fit_says_so_though_training_does() -> None:
+def test_extraction_that_does_not_fit_gets_a_suggestion() -> None:
     config = compose(["hardware=gpu", "hardware.micro_batch_size=8"])
-    (told,) = changes(config, replace(STEP, extract_peak=2 * STEP.peak), room=STEP.peak)
-    assert told.startswith("hardware.micro_batch_size below 8: extraction takes")
-    found = forecast(compose(TINY), ROOT)
-    rows = "\n".join(lines(replace(found, step=replace(found.step, extract_peak=10**15))))
+    (suggestion,) = suggest_changes(config, replace(STEP, extract_peak=2 * STEP.peak), room=STEP.peak)
+    assert suggestion.startswith("hardware.micro_batch_size below 8: extraction takes")
+    prediction = forecast(compose(TINY), ROOT)
+    rows = "\n".join(lines(replace(prediction, step=replace(prediction.step, extract_peak=10**15))))
     assert "can be filled: fits" in rows
     assert "1000000.00 GB, which DOES NOT FIT" in rows
 
 
-def test_sharding_divides_what_lasts_and_gathers_two_units() -> None:
-    assert sharded(STEP, 1) == STEP
-    assert sharded(STEP, 4) == replace(STEP, weights=10, gradients=4, moments=8, activations=80 + 2 * 12)
+def test_sharding_divides_persistent_memory_and_gathers_two_units() -> None:
+    assert shard_step(STEP, 1) == STEP
+    assert shard_step(STEP, 4) == replace(STEP, weights=10, gradients=4, moments=8, activations=80 + 2 * 12)
 
 
-def test_the_type_of_a_checkpoints_files_tells_what_bfloat16_holds(tmp_path: Path) -> None:
-    words = ["model=bagel_tiny", *ALONE]
+def test_bfloat16_parameters_follow_the_checkpoints_values(tmp_path: Path) -> None:
+    words = ["model=bagel_tiny", *RECA_ONLY]
     config = compose([*words, f"model.checkpoint={tmp_path}/bagel", "train.precision=bfloat16"])
     shutil.copytree(ROOT / "data/bases/bagel_tiny", tmp_path / "bagel")
     model, sizes = build_sized_model(config, tmp_path)
@@ -98,10 +105,10 @@ def test_the_type_of_a_checkpoints_files_tells_what_bfloat16_holds(tmp_path: Pat
     assert forecast(config, tmp_path).step.weights < forecast(compose(words), ROOT).step.weights
 
 
-def test_several_hosts_are_so_many_more_devices() -> None:
-    one = forecast(compose([*TINY, *ALONE, "hardware.processes=2"]), ROOT)
-    two = forecast(compose([*TINY, *ALONE, "hardware.processes=1", "hardware.nodes=2"]), ROOT)
-    assert (two.devices, two.step) == (one.devices, one.step)
+def test_nodes_multiply_devices() -> None:
+    processes = forecast(compose([*TINY, *RECA_ONLY, "hardware.processes=2"]), ROOT)
+    nodes = forecast(compose([*TINY, *RECA_ONLY, "hardware.processes=1", "hardware.nodes=2"]), ROOT)
+    assert (nodes.devices, nodes.step) == (processes.devices, processes.step)
 
 
 def test_unknown_sizes_are_refused() -> None:
@@ -111,17 +118,17 @@ def test_unknown_sizes_are_refused() -> None:
 
 
 @pytest.mark.parametrize(("preset", "share"), [("bagel_7b", 0.75), ("janus_pro_1b", 1.0)])
-def test_frozen_matrices_are_counted_as_what_is_published(preset: str, share: float) -> None:
+def test_frozen_matrices_use_the_published_dtype(preset: str, share: float) -> None:
     config = compose([f"model={preset}", "train.precision=bfloat16"])
     model, _ = build_sized_model(config, ROOT)
-    names, (told,) = bfloat16_parameters(config, model)
+    names, (assumption,) = bfloat16_parameters(config, model)
     numbers = sum(parameter.numel() for parameter in model.parameters())
     lower = sum(model.get_parameter(name).numel() for name in names)
     assert (4 * numbers - 2 * lower) / (4 * numbers) == pytest.approx(share, abs=0.01)
-    assert ("not known" in told) == (share == 1.0)
+    assert ("not known" in assumption) == (share == 1.0)
 
 
-def test_what_no_rounding_would_leave_alone_is_seen_in_a_checkpoint() -> None:
+def test_bfloat16_parameters_are_detected_by_value() -> None:
     config = compose(["model=janus_tiny", "train.precision=bfloat16"])
     model, _ = build_sized_model(config, ROOT)
     assert bfloat16_parameters(config, model) == (frozenset(), ())

@@ -1,4 +1,4 @@
-"""A step that is simulated takes what the same step takes with real numbers, for every family."""
+"""Estimated steps equal measured ones in every family."""
 
 from dataclasses import replace
 from functools import cache
@@ -24,41 +24,47 @@ def tiny(family: str) -> UnifiedModel:
 
 
 def plan(family: str, **changes: object) -> Plan:
-    asked = 0.0 if family in ("openuni", "bagel") else 0.5
-    mixture = build_mixture({"reconstruction": 1.0, "text_to_image": 0.0, "understanding": asked}, 4)
-    settings = {"micro_batch_size": 2, "processes": 1, "lower": False, "gradient_checkpointing": False, "fused": False}
+    understanding = 0.0 if family in ("openuni", "bagel") else 0.5
+    mixture = build_mixture({"reconstruction": 1.0, "text_to_image": 0.0, "understanding": understanding}, 4)
+    settings = {
+        "micro_batch_size": 2,
+        "processes": 1,
+        "autocast_bf16": False,
+        "gradient_checkpointing": False,
+        "fused": False,
+    }
     return Plan(mixture, **{**settings, **changes})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("again", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_what_is_predicted_is_what_is_measured(family: str, again: bool) -> None:
+def test_estimated_step_equals_measured_step(family: str, recompute: bool) -> None:
     model = tiny(family)
-    rounded = frozenset(bf16_safe_parameters(model) if again else ())
-    wanted = plan(family, gradient_checkpointing=again, lower=again, rounded=rounded)
-    predicted, measured = estimate_step(tiny(family), wanted), measure_step(tiny(family), wanted)
-    assert predicted.peak == pytest.approx(measured.peak, rel=0.02)
-    assert predicted.extract_peak == pytest.approx(measured.extract_peak, rel=0.02)
-    assert predicted.flops == measured.flops
-    assert (predicted.weights, predicted.gradients, predicted.moments) == (
-        measured.weights,
-        measured.gradients,
-        measured.moments,
+    names = frozenset(bf16_safe_parameters(model) if recompute else ())
+    settings = plan(family, gradient_checkpointing=recompute, autocast_bf16=recompute, bf16_parameters=names)
+    estimate, measurement = estimate_step(tiny(family), settings), measure_step(tiny(family), settings)
+    assert estimate.peak == pytest.approx(measurement.peak, rel=0.02)
+    assert estimate.extract_peak == pytest.approx(measurement.extract_peak, rel=0.02)
+    assert estimate.flops == measurement.flops
+    assert (estimate.weights, estimate.gradients, estimate.moments) == (
+        measurement.weights,
+        measurement.gradients,
+        measurement.moments,
     )
-    whole = bytes_of([*model.parameters(), *model.buffers()])
-    assert predicted.weights == whole - sum(2 * model.get_parameter(name).numel() for name in rounded)
+    float32_bytes = bytes_of([*model.parameters(), *model.buffers()])
+    assert estimate.weights == float32_bytes - sum(2 * model.get_parameter(name).numel() for name in names)
 
 
 @cache
 def janus_with(moments: str) -> Step:
-    return estimate_step(tiny("janus"), plan("janus", optimizer_moments=moments))
+    return estimate_step(tiny("janus"), plan("janus", optimizer_state_dtype=moments))
 
 
 @pytest.mark.parametrize(("moments", "share"), [("bfloat16", 0.5), ("8bit", 0.3)])
-def test_small_moments_take_less_and_nothing_else_changes(moments: str, share: float) -> None:
-    whole, small = (janus_with(kind) for kind in ("float32", moments))
-    assert small.moments < whole.moments * (share + 0.01)
-    assert replace(small, moments=whole.moments) == whole
+def test_low_bit_moments_change_only_the_optimizer_state(moments: str, share: float) -> None:
+    full, small = (janus_with(kind) for kind in ("float32", moments))
+    assert small.moments < full.moments * (share + 0.01)
+    assert replace(small, moments=full.moments) == full
 
 
 @pytest.mark.parametrize(
@@ -75,20 +81,20 @@ def test_small_moments_take_less_and_nothing_else_changes(moments: str, share: f
         ("harmon_1_5b", 2.56, 2.49),
     ],
 )
-def test_published_sizes_are_those_of_the_documents(preset: str, total: float, trained: float) -> None:
-    """Billions, as in docs/models.md."""
+def test_published_sizes_match_the_documentation(preset: str, total: float, trained: float) -> None:
+    """Billions of parameters, as in docs/models.md."""
     section = compose([f"model={preset}"]).model
     model = build(section.family, PUBLISHED[preset], section.load_options(ROOT), torch.device("meta"))
     counts = [sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (True, False)]
     assert counts == pytest.approx([total * 1e9, trained * 1e9], abs=0.006e9)
 
 
-def test_tables_of_known_numbers_hold_them_in_a_model_that_holds_none() -> None:
+def test_constant_tables_stay_real_on_the_meta_device() -> None:
     with torch.device("meta"):
         head = DiffusionHead(channels=4, condition_width=8, width=8, depth=1, num_sampling_steps=10)
     assert head.training_schedule.log_betas.device == head.sampling_schedule.log_betas.device == CPU
 
 
-def test_every_big_preset_has_published_sizes() -> None:
+def test_every_full_size_preset_has_published_sizes() -> None:
     presets = {path.stem for path in (ROOT / "conf/model").glob("*.yaml")}
     assert presets - PUBLISHED.keys() == {f"{family}_tiny" for family in FAMILIES}
