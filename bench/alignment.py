@@ -1,4 +1,4 @@
-"""Does RecA help here? Base, RecA, and two controls with the same images and compute, on prompts fixed beforehand.
+"""Effect of RecA: base, RecA and two controls with the same images and compute, on prompts fixed in advance.
 
     python -m bench.alignment --seeds 0 1
 
@@ -43,20 +43,20 @@ ARMS: dict[str, tuple[str, ...]] = {
     "dense": ("train.mixture.reconstruction=0", "train.captions=full"),
 }
 CPU_SECONDS = "cpu_seconds.json"
-"""In an arm's folder: CPU seconds of the process while it trained."""
+"""File in an arm's folder with the CPU seconds of training."""
 COMPARISONS = (("reca", "sparse"), ("reca", "base"), ("sparse", "base"), ("dense", "sparse"), ("reca", "dense"))
 
 
 def main() -> None:
-    """Run what is not yet there, then compare."""
+    """Run the missing arms, then compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
-    parser.add_argument("--work", type=Path, default=ROOT / ".reca/alignment", help="where arms are kept")
-    parser.add_argument("--compare-only", action="store_true", help="train nothing; compare what is there")
+    parser.add_argument("--work", type=Path, default=ROOT / ".reca/alignment", help="folder of the arms")
+    parser.add_argument("--compare-only", action="store_true", help="do not train; compare existing arms")
     parser.add_argument("overrides", nargs="*", help="Hydra overrides for all arms")
     options = parser.parse_args()
-    options.work = options.work.resolve()  # links inside it must not depend on where this was started
+    options.work = options.work.resolve()  # links inside must not depend on the working directory
     if not options.compare_only:
         for seed in options.seeds:
             data = prepare(options.work / f"seed-{seed}", [*PROMPTS, *options.overrides, f"seed={seed}"])
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def prepare(work: Path, overrides: Sequence[str]) -> Path:
-    """Images and embeddings of one seed, shared by its arms."""
+    """Prepare a seed's images and embeddings, shared by its arms."""
     root, config = work / "data", compose(overrides)
     link_inputs(root)
     if not (root / "outputs/embeddings/result.json").is_file():
@@ -80,7 +80,7 @@ def prepare(work: Path, overrides: Sequence[str]) -> Path:
 
 
 def link_inputs(root: Path) -> None:
-    """A folder that looks like the project to a stage: same recipe files, same bases."""
+    """Link the project's configuration and bases into a folder in which stages can run."""
     root.mkdir(parents=True, exist_ok=True)
     for name in ("conf", "data", "reca"):
         if not (root / name).exists():
@@ -95,14 +95,14 @@ def run_arm(root: Path, data: Path, config: Config) -> None:
         if not (root / "outputs" / name).exists():
             os.symlink(data / "outputs" / name, root / "outputs" / name)
     if not (root / "outputs/model/result.json").is_file():
-        began = time.process_time()
+        start = time.process_time()
         train(config, root)
-        write_json(root / CPU_SECONDS, {"train": round(time.process_time() - began, 1)})
+        write_json(root / CPU_SECONDS, {"train": round(time.process_time() - start, 1)})
     measure(root, config, "aligned")
 
 
 def measure(root: Path, config: Config, variant: str) -> None:
-    """Generate and score, unless it has been done."""
+    """Generate and score the missing benchmarks."""
     link_inputs(root)
     for benchmark in config.evaluate.benchmarks:
         if benchmark == "fidelity" and variant == "base":
@@ -113,27 +113,31 @@ def measure(root: Path, config: Config, variant: str) -> None:
 
 
 def read_values(root: Path, variant: str, benchmark: str) -> dict[str, dict[str, list[float]]]:
-    """Category -> prompt id -> values."""
+    """Read values by category and prompt id."""
     return values_of(read_items(root / f"outputs/scores/{variant}/{benchmark}.items.jsonl"))
 
 
-def pooled(several: Sequence[Mapping[str, Mapping[str, list[float]]]]) -> Values:
-    """The seeds of one arm together: a prompt's images of all seeds are one cluster."""
-    first = several[0]
-    return {
-        category: {prompt: [value for one in several for value in one[category][prompt]] for prompt in first[category]}
-        for category in first
-    }
+def pool_seeds(seeds: Sequence[Mapping[str, Mapping[str, list[float]]]]) -> Values:
+    """Pool an arm's seeds: a prompt's images of all seeds form a cluster."""
+    pooled: dict[str, dict[str, list[float]]] = {}
+    for category, prompts in seeds[0].items():
+        pooled[category] = {
+            prompt: [value for values in seeds for value in values[category][prompt]] for prompt in prompts
+        }
+    return pooled
 
 
 def compare(work: Path, seeds: Sequence[int], arms: Sequence[str]) -> dict[str, Any]:
-    """Means of all arms and the paired differences, seeds pooled and one by one."""
+    """Return means of all arms and paired differences, with seeds pooled and separately."""
     results: dict[str, Any] = {"seeds": list(seeds), "base": weights_digest(ROOT / "data/bases/janus_tiny")}
     for benchmark in ("scenes", "fidelity", "understanding"):
         items = {"base": [read_values(work / "base", "base", benchmark)] * len(seeds)}
         for arm in arms:
             items[arm] = [read_values(work / f"seed-{seed}" / arm, "aligned", benchmark) for seed in seeds]
-        entry: dict[str, Any] = {"means": {arm: means(pooled(several)) for arm, several in items.items()}, "deltas": {}}
+        entry: dict[str, Any] = {
+            "means": {arm: means(pool_seeds(values)) for arm, values in items.items()},
+            "deltas": {},
+        }
         for after, before in COMPARISONS:
             if after in items and before in items:
                 entry["deltas"][f"{after} - {before}"] = _deltas(items[before], items[after], seeds)
@@ -142,7 +146,7 @@ def compare(work: Path, seeds: Sequence[int], arms: Sequence[str]) -> dict[str, 
 
 
 def _deltas(before: Sequence[Any], after: Sequence[Any], seeds: Sequence[int]) -> dict[str, Any]:
-    pairs = {"all": (pooled(before), pooled(after))}
+    pairs = {"all": (pool_seeds(before), pool_seeds(after))}
     pairs |= {f"seed {seed}": (before[number], after[number]) for number, seed in enumerate(seeds)}
     return {
         name: {
@@ -154,7 +158,7 @@ def _deltas(before: Sequence[Any], after: Sequence[Any], seeds: Sequence[int]) -
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """Markdown for docs/experiments.md."""
+    """Format the results as Markdown for docs/experiments.md."""
     lines = []
     for benchmark in ("scenes", "fidelity", "understanding"):
         entry = results[benchmark]
@@ -162,8 +166,8 @@ def table(results: Mapping[str, Any]) -> str:
         lines += [f"### {benchmark}", "", "| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
         for arm, values in entry["means"].items():
             lines.append(f"| {arm} | " + " | ".join(f"{values[name]:.3f}" for name in names) + " |")
-        for comparison, several in entry["deltas"].items():
-            for pooling, deltas in several.items():
+        for comparison, poolings in entry["deltas"].items():
+            for pooling, deltas in poolings.items():
                 cells = [f"{deltas[n][0]:+.3f} [{deltas[n][1]:+.3f}, {deltas[n][2]:+.3f}]" for n in names]
                 lines.append(f"| {comparison} ({pooling}) | " + " | ".join(cells) + " |")
         lines.append("")

@@ -1,17 +1,17 @@
-"""How near does extraction come to what its encoders do alone, at the published sizes?
+"""Throughput of extraction relative to its encoders alone, at the published sizes.
 
     python -m bench.extraction --batches 6    # Janus-Pro-1B's encoders on two CPU cores: five minutes
-    python -m bench.extraction --quick        # a smoke run: its numbers mean nothing
+    python -m bench.extraction --quick        # a smoke run
 
-`extract`'s own encoder and writer over JPEGs of 640 x 480 that lie in memory: decoding, resizing, encoding, rounding,
-shards on disk with their digests. Beside it the encoders alone over a batch that is on the device already; both in
-float32, in turn, so that the machine's moods hit both. Weights are random; of the language model, which extraction
-does not need, one layer is built where a family allows it. `bench.gpu` measures the same on a GPU, for each family.
+Measured are `extract`'s own encoder and writer over JPEGs of 640 x 480 in memory (decoding, resizing, encoding,
+rounding, shards on disk with their digests), and the encoders alone over a batch on the device. Both run in float32 and
+alternate, so that changes of the machine's speed affect both. Weights are random; the language model, which extraction
+does not need, has a single layer where a family allows it. `bench.gpu` measures the same on a GPU.
 
     images_per_second   of extraction
-    over_bare           that over the encoders' own; the median of the repeats
+    over_bare           the same, divided by the encoders' throughput; median of the repeats
 
-JSON goes to bench/results/extraction.json. Run it on an idle machine.
+JSON goes to bench/results/extraction.json. Run on an idle machine.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from PIL import Image
 
 from bench.models import build
 from bench.sizes import FAMILIES
-from bench.steps import seconds_of, surroundings
+from bench.steps import environment_info, time_call
 from reca.data.images import decode
 from reca.extraction.encoder import Encoder
 from reca.extraction.writer import EmbeddingsWriter
@@ -42,11 +42,11 @@ WIDTH, HEIGHT = 640, 480
 FILES = 16
 SHARD_IMAGES = 512
 SECONDS = 4.0
-"""That one repeat should take, about."""
+"""Approximate duration of a repeat."""
 
 
-class Photographs:
-    """So many JPEGs in memory, in place of a data set."""
+class InMemoryImages:
+    """JPEGs in memory with the interface of :class:`reca.data.manifest.ImageReader`."""
 
     def __init__(self) -> None:
         noise = np.random.default_rng(0).integers(0, 256, (FILES, HEIGHT // 16, WIDTH // 16, 3), dtype=np.uint8)
@@ -59,11 +59,11 @@ class Photographs:
         return file.getvalue()
 
     def size(self, _name: str) -> tuple[int, int]:
-        """As :meth:`reca.data.manifest.ImageReader.size`."""
+        """Return height and width in pixels."""
         return HEIGHT, WIDTH
 
     def load(self, name: str) -> Image.Image:
-        """As :meth:`reca.data.manifest.ImageReader.load`."""
+        """Decode an image."""
         return decode(self._files[int(name) % FILES])
 
 
@@ -73,9 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--family", choices=FAMILIES, default="janus")
     parser.add_argument("--size", choices=("tiny", "middle", "real"), default="real")
     parser.add_argument("--batch-size", type=int, default=2)
-    parser.add_argument("--batches", type=int, help="of a repeat; default: as many as take some seconds, at least 4")
+    parser.add_argument("--batches", type=int, help="per repeat; default: some seconds, at least 4")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=RESULT, help="where the answer goes")
+    parser.add_argument("--output", type=Path, default=RESULT, help="file of the result")
     parser.add_argument("--quick", action="store_true", help="tiny, one repeat of two batches")
     options = parser.parse_args(arguments)
     if options.quick:
@@ -83,13 +83,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.manual_seed(0)
     model = build(options.family, options.size, CPU, 1 if options.family in ("bagel", "janus") else None)
     settings = {name: getattr(options, name) for name in ("family", "size", "batch_size", "repeats")}
-    found = measured(model, CPU, options.batch_size, 0, options.repeats, options.batches)
-    question = "how near does extraction come to what its encoders do alone?"
-    write_json(options.output, {"question": question, **settings, **found, **surroundings()})
-    print(", ".join(f"{name} {value}" for name, value in found.items()) + f"\nwritten: {options.output}")
+    results = measure_extraction(model, CPU, options.batch_size, 0, options.repeats, options.batches)
+    question = "how near does extraction come to its encoders alone?"
+    write_json(options.output, {"question": question, **settings, **results, **environment_info()})
+    print(", ".join(f"{name} {value}" for name, value in results.items()) + f"\nwritten: {options.output}")
 
 
-def measured(
+def measure_extraction(
     model: UnifiedModel,
     device: torch.device,
     batch_size: int,
@@ -97,26 +97,26 @@ def measured(
     repeats: int,
     batches: int | None = None,
 ) -> dict[str, Any]:
-    """Extraction against the bare encoders.
+    """Compare extraction with the bare encoders.
 
     Args:
         model: In evaluation mode and float32, on the device.
-        device: Where it is.
-        batch_size: Images that are encoded together.
-        prefetch: Batches that are read early, each by a thread.
-        repeats: Of both, in turn.
-        batches: Of each repeat; ``None``: as many as take some seconds.
+        device: The model's device.
+        batch_size: Images per batch.
+        prefetch: Batches that are prefetched, each by a thread.
+        repeats: Repeats of both measurements, alternating.
+        batches: Batches per repeat; ``None``: as many as take some seconds.
     """
-    bare = Bare(model, device, batch_size)
-    encoder = Encoder(model, Photographs(), device, batch_size, torch.float16, prefetch)
-    bare.encode(1)  # kernels are chosen and memory is taken
-    batches = batches or max(4, min(400, int(SECONDS / seconds_of(lambda: bare.encode(1), device))))
+    bare = BareEncoders(model, device, batch_size)
+    encoder = Encoder(model, InMemoryImages(), device, batch_size, torch.float16, prefetch)
+    bare.encode(1)  # kernels are selected and memory is allocated
+    batches = batches or max(4, min(400, int(SECONDS / time_call(lambda: bare.encode(1), device))))
     names = [str(number) for number in range(batches * batch_size)]
     ratios, seconds = [], []
     for _ in range(repeats):
         with tempfile.TemporaryDirectory(prefix="reca-extraction-") as folder:
-            seconds.append(seconds_of(lambda: extract(encoder, names, Path(folder)), device))
-        ratios.append(seconds_of(lambda: bare.encode(batches), device) / seconds[-1])
+            seconds.append(time_call(lambda: extract(encoder, names, Path(folder)), device))
+        ratios.append(time_call(lambda: bare.encode(batches), device) / seconds[-1])
     return {
         "images": len(names),
         "images_per_second": round(len(names) / statistics.median(seconds), 2),
@@ -125,30 +125,30 @@ def measured(
     }
 
 
-class Bare:
-    """The encoders of what a family may store, over noise that is on the device already."""
+class BareEncoders:
+    """The encoders of a family's cacheable outputs, over noise on the device."""
 
     def __init__(self, model: UnifiedModel, device: torch.device, batch_size: int) -> None:
         self._model, self._rng, spec = model, SampleRng([0] * batch_size), model.spec
         sizes = (rule.size(HEIGHT, WIDTH) for rule in (spec.understanding, spec.generation))
-        self._seen, self._drawn = (torch.rand(batch_size, 3, *size, device=device) * 2 - 1 for size in sizes)
+        self._condition, self._target = (torch.rand(batch_size, 3, *size, device=device) * 2 - 1 for size in sizes)
 
     @torch.no_grad()
     def encode(self, batches: int) -> None:
-        """So many batches; a GPU need not have finished then."""
+        """Encode a number of batches, without waiting for a GPU."""
         for _ in range(batches):
             if "semantic" in self._model.cacheable:
-                self._model.encode_semantic(self._seen)
+                self._model.encode_semantic(self._condition)
             if "target" in self._model.cacheable:
-                self._model.encode_target(self._drawn, self._rng)
+                self._model.encode_target(self._target, self._rng)
 
 
 def extract(encoder: Encoder, names: Sequence[str], folder: Path) -> None:
-    """What the stage does between opening the data set and writing the index."""
+    """Encode and write shards as the stage does between opening the data set and writing the index."""
     with EmbeddingsWriter(folder) as writer:
         for number, start in enumerate(range(0, len(names), SHARD_IMAGES)):
-            part = names[start : start + SHARD_IMAGES]
-            writer.write(number, part, dict(encoder.rows(part)))
+            shard_names = names[start : start + SHARD_IMAGES]
+            writer.write(number, shard_names, dict(encoder.rows(shard_names)))
 
 
 if __name__ == "__main__":

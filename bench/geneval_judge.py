@@ -1,24 +1,23 @@
-"""How often is GenEval's judge right? It is asked about images whose truth is known.
+"""Accuracy of GenEval's judge on images with known ground truth.
 
     python -m bench.geneval_judge compose FOLDER     # needs the cut-outs: apt-get install tuxpaint-stamps-default
-    python -m bench.geneval_judge judge FOLDER       # needs the judges' weights, fetched where they are missing
+    python -m bench.geneval_judge judge FOLDER       # needs the judges' weights; missing ones are downloaded
     python -m bench.geneval_judge judge FOLDER evaluate.geneval.detector=mmdet/mmdet-swin-s@geneval
 
-`compose` lays photographic cut-outs over plain grounds (reca/data/synthetic/collages.py) for GenEval's own prompts, as
-far as there are cut-outs of what they name: single_object, two_object, counting and position. Prompts about colours
-are left out, for nobody has named the colours of photographs. FOLDER gets GenEval's layout, and truth.jsonl, a line an
-image:
+`compose` writes collages of photographic cut-outs (reca/data/synthetic/collages.py) for GenEval's prompts whose objects
+have cut-outs: single_object, two_object, counting and position. Prompts about colours are omitted, because
+photographs have no colour labels. FOLDER gets GenEval's layout, and truth.jsonl with a line per image:
 
-    right      every even image of a prompt shows what it asks for, every odd one has one fault
-    fault      which: another thing, one too many, one too few, the other way round
-    objects    everything that is to be seen: class, file of the cut-out, box, mask (COCO's run lengths)
+    right      every even image of a prompt is correct, every odd image has one fault
+    fault      another object, one too many, one too few, or swapped
+    objects    all visible objects: class, file of the cut-out, box, mask (COCO's run lengths)
 
-GenEval's rules are then given the masks themselves, as a detector without fault would see them. They have to call the
-images right and wrong as they are; where they do not, that is a mistake of ours, and the exit status is 1.
+GenEval's rules are then evaluated on the exact masks, as from a perfect detector. They must classify all images
+correctly; otherwise our rules or collages are wrong, and the exit status is 1.
 
-`judge` asks the real one and counts, for each task, the right images that it calls right and the wrong ones that it
-calls wrong. Things on plain grounds are not what models draw: this tells whether the judge works and what it overlooks
-even here, not how often it errs on drawn images. The answer goes to FOLDER/judge.json.
+`judge` runs the real judge and counts its correct decisions per task, on right and on wrong images. Objects on plain
+backgrounds are easier than generated images: the result shows whether the judge works, not its error rate on generated
+images. It goes to FOLDER/judge.json.
 """
 
 import argparse
@@ -48,18 +47,18 @@ Truth = dict[str, Any]
 
 @dataclass(frozen=True)
 class Content:
-    """What an image is to show."""
+    """The intended content of an image."""
 
     classes: tuple[str, ...]
     where: str | None = None
-    """How the first stands to the second."""
+    """Relation of the first object to the second."""
     fault: str | None = None
-    """What makes it wrong; ``None``: it is right."""
+    """The image's fault; ``None``: it is right."""
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A thing as a detector without fault reports it."""
+class ExactDetection:
+    """A detection of a perfect detector."""
 
     name: str
     box: Sequence[float]
@@ -67,11 +66,11 @@ class Seen:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compose or judge; returns the exit status."""
+    """Compose or judge; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    composing = verbs.add_parser("compose", help="write images and their truth")
-    judging = verbs.add_parser("judge", help="ask GenEval's judge about them")
+    composing = verbs.add_parser("compose", help="write images and their ground truth")
+    judging = verbs.add_parser("judge", help="run GenEval's judge on them")
     for verb in (composing, judging):
         verb.add_argument("folder", type=Path, metavar="FOLDER")
     composing.add_argument("--cutouts", type=Path, default=PACKAGE_FOLDER, metavar="DIR", help="default: the package's")
@@ -92,10 +91,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def write(folder: Path, cutouts: Cutouts, images: int, size: int, seed: int) -> list[Truth]:
-    """Write the images of every prompt that there are cut-outs for, and the truth about them.
+    """Write the images of every prompt whose objects have cut-outs, and their ground truth.
 
     Raises:
-        UserError: There are cut-outs for none.
+        UserError: There is no such prompt.
     """
     classes = [name for name in OBJECTS if name in cutouts]
     truths = []
@@ -115,49 +114,49 @@ def write(folder: Path, cutouts: Cutouts, images: int, size: int, seed: int) -> 
             truth = {"file": file, "category": entry["tag"], "right": content.fault is None, "fault": content.fault}
             truths.append(truth | {"metadata": entry, "objects": objects(collage, masks)})
     if not truths:
-        raise UserError("no prompt of GenEval asks for what these cut-outs show: name them as GenEval does, 'A cup.'")
+        raise UserError("no prompt of GenEval matches these cut-outs: name them with GenEval's words, 'A cup.'")
     write_text(folder / TRUTH, "".join(json.dumps(truth) + "\n" for truth in truths))
     return truths
 
 
 def right(entry: Entry) -> Content:
-    """What a prompt asks for."""
+    """Return the content that a prompt asks for."""
     include = entry["include"]
     if entry["tag"] == "position":
-        target, moved = include
-        return Content((moved["class"], target["class"]), moved["position"][0])
+        target, subject = include
+        return Content((subject["class"], target["class"]), subject["position"][0])
     return Content(tuple(clause["class"] for clause in include for _ in range(clause["count"])))
 
 
 def wrong(entry: Entry, classes: Sequence[str], rng: random.Random) -> Content:
-    """What a prompt asks for, but for one fault."""
-    asked = right(entry)
+    """Return the content that a prompt asks for, with one fault."""
+    correct = right(entry)
     if entry["tag"] == "position":
-        return Content(asked.classes[::-1], asked.where, "the other way round")
+        return Content(correct.classes[::-1], correct.where, "swapped")
     if entry["tag"] == "counting":
         if rng.random() < 0.5:
-            return Content((*asked.classes, asked.classes[0]), fault="one too many")
-        return Content(asked.classes[1:], fault="one too few")
-    other = rng.choice([name for name in classes if name not in asked.classes])
-    return Content((*asked.classes[:-1], other), fault="another thing")
+            return Content((*correct.classes, correct.classes[0]), fault="one too many")
+        return Content(correct.classes[1:], fault="one too few")
+    other = rng.choice([name for name in classes if name not in correct.classes])
+    return Content((*correct.classes[:-1], other), fault="another object")
 
 
 def report_rules(truths: Sequence[Truth]) -> int:
-    """Say of how many images GenEval's rules, given the masks themselves, think otherwise; the exit status."""
-    mistaken = [truth["file"] for truth in truths if by_rules(truth) != truth["right"]]
+    """Print how many images GenEval's rules misjudge from the exact masks; return the exit status."""
+    misjudged = [truth["file"] for truth in truths if by_rules(truth) != truth["right"]]
     prompts = len({truth["metadata"]["prompt"] for truth in truths})
-    print(f"{len(truths)} images of {prompts} prompts; given the masks, the rules are mistaken about {len(mistaken)}")
-    return 1 if mistaken else 0
+    print(f"{len(truths)} images of {prompts} prompts; with exact masks the rules misjudge {len(misjudged)}")
+    return 1 if misjudged else 0
 
 
 def by_rules(truth: Truth) -> bool:
-    """The verdict of GenEval's rules when every thing is seen as it is, and nothing else is."""
-    seen = rules.select([Seen(one["class"], one["box"]) for one in truth["objects"]], truth["category"])
-    return rules.evaluate_image(seen, truth["metadata"], lambda *_: []).correct
+    """Evaluate GenEval's rules on the exact objects."""
+    detections = [ExactDetection(item["class"], item["box"]) for item in truth["objects"]]
+    return rules.evaluate_image(rules.select(detections, truth["category"]), truth["metadata"], lambda *_: []).correct
 
 
 def judge(folder: Path, overrides: Sequence[str]) -> None:
-    """Ask GenEval's judge about every image, print and write how often it is right.
+    """Run GenEval's judge on every image; print and write how often it is right.
 
     Raises:
         UserError: The images or the judges are missing.
@@ -168,16 +167,16 @@ def judge(folder: Path, overrides: Sequence[str]) -> None:
     fetch(config, ROOT)
     bench: Any = load_benchmark("geneval", config, ROOT)
     rows = [row for row in bench.existing_samples(folder) if not row.get("missing")]
-    found = agreement(truths, bench.score(rows, folder))
-    print(table(found))
-    write_json(folder / "judge.json", {"judge": bench.judge.model_dump(), "agreement": found})
+    counts = agreement(truths, bench.score(rows, folder))
+    print(table(counts))
+    write_json(folder / "judge.json", {"judge": bench.judge.model_dump(), "agreement": counts})
 
 
 def read_truth(folder: Path) -> list[Truth]:
-    """What `compose` wrote.
+    """Read the ground truth that `compose` wrote.
 
     Raises:
-        UserError: It is not there.
+        UserError: It is missing.
     """
     path = folder / TRUTH
     if not path.is_file():
@@ -186,21 +185,21 @@ def read_truth(folder: Path) -> list[Truth]:
 
 
 def agreement(truths: Sequence[Truth], items: Sequence[ItemScore]) -> dict[str, dict[str, int]]:
-    """Of each task: how many images there are of either kind, and how many of them the judge told as what they are."""
+    """Count right and wrong images per task, and those that the judge recognised."""
     verdicts = {file: value for item in items for file, value in zip(item.files, item.values, strict=True)}
-    found = {task: dict.fromkeys(("right", "right_told", "wrong", "wrong_told"), 0) for task in TASKS}
+    counts = {task: dict.fromkeys(("right", "right_recognised", "wrong", "wrong_recognised"), 0) for task in TASKS}
     for truth in truths:
         kind = "right" if truth["right"] else "wrong"
-        found[truth["category"]][kind] += 1
-        found[truth["category"]][f"{kind}_told"] += verdicts.get(truth["file"]) == float(truth["right"])
-    return found
+        counts[truth["category"]][kind] += 1
+        counts[truth["category"]][f"{kind}_recognised"] += verdicts.get(truth["file"]) == float(truth["right"])
+    return counts
 
 
-def table(found: Mapping[str, Mapping[str, int]]) -> str:
-    """The agreement for people."""
-    lines = [f"{'task':15} {'right, told so':>16} {'wrong, told so':>16}"]
-    for task, one in found.items():
-        cells = [f"{one[f'{kind}_told']} of {one[kind]}" for kind in ("right", "wrong")]
+def table(counts: Mapping[str, Mapping[str, int]]) -> str:
+    """Format the agreement."""
+    lines = [f"{'task':15} {'right images':>16} {'wrong images':>16}"]
+    for task, row in counts.items():
+        cells = [f"{row[f'{kind}_recognised']} of {row[kind]}" for kind in ("right", "wrong")]
         lines.append(f"{task:15} {cells[0]:>16} {cells[1]:>16}")
     return "\n".join(lines)
 

@@ -1,19 +1,19 @@
-"""What do the loop and the stage cost beyond the model: overhead of a step, waiting for data, extraction?
+"""Overhead of the training loop and of the stage `extract`, compared with the model alone.
 
     python -m bench.loop            # a Janus of some 30 million parameters, and the tiny one
-    python -m bench.loop --quick    # a smoke run: tiny, a few steps; its numbers mean nothing
+    python -m bench.loop --quick    # a smoke run: tiny, a few steps
 
 L_RecA alone on rendered scenes, from the extract cache, float32 on the CPU; weights are random.
 
-    loop_over_bare        seconds of a step of the training loop (reading, seeds, guard, curves left out) over those of
-                          forward, backward, clipping and AdamW on a batch that is there already
-    data_wait             share of the loop's steps that is spent waiting for what is read, when each pass is read when
-                          it is due, and when two are read ahead
-    extract_over_bare     images a second of the stage `extract` (decoding, encoding, writing, digests) over those of
-                          the two encoders alone; loading the weights is taken off; the median of three
+    loop_over_bare        seconds of a training step (with reading, seeds and guard, without curves) over those of
+                          forward, backward, clipping and AdamW on a batch in memory
+    data_wait             share of the loop's steps spent waiting for batches, without prefetching and with two
+                          micro-batches prefetched
+    extract_over_bare     images per second of the stage `extract` (decoding, encoding, writing, digests) over those of
+                          the two encoders alone; loading the weights is subtracted; the median of three
 
-Loop and bare steps are taken in turn, one of each, so that the machine's moods hit both; reported are medians.
-JSON goes to bench/results/loop.json. Run it on an idle machine.
+Loop and bare steps alternate, so that changes of the machine's speed affect both; reported are medians.
+JSON goes to bench/results/loop.json. Run on an idle machine.
 """
 
 import argparse
@@ -30,9 +30,9 @@ from typing import Any
 
 import torch
 
-from bench.extraction import Bare
+from bench.extraction import BareEncoders
 from bench.models import build
-from bench.steps import Batch, Trainer, seconds_of, surroundings
+from bench.steps import BenchBatch, Trainer, environment_info, time_call
 from reca.config import ROOT, Config, compose
 from reca.data.embeddings import Embeddings
 from reca.models.base import Semantic, Target, UnifiedModel
@@ -55,13 +55,13 @@ CPU = torch.device("cpu")
 class TimedLoader(MicroBatchLoader):
     """Adds up the seconds in which the loop waited for batches."""
 
-    waited = 0.0
+    wait_seconds = 0.0
 
     def load(self, micro_batch: MicroBatch) -> TrainingBatch:
         """Load a batch and add its seconds."""
-        began = time.perf_counter()
+        start = time.perf_counter()
         batch = super().load(micro_batch)
-        self.waited += time.perf_counter() - began
+        self.wait_seconds += time.perf_counter() - start
         return batch
 
 
@@ -72,26 +72,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=2048)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--extractions", type=int, default=3, help="how often extraction is measured")
-    parser.add_argument("--output", type=Path, default=RESULT, help="where the answer goes")
+    parser.add_argument("--extractions", type=int, default=3, help="repeats of the extraction")
+    parser.add_argument("--output", type=Path, default=RESULT, help="file of the result")
     parser.add_argument("--quick", action="store_true", help="tiny, 64 images, 3 steps of 4")
     options = parser.parse_args(arguments)
     if options.quick:
         options.sizes, options.images, options.steps, options.batch_size = ["tiny"], 64, 3, 4
         options.extractions = 1
-    threads, found = torch.get_num_threads(), {}
+    threads, results = torch.get_num_threads(), {}
     for size in options.sizes:
         with tempfile.TemporaryDirectory(prefix="reca-loop-") as folder:
-            found[size] = measure(size, Path(folder), options, threads)
-        print(f"{size}: " + ", ".join(f"{name} {value}" for name, value in found[size].items()), flush=True)
-    question = "what do the loop and the stage cost beyond the model?"
+            results[size] = measure(size, Path(folder), options, threads)
+        print(f"{size}: " + ", ".join(f"{name} {value}" for name, value in results[size].items()), flush=True)
+    question = "what do the training loop and extraction cost beyond the model?"
     settings = {"images": options.images, "steps": options.steps, "batch_size": options.batch_size}
-    write_json(options.output, {"question": question, **settings, "sizes": found, **surroundings()})
+    write_json(options.output, {"question": question, **settings, "sizes": results, **environment_info()})
     print(f"written: {options.output}")
 
 
 def measure(size: str, root: Path, options: argparse.Namespace, threads: int) -> dict[str, Any]:
-    """All three answers for one size."""
+    """Measure loop, waiting and extraction at one size."""
     config = compose(
         [
             "model.checkpoint=base",
@@ -113,51 +113,51 @@ def measure(size: str, root: Path, options: argparse.Namespace, threads: int) ->
     ratios = []
     for _ in range(options.extractions):
         shutil.rmtree(root / config.paths.state, ignore_errors=True)
-        loading = seconds_of(partial(load_encoders, config.model.family, base, load_options, CPU), CPU)
+        loading = time_call(partial(load_encoders, config.model.family, base, load_options, CPU), CPU)
         with redirect_stdout(StringIO()):
-            staged = seconds_of(lambda: extract(config, root), CPU) - loading
-        ratios.append(round(encoders(config, root) / staged, 3))
-    found = {"extract_over_bare": statistics.median(ratios), "all_extract_over_bare": ratios}
-    return {**steps(config, root, options.steps), **found}
+            stage_seconds = time_call(lambda: extract(config, root), CPU) - loading
+        ratios.append(round(encoders(config, root) / stage_seconds, 3))
+    extraction = {"extract_over_bare": statistics.median(ratios), "all_extract_over_bare": ratios}
+    return {**steps(config, root, options.steps), **extraction}
 
 
 def steps(config: Config, root: Path, number: int) -> dict[str, Any]:
-    """Steps of the loop beside bare ones, without and with reading ahead."""
-    found: dict[str, Any] = {}
-    for ahead in (0, 2):
-        loop, bare = _Loop(config, root, number, ahead), Trainer(_loaded(config, root), lower=False)
+    """Compare steps of the loop with bare ones, without and with prefetching."""
+    results: dict[str, Any] = {}
+    for prefetch in (0, 2):
+        loop, bare = _Loop(config, root, number, prefetch), Trainer(_loaded(config, root), autocast_bf16=False)
         once = partial(bare.step, _batch(bare.model, config, root))
-        seconds = [(seconds_of(loop.step, CPU), seconds_of(once, CPU)) for _ in range(number)]
+        seconds = [(time_call(loop.step, CPU), time_call(once, CPU)) for _ in range(number)]
         loop.loader.close()
-        usual = seconds[1:]  # the first ones allocate
-        waited = sum(loop.waits[1:]) / sum(one for one, _ in usual)
-        found[f"data_wait_read_ahead_{ahead}"] = round(waited, 4)
-        found[f"loop_over_bare_read_ahead_{ahead}"] = round(statistics.median(a / b for a, b in usual), 3)
-        found["bare_step_seconds"] = round(statistics.median(b for _, b in usual), 4)
-    return found
+        usual = seconds[1:]  # the first steps allocate
+        wait = sum(loop.waits[1:]) / sum(loop_seconds for loop_seconds, _ in usual)
+        results[f"data_wait_prefetch_{prefetch}"] = round(wait, 4)
+        results[f"loop_over_bare_prefetch_{prefetch}"] = round(statistics.median(a / b for a, b in usual), 3)
+        results["bare_step_seconds"] = round(statistics.median(b for _, b in usual), 4)
+    return results
 
 
 class _Loop:
     """The training loop, step by step."""
 
-    def __init__(self, config: Config, root: Path, last: int, ahead: int) -> None:
+    def __init__(self, config: Config, root: Path, last: int, prefetch: int) -> None:
         model, settings = _loaded(config, root), config.train
         embeddings = Embeddings.open(root / EMBEDDINGS)
         data = TrainingData(model, root / DATASET, embeddings, settings, _mixture(config), config.seed, CPU)
-        self._run = Run(model, data, settings, config.seed, config.hardware.micro_batch_size, SINGLE_PROCESS, ahead)
+        self._run = Run(model, data, settings, config.seed, config.hardware.micro_batch_size, SINGLE_PROCESS, prefetch)
         self._parameters = freeze(model, set(model.trainable()))
         set_training_mode(model)
         self._optimizer = build_optimizer(self._parameters, settings.betas, settings.weight_decay)
         self._guard, self._stop, self._next = SpikeGuard(), StopRequest(), 0
-        self.loader = TimedLoader(data, config.hardware.micro_batch_size, SINGLE_PROCESS, range(1, last + 1), ahead)
+        self.loader = TimedLoader(data, config.hardware.micro_batch_size, SINGLE_PROCESS, range(1, last + 1), prefetch)
         self.waits: list[float] = []
 
     def step(self) -> None:
-        """The next one."""
+        """Run the next step."""
         self._next += 1
-        before = self.loader.waited
+        before = self.loader.wait_seconds
         train_step(self._run, self.loader, self._parameters, self._optimizer, self._next, self._guard, self._stop)
-        self.waits.append(self.loader.waited - before)
+        self.waits.append(self.loader.wait_seconds - before)
 
 
 def _mixture(config: Config) -> Mixture:
@@ -171,23 +171,25 @@ def _loaded(config: Config, root: Path) -> UnifiedModel:
     return load_base(config.model.family, base, config.model.load_options(root), CPU)
 
 
-def _batch(model: UnifiedModel, config: Config, root: Path) -> Batch:
-    """What the loop's first step reads, as a batch that is there already."""
+def _batch(model: UnifiedModel, config: Config, root: Path) -> BenchBatch:
+    """Return the batch of the loop's first step."""
     embeddings = Embeddings.open(root / EMBEDDINGS)
     ids, seeds = embeddings.ids[: config.train.global_batch_size], list(range(config.train.global_batch_size))
     semantic, target = (
         Semantic.from_rows(embeddings.rows("semantic", ids)),
         Target.from_rows(embeddings.rows("target", ids)),
     )
-    nothing = torch.zeros(len(ids), 0)
-    return Batch(choose_templates(seeds, config.train.prompt_templates), nothing, nothing, semantic, target, seeds)
+    no_images = torch.zeros(len(ids), 0)
+    return BenchBatch(
+        choose_templates(seeds, config.train.prompt_templates), no_images, no_images, semantic, target, seeds
+    )
 
 
 def encoders(config: Config, root: Path) -> float:
-    """Seconds of the two encoders over as many images as there are, in the stage's batches."""
+    """Return the seconds of the two encoders over all images, in the stage's batches."""
     size = config.hardware.micro_batch_size
-    bare = Bare(_loaded(config, root).eval(), CPU, size)
-    return seconds_of(lambda: bare.encode(-(-len(Embeddings.open(root / EMBEDDINGS).ids) // size)), CPU)
+    bare = BareEncoders(_loaded(config, root).eval(), CPU, size)
+    return time_call(lambda: bare.encode(-(-len(Embeddings.open(root / EMBEDDINGS).ids) // size)), CPU)
 
 
 if __name__ == "__main__":

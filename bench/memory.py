@@ -1,14 +1,14 @@
-"""How far is the predicted memory of a training step from what a process really takes?
+"""Predicted memory of a training step, compared with a process's real memory.
 
     python -m bench.memory                            # five families, tiny and middle, on the CPU: some minutes
     python -m bench.memory --families janus --sizes tiny
 
 Per family and size, with and without recomputed activations, the same step (L_RecA, two micro-batches, AdamW; float32)
 
-    predicted   tools.memory.step.estimate_step: a model without numbers
+    predicted   tools.memory.step.estimate_step: a model of fake tensors
     tensors     the storages alive while the step runs with real numbers, operator by operator (``measure_step``)
-    measured    CPU: the peak of resident memory (VmHWM) of a process of its own, less what it held before the model was
-                built; libraries' workspaces and the allocator's unreturned pages are in it.
+    measured    CPU: the peak of resident memory (VmHWM) of a separate process, less its memory before the model was
+                built; this includes libraries' workspaces and the allocator's unreturned pages.
 
 and the ratios predicted / tensors and predicted / measured. JSON goes to bench/results/memory.json.
 """
@@ -27,7 +27,7 @@ import torch
 
 from bench.models import build
 from bench.sizes import FAMILIES
-from bench.steps import surroundings
+from bench.steps import environment_info
 from reca.runtime.files import write_json
 from reca.training.losses import build_mixture
 from tools.memory.step import Plan, estimate_step, measure_step
@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "bench/results/memory.json"
 BATCH = {"tiny": 32, "middle": 4}
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
-"""glibc gives tensors back at once, so that resident memory is what lives and not what has lived."""
+"""glibc returns freed tensors at once, so that resident memory is live memory."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,64 +44,66 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--sizes", nargs="+", choices=tuple(BATCH), default=list(BATCH))
-    parser.add_argument("--output", type=Path, default=RESULT, help="where the answer goes")
-    parser.add_argument("--one", nargs=3, metavar=("FAMILY", "SIZE", "AGAIN"), help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=Path, default=RESULT, help="file of the result")
+    parser.add_argument("--one", nargs=3, metavar=("FAMILY", "SIZE", "RECOMPUTE"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.one:
-        family, size, again = options.one
-        print(json.dumps(resident(family, size, again == "True")))
+        family, size, recompute = options.one
+        print(json.dumps(resident(family, size, recompute == "True")))
         return 0
-    rows = [row_of(family, size, again) for family in options.families for size in options.sizes for again in (0, 1)]
+    rows = [
+        row_of(family, size, recompute) for family in options.families for size in options.sizes for recompute in (0, 1)
+    ]
     answer = {
-        "question": "how far is the predicted memory of a step from what a process really takes?",
+        "question": "how far is the predicted memory of a step from a process's real memory?",
         "batch_sizes": {size: BATCH[size] for size in options.sizes},
-        **surroundings(),
+        **environment_info(),
         "rows": rows,
     }
     write_json(options.output, answer)
     return 0
 
 
-def row_of(family: str, size: str, again: int) -> dict[str, Any]:
-    """One model, predicted and measured twice."""
-    predicted = estimate_step(_model(family, size), plan(size, bool(again)))
-    words = [sys.executable, "-m", "bench.memory", "--one", family, size, str(bool(again))]
-    done = subprocess.run(words, cwd=ROOT, env=os.environ | ALLOCATOR, capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout.splitlines()[-1])
-    followed, measured = found["tensors"], found["process"]
+def row_of(family: str, size: str, recompute: int) -> dict[str, Any]:
+    """Predict and measure a model's step."""
+    predicted = estimate_step(_model(family, size), plan(size, bool(recompute)))
+    words = [sys.executable, "-m", "bench.memory", "--one", family, size, str(bool(recompute))]
+    process = subprocess.run(words, cwd=ROOT, env=os.environ | ALLOCATOR, capture_output=True, text=True, check=True)
+    peaks = json.loads(process.stdout.splitlines()[-1])
+    tensors, resident_bytes = peaks["tensors"], peaks["process"]
     row = {
         "family": family,
         "size": size,
-        "gradient_checkpointing": bool(again),
+        "gradient_checkpointing": bool(recompute),
         "parameters": predicted.parameters,
         "predicted_mib": round(predicted.peak / 2**20, 2),
-        "tensors_mib": round(followed / 2**20, 2),
-        "measured_mib": round(measured / 2**20, 2),
-        "predicted_over_tensors": round(predicted.peak / followed, 4),
-        "predicted_over_measured": round(predicted.peak / measured, 3),
+        "tensors_mib": round(tensors / 2**20, 2),
+        "measured_mib": round(resident_bytes / 2**20, 2),
+        "predicted_over_tensors": round(predicted.peak / tensors, 4),
+        "predicted_over_measured": round(predicted.peak / resident_bytes, 3),
     }
     print(
-        f"{family:8} {size:7} recomputed={bool(again)!s:5} predicted {row['predicted_mib']:8.1f} MiB, "
+        f"{family:8} {size:7} recomputed={bool(recompute)!s:5} predicted {row['predicted_mib']:8.1f} MiB, "
         f"/ tensors {row['predicted_over_tensors']:.3f}, / process {row['predicted_over_measured']:.2f}",
         flush=True,
     )
     return row
 
 
-def plan(size: str, again: bool) -> Plan:
-    """L_RecA alone, in two micro-batches."""
+def plan(size: str, recompute: bool) -> Plan:
+    """Return a plan of L_RecA alone in two micro-batches."""
     mixture = build_mixture({"reconstruction": 1.0, "text_to_image": 0.0, "understanding": 0.0}, 2 * BATCH[size])
-    return Plan(mixture, BATCH[size], processes=1, autocast_bf16=False, gradient_checkpointing=again, fused=False)
+    return Plan(mixture, BATCH[size], processes=1, autocast_bf16=False, gradient_checkpointing=recompute, fused=False)
 
 
-def resident(family: str, size: str, again: bool) -> dict[str, int]:
-    """Peak of this process over the step, less what it held before."""
+def resident(family: str, size: str, recompute: bool) -> dict[str, int]:
+    """Return this process's peak during the step, less its memory before."""
     torch.set_num_threads(1)
-    measure_step(_model(family, "tiny"), plan("tiny", again))  # imports, and whatever a first step allocates for good
+    measure_step(_model(family, "tiny"), plan("tiny", recompute))  # imports and permanent allocations of a first step
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     before = _status("VmRSS")
-    step = measure_step(_model(family, size), plan(size, again))
+    step = measure_step(_model(family, size), plan(size, recompute))
     return {"process": _status("VmHWM") - before, "tensors": step.peak}
 
 

@@ -1,4 +1,4 @@
-"""Models of every family with random weights at the sizes of :mod:`bench.sizes`; nothing is loaded or fetched."""
+"""Models of every family with random weights at the sizes of :mod:`bench.sizes`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,29 +12,29 @@ from tools.memory import build as published
 
 
 def build(family: str, size: str, device: torch.device, layers: int | None = None) -> UnifiedModel:
-    """A model with random float32 weights, in evaluation mode; seed torch's generator first.
+    """Build a model with random float32 weights, in evaluation mode; seed torch's generator first.
 
     Args:
         family: One of :data:`bench.sizes.FAMILIES`.
         size: "tiny", "middle" or "real".
-        device: Where it is built, too: billions of random numbers take minutes on a CPU.
-        layers: Of the language model of BAGEL or Janus, in place of its own number.
+        device: Device of the weights; billions of random numbers take minutes on a CPU.
+        layers: Number of layers of BAGEL's or Janus' language model, in place of the size's.
 
     Raises:
-        ImportError: A package is missing that the family's classes need.
+        ImportError: A package that the family's classes need is missing.
     """
     numbers = SIZES[family][size]
     options = {**OPTIONS, **numbers.get("options", {})}
     if layers is not None:
         numbers = {**numbers, "text": {**numbers["text"], "num_hidden_layers": layers}}
     model = published.build(family, numbers, options, device)
-    _move_zeros(model)
+    _fill_zero_weights(model)
     return model.to(device)
 
 
 @torch.no_grad()
-def _move_zeros(model: nn.Module) -> None:
-    """Last layers that start at zero would let no gradient through: a little noise for all that is zero."""
+def _fill_zero_weights(model: nn.Module) -> None:
+    """Add noise to zero-initialised weights, through which no gradient would flow."""
     for name, parameter in model.named_parameters():
         if name.endswith("weight") and not parameter.is_meta and not bool(parameter.any()):
             parameter.normal_(std=0.02)
@@ -42,7 +42,7 @@ def _move_zeros(model: nn.Module) -> None:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """No TF32 on a GPU, where convolutions use it unless told not to."""
+    """Disable TF32, which convolutions on a GPU use by default."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:

@@ -1,4 +1,4 @@
-"""What does orchestration cost? The flow against the same stages run bare, and a rerun with nothing to do.
+"""Cost of orchestration: the flow against the same stages run bare, and a rerun without changes.
 
     python -m bench.orchestration                    # one repeat of the smoke job: a few minutes
     python -m bench.orchestration --repeats 3
@@ -7,14 +7,14 @@ Every repeat works in two fresh copies of the project (committed and uncommitted
 overrides:
 
     bare     `python -m reca <stage>` for every stage of dvc.yaml, then `register`; as many side by side as
-             `hardware.parallel_stages` allows, each started as soon as those it needs have ended
+             `hardware.parallel_stages` allows, each started when its dependencies have ended
     flow     `python -m reca run`: the same, with Prefect, DVC, lineage checks, artifacts and a private server
-    no-op    the flow once more, nothing changed
+    no-op    the flow once more, without changes
 
 Bare comes first in odd repeats and last in even ones, so that a warming disk cache favours neither. Reported are
-medians and the ratios flow / bare and no-op / bare, and what every bare stage took; JSON goes to
-bench/results/orchestration.json. Import time is most of it at this size: bare pays it once per stage, the flow
-twice (DVC starts first, then the stage), so the ratio falls as the work grows. Run it on an idle machine.
+medians, the ratios flow / bare and no-op / bare, and seconds of every bare stage; JSON goes to
+bench/results/orchestration.json. At this size import time dominates: bare pays it once per stage, the flow twice (DVC
+starts first, then the stage), so the ratio falls as the work grows. Run on an idle machine.
 """
 
 import argparse
@@ -37,22 +37,22 @@ from reca.runtime.files import write_json
 
 SMOKE = ("experiment=smoke",)
 RESULT = ROOT / "bench/results/orchestration.json"
-LEFT_OUT = shutil.ignore_patterns(
+NOT_COPIED = shutil.ignore_patterns(
     ".venv", ".reca", "outputs", "mlruns", "dvc.lock", "__pycache__", "*.egg-info", ".*_cache", "tmp", "cache"
 )
-"""Not copied: results and caches, DVC's own among them, so that nothing is there before the clock starts."""
+"""Results and caches, including DVC's, so that every copy starts without them."""
 
 
 def main() -> None:
     """Measure, print the ratios, write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--work", type=Path, help="where the copies are made; default: a temporary folder")
-    parser.add_argument("--output", type=Path, default=RESULT, help="where the answer goes")
+    parser.add_argument("--work", type=Path, help="folder of the copies; default: a temporary folder")
+    parser.add_argument("--output", type=Path, default=RESULT, help="file of the result")
     parser.add_argument("overrides", nargs="*", default=list(SMOKE), help="Hydra overrides; default: the smoke job")
     options = parser.parse_args()
-    measured = [repeat(number, options.overrides, options.work) for number in range(1, options.repeats + 1)]
-    result = summarise(measured, options.overrides)
+    repeats = [repeat(number, options.overrides, options.work) for number in range(1, options.repeats + 1)]
+    result = summarise(repeats, options.overrides)
     write_json(options.output, result)
     seconds = result["median_seconds"]
     print(f"bare {seconds['bare']:.1f} s, flow {seconds['flow']:.1f} s, no-op {seconds['noop']:.1f} s")
@@ -60,63 +60,63 @@ def main() -> None:
 
 
 def repeat(number: int, overrides: Sequence[str], work: Path | None) -> dict[str, Any]:
-    """One repeat: bare and flow, each in a fresh copy; the no-op in the flow's."""
-    found: dict[str, Any] = {}
+    """Run one repeat: bare and flow in separate copies, then the no-op in the flow's copy."""
+    seconds: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(dir=work, prefix="reca-orchestration-") as folder:
-        for which in ("bare", "flow") if number % 2 else ("flow", "bare"):
-            root = fresh_copy(Path(folder) / which)
-            if which == "bare":
-                found["bare"], found["bare_stages"] = time_bare(root, overrides)
+        for variant in ("bare", "flow") if number % 2 else ("flow", "bare"):
+            root = fresh_copy(Path(folder) / variant)
+            if variant == "bare":
+                seconds["bare"], seconds["bare_stages"] = time_bare(root, overrides)
             else:
-                found["flow"] = time_command(["run", *overrides], root)
-                found["noop"] = time_command(["run", *overrides], root)
-            print(f"repeat {number}, {which}: {found[which]:.1f} s", flush=True)
+                seconds["flow"] = time_command(["run", *overrides], root)
+                seconds["noop"] = time_command(["run", *overrides], root)
+            print(f"repeat {number}, {variant}: {seconds[variant]:.1f} s", flush=True)
             shutil.rmtree(root)
-    return found
+    return seconds
 
 
 def fresh_copy(root: Path) -> Path:
-    """A copy of the project that has never run anything; a git repository only if this is one."""
-    shutil.copytree(ROOT, root, ignore=LEFT_OUT, symlinks=True)
+    """Copy the project without results; the copy is a git repository only if this is one."""
+    shutil.copytree(ROOT, root, ignore=NOT_COPIED, symlinks=True)
     (root / "mlruns").mkdir()
     return root
 
 
 def time_command(words: Sequence[str], root: Path) -> float:
-    """Wall seconds of one ``python -m reca …``.
+    """Return the wall seconds of a ``python -m reca …`` command.
 
     Raises:
-        SystemExit: It failed; its last lines are shown.
+        SystemExit: It failed; the message has its last lines.
     """
-    began = time.perf_counter()
-    done = subprocess.run(
+    start = time.perf_counter()
+    process = subprocess.run(
         [sys.executable, "-m", "reca", *words], cwd=root, env=_environment(), text=True, capture_output=True
     )
-    seconds = time.perf_counter() - began
-    if done.returncode != 0:
-        last = "\n".join((done.stdout + done.stderr).splitlines()[-15:])
-        raise SystemExit(f"`reca {' '.join(words)}` failed with status {done.returncode}:\n{last}")
+    seconds = time.perf_counter() - start
+    if process.returncode != 0:
+        last = "\n".join((process.stdout + process.stderr).splitlines()[-15:])
+        raise SystemExit(f"`reca {' '.join(words)}` failed with status {process.returncode}:\n{last}")
     return seconds
 
 
 def _environment() -> dict[str, str]:
-    """This process's, but for what would point the copy at another project's servers or state."""
+    """Return the environment without variables that refer to another project's servers or state."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_", "RECA_"))}
 
 
 def time_bare(root: Path, overrides: Sequence[str]) -> tuple[float, dict[str, float]]:
-    """Wall seconds of all stages without any orchestration, and of each.
+    """Return the wall seconds of all stages without orchestration, and of every stage.
 
     The order is read from DVC before the clock starts, so that both ways run the same stages.
     """
-    began = time.perf_counter()
+    start = time.perf_counter()
     time_command(["compose", *overrides], root)
-    composing = time.perf_counter() - began
+    composing = time.perf_counter() - start
     stages, width = read_graph(root), Config.load(root / "params.yaml").hardware.parallel_stages
-    began = time.perf_counter()
+    start = time.perf_counter()
     seconds = run_side_by_side(stages, width, root)
     seconds["register"] = time_command(["register"], root)
-    return composing + time.perf_counter() - began, {"compose": composing, **seconds}
+    return composing + time.perf_counter() - start, {"compose": composing, **seconds}
 
 
 def run_side_by_side(stages: Sequence[Stage], width: int, root: Path) -> dict[str, float]:
@@ -142,24 +142,24 @@ def words_of(stage: str) -> list[str]:
     return [verb, *(item.split("-", 1) if item else [])]
 
 
-def summarise(measured: Sequence[dict[str, Any]], overrides: Sequence[str]) -> dict[str, Any]:
-    """Medians and ratios over the repeats, and where they were measured."""
-    median = {kind: statistics.median(one[kind] for one in measured) for kind in ("bare", "flow", "noop")}
+def summarise(repeats: Sequence[dict[str, Any]], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return medians and ratios over the repeats, and the machine."""
+    median = {kind: statistics.median(result[kind] for result in repeats) for kind in ("bare", "flow", "noop")}
     return {
         "question": "what does orchestration cost?",
         "overrides": list(overrides),
         "flow_over_bare": round(median["flow"] / median["bare"], 3),
         "noop_over_bare": round(median["noop"] / median["bare"], 3),
         "median_seconds": {kind: round(value, 2) for kind, value in median.items()},
-        "repeats": [_rounded(one) for one in measured],
+        "repeats": [_round_values(result) for result in repeats],
         "cores": len(os.sched_getaffinity(0)),
         "load_average": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
     }
 
 
-def _rounded(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: _rounded(value) if isinstance(value, dict) else round(value, 2) for key, value in values.items()}
+def _round_values(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: _round_values(value) if isinstance(value, dict) else round(value, 2) for key, value in values.items()}
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Does each process hold its share only? Host memory of loading, sharding and training, for 1, 2 and 4 processes.
+"""Host memory of loading, sharding and training, for 1, 2 and 4 ranks.
 
     python -m bench.sharding                # a Janus of some 300 MB, from a file in float32 and from one in bfloat16
 
-Every process loads the same files, takes its rows (:func:`reca.training.fsdp.shard`) and makes one step of AdamW.
-Counted is anonymous memory (RssAnon of /proc/self/status), which nobody shares, beyond what the process had when it
-knew the others: views of the files are page cache, and there once for all. Peaks are seen by looking every few
-milliseconds. One process shards nothing. JSON goes to bench/results/sharding.json, in MiB.
+Every rank loads the same files, keeps its shard (:func:`reca.training.fsdp.shard`) and makes a step of AdamW. Counted
+is anonymous memory (RssAnon of /proc/self/status) beyond that after process-group initialisation; mapped files are
+shared page cache and not in it. Peaks are sampled every few milliseconds. A single rank is not sharded. JSON goes to
+bench/results/sharding.json, in MiB.
 """
 
 import argparse
@@ -36,11 +36,11 @@ from reca.training.optimizer import build_optimizer, clip_gradients, freeze
 RESULT = ROOT / "bench/results/sharding.json"
 SIZES = (1, 2, 4)
 LAYERS = 36
-LOOK_SECONDS = 0.002
+SAMPLE_SECONDS = 0.002
 MIB = 2**20
 MMAP_BYTES = 2**18
-"""From here on glibc asks the system for memory and gives it back. Left alone it raises this bound as it goes and keeps
-what was freed, so that what is counted would be what was once held."""
+"""Threshold above which glibc returns freed memory to the system. By default glibc raises it over time, so that freed
+memory would be counted."""
 OPTIONS = {"train_vision": False, "prompt_dropout": 0.0}
 CPU = torch.device("cpu")
 
@@ -49,82 +49,82 @@ def main() -> None:
     """Measure, print, write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=LAYERS, help="of the language model, 6.75 MiB each")
-    parser.add_argument("--output", type=Path, default=RESULT, help="where the answer goes")
+    parser.add_argument("--output", type=Path, default=RESULT, help="file of the result")
     options = parser.parse_args()
     result: dict[str, Any] = {"layers": options.layers, "load": os.getloadavg()[0], "files": {}}
     with tempfile.TemporaryDirectory(prefix="reca-sharding-") as folder:
         for dtype in (torch.float32, torch.bfloat16):
             name = str(dtype).removeprefix("torch.")
             model = Path(folder) / name
-            in_processes(1, write_model, model, options.layers, dtype)
-            result["files"][name] = {str(size): in_processes(size, measure, model) for size in SIZES}
-            for size, found in result["files"][name].items():
-                print(f"{name}, {size} processes: {found}", flush=True)
+            run_ranks(1, write_model, model, options.layers, dtype)
+            result["files"][name] = {str(size): run_ranks(size, measure, model) for size in SIZES}
+            for size, memory in result["files"][name].items():
+                print(f"{name}, {size} processes: {memory}", flush=True)
     write_json(options.output, result)
 
 
-def in_processes(size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """What a function returns in each of so many fresh processes that know each other.
+def run_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """Run a function in every rank of a new process group; return the results in order of rank.
 
     Raises:
-        SystemExit: One of them failed.
+        SystemExit: A process failed.
     """
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(MMAP_BYTES))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["bench.models", "reca.models.janus.model", "reca.training.fsdp", "torch._dynamo"])
     port, results = free_port(), context.SimpleQueue()
-    started = [
+    processes = [
         context.Process(target=_as_rank, args=(rank, size, port, results, function, *arguments)) for rank in range(size)
     ]
-    for process in started:
+    for process in processes:
         process.start()
-    for process in started:
+    for process in processes:
         process.join()
-    if any(process.exitcode for process in started):
-        raise SystemExit(f"processes ended with status {[process.exitcode for process in started]}")
-    return [value for _, value in sorted((results.get() for _ in started), key=lambda pair: pair[0])]
+    if any(process.exitcode for process in processes):
+        raise SystemExit(f"processes ended with status {[process.exitcode for process in processes]}")
+    return [value for _, value in sorted((results.get() for _ in processes), key=lambda pair: pair[0])]
 
 
 def _as_rank(rank: int, size: int, port: int, results: Any, function: Callable[..., Any], *arguments: Any) -> None:
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in place.items()}
+    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in variables.items()}
     torch.set_num_threads(1)
     results.put((rank, function(*arguments)))
 
 
 def write_model(folder: Path, layers: int, dtype: torch.dtype) -> None:
-    """A Janus with random weights, in its official layout."""
+    """Write a Janus with random weights in its official layout."""
     torch.manual_seed(0)
     build("janus", "middle", CPU, layers).save_official(folder)
-    place = folder / "model.safetensors"
-    save_file({name: value.to(dtype) for name, value in load_file(place).items()}, place, {"format": "pt"})
+    file = folder / "model.safetensors"
+    save_file({name: value.to(dtype) for name, value in load_file(file).items()}, file, {"format": "pt"})
 
 
 def measure(folder: Path) -> dict[str, int]:
-    """One process's memory; together with the others, if there are any."""
+    """Measure this rank's memory."""
     with init_distributed(CPU, sharded=True) as distributed:
         before = anonymous()
-        with watched() as peak:
+        with track_peak() as peak:
             model = load_model("janus", folder, OPTIONS, None if distributed.sharded else CPU)
             if distributed.sharded:
                 shard_model(model, CPU)
-        found = {"whole": sum(value.numel() * 4 for value in model.parameters()), "loading, peak": peak[0] - before}
-        found["loaded"] = anonymous() - before
+        memory = {"whole": sum(value.numel() * 4 for value in model.parameters()), "loading, peak": peak[0] - before}
+        memory["loaded"] = anonymous() - before
         parameters = freeze(model, set(model.trainable()))
         optimizer = build_optimizer(parameters, (0.9, 0.95), 0.0)
         images = torch.zeros(1, 3, model.spec.generation_size, model.spec.generation_size)
-        with watched() as peak:
+        with track_peak() as peak:
             rng = SampleRng([distributed.rank])
             model.text_to_image_loss(["a cat"], model.encode_target(images, rng), rng).value.backward()
             clip_gradients(parameters.values(), 1.0)
             optimizer.step()
-        found |= {"training, peak": peak[0] - before, "trained": anonymous() - before}
+        memory |= {"training, peak": peak[0] - before, "trained": anonymous() - before}
         distributed.barrier()
-        return {name: round(value / MIB) for name, value in found.items()}
+        return {name: round(value / MIB) for name, value in memory.items()}
 
 
 def anonymous() -> int:
-    """Bytes of memory that belong to this process alone."""
+    """Return the bytes of anonymous memory after garbage collection."""
     gc.collect()
     return _anonymous()
 
@@ -135,21 +135,21 @@ def _anonymous() -> int:
 
 
 @contextmanager
-def watched() -> Iterator[list[int]]:
-    """The largest :func:`anonymous` inside the block, in a list of one, complete when the block has ended."""
-    peak, ended = [anonymous()], threading.Event()
+def track_peak() -> Iterator[list[int]]:
+    """Sample :func:`anonymous` during the block; the yielded list contains the peak after the block."""
+    peak, stop = [anonymous()], threading.Event()
 
-    def look() -> None:
-        while not ended.is_set():
+    def sample() -> None:
+        while not stop.is_set():
             peak[0] = max(peak[0], _anonymous())
-            time.sleep(LOOK_SECONDS)
+            time.sleep(SAMPLE_SECONDS)
 
-    thread = threading.Thread(target=look)
+    thread = threading.Thread(target=sample)
     thread.start()
     try:
         yield peak
     finally:
-        ended.set()
+        stop.set()
         thread.join()
 
 

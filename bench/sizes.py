@@ -1,7 +1,4 @@
-"""The numbers that models are built from here: tiny, middle, and as published; weights are random everywhere.
-
-Published sizes are :mod:`tools.memory.sizes`'. Nothing here is fetched.
-"""
+"""Sizes of the bench's models: tiny, middle, and as published in :mod:`tools.memory.sizes`."""
 
 from typing import Any
 
@@ -37,7 +34,7 @@ OPTIONS: dict[str, Any] = {
     "template_tokens": 24,
     "system_prompt": "",
 }
-"""Every family's options at once, so that no configuration (pydantic, Hydra) is needed on a bare machine."""
+"""All families' options, so that machines without pydantic and Hydra can build them."""
 
 
 _SMALL_VQ: dict[str, Any] = {
@@ -128,7 +125,7 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
 }
-"""Family -> size -> what :mod:`bench.models` builds it from."""
+"""Family -> size -> arguments of :func:`bench.models.build`."""
 
 _REAL = {
     "bagel": ("bagel_7b", {}),
@@ -147,4 +144,4 @@ PUBLISHED = {
     "openuni": "OpenUni-L (3.6B), 512 px",
     "showo": "Show-o with CLIP, 512 px",
 }
-"""What the size "real" is."""
+"""Names of the models of size "real"."""

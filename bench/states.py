@@ -1,10 +1,10 @@
-"""What do weights, gradients and moments take: trained whole, by adapters, and with moments of few bytes?
+"""Memory of weights, gradients and moments: full training, adapters, and low-bit moments.
 
     python -m bench.states
 
-Counted from the parameters of the published sizes, built on the meta device: nothing is measured, activations and what
-a step needs for a moment are not in it, and no GPU is needed. Weights and gradients are float32; under bfloat16 the
-frozen matrices are not, if the files hold bfloat16 (``…_bfloat16_gb``; known of BAGEL's). GB are 10⁹ bytes.
+Counted from the parameters of the published sizes on the meta device, without activations and temporary tensors; no GPU
+is needed. Weights and gradients are float32; with bfloat16 training, frozen matrices are bfloat16 if the files are
+(``…_bfloat16_gb``; confirmed for BAGEL). GB are 10⁹ bytes.
 """
 
 import argparse
@@ -29,7 +29,7 @@ META = torch.device("meta")
 
 
 def rows(family: str, ranks: list[int]) -> Iterator[dict[str, Any]]:
-    """One row for full training and each rank, with each way to keep the moments."""
+    """Yield a row for full training and each rank, with each dtype of the moments."""
     for rank in [None, *ranks]:
         model = build(family, "real", META)
         if rank is not None:
@@ -60,10 +60,10 @@ def main() -> None:
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=FAMILIES)
     parser.add_argument("--ranks", nargs="+", type=int, default=[16, 64])
     arguments = parser.parse_args()
-    found = [row for family in arguments.families for row in rows(family, arguments.ranks)]
-    for row in found:
+    results = [row for family in arguments.families for row in rows(family, arguments.ranks)]
+    for row in results:
         print("  ".join(f"{value}" for value in row.values()), flush=True)
-    write_json(RESULT, found)
+    write_json(RESULT, results)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One step of training on L_RecA, as the loop takes it, over random images; shared by the files that time it."""
+"""A training step on L_RecA over random images, as in the training loop; shared by the timing benches."""
 
 import os
 import platform
@@ -21,13 +21,13 @@ from reca.training.optimizer import build_optimizer, freeze, set_learning_rate, 
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Images as a model wants them, and what ``extract`` would have stored of them."""
+class BenchBatch:
+    """Images at a model's input sizes, and their outputs of ``extract``."""
 
     prompts: list[str]
-    seen: Tensor
+    condition: Tensor
     """(B, 3, S, S) for the understanding encoder."""
-    drawn: Tensor
+    images: Tensor
     """(B, 3, S, S) for the image tokenizer."""
     semantic: Semantic
     target: Target
@@ -35,24 +35,24 @@ class Batch:
 
 
 @torch.no_grad()
-def make_batch(model: UnifiedModel, size: int, device: torch.device) -> Batch:
-    """A batch of noise images; targets and embeddings are made one image at a time, which bounds their memory."""
+def make_batch(model: UnifiedModel, size: int, device: torch.device) -> BenchBatch:
+    """Make a batch of noise images; encoding one image at a time bounds the memory."""
     generator = torch.Generator().manual_seed(0)
     shapes = (size, 3, model.spec.understanding_size), (size, 3, model.spec.generation_size)
-    seen, drawn = (torch.rand(*shape, shape[-1], generator=generator).to(device) * 2 - 1 for shape in shapes)
-    semantic = torch.cat([model.encode_semantic(image[None]).embeds for image in seen])
-    target = torch.cat([model.encode_target(image[None], SampleRng([0])).values for image in drawn])
+    condition, images = (torch.rand(*shape, shape[-1], generator=generator).to(device) * 2 - 1 for shape in shapes)
+    semantic = torch.cat([model.encode_semantic(image[None]).embeds for image in condition])
+    target = torch.cat([model.encode_target(image[None], SampleRng([0])).values for image in images])
     seeds = list(range(size))
-    return Batch(choose_templates(seeds), seen, drawn, Semantic(semantic), Target(target), seeds)
+    return BenchBatch(choose_templates(seeds), condition, images, Semantic(semantic), Target(target), seeds)
 
 
-def encoded(model: UnifiedModel, batch: Batch, cached: bool) -> tuple[Semantic, Target]:
-    """What L_RecA is computed from: what may be cached taken from the batch, or everything encoded anew."""
+def encode_inputs(model: UnifiedModel, batch: BenchBatch, cached: bool) -> tuple[Semantic, Target]:
+    """Return the inputs of L_RecA: cacheable ones from the batch if ``cached``, others encoded now."""
     semantic, target = batch.semantic, batch.target
     if not cached or "semantic" not in model.cacheable:
-        semantic = model.encode_semantic(batch.seen, SampleRng(batch.seeds))
+        semantic = model.encode_semantic(batch.condition, SampleRng(batch.seeds))
     if not cached or "target" not in model.cacheable:
-        target = model.encode_target(batch.drawn, SampleRng(batch.seeds))
+        target = model.encode_target(batch.images, SampleRng(batch.seeds))
     return semantic, target
 
 
@@ -61,11 +61,11 @@ class Trainer:
 
     Args:
         model: Its trained parameters are float32.
-        lower: Compute the loss under bfloat16 autocast; images are encoded as they are, as in the loop.
+        autocast_bf16: Compute the loss under bfloat16 autocast; images are encoded outside, as in the loop.
     """
 
-    def __init__(self, model: UnifiedModel, lower: bool) -> None:
-        self.model, self._lower = model, lower
+    def __init__(self, model: UnifiedModel, autocast_bf16: bool) -> None:
+        self.model, self._autocast_bf16 = model, autocast_bf16
         self._parameters = freeze(model, set(model.trainable()))
         set_training_mode(model)
         self._optimizer = build_optimizer(self._parameters, (0.9, 0.95), 0.02, no_weight_decay=model.no_weight_decay)
@@ -73,14 +73,14 @@ class Trainer:
 
     @property
     def trained(self) -> int:
-        """Numbers that are trained."""
+        """Number of trained parameters."""
         return sum(parameter.numel() for parameter in self._parameters.values())
 
-    def step(self, batch: Batch, cached: bool = True) -> float:
-        """Forward, backward, clipping, AdamW; returns the loss, hence waits for the device."""
+    def step(self, batch: BenchBatch, cached: bool = True) -> float:
+        """Run forward, backward, clipping and AdamW; return the loss, which synchronises the device."""
         self._optimizer.zero_grad(set_to_none=True)
-        semantic, target = encoded(self.model, batch, cached)
-        with torch.autocast(batch.seen.device.type, torch.bfloat16, enabled=self._lower):
+        semantic, target = encode_inputs(self.model, batch, cached)
+        with torch.autocast(batch.condition.device.type, torch.bfloat16, enabled=self._autocast_bf16):
             loss = self.model.reconstruction_loss(semantic, batch.prompts, target, SampleRng(batch.seeds)).value
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self._parameters.values(), 1.0)
@@ -88,13 +88,13 @@ class Trainer:
         return float(loss.detach())
 
 
-def seconds_of(work: Callable[[], object], device: torch.device) -> float:
-    """Wall seconds of one call, to the end of its last kernel."""
+def time_call(work: Callable[[], object], device: torch.device) -> float:
+    """Return the wall seconds of a call, to the end of its last kernel."""
     _wait(device)
-    began = time.perf_counter()
+    start = time.perf_counter()
     work()
     _wait(device)
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
 def _wait(device: torch.device) -> None:
@@ -102,8 +102,8 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def surroundings() -> dict[str, Any]:
-    """Where something was measured; no paths."""
+def environment_info() -> dict[str, Any]:
+    """Describe the machine and the software, without paths."""
     return {
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),

@@ -1,4 +1,4 @@
-"""The bench of measuring runs, and its answer adds up; its numbers are not looked at."""
+"""A smoke run of bench.evaluation: the result is consistent; its values depend on the machine."""
 
 import json
 from importlib import import_module
@@ -11,7 +11,7 @@ from reca.models.janus.model import Janus
 evaluation = import_module("bench.evaluation")
 
 
-def test_a_quick_run_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quick_run_writes_a_consistent_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = Janus.generate
     evaluation.main(["--quick", "--output", str(tmp_path / "answer.json")])
     assert Janus.generate is before

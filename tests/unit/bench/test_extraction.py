@@ -1,4 +1,4 @@
-"""Extraction is measured against its encoders; what the answer is depends on the machine."""
+"""A smoke run of bench.extraction; values depend on the machine."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from bench import extraction
 
 
-def test_the_question_gets_an_answer(tmp_path: Path) -> None:
+def test_quick_run_writes_a_result(tmp_path: Path) -> None:
     extraction.main(["--quick", "--output", str(tmp_path / "answer.json")])
     answer = json.loads((tmp_path / "answer.json").read_text())
     assert answer["images"] == 4

@@ -1,19 +1,19 @@
-"""Loading a sharded model costs each process its share, not the model: what bench/sharding.py measures, smaller."""
+"""Memory of loading a sharded model, as bench/sharding.py measures it, with a smaller model."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
-from bench.sharding import in_processes, measure, write_model
+from bench.sharding import measure, run_ranks, write_model
 
 PROCESSES, LAYERS = 4, 20
 SLACK = 0.35
-"""Of the whole model: for one unit in transit and what is no parameter; a whole copy would be 0.75 too much."""
+"""Share of the model for a unit in transit and other tensors; a full copy would exceed it by 0.4."""
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["as it is", "converted"])
-def test_no_process_holds_more_than_its_share_in_memory_of_its_own(tmp_path: Path, dtype: torch.dtype) -> None:
-    in_processes(1, write_model, tmp_path / "model", LAYERS, dtype)
-    for found in in_processes(PROCESSES, measure, tmp_path / "model"):
-        assert found["loading, peak"] < (1 / PROCESSES + SLACK) * found["whole"]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_ranks_load_only_their_shard(tmp_path: Path, dtype: torch.dtype) -> None:
+    run_ranks(1, write_model, tmp_path / "model", LAYERS, dtype)
+    for memory in run_ranks(PROCESSES, measure, tmp_path / "model"):
+        assert memory["loading, peak"] < (1 / PROCESSES + SLACK) * memory["whole"]

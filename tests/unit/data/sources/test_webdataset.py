@@ -161,7 +161,7 @@ class Server(ThreadingHTTPServer):
     requests: list[str]
 
 
-class Handler(BaseHTTPRequestHandler):
+class ShardHandler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
@@ -186,7 +186,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with Server(("127.0.0.1", 0), Handler) as running:
+    with Server(("127.0.0.1", 0), ShardHandler) as running:
         running.files, running.failures, running.requests = {}, [], []
         thread = threading.Thread(target=running.serve_forever, args=(0.01,))
         thread.start()
