@@ -14,7 +14,7 @@ from reca.data.images import BadImage
 from reca.data.manifest import assign_split, ensure_one_held_out, write_manifest
 from reca.data.shards import DecodedImage, ShardWriter, TempImageStore
 from reca.data.sources import open_source
-from reca.data.sources.base import Item, Rejected, Source
+from reca.data.sources.base import ImageSource, Item, Rejected
 from reca.runtime.errors import UserError
 from reca.runtime.files import atomic_folder, write_text
 from reca.runtime.progress import Progress
@@ -77,7 +77,9 @@ def _limits(config: Config) -> tuple[int, int]:
     return config.data.max_pixels, config.data.min_side
 
 
-def _read_all(config: Config, source: Source, store: TempImageStore, max_pixels: int, min_side: int) -> list[Rejected]:
+def _read_all(
+    config: Config, source: ImageSource, store: TempImageStore, max_pixels: int, min_side: int
+) -> list[Rejected]:
     def examine(entry: Item | Rejected) -> DecodedImage | Rejected:
         if isinstance(entry, Rejected):
             return entry

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from reca.config import ROOT
-from reca.data.synthetic.scenes import Question, Scene, render
+from reca.data.synthetic.scenes import SceneQuestion, Scene, render
 from reca.evaluation.judges.scene_detector import SceneDetector
 from reca.models.base import Dialogue, UnifiedModel
 from reca.runtime.seeding import SampleRng
@@ -16,7 +16,7 @@ from tools.tiny_bases.training import pixels
 
 
 def question_loss(
-    model: UnifiedModel, images: Tensor, questions: Sequence[Sequence[Question]], rng: random.Random
+    model: UnifiedModel, images: Tensor, questions: Sequence[Sequence[SceneQuestion]], rng: random.Random
 ) -> Tensor:
     """Loss of one random question per image (B, 3, S, S) uint8; the model itself draws no noise."""
     chosen = [rng.choice(choices) for choices in questions]
@@ -26,7 +26,7 @@ def question_loss(
 
 @torch.no_grad()
 def answer_scores(
-    model: UnifiedModel, images: Tensor, questions: Sequence[Sequence[Question]], batch: int = 250
+    model: UnifiedModel, images: Tensor, questions: Sequence[Sequence[SceneQuestion]], batch: int = 250
 ) -> dict[str, float]:
     """Share of correct answers by kind of question (``answer_…``).
 

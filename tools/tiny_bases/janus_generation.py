@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reca.data.synthetic.scenes import BACKGROUNDS, COLORS, Question
+from reca.data.synthetic.scenes import BACKGROUNDS, COLORS, SceneQuestion
 from reca.models.janus.model import Janus, PromptEmbeds
 from tools.tiny_bases.evaluation import question_loss
 from tools.tiny_bases.janus_tokenizer import Codebook
@@ -52,7 +52,7 @@ class Gallery:
     captions: Sequence[str]
     images: Tensor
     """(M, 3, S, S) uint8"""
-    questions: Sequence[Sequence[Question]]
+    questions: Sequence[Sequence[SceneQuestion]]
 
 
 class FactoredHead(nn.Module):

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from reca.data.synthetic.scenes import Question, Scene, questions, sparse_caption
+from reca.data.synthetic.scenes import SceneQuestion, Scene, questions, sparse_caption
 from reca.models.base import Target, UnifiedModel, load_model
 from reca.runtime.hashing import json_digest
 from reca.runtime.seeding import SampleRng
@@ -95,7 +95,7 @@ class CaptionedScenes:
     """(N, 3, S, S) uint8"""
     scenes: Sequence[Scene]
     captions: Sequence[str]
-    questions: Sequence[Sequence[Question]]
+    questions: Sequence[Sequence[SceneQuestion]]
 
     @classmethod
     def from_seed(cls, seed: int, size: int) -> "CaptionedScenes":

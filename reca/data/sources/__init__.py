@@ -4,10 +4,10 @@ from importlib import import_module
 from pathlib import Path
 
 from reca.config import DataSection
-from reca.data.sources.base import Source
+from reca.data.sources.base import Source as Source
 
 
-def open_source(data: DataSection, seed: int, root: Path, largest_file: int) -> Source:
+def open_source(data: DataSection, seed: int, root: Path, largest_file: int) -> ImageSource:
     """Return the source that the configuration names.
 
     Args:
@@ -20,5 +20,5 @@ def open_source(data: DataSection, seed: int, root: Path, largest_file: int) -> 
         UserError: The source is missing or cannot be opened.
     """
     module = import_module(f"reca.data.sources.{data.source}")
-    source: Source = module.from_config(data, seed, root, largest_file)
+    source: ImageSource = module.from_config(data, seed, root, largest_file)
     return source

@@ -37,7 +37,7 @@ class Rejected:
     detail: str
 
 
-class Source(ABC):
+class ImageSource(ABC):
     """Images in a fixed order, read in sequence; iterate once.
 
     ``done`` of ``total`` units are read; both only serve the progress display.

@@ -9,12 +9,12 @@ from pathlib import Path
 from PIL import Image
 
 from reca.config import CollagesData
-from reca.data.sources.base import Description, Item, Source
+from reca.data.sources.base import Description, ImageSource, Item
 from reca.data.synthetic.collages import compose, objects, read_cutouts, sample_collage
 from reca.data.synthetic.scenes import full_caption, metadata, questions, sparse_caption
 
 
-class CollagesSource(Source):
+class CollagesSource(ImageSource):
     """The collages of a run, a function of the cut-outs, its seed, the image size and their number.
 
     Args:

@@ -11,9 +11,9 @@ from reca.data.sources.base import (
     IMAGE_SUFFIXES,
     TEXT_SUFFIXES,
     Description,
+    ImageSource,
     Item,
     Rejected,
-    Source,
     describe,
     printable,
 )
@@ -23,7 +23,7 @@ LEFT_OUT = ".left-out.jsonl"
 """In a copy under DVC: the entries of the user's folder that DVC cannot store (reca/data/track.py)."""
 
 
-class FolderSource(Source):
+class FolderSource(ImageSource):
     """Every file below a folder, in order of its relative path.
 
     Hidden files are skipped, and so are texts with the name of an image: they describe it.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reca.config import HubData
-from reca.data.sources.base import Description, Item, Rejected, Source
+from reca.data.sources.base import Description, ImageSource, Item, Rejected
 from reca.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-class HubSource(Source):
+class HubSource(ImageSource):
     """A split's rows as a stream: only the rows that are read are downloaded.
 
     Args:

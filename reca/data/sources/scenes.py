@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from reca.config import ScenesData
-from reca.data.sources.base import Description, Item, Source
+from reca.data.sources.base import Description, ImageSource, Item
 from reca.data.synthetic.scenes import full_caption, metadata, questions, render, sample_scene, sparse_caption
 
 # Seeds of training data start here; pre-training and benchmarks use small ones, so they never share a scene.
@@ -17,7 +17,7 @@ FIRST_TRAINING_SEED = 1 << 32
 SCENES_PER_CHUNK = 500
 
 
-class ScenesSource(Source):
+class ScenesSource(ImageSource):
     """The scenes of a run, a function of its seed, the image size and their number."""
 
     unit = "scenes"

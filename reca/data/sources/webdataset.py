@@ -10,7 +10,7 @@ from tarfile import InvalidHeaderError, ReadError, TruncatedHeaderError  # type:
 from typing import IO, Self
 
 from reca.config import WebDatasetData
-from reca.data.sources.base import IMAGE_SUFFIXES, Item, Rejected, Source, describe, printable
+from reca.data.sources.base import IMAGE_SUFFIXES, ImageSource, Item, Rejected, describe, printable
 from reca.data.sources.http import FIRST_WAIT_SECONDS, HttpStream, is_url, public_url
 from reca.runtime.errors import UserError
 
@@ -33,7 +33,7 @@ class StrictHeader(tarfile.TarInfo):
             raise ReadError(str(error)) from error
 
 
-class WebDatasetSource(Source):
+class WebDatasetSource(ImageSource):
     """The images of all shards that a pattern matches; texts with an image's key describe it.
 
     Only the base name of a member's path is used. Members that could lead elsewhere (absolute paths, ``..``, links)

@@ -77,7 +77,7 @@ class Scene:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class SceneQuestion:
     """A question about one scene, its one- or two-word answer, and its kind."""
 
     kind: QuestionKind
@@ -252,7 +252,7 @@ def sparse_caption(
     return " and ".join(parts)
 
 
-def questions(scene: Scene, rng: random.Random, kinds: Sequence[str] = SHAPES) -> list[Question]:
+def questions(scene: Scene, rng: random.Random, kinds: Sequence[str] = SHAPES) -> list[SceneQuestion]:
     """Sample one question of every kind that the scene can answer.
 
     Args:
@@ -266,34 +266,34 @@ def questions(scene: Scene, rng: random.Random, kinds: Sequence[str] = SHAPES) -
     plain = [kind for kind, shapes in groups.items() if _shared_color(shapes)]
     if plain:
         kind = rng.choice(plain)
-        sampled.append(Question("color", f"what color is the {kind}", groups[kind][0].color))
+        sampled.append(SceneQuestion("color", f"what color is the {kind}", groups[kind][0].color))
     if len(single) > 1:
         first, second = rng.sample(single, 2)
         where = relation(groups[first][0], groups[second][0])
-        sampled.append(Question("relation", f"where is the {first} relative to the {second}", where))
+        sampled.append(SceneQuestion("relation", f"where is the {first} relative to the {second}", where))
     kinds_of: dict[str, set[str]] = {}
     for shape in scene.shapes:
         kinds_of.setdefault(shape.color, set()).add(shape.kind)
     unique = [color for color, colored in kinds_of.items() if color and len(colored) == 1]
     if unique:
         color = rng.choice(unique)
-        sampled.append(Question("shape", f"what shape is {color}", next(iter(kinds_of[color]))))
+        sampled.append(SceneQuestion("shape", f"what shape is {color}", next(iter(kinds_of[color]))))
     return sampled
 
 
-def _count_question(groups: dict[str, list[Shape]], rng: random.Random, kinds: Sequence[str]) -> Question:
+def _count_question(groups: dict[str, list[Shape]], rng: random.Random, kinds: Sequence[str]) -> SceneQuestion:
     kind = rng.choice(list(groups)) if rng.random() < 0.8 else rng.choice(kinds)
-    return Question("count", f"how many {plural(kind)} are there", NUMBERS[len(groups.get(kind, []))])
+    return SceneQuestion("count", f"how many {plural(kind)} are there", NUMBERS[len(groups.get(kind, []))])
 
 
-def _existence_question(scene: Scene, rng: random.Random, kinds: Sequence[str]) -> Question:
+def _existence_question(scene: Scene, rng: random.Random, kinds: Sequence[str]) -> SceneQuestion:
     shape = rng.choice(scene.shapes)
     kind, color = shape.kind, shape.color
     if rng.random() < 0.5:  # a near miss: one of the two words is changed
         recolor = rng.random() < 0.7 and color
         kind, color = (kind, rng.choice(list(COLORS))) if recolor else (rng.choice(kinds), color)
     present = any((s.kind, s.color) == (kind, color) for s in scene.shapes)
-    return Question("existence", f"is there {phrase(kind, 1, color)}", "yes" if present else "no")
+    return SceneQuestion("existence", f"is there {phrase(kind, 1, color)}", "yes" if present else "no")
 
 
 def metadata(scene: Scene) -> dict[str, Any]:
