@@ -4,7 +4,7 @@ from importlib import import_module
 from pathlib import Path
 
 from reca.config import DataSection
-from reca.data.sources.base import Source as Source
+from reca.data.sources.base import ImageSource
 
 
 def open_source(data: DataSection, seed: int, root: Path, largest_file: int) -> ImageSource:
