@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from reca.config import ROOT
-from reca.data.synthetic.scenes import SceneQuestion, Scene, render
+from reca.data.synthetic.scenes import Scene, SceneQuestion, render
 from reca.evaluation.judges.scene_detector import SceneDetector
 from reca.models.base import Dialogue, UnifiedModel
 from reca.runtime.seeding import SampleRng

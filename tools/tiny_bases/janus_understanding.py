@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reca.data.synthetic.scenes import SceneQuestion, Scene, full_caption, questions
+from reca.data.synthetic.scenes import Scene, SceneQuestion, full_caption, questions
 from reca.models.base import Semantic
 from reca.models.janus.model import Janus
 from reca.models.prompts import SIMPLE, TEMPLATES

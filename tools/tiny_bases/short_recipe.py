@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from reca.data.synthetic.scenes import SceneQuestion, Scene, questions, sparse_caption
+from reca.data.synthetic.scenes import Scene, SceneQuestion, questions, sparse_caption
 from reca.models.base import Target, UnifiedModel, load_model
 from reca.runtime.hashing import json_digest
 from reca.runtime.seeding import SampleRng
