@@ -18,7 +18,7 @@ CODE = "outputs/fingerprint/code.json"
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageDefinition:
     """One stage as written, before DVC expands its matrix."""
 
     name: str
@@ -60,10 +60,10 @@ def fill(text: str, values: dict[str, str]) -> str:
     return text
 
 
-def read_stages() -> list[Stage]:
+def read_stages() -> list[StageDefinition]:
     """Return the stages of dvc.yaml, in order."""
     raw = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    return [Stage(name, value) for name, value in raw.items()]
+    return [StageDefinition(name, value) for name, value in raw.items()]
 
 
 @cache

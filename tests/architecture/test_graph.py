@@ -9,7 +9,7 @@ import pytest
 
 from reca.config import ROOT, Config, compose, flatten
 from reca.runtime import code_digest
-from tests.architecture.graph import BENCHMARKS, Stage, config_reads, fill, read_stages
+from tests.architecture.graph import BENCHMARKS, StageDefinition, config_reads, fill, read_stages
 
 STAGES = [stage for stage in read_stages() if stage.name not in ("code", "base")]
 TRACKED = {"model", "data", "extract", "train", "generate", "evaluate", "register", "seed"}
@@ -39,7 +39,7 @@ def test_stages_and_sections_are_complete() -> None:
 
 
 @each_stage
-def test_parameters_exist_and_change_results(stage: Stage) -> None:
+def test_parameters_exist_and_change_results(stage: StageDefinition) -> None:
     for param in stage.params:
         for benchmark in BENCHMARKS:
             assert fill(param, {"${item.benchmark}": benchmark}) in keys(), f"{stage.name}: no such parameter {param}"
@@ -47,7 +47,7 @@ def test_parameters_exist_and_change_results(stage: Stage) -> None:
 
 
 @each_stage
-def test_every_parameter_that_the_code_reads_is_tracked(stage: Stage) -> None:
+def test_every_parameter_that_the_code_reads_is_tracked(stage: StageDefinition) -> None:
     """Every ``config.a.b`` in the stage's code is in its params, as a whole or in parts."""
     for choice in stage.choices():
         declared = [fill(param, choice) for param in stage.params]
@@ -80,7 +80,7 @@ def of_other_benchmark(key: str, benchmark: str) -> bool:
 
 
 @each_stage
-def test_each_stage_depends_on_the_digest_of_its_code(stage: Stage) -> None:
+def test_each_stage_depends_on_the_digest_of_its_code(stage: StageDefinition) -> None:
     digests = code_digest.all_digests()
     (key,) = stage.code
     for choice in stage.choices():
@@ -117,7 +117,7 @@ def is_infrastructure(module: str) -> bool:
 
 
 @each_stage
-def test_each_stage_is_one_function_of_one_module(stage: Stage) -> None:
+def test_each_stage_is_one_function_of_one_module(stage: StageDefinition) -> None:
     tree = ast.parse((ROOT / f"reca/stages/{stage.name}.py").read_text())
     function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == stage.name)
     arguments = ["config", "root"] + (["variant", "benchmark"] if stage.over_benchmarks else [])
@@ -127,7 +127,7 @@ def test_each_stage_is_one_function_of_one_module(stage: Stage) -> None:
 
 
 @each_stage
-def test_outputs_belong_to_dvc_alone(stage: Stage) -> None:
+def test_outputs_belong_to_dvc_alone(stage: StageDefinition) -> None:
     """Outputs are in outputs/, which git ignores, and cached, so that a second clone reruns no stage."""
     for kind in ("outs", "metrics", "plots"):
         for out in stage.definition.get(kind, []):

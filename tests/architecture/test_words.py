@@ -20,8 +20,18 @@ from reca.config import ROOT
 
 FOLDERS = (
     "reca/config",
+    "reca/extraction",
+    "reca/reporting",
+    "reca/runtime",
+    "reca/tracking",
+    "reca/training",
+    "flows",
     "tests/architecture",
+    "tests/golden",
+    "tests/integration/flows",
     "tests/unit/config",
+    "tests/unit/flows",
+    "tests/unit/tracking",
 )
 """Folders that keep the limits."""
 PHRASES = {  # name -> pattern, occurrences per 1,000 words of prose

@@ -1,4 +1,4 @@
-"""Ranks of one command: their environment, exit status and stderr."""
+"""Ranks of a command: their environment, exit status and stderr."""
 
 import os
 import signal
