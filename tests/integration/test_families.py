@@ -133,8 +133,10 @@ def test_ended_after_every_step_the_weights_are_the_same(
     (saved,) = (tmp_path / "interrupted/.reca/checkpoints").glob("*/000004/part-*.safetensors")
     assert all(".lora_" in name for name in load_file(saved)) == (adapter != "null")
     base = {path.relative_to(root / "base") for path in (root / "base").rglob("*") if path.is_file()}
-    made = {path.relative_to(root / "outputs/model") for path in (root / "outputs/model").rglob("*") if path.is_file()}
-    assert made == base | {Path("result.json")}
+    written = {
+        path.relative_to(root / "outputs/model") for path in (root / "outputs/model").rglob("*") if path.is_file()
+    }
+    assert written == base | {Path("result.json")}
     for path in weights:
         assert load_file(root / "base" / path.relative_to("outputs/model")).keys() == load_file(root / path).keys()
 
@@ -145,9 +147,9 @@ def test_understanding_is_kept_by_dialogues_about_photographs(preset: str, scene
     root = tmp_path / "project"
     project(preset, scenes, root)
     photos = photographs()
-    said = [{"from": "human", "value": "<image>\nwhat color is the photo"}, {"from": "gpt", "value": "green"}]
-    entries = [{"id": str(n), "image": str(photo.name), "conversations": said} for n, photo in enumerate(photos)]
-    (root / "mix.json").write_text(json.dumps([*entries, {"id": "text only", "conversations": said}]))
+    turns = [{"from": "human", "value": "<image>\nwhat color is the photo"}, {"from": "gpt", "value": "green"}]
+    entries = [{"id": str(n), "image": str(photo.name), "conversations": turns} for n, photo in enumerate(photos)]
+    (root / "mix.json").write_text(json.dumps([*entries, {"id": "text only", "conversations": turns}]))
     (root / "photos").mkdir()
     for photo in photos:
         shutil.copy(photo, root / "photos")

@@ -23,7 +23,7 @@ IMAGE = -200
 GUIDANCE_SCALE = 3.0
 """The official scripts', used unless the folder's README names another."""
 SIZE = 512
-"""Pixels that ``pixel_values_low`` is enlarged to, if no latents and no masks tell."""
+"""Pixels that ``pixel_values_low`` is enlarged to, if neither latents nor masks show the size."""
 SAMPLED = 1e-4
 
 
@@ -75,17 +75,17 @@ class Replay:
         """Recorded ids as turns: padding and image placeholders taken out, ours put in."""
         named = part if f"{part}.input_ids" in self.inputs else "recon"
         ids, mask = self.inputs[f"{named}.input_ids"], self.inputs.get(f"{named}.attention_mask")
-        wanted = None if labels is None else unpadded(labels, mask)
+        label_rows = None if labels is None else unpadded(labels, mask)
         turns = []
         for row, tokens in enumerate(unpadded(ids, mask)):
-            asked = None if wanted is None else wanted[row]
-            image, place = None, 0
+            row_labels = None if label_rows is None else label_rows[row]
+            image, position = None, 0
             if IMAGE in tokens:
-                place = tokens.index(IMAGE)
+                position = tokens.index(IMAGE)
                 image = None if images is None else images[row]
-                asked = None if asked is None else [*asked[:place], *asked[place + 1 :]]
-                tokens = [*tokens[:place], *tokens[place + 1 :]]
-            turns.append(ChatTurn(tokens, image, place, asked))
+                row_labels = None if row_labels is None else [*row_labels[:position], *row_labels[position + 1 :]]
+                tokens = [*tokens[:position], *tokens[position + 1 :]]
+            turns.append(ChatTurn(tokens, image, position, row_labels))
         return turns
 
     def diffusion_loss(self, part: str, turns: list[ChatTurn], target: Target) -> Tensor:
@@ -160,8 +160,8 @@ class Replay:
             RecordedRng(recorded, batch),
         )
         tokens = mar.tokens(latents).unflatten(1, self._grid(orders.shape[1]))
-        theirs = self.recording.outputs["gen.latents"]
-        self.recording.check("gen.latents", tokens.repeat(len(theirs) // batch, 1, 1, 1), SAMPLED)
+        recorded = self.recording.outputs["gen.latents"]
+        self.recording.check("gen.latents", tokens.repeat(len(recorded) // batch, 1, 1, 1), SAMPLED)
 
     def _shown(self, rows: int) -> Tensor | None:
         """Embeddings for recorded reconstructions, whose ids hold the placeholder."""
@@ -171,9 +171,9 @@ class Replay:
         return images.repeat(-(-rows // len(images)), 1, 1)[:rows]
 
     def _grid(self, length: int) -> tuple[int, int]:
-        theirs = self.recording.outputs["gen.latents"]
-        if theirs.ndim == 4 and theirs.shape[1] * theirs.shape[2] == length:
-            return theirs.shape[1], theirs.shape[2]
+        recorded = self.recording.outputs["gen.latents"]
+        if recorded.ndim == 4 and recorded.shape[1] * recorded.shape[2] == length:
+            return recorded.shape[1], recorded.shape[2]
         return round(length**0.5), round(length**0.5)
 
     def _guidance_scale(self) -> float:
@@ -193,10 +193,10 @@ def replay(recording: Recording) -> None:
     now = Replay(recording)
     pixels = "pixel_values" if "pixel_values" in recording.inputs else "pixel_values_low"
 
-    def needs(part: str, *others: str) -> list[str]:
-        """Keys that a drawing loss needs; the draws are named by what is missing."""
-        found = [f"{part}.input_ids", f"{part}.mask", *others]
-        return found + [
+    def needs(part: str, *keys: str) -> list[str]:
+        """Keys that a generation loss needs, and patterns of missing draws."""
+        required = [f"{part}.input_ids", f"{part}.mask", *keys]
+        return required + [
             f"{part}.rng.*.{kind}" for kind in ("randint", "randn_like") if not draws(now.inputs, part, kind)
         ]
 

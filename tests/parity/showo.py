@@ -53,12 +53,12 @@ class GeneratorRng(SampleRng):
 def setting(folder: Path, name: str, default: float) -> float:
     """A number that the folder's README names behind ``name`` (``timesteps 6``)."""
     readme = folder / "README.md"
-    found = re.search(rf"\b{name}\s*[=:]?\s*(\d+(?:\.\d+)?)", readme.read_text()) if readme.is_file() else None
-    return float(found[1]) if found else default
+    match = re.search(rf"\b{name}\s*[=:]?\s*(\d+(?:\.\d+)?)", readme.read_text()) if readme.is_file() else None
+    return float(match[1]) if match else default
 
 
 def load(recording: Recording, variant: str, **options: Any) -> Showo | None:
-    """Our model of one variant (``clip``, ``vq``), through the official layout; ``None``: its weights are not there."""
+    """Load our model of a variant (``clip``, ``vq``), through the official layout; ``None``: its weights are not there."""
     folder, config = recording.folder, json.loads((recording.folder / "config.json").read_text())
     weights = folder / f"showo_{variant}.safetensors"
     if not weights.is_file():
@@ -90,11 +90,11 @@ def load(recording: Recording, variant: str, **options: Any) -> Showo | None:
 
 
 def tokenizer(size: int, eos: int) -> PreTrainedTokenizerFast:
-    """The recording's tokenizer as its README describes it: words w0, w1 … and the end of text."""
+    """Build the recording's tokenizer as its README describes it: words w0, w1 … and the end of text."""
     words = {("<|endoftext|>" if number == eos else f"w{number}"): number for number in range(size)}
-    whole = Tokenizer(models.WordLevel(words, unk_token="<|endoftext|>"))
-    whole.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=whole, eos_token="<|endoftext|>", bos_token="<|endoftext|>")
+    word_level = Tokenizer(models.WordLevel(words, unk_token="<|endoftext|>"))
+    word_level.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=word_level, eos_token="<|endoftext|>", bos_token="<|endoftext|>")
 
 
 def cut(framed: Sequence[int], eos: int) -> list[int]:
@@ -115,9 +115,11 @@ def drawn_texts(model: Showo, ids: Tensor, tokens: int) -> list[list[int]]:
     """Texts of sequences that end in [soi] codes [eoi]: behind the condition's [eoi], or else behind the task."""
     texts = []
     for row in ids.tolist():
-        left = row[: len(row) - tokens - 2]
-        start = left.index(model.vocabulary.eoi) if model.vocabulary.eoi in left else left.index(model.vocabulary.t2i)
-        text = left[start + 1 :]
+        prefix = row[: len(row) - tokens - 2]
+        start = (
+            prefix.index(model.vocabulary.eoi) if model.vocabulary.eoi in prefix else prefix.index(model.vocabulary.t2i)
+        )
+        text = prefix[start + 1 :]
         while text and text[-1] == model.vocabulary.pad:
             text.pop()
         texts.append(cut(text, model.vocabulary.eos))
@@ -125,16 +127,16 @@ def drawn_texts(model: Showo, ids: Tensor, tokens: int) -> list[list[int]]:
 
 
 def warn_of_differences(recording: Recording, name: str, batch: TokenBatch) -> list[str]:
-    """Cross-check of what we batch with what was recorded; never an input."""
-    found = []
+    """Compare our batch with the recorded one; the recording is never an input."""
+    messages = []
     ids, mask = recording.inputs.get(f"{name}.input_ids"), recording.inputs.get(f"{name}.mask")
     if ids is not None and not torch.equal(batch.ids[: len(ids)], ids):
-        found.append(f"{name}: our ids are not the recorded ones")
+        messages.append(f"{name}: our ids are not the recorded ones")
     if mask is not None and not torch.equal(~batch.attention_mask[:, None], mask):
-        found.append(f"{name}: our mask is not the recorded one")
-    for line in found:
+        messages.append(f"{name}: our mask is not the recorded one")
+    for line in messages:
         print(line, file=sys.stderr)
-    return found
+    return messages
 
 
 def rng_of(recording: Recording, name: str, size: int) -> RecordedRng:
@@ -278,9 +280,9 @@ def _understanding(recording: Recording, model: Showo) -> None:
     rows[0] += [model.vocabulary.pad] * (ids.shape[1] - start - len(rows[0]))  # to the recorded length
     batch = model.understanding_batch(rows, semantic)
     warn_of_differences(recording, "mmu", batch)
-    asked = batch.ids != model.vocabulary.pad
-    asked[:, :start] = False
-    recording.check("mmu.loss", model.answer_loss(batch, semantic, asked).value, LOSS)
+    loss_mask = batch.ids != model.vocabulary.pad
+    loss_mask[:, :start] = False
+    recording.check("mmu.loss", model.answer_loss(batch, semantic, loss_mask).value, LOSS)
 
 
 @torch.no_grad()
@@ -301,17 +303,17 @@ def _drawing(recording: Recording, model: Showo) -> None:
         temperature=setting(recording.folder, "temperature", 1),
         num_steps=round(setting(recording.folder, "timesteps", 6)),
     )
-    drawn = _with_seed(recording, lambda seed: model.sample(prompts, None, sampling, GeneratorRng(size, seed)))
-    recording.check("gen.tokens", drawn, 0)
-    recording.check("gen.image", model.magvit.decode(drawn), THROUGH_VAE)
+    codes = _with_seed(recording, lambda seed: model.sample(prompts, None, sampling, GeneratorRng(size, seed)))
+    recording.check("gen.tokens", codes, 0)
+    recording.check("gen.image", model.magvit.decode(codes), THROUGH_VAE)
 
 
 def _with_seed(recording: Recording, draw: Callable[[int], Tensor]) -> Tensor:
     """Codes drawn with the seed that the README states; one it leaves out is looked for among the usual ones."""
     stated = round(setting(recording.folder, "seed", 123))
-    theirs = recording.outputs.get("gen.tokens")
+    recorded = recording.outputs.get("gen.tokens")
     first = draw(stated)
-    if theirs is None or first.shape != theirs.shape or torch.equal(first, theirs):
+    if recorded is None or first.shape != recorded.shape or torch.equal(first, recorded):
         return first
-    found = (drawn for seed in USUAL_SEEDS if torch.equal(drawn := draw(seed), theirs))
-    return next(found, first)
+    matches = (codes for seed in USUAL_SEEDS if torch.equal(codes := draw(seed), recorded))
+    return next(matches, first)

@@ -1,4 +1,4 @@
-"""Harmon beside the official code's recorded numbers; the contract on a tiny model; the sizes of the real ones."""
+"""Harmon: the official code's recorded numbers, the contract on a tiny model, the published sizes."""
 
 import json
 from itertools import pairwise
@@ -29,7 +29,7 @@ TEMPLATE = "describe the image in detail"
 FEW = Sampling(2.0, num_steps=3)
 
 
-def test_everything_recorded_is_reproduced() -> None:
+def test_recorded_numbers_are_reproduced() -> None:
     rows = replay("harmon", RECORDING)
     assert len(rows) == 133
     assert not [str(row) for row in rows if row.verdict != "ok"]
@@ -153,9 +153,9 @@ def test_the_official_names_are_written_back(tmp_path: Path) -> None:
 
     network, config = load_network(RECORDING, {})
     Harmon(network, config, None, options_of("harmon")).save_official(tmp_path / "saved")
-    theirs, ours = load_file(RECORDING / "model.safetensors"), load_file(tmp_path / "saved/model.safetensors")
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    official, saved = load_file(RECORDING / "model.safetensors"), load_file(tmp_path / "saved/model.safetensors")
+    assert saved.keys() == official.keys()
+    assert all(torch.equal(saved[name], official[name]) for name in official)
     assert json.loads((tmp_path / "saved/config.json").read_text())["mar"] == config["mar"]
 
 
@@ -178,9 +178,9 @@ def authors_layout(base: Path, folder: Path) -> dict[str, str]:
 def test_the_authors_layout_loads(base: Path, tmp_path: Path) -> None:
     parts = authors_layout(base, tmp_path)
     loaded, direct = load(tmp_path / "trained", parts=parts), load(base)
-    mine, theirs = loaded.state_dict(), direct.state_dict()
-    assert mine.keys() == theirs.keys()
-    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    state, expected = loaded.state_dict(), direct.state_dict()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
     with pytest.raises(FileNotFoundError, match=r"kl16\.ckpt.*model\.parts\.vae"):
         load(tmp_path / "trained", parts={"llm": parts["llm"]})
     with pytest.raises(ValueError, match=r"model\.parts\.llm"):
@@ -202,11 +202,11 @@ def test_shards_load(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("reca.models.weights.SHARD_BYTES", 2**21)
     write_weights(state, tmp_path)
     assert (tmp_path / "model.safetensors.index.json").is_file()
-    theirs, ours = load(base).state_dict(), load(tmp_path).state_dict()
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    expected, state = load(base).state_dict(), load(tmp_path).state_dict()
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
 
 
-def test_bad_checkpoints_are_named(base: Path, tmp_path: Path) -> None:
+def test_bad_checkpoints_are_refused(base: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
         load(tmp_path)
     for file in base.iterdir():
@@ -251,12 +251,12 @@ def test_bad_inputs_are_refused(model: Harmon, base: Path) -> None:
 def test_masks_and_schedules() -> None:
     ratios = mask_ratios(torch.linspace(0, 1, 10001)[:-1], 0.7)
     assert float(ratios.min()) == pytest.approx(0.7)
-    assert float(ratios.mean()) == pytest.approx(0.867, abs=2e-3)  # facts/method.md: the truncated normal's mean
+    assert float(ratios.mean()) == pytest.approx(0.867, abs=2e-3)  # the truncated normal's mean
     assert unmasking_schedule(256, 4) == [236, 181, 97, 0]
     for tokens, steps in ((36, 36), (36, 3), (1, 1), (1024, 64)):
-        left = [tokens, *unmasking_schedule(tokens, steps)]
-        assert len(left) == steps + 1
-        assert all(after < before for before, after in pairwise(left))
+        hidden_counts = [tokens, *unmasking_schedule(tokens, steps)]
+        assert len(hidden_counts) == steps + 1
+        assert all(after < before for before, after in pairwise(hidden_counts))
     hidden = mask_first(torch.tensor([[2, 0, 1, 3], [3, 2, 1, 0]]), torch.tensor([1, 3]))
     assert hidden.tolist() == [[False, False, True, False], [False, True, True, True]]
     visible = VisibleTokens.from_hidden(hidden)
@@ -326,8 +326,8 @@ def test_real_sizes_have_the_known_parameter_counts(name: str, millions: tuple[i
     state = network.official_state()
     if name == "harmon_0_5b":
         assert sum(not key.startswith("llm.") for key in state) == 684
-    told = complete_mar_config({}, state, Kl16Sizes())  # as for a .pth, which comes without sizes
-    assert {key: told[key] for key in mar} == mar
+    sizes = complete_mar_config({}, state, Kl16Sizes())  # as for a .pth, which comes without sizes
+    assert {key: sizes[key] for key in mar} == mar
     named = dict(model.named_parameters())
     counts = [
         sum(value.numel() for key, value in named.items() if key.startswith(part))

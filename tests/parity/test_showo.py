@@ -39,7 +39,7 @@ DIALOGUES = [Dialogue("what color is the circle", "red"), Dialogue("how many are
 # -- the official numbers --------------------------------------------------------------------------------------
 
 
-def test_every_recorded_number_is_ours(capfd: pytest.CaptureFixture[str]) -> None:
+def test_recorded_numbers_are_reproduced(capfd: pytest.CaptureFixture[str]) -> None:
     recording = Recording(FIXTURE)
     replay(recording)
     rows = recording.rows()
@@ -47,21 +47,21 @@ def test_every_recorded_number_is_ours(capfd: pytest.CaptureFixture[str]) -> Non
     assert capfd.readouterr().err == "", "our packing and masks are not the recorded ones"
 
 
-@pytest.mark.parametrize("lost", ["showo_clip.safetensors", "showo_vq.safetensors", "README.md"])
-def test_a_recording_with_less_in_it_is_compared_as_far_as_it_goes(lost: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("removed", ["showo_clip.safetensors", "showo_vq.safetensors", "README.md"])
+def test_incomplete_recording_is_compared_as_far_as_possible(removed: str, tmp_path: Path) -> None:
     folder = tmp_path / "less"
     shutil.copytree(FIXTURE, folder)
-    (folder / lost).unlink()
+    (folder / removed).unlink()
     recording = Recording(folder)
     recording.inputs = {key: value for key, value in recording.inputs.items() if not key.startswith("t2i.rng")}
     replay(recording)
     verdicts = {row.key: row for row in recording.rows()}
     assert verdicts["t2i.loss"].verdict == "not compared"
-    assert ("t2i.rng.000.rand" if lost != "showo_vq.safetensors" else lost) in verdicts["t2i.loss"].why
+    assert ("t2i.rng.000.rand" if removed != "showo_vq.safetensors" else removed) in verdicts["t2i.loss"].why
     assert not any(row.verdict == "differs" for row in verdicts.values())
     compared = {key for key, row in verdicts.items() if row.verdict == "ok"}
-    assert ("recon_clip.loss" in compared) == (lost != "showo_clip.safetensors")
-    assert ("gen.tokens" in compared) == (lost != "showo_vq.safetensors")
+    assert ("recon_clip.loss" in compared) == (removed != "showo_clip.safetensors")
+    assert ("gen.tokens" in compared) == (removed != "showo_vq.safetensors")
 
 
 # -- the contract, on the tiny model ---------------------------------------------------------------------------
@@ -75,9 +75,9 @@ def tiny() -> Showo:
 
 @pytest.fixture(scope="module")
 def saved(tiny: Showo, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("showo") / "saved"
-    tiny.save_official(place)
-    return place
+    folder = tmp_path_factory.mktemp("showo") / "saved"
+    tiny.save_official(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -93,14 +93,14 @@ def pictures(count: int, size: int, seed: int = 5) -> Tensor:
 
 
 def losses(model: Showo, size: int = 3) -> dict[str, Callable[[], Loss]]:
-    seen, shown = pictures(size, model.spec.understanding_size), pictures(size, model.spec.generation_size)
-    target = model.encode_target(shown, SampleRng([0] * size))
+    images = pictures(size, model.spec.understanding_size)
+    target = model.encode_target(pictures(size, model.spec.generation_size), SampleRng([0] * size))
     return {
         "reconstruction": lambda: model.reconstruction_loss(
-            model.encode_semantic(seen), [TEMPLATE] * size, target, SampleRng([4, 5, 6])
+            model.encode_semantic(images), [TEMPLATE] * size, target, SampleRng([4, 5, 6])
         ),
         "text_to_image": lambda: model.text_to_image_loss(PROMPTS, target, SampleRng([4, 5, 6])),
-        "understanding": lambda: model.understanding_loss(seen[:2], DIALOGUES, SampleRng([7, 8])),
+        "understanding": lambda: model.understanding_loss(images[:2], DIALOGUES, SampleRng([7, 8])),
     }
 
 
@@ -117,12 +117,12 @@ def test_gradients_reach_exactly_what_is_trainable(tiny: Showo) -> None:
     assert not any(name.startswith(("clip.", "magvit.")) for name in tiny.trainable())
 
 
-def test_reconstruction_trains_neither_projector_nor_embeddings_unless_asked(tiny: Showo, saved: Path) -> None:
-    beside = {name for name in tiny.trainable() if name.startswith("mm_projector") or "embed_tokens" in name}
-    assert reached(tiny, "reconstruction") == set(tiny.trainable()) - beside
-    asked = load_model("showo", saved, {**OPTIONS, "train_condition": True}, CPU)
-    assert isinstance(asked, Showo)
-    assert reached(asked, "reconstruction") == set(tiny.trainable())
+def test_reconstruction_trains_projector_and_embeddings_only_with_train_condition(tiny: Showo, saved: Path) -> None:
+    embeddings = {name for name in tiny.trainable() if name.startswith("mm_projector") or "embed_tokens" in name}
+    assert reached(tiny, "reconstruction") == set(tiny.trainable()) - embeddings
+    model = load_model("showo", saved, {**OPTIONS, "train_condition": True}, CPU)
+    assert isinstance(model, Showo)
+    assert reached(model, "reconstruction") == set(tiny.trainable())
 
 
 def test_training_the_encoder_forbids_caching_it(tiny: Showo, saved: Path, tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_the_loss_on_cached_embeddings_is_the_live_loss(tiny: Showo, by_codes: S
         assert third == (first if exact else pytest.approx(first, rel=5e-3))
 
 
-def test_dropout_hides_the_caption_in_training_only(saved: Path) -> None:
+def test_prompt_dropout_replaces_the_caption_in_training_only(saved: Path) -> None:
     blind = load_model("showo", saved, {**OPTIONS, "prompt_dropout": 1.0}, CPU)
     target = blind.encode_target(pictures(1, blind.spec.generation_size), SampleRng([1]))
 
@@ -178,14 +178,14 @@ def test_shards_and_torch_files_load_too(saved: Path, tmp_path: Path, tiny: Show
     parts = {"clip": str(tmp_path / "clip"), "magvit": str(tmp_path / "magvit")}
     again = load_model("showo", folder, {**OPTIONS, "parts": parts}, CPU)
     assert all(torch.equal(a, b) for a, b in zip(tiny.state_dict().values(), again.state_dict().values(), strict=True))
-    again.save_official(tmp_path / "written")  # what lay elsewhere stays there
+    again.save_official(tmp_path / "written")  # parts from other folders are not written
     assert not (tmp_path / "written/clip").exists()
     assert (tmp_path / "written/phi/tokenizer.json").is_file()
 
 
-def test_the_cached_answer_is_what_the_whole_sequence_says(tiny: Showo) -> None:
+def test_answer_with_cache_equals_answer_without(tiny: Showo) -> None:
     images = pictures(1, tiny.spec.understanding_size)
-    said = tiny.answer(images, ["what color is the circle"])[0]
+    answer = tiny.answer(images, ["what color is the circle"])[0]
     semantic = tiny.encode_semantic(images)
     text = tiny._question_ids(["what color is the circle"])[0]
     words: list[int] = []
@@ -194,14 +194,14 @@ def test_the_cached_answer_is_what_the_whole_sequence_says(tiny: Showo) -> None:
             batch = tiny.understanding_batch([[*text, *words]], semantic)
             states = tiny.run_phi(tiny.embed(batch, semantic), batch.attention_mask)
             words.append(int(tiny.showo.lm_head(states[0, -1]).argmax()))
-    known = [word for word in words if word < tiny.vocabulary.eos]
-    assert said.split()[: len(known)] == tiny.tokenizer.batch_decode([known])[0].split()
+    text_tokens = [word for word in words if word < tiny.vocabulary.eos]
+    assert answer.split()[: len(text_tokens)] == tiny.tokenizer.batch_decode([text_tokens])[0].split()
 
 
 # -- bad input -------------------------------------------------------------------------------------------------
 
 
-def test_bad_checkpoints_are_named(saved: Path, tmp_path: Path) -> None:
+def test_bad_checkpoints_are_refused(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
         load_model("showo", tmp_path, OPTIONS, CPU)
     folder = tmp_path / "broken"
@@ -248,7 +248,7 @@ def test_weights_of_another_size_are_refused(saved: Path, tmp_path: Path) -> Non
         load_model("showo", folder, OPTIONS, CPU)
 
 
-def test_bad_values_are_named(tiny: Showo, saved: Path, by_codes: Showo) -> None:
+def test_bad_values_are_refused(tiny: Showo, saved: Path, by_codes: Showo) -> None:
     with pytest.raises(ValueError, match="tokens"):
         tiny.generate(["a circle and " * 200], Sampling(1.0), SampleRng([1]))
     semantic = tiny.encode_semantic(pictures(1, tiny.spec.understanding_size))
@@ -275,7 +275,7 @@ def test_the_share_that_is_hidden_follows_the_cosine() -> None:
 
 
 @pytest.mark.parametrize("num_steps", [1, 3, 40])
-def test_drawing_leaves_nothing_hidden_and_keeps_what_is_given(num_steps: int) -> None:
+def test_sampling_fills_all_hidden_codes_and_keeps_the_others(num_steps: int) -> None:
     calls: list[int] = []
     given = torch.full((2, 12), 7)
     given[:, 3] = 2
@@ -285,14 +285,14 @@ def test_drawing_leaves_nothing_hidden_and_keeps_what_is_given(num_steps: int) -
         assert bool((codes[:, 3] == 2).all())
         return torch.zeros(2, 12, 7)
 
-    drawn = sample_codes(predict, given, 7, num_steps, 1.0, SampleRng([1, 2]))
-    assert bool((drawn < 7).all())
-    assert bool((drawn[:, 3] == 2).all())
+    codes = sample_codes(predict, given, 7, num_steps, 1.0, SampleRng([1, 2]))
+    assert bool((codes < 7).all())
+    assert bool((codes[:, 3] == 2).all())
     assert len(calls) == num_steps
     assert calls == sorted(calls, reverse=True)
 
 
-def test_who_sees_whom() -> None:
+def test_attention_masks() -> None:
     vocabulary = Vocabulary.from_sizes(100, 99, 10, 64)
     codes = torch.full((2, 4), 64)
     read = torch.arange(4).repeat(2, 1)
@@ -301,16 +301,18 @@ def test_who_sees_whom() -> None:
         generation_sequences(vocabulary, [[1, 2], []], codes, read),
     ):
         pads = batch.ids == vocabulary.pad
-        assert not bool((batch.attention_mask & pads[:, None, :] & ~pads[:, :, None]).any()), "nobody sees padding"
+        assert not bool((batch.attention_mask & pads[:, None, :] & ~pads[:, :, None]).any()), (
+            "padding is never attended to"
+        )
         assert bool(batch.attention_mask.any(-1).all()), "no row is empty"
         assert not bool(batch.attention_mask[:, : batch.codes.start - 1, batch.codes.start - 1 :].any())
         assert bool(batch.attention_mask[:, batch.codes, batch.codes].all())
     rebuilt = reconstruction_sequences(vocabulary, [[1], [1, 2, 3]], codes, 9, 12)
-    assert bool(rebuilt.attention_mask[:, :, 2:11].all()), "everybody sees the image"
+    assert bool(rebuilt.attention_mask[:, :, 2:11].all()), "every position attends to the image"
     assert rebuilt.codes == slice(25, 29), "whatever the length of the text"
     assert not bool(rebuilt.attention_mask[:, rebuilt.codes, rebuilt.codes.stop].any())
-    asked = understanding_sequences(vocabulary, [5], torch.zeros(2, 9, 3), [[1], [1, 2, 3]], left=True)
-    assert asked.ids[0].tolist() == [100, 100, 106, 5, 101, *[FEATURE_ID] * 9, 102, 1]
+    understood = understanding_sequences(vocabulary, [5], torch.zeros(2, 9, 3), [[1], [1, 2, 3]], pad_left=True)
+    assert understood.ids[0].tolist() == [100, 100, 106, 5, 101, *[FEATURE_ID] * 9, 102, 1]
     assert vocabulary.mask == 174
 
 

@@ -1,1 +1,1 @@
-"""How the shipped bases and the scene detector are made: ``python -m tools.tiny_bases``."""
+"""Recipes of the shipped bases and of the scene detector: ``python -m tools.tiny_bases``."""

@@ -25,7 +25,7 @@ INITIAL_RANGE = 0.05
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Build a tokenizer of one token per word, and BAGEL's own markers."""
+    """Build a tokenizer with a token per word, and BAGEL's own markers."""
     special = [UNKNOWN, PAD, *MARKERS]
     return word_tokenizer(special, [], special, {"eos_token": MARKERS[1], "pad_token": PAD})
 

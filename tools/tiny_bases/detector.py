@@ -41,7 +41,7 @@ class SceneBatch:
     valid: Tensor
     """(N, slot) bool"""
     cell: Tensor
-    """Heat-map cell of each center, row * width + column, (N, slot) int64."""
+    """Heat-map cells of the centers, row * width + column, (N, slot) int64."""
     name: Tensor
     """(N, slot) int64, index into SHAPES."""
     color: Tensor
@@ -207,7 +207,7 @@ def detection_loss(output: DetectorOutput, batch: SceneBatch, valid: Tensor) -> 
     heat[row, cell] = 1
     heat = heat.view_as(output.heat)
     # The cells around a center may fire as well (only the maximum counts), so errors there have little weight:
-    # a center on the corner of four cells then scores high in all of them instead of a quarter in each.
+    # a center on the corner of four cells then scores high in all four instead of a quarter in each.
     near = (functional.max_pool2d(heat[:, None], 3, 1, 1)[:, 0] > heat).float()
     weight = 1 + 6 * heat - 0.97 * near
     objects = max(len(row), 1)

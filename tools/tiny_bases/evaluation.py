@@ -18,7 +18,7 @@ from tools.tiny_bases.training import pixels
 def question_loss(
     model: UnifiedModel, images: Tensor, questions: Sequence[Sequence[SceneQuestion]], rng: random.Random
 ) -> Tensor:
-    """Loss of one random question per image (B, 3, S, S) uint8; the model itself draws no noise."""
+    """Loss on a random question per image (B, 3, S, S) uint8; the model itself draws no noise."""
     chosen = [rng.choice(choices) for choices in questions]
     dialogues = [Dialogue(question.text, question.answer) for question in chosen]
     return model.understanding_loss(pixels(images), dialogues, SampleRng([])).value

@@ -27,7 +27,7 @@ WIDTH, HEADS, LAYERS = 96, 4, 4
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Build a tokenizer of one token per word, and Harmon's own turns."""
+    """Build a tokenizer with a token per word, and Harmon's own turns."""
     special = [UNKNOWN, PAD, START, END]
     words = f"{USER} {ASSISTANT} {GENERATION_PROMPT.format('')} {UNCONDITIONAL_PROMPT}".replace(START, "").split()
     return word_tokenizer(special, words, special, {"eos_token": END, "pad_token": PAD})

@@ -1,6 +1,6 @@
 """Stage 3 of the long recipe: generate images, first without a condition, then from sparse captions.
 
-There are six thousand codes, most of them rare, and each has a row of its own in the head's last layer. At first that
+There are six thousand codes, most of them rare, and the head's last layer has a row per code. At first that
 layer is therefore factored, as the codebook is: a code's logit is the sum of its colors' and its outline's
 (:class:`FactoredHead`). Later it is expanded into the stock layer and trained as such.
 
@@ -60,7 +60,7 @@ class FactoredHead(nn.Module):
 
     Args:
         width: D of the features.
-        codebook: Colors and outline of each code.
+        codebook: Colors and outlines of the codes.
     """
 
     def __init__(self, width: int, codebook: Codebook) -> None:

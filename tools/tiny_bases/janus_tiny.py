@@ -15,7 +15,7 @@ WIDTH, HEADS = 96, 4
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Build a tokenizer of one token per word, and Janus' own markers."""
+    """Build a tokenizer with a token per word, and Janus' own markers."""
     special = [UNKNOWN, PAD, BOS, EOS, USER, ASSISTANT, BOI, EOI, IMAGE]
     special += [f"<gist_{number}>" for number in range(GIST_TOKENS)]
     means = [f"<gist_mean_{number}>" for number in range(GIST_TOKENS)]

@@ -45,7 +45,7 @@ class Codebook:
     """All kinds of patches: a background, a color, or an outline between the two. No two kinds look the same."""
 
     patches: Tensor
-    """Pixels of each, (K, 3 * p * p) in [0, 1]."""
+    """Their pixels, (K, 3 * p * p) in [0, 1]."""
     vectors: Tensor
     """Initial vectors, (K, D)."""
     paint: Tensor

@@ -57,7 +57,7 @@ class UnderstandingRecipe:
 
 @dataclass(frozen=True)
 class LabeledScenes:
-    """Scenes to learn from, with all labels, one full caption and the questions of each."""
+    """Scenes to learn from, with labels, and a full caption and questions per scene."""
 
     images: Tensor
     """(N, 3, S, S) uint8"""
@@ -144,7 +144,7 @@ def train_jointly(
 
 
 def weighted_question_loss(model: Janus, data: LabeledScenes, rows: Tensor, rng: random.Random) -> Tensor:
-    """Loss of one question per scene: relations three times as often, questions that search by color twice."""
+    """Loss on a question per scene: relations three times as often, questions that search by color twice."""
     times = {"relation": 3, "existence": 2, "shape": 2}
     choices = [
         [question for question in data.questions[row] for _ in range(times.get(question.kind, 1))] for row in rows

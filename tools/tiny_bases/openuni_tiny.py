@@ -30,7 +30,7 @@ AUTOENCODER = (16, 32, 64)
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Build a tokenizer of one token per word, and OpenUni's own turns."""
+    """Build a tokenizer with a token per word, and OpenUni's own turns."""
     special = [UNKNOWN, PAD, TURN_START, TURN_END, IMAGE_START, IMAGE_END, IMAGE]
     words = ["user", "assistant", *GENERATE.format("").split(), *UNCONDITIONAL.split()]
     return word_tokenizer(special, words, special, {"eos_token": TURN_END, "pad_token": PAD})

@@ -1,4 +1,4 @@
-"""Model options of the tiny presets, and their tokenizer of one token per word."""
+"""Model options of the tiny presets, and their tokenizer with a token per word."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -34,7 +34,7 @@ class Probes(nn.Module):
         return 4 * present + kind + color + 5 * offset
 
     def gist_loss(self, gists: Tensor, labels: SceneLabels) -> Tensor:
-        """Losses of gist states (B, S, D) against the labels of each sample."""
+        """Losses of gist states (B, S, D) against the samples' labels."""
         loss = 2 * F.cross_entropy(self.count(gists).flatten(0, 1), labels.counts.flatten(), ignore_index=UNLABELED)
         loss = loss + F.cross_entropy(self.color(gists).flatten(0, 1), labels.colors.flatten(), ignore_index=UNLABELED)
         logits, targets = self.relations(gists, labels)
@@ -45,7 +45,7 @@ class Probes(nn.Module):
         return loss
 
     def color_set_loss(self, gists: Tensor, labels: SceneLabels) -> Tensor:
-        """Loss of the colors of each kind: all of them, also if its shapes differ in color."""
+        """Loss on all colors of every kind, also if its shapes differ in color."""
         is_labeled = ~labels.color_sets.isnan()
         return F.binary_cross_entropy_with_logits(self.color_set(gists)[is_labeled], labels.color_sets[is_labeled])
 

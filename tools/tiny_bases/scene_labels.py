@@ -89,7 +89,7 @@ def random_statement(rng: random.Random) -> tuple[str, SceneFacts]:
 
 
 def caption_opening(rng: random.Random) -> str:
-    """Return the opening of a caption; half of them have none."""
+    """Return the opening of a caption; every second has none."""
     return "a photo of " if rng.random() < 0.5 else ""
 
 

@@ -1,4 +1,4 @@
-"""The short recipe, for all tiny presets except Janus': image autoencoder, understanding, generation.
+"""The short recipe of all tiny presets except Janus': image autoencoder, understanding, generation.
 
 Each stage takes a minute or two on one core. It is enough to run the whole pipeline on a model that is not random, and
 no more: the scores in the model card are weak. The parts that differ between families (which autoencoder, which

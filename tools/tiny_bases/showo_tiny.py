@@ -27,7 +27,7 @@ WIDTH, VISION_WIDTH, HEADS = 128, 96, 4
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Build a tokenizer of one token per word, and the markers of Show-o's turns."""
+    """Build a tokenizer with a token per word, and the markers of Show-o's turns."""
     words = [*QUESTION_TEXT.format("").split(), END]
     return word_tokenizer([UNKNOWN], words, [UNKNOWN, END], {"bos_token": END, "eos_token": END})
 
@@ -103,7 +103,7 @@ def reconstruct(model: Showo, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def prepare_next_stage(model: Showo, images: Tensor) -> None:
-    """Set nothing: signs have no scale."""
+    """Leave the model unchanged, because signs have no scale."""
 
 
 def learns_understanding(name: str) -> bool:

@@ -49,7 +49,7 @@ def run_stage(path: Path, name: str, modules: Mapping[str, nn.Module], train: Ca
 
     def report(step: int, steps: int, text: str) -> None:
         nonlocal progress
-        if steps != progress.total:  # a stage of several phases counts the steps of each
+        if steps != progress.total:  # a stage of several phases counts each phase's steps
             progress = Progress(steps, "steps")
         progress.update(step, f"{name}: {text}")
 

@@ -257,7 +257,7 @@ class DiffusionHead(nn.Module):
 
     @staticmethod
     def _denoise(schedule: NoiseSchedule, x_t: Tensor, t: Tensor, noise: Tensor, variance: Tensor) -> Gaussian:
-        """Distribution one step back; its log variance lies between the posterior's and log beta (eq. 15)."""
+        """Distribution one step back; its log variance is between the posterior's and log beta (eq. 15)."""
         mean = schedule.posterior_mean(schedule.predict_x_0(x_t, noise, t), x_t, t)
         fraction = (variance + 1) / 2
         upper, lower = schedule.at(schedule.log_betas, t), schedule.at(schedule.log_variance, t)

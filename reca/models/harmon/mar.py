@@ -77,13 +77,13 @@ class MarSizes:
 
     @property
     def channels(self) -> int:
-        """Channels of one token."""
+        """Channels per token."""
         return self.vae_embed_dim * self.patch_size**2
 
 
 @dataclass(frozen=True)
 class VisibleTokens:
-    """Indices of the visible tokens of each sample, padded to one length with hidden tokens (never attended to)."""
+    """Indices of each sample's visible tokens, padded to one length with hidden tokens (never attended to)."""
 
     indices: Tensor
     """(B, V) int64, in reading order."""
@@ -103,12 +103,12 @@ class VisibleTokens:
 
 
 def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
-    """Select tokens of each sample: (B, T, D) by indices (B, V) -> (B, V, D)."""
+    """Select tokens per sample: (B, T, D) by indices (B, V) -> (B, V, D)."""
     return tokens.gather(1, indices[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
 def mask_first(orders: Tensor, counts: Tensor) -> Tensor:
-    """Mask the first ``counts`` (B,) tokens of each random order (B, T): (B, T) bool."""
+    """Mask the first ``counts`` (B,) tokens in each random order (B, T): (B, T) bool."""
     first = torch.arange(orders.shape[1], device=orders.device) < counts[:, None]
     return torch.zeros_like(orders, dtype=torch.bool).scatter(1, orders, first)
 

@@ -55,14 +55,14 @@ LATENT_PREFIXES = ("network.vae.encoder.", "network.vae.quant_conv.")
 
 @dataclass(frozen=True)
 class ChatTurn:
-    """Token ids of one sample's prompt, and the position of an image among them."""
+    """Token ids of a sample's prompt, and the position of an image among them."""
 
     ids: Sequence[int]
     image: Tensor | None = None
     """Embeddings (N, D), inserted before ``ids[image_position]``."""
     image_position: int = 0
     labels: Sequence[int] | None = None
-    """Label of each of ``ids``, ``IGNORE_INDEX`` without a loss."""
+    """Labels of ``ids``, ``IGNORE_INDEX`` without a loss."""
 
 
 class Harmon(UnifiedModel):
@@ -146,7 +146,7 @@ class Harmon(UnifiedModel):
         return self.semantic_of(Target(self._latents(images)), rng)
 
     def semantic_of(self, target: Target, rng: SampleRng | None = None) -> Semantic:
-        """h_v from existing latents, for example cached ones, if condition and target have one size."""
+        """h_v from existing (cached) latents, if condition and target have one size."""
         with torch.set_grad_enabled(self.train_encoder and torch.is_grad_enabled()):
             keys = None if rng is None else rng.keys("semantic_dropout").to(target.values.device)
             return Semantic(self.network.encode_semantic(target.values, keys))

@@ -29,7 +29,7 @@ class MagvitSizes:
     """Channels after the encoder's first convolution."""
     encoder_channels: tuple[int, ...]
     encoder_blocks: tuple[int, ...]
-    """Residual blocks of each level."""
+    """Residual blocks per level."""
     decoder_channels: tuple[int, ...]
     decoder_blocks: tuple[int, ...]
     bits: int
@@ -67,7 +67,7 @@ class MagvitSizes:
 
 
 def _levels(weights: Mapping[str, Tensor], prefix: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Channels and number of blocks of each level."""
+    """Channels and number of blocks per level."""
     blocks = Counter[int]()
     pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.block\.(\d+)\.conv2\.weight")
     channels: dict[int, int] = {}

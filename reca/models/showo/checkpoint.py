@@ -116,15 +116,15 @@ def read_checkpoint(checkpoint: Path, part_paths: Mapping[str, str]) -> ShowoPar
         )
     clip = _read_clip(folders["clip"]) if with_clip else None
     phi = empty_phi(PhiConfig.from_pretrained(folders["phi"], local_files_only=True), int(config["vocab_size"]))
-    whole = nn.ModuleDict({"showo": phi})
+    modules = nn.ModuleDict({"showo": phi})
     projector = None
     if clip is not None:
         if "mm_projector.0.weight" not in weights:
             raise ValueError(f"{weights_file} has no mm_projector, though config.json says w_clip_vit")
         width = weights["mm_projector.0.weight"].shape[0]
         projector = empty_projector(clip.config.hidden_size, width, phi.config.hidden_size)
-        whole["mm_projector"] = projector
-    load_strictly(whole, weights, weights_file, may_ignore=(ROTARY_CONSTANTS,))
+        modules["mm_projector"] = projector
+    load_strictly(modules, weights, weights_file, may_ignore=(ROTARY_CONSTANTS,))
     return ShowoParts(
         config=config,
         phi=phi,

@@ -149,7 +149,7 @@ class Showo(UnifiedModel):
             return self.magvit.encode(images)
 
     def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, without special tokens."""
+        """Token ids per text, without special tokens."""
         return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
 
     def embed(self, batch: TokenBatch, semantic: Semantic | None = None) -> Tensor:
@@ -256,12 +256,14 @@ class Showo(UnifiedModel):
         rows = self.text_ids([QUESTION_TEXT.format(question) for question in questions])
         return [self.vocabulary.with_bos_eos(row)[:-1] for row in rows] if self.clip is None else rows
 
-    def understanding_batch(self, texts: Sequence[Sequence[int]], semantic: Semantic, left: bool = False) -> TokenBatch:
+    def understanding_batch(
+        self, texts: Sequence[Sequence[int]], semantic: Semantic, pad_left: bool = False
+    ) -> TokenBatch:
         """Build sequences of an image followed by a text (token ids)."""
         if self.clip is None:
-            return understanding_sequences(self.vocabulary, [], self._condition_codes(semantic), texts, left)
+            return understanding_sequences(self.vocabulary, [], self._condition_codes(semantic), texts, pad_left)
         system = self.text_ids([self.system_prompt])[0] if self.system_prompt else []
-        return understanding_sequences(self.vocabulary, system, semantic.embeds, texts, left)
+        return understanding_sequences(self.vocabulary, system, semantic.embeds, texts, pad_left)
 
     # -- outputs --------------------------------------------------------------------------------------------
 
@@ -283,7 +285,7 @@ class Showo(UnifiedModel):
     def sample(self, prompts: Sequence[str], semantic: Semantic | None, sampling: Sampling, rng: SampleRng) -> Tensor:
         """Sample codes (B, T). Guidance: logits = w * conditional - (w - 1) * unconditional (empty prompt).
 
-        Positions before [soi] attend to nothing of the image, so they run once, and each step runs the image only.
+        Positions before [soi] do not attend to the image, so they run once, and each step runs the image only.
         Guidance scale g of the official code is w = g + 1 here.
         """
         guided = sampling.guidance_scale != 1
@@ -326,7 +328,7 @@ class Showo(UnifiedModel):
     def answer(self, images: Tensor, questions: Sequence[str]) -> list[str]:
         """Greedy answers, at most ``MAX_ANSWER_TOKENS`` tokens each."""
         semantic = self.encode_semantic(images)
-        batch = self.understanding_batch(self._question_ids(questions), semantic, left=True)
+        batch = self.understanding_batch(self._question_ids(questions), semantic, pad_left=True)
         embeds, mask, cache = self.embed(batch, semantic), batch.attention_mask, DynamicCache()
 
         def next_logits(tokens: Tensor) -> Tensor:

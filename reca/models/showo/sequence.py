@@ -23,7 +23,7 @@ FEATURE_ID = -100
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Ids of one shared table: text, then [PAD] and the task tokens, then the image codes, last the mask."""
+    """Ids of the shared table: text, then [PAD] and the task tokens, then the image codes, last the mask."""
 
     eos: int
     """Also opens every text: bos and eos are one token."""
@@ -60,7 +60,7 @@ class Vocabulary:
         return [*opened, self.eos]
 
     def image_ids(self, codes: Tensor) -> list[int]:
-        """[soi] codes [eoi] of one image, codes (T,)."""
+        """[soi] codes [eoi] of an image, codes (T,)."""
         return [self.soi, *(codes + self.first_code).tolist(), self.eoi]
 
 
@@ -97,7 +97,7 @@ def generation_sequences(
 
     Args:
         vocabulary: Ids of the special tokens.
-        texts: Token ids of each prompt, without bos and eos.
+        texts: Token ids per prompt, without bos and eos.
         codes: (B, T) of the generated image; ``vocabulary.codebook`` where hidden.
         condition: (B, N) codes of the conditioning image, if any.
         length: Total length to pad to, on the left; ``None``: that of the longest.
@@ -116,7 +116,7 @@ def generation_sequences(
     width = longest if length is None else length - codes.shape[1] - 2
     if longest > width:
         raise ValueError(f"a prompt and its task need {longest} tokens, but only {width} are free")
-    prefix, padding = _pad(rows, width, vocabulary.pad, codes.device, left=True)
+    prefix, padding = _pad(rows, width, vocabulary.pad, codes.device, pad_left=True)
     ids = torch.cat([prefix, _generated_ids(vocabulary, codes)], dim=1)
     mask = _causal_mask(F.pad(padding, (0, codes.shape[1] + 2)), padding_attends=True)
     mask[:, width:, width:] = True
@@ -161,7 +161,7 @@ def understanding_sequences(
     system: Sequence[int],
     image: Tensor,
     texts: Sequence[Sequence[int]],
-    left: bool = False,
+    pad_left: bool = False,
 ) -> TokenBatch:
     """Build an image followed by a text.
 
@@ -170,7 +170,7 @@ def understanding_sequences(
         system: Token ids between [mmu] and the image; CLIP only.
         image: Codes (B, N) int64, or CLIP features (B, N, D), which get placeholders.
         texts: Token ids after [eoi], with all their special tokens.
-        left: Pad on the left, so that answers can be continued; training pads on the right.
+        pad_left: Pad on the left, so that answers can be continued; training pads on the right.
     """
     as_codes, features = image.ndim == 2, image.shape[1]
     head = [vocabulary.mmu, *system]
@@ -178,12 +178,12 @@ def understanding_sequences(
     rows: list[list[int]] = []
     for number, text in enumerate(texts):
         rows.append([*head, *(vocabulary.image_ids(image[number]) if as_codes else placeholders), *text])
-    ids, padding = _pad(rows, max(map(len, rows)), vocabulary.pad, image.device, left)
+    ids, padding = _pad(rows, max(map(len, rows)), vocabulary.pad, image.device, pad_left)
     mask = _causal_mask(padding, padding_attends=True)
     # Attended to by all rows: with codes everything up to [eoi], with CLIP the features only (official masks).
     first, last = (0, len(head) + features + 2) if as_codes else (len(head) + 1, len(head) + 1 + features)
     for number, row in enumerate(rows):
-        start = ids.shape[1] - len(row) if left else 0
+        start = ids.shape[1] - len(row) if pad_left else 0
         mask[number, start:, start + first : start + last] = True
     return TokenBatch(ids, mask, slice(0, 0))
 
@@ -195,13 +195,13 @@ def _generated_ids(vocabulary: Vocabulary, codes: Tensor) -> Tensor:
 
 
 def _pad(
-    rows: Sequence[Sequence[int]], width: int, pad: int, device: torch.device, left: bool = False
+    rows: Sequence[Sequence[int]], width: int, pad: int, device: torch.device, pad_left: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Ids (B, width) and their padding (B, width) bool."""
     ids = torch.full((len(rows), width), pad)
     padding = torch.ones(len(rows), width, dtype=torch.bool)
     for number, row in enumerate(rows):
-        columns = slice(width - len(row), width) if left else slice(0, len(row))
+        columns = slice(width - len(row), width) if pad_left else slice(0, len(row))
         ids[number, columns] = torch.tensor(row)
         padding[number, columns] = False
     return ids.to(device), padding.to(device)
