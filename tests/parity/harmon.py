@@ -144,7 +144,7 @@ class Replay:
         if len(rounds[0]) - 1 != len(mar.diffloss.sampling_schedule.steps):
             mar.diffloss.sampling_schedule = NoiseSchedule(len(rounds[0]) - 1)
         orders = self.inputs["gen.orders"][:batch]
-        recorded = {
+        recorded_draws = {
             "order": orders,
             "latent_noise": [first.view(batch, -1, first.shape[-1]) for first, *_ in rounds],
             # Both halves of guidance drew; the conditional one is kept. The last step's noise is multiplied by 0.
@@ -157,7 +157,7 @@ class Replay:
             turns,
             self._grid(orders.shape[1]),
             Sampling(guidance_scale, num_steps=len(rounds)),
-            RecordedRng(recorded, batch),
+            RecordedRng(recorded_draws, batch),
         )
         tokens = mar.tokens(latents).unflatten(1, self._grid(orders.shape[1]))
         recorded = self.recording.outputs["gen.latents"]

@@ -29,7 +29,7 @@ from tests.parity.tokens import RecordedTokenizer
 
 THROUGH_VAE = 2e-5
 USUAL_SEEDS = (*range(128), 1234, 12345, 2024, 2025, 3407)
-"""Where a recording's seed is looked for; codes that all agree by chance are out of the question."""
+"""Candidates of an unstated seed; that all codes agree by chance is out of the question."""
 CPU = torch.device("cpu")
 
 
@@ -58,7 +58,7 @@ def setting(folder: Path, name: str, default: float) -> float:
 
 
 def load(recording: Recording, variant: str, **options: Any) -> Showo | None:
-    """Load our model of a variant (``clip``, ``vq``), through the official layout; ``None``: its weights are not there."""
+    """Load our model of a variant (``clip``, ``vq``) by the official layout; ``None`` without its weights."""
     folder, config = recording.folder, json.loads((recording.folder / "config.json").read_text())
     weights = folder / f"showo_{variant}.safetensors"
     if not weights.is_file():

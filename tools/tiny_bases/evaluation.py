@@ -19,8 +19,8 @@ def question_loss(
     model: UnifiedModel, images: Tensor, questions: Sequence[Sequence[SceneQuestion]], rng: random.Random
 ) -> Tensor:
     """Loss on a random question per image (B, 3, S, S) uint8; the model itself draws no noise."""
-    chosen = [rng.choice(choices) for choices in questions]
-    dialogues = [Dialogue(question.text, question.answer) for question in chosen]
+    selected = [rng.choice(choices) for choices in questions]
+    dialogues = [Dialogue(question.text, question.answer) for question in selected]
     return model.understanding_loss(pixels(images), dialogues, SampleRng([])).value
 
 

@@ -115,7 +115,7 @@ def train(model: Janus, gallery: Gallery, recipe: GenerationRecipe, seed: int, r
     """Train the generation layers in place, exactly :meth:`Janus.trainable`; :func:`prepare` a new model first."""
     model.freeze()
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    conditional, unconditional = (caption_states(model, gallery.captions, dropped) for dropped in (False, True))
+    conditional, unconditional = (caption_states(model, gallery.captions, drop) for drop in (False, True))
     model.train()
     head = model.network.model.generation_head
     factored = FactoredHead(head.vision_head.in_features, gallery.codebook)
@@ -134,8 +134,8 @@ def train(model: Janus, gallery: Gallery, recipe: GenerationRecipe, seed: int, r
         optimizer = torch.optim.AdamW(parameters, rate, betas=(0.9, 0.95), weight_decay=0.01)
         for step in range(steps):
             rows = torch.randint(len(gallery.codes), (recipe.batch_size,), generator=generator)
-            dropped = torch.rand(len(rows), generator=generator) < dropout
-            states = torch.where(dropped[:, None, None], unconditional[rows], conditional[rows])
+            drop_mask = torch.rand(len(rows), generator=generator) < dropout
+            states = torch.where(drop_mask[:, None, None], unconditional[rows], conditional[rows])
             prefix = PromptEmbeds(states, torch.ones(states.shape[:2], dtype=torch.bool))
             codes = gallery.codes[rows].long()
             features = head.activation_fn(head.proj_out(model.code_states(prefix, codes))).flatten(0, 1)

@@ -31,8 +31,8 @@ class SampleDropout(nn.Module):
         if keys is None or not self.is_active(keys):
             return values
         threshold = round(self.rate * 2**32) - 2**31
-        dropped = position_hashes(keys + self.layer_index, values) < threshold
-        return values.masked_fill(dropped, 0) / (1 - self.rate)
+        drop_mask = position_hashes(keys + self.layer_index, values) < threshold
+        return values.masked_fill(drop_mask, 0) / (1 - self.rate)
 
 
 def number_dropout_layers(network: nn.Module) -> None:

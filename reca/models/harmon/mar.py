@@ -83,7 +83,7 @@ class MarSizes:
 
 @dataclass(frozen=True)
 class VisibleTokens:
-    """Indices of each sample's visible tokens, padded to one length with hidden tokens (never attended to)."""
+    """Indices of each sample's visible tokens, padded to the longest with hidden tokens (never attended to)."""
 
     indices: Tensor
     """(B, V) int64, in reading order."""

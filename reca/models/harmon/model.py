@@ -209,9 +209,9 @@ class Harmon(UnifiedModel):
 
     def _drop_texts(self, texts: Sequence[str], rng: SampleRng) -> list[str]:
         """Replace texts by the unconditional prompt (prompt dropout); images stay."""
-        if (dropped := self.condition_dropout_mask(rng)) is None:
+        if (drop_mask := self.condition_dropout_mask(rng)) is None:
             return list(texts)
-        return [UNCONDITIONAL_PROMPT if drop else text for text, drop in zip(texts, dropped.tolist(), strict=True)]
+        return [UNCONDITIONAL_PROMPT if drop else text for text, drop in zip(texts, drop_mask.tolist(), strict=True)]
 
     # -- losses ---------------------------------------------------------------------------------------------
 

@@ -218,8 +218,8 @@ class Showo(UnifiedModel):
         """Cross-entropy of the hidden codes given a caption; [soi] and [eoi] count as targets too (official)."""
         codes = target.values
         hidden = random_mask(rng, codes.shape[1])
-        if (dropped := self.condition_dropout_mask(rng)) is not None:
-            prompts = ["" if drop else prompt for prompt, drop in zip(prompts, dropped.tolist(), strict=True)]
+        if (drop_mask := self.condition_dropout_mask(rng)) is not None:
+            prompts = ["" if drop else prompt for prompt, drop in zip(prompts, drop_mask.tolist(), strict=True)]
         row, column = masked_indices(F.pad(hidden, (1, 1), value=True), codes.device)
         masked_codes = codes.masked_fill(hidden.to(codes.device), self.vocabulary.codebook)
         batch = self.generation_batch(prompts, masked_codes, None)
