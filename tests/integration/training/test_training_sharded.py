@@ -180,6 +180,6 @@ def test_sharding_in_bfloat16_changes_losses_by_rounding_only(template: Path, tm
             for project in (sharded_run, replicated_run)
         )
         assert first == pytest.approx(expected, rel=FLOAT32)
-    # Adam's first update is +-learning_rate even for gradients that cancel but for the order of their float32 sums, so
+    # Adam's first update is +-learning_rate even for gradients that cancel up to the order of their float32 sums, so
     # some weights of step 2 differ by whole updates, and products of them by some roundings to bfloat16.
     assert_same_curves(sharded_run, replicated_run, 4 * 2**-9)
