@@ -2,10 +2,10 @@
 
     python -m bench.sharding                # a Janus of some 300 MB, from a file in float32 and from one in bfloat16
 
-Every rank loads the same files, keeps its shard (:func:`reca.training.fsdp.shard_model`) and makes a step of AdamW. Counted
-is anonymous memory (RssAnon of /proc/self/status) beyond that after process-group initialisation; mapped files are
-shared page cache and not in it. Peaks are sampled every few milliseconds. A single rank is not sharded. JSON goes to
-bench/results/sharding.json, in MiB.
+Every rank loads the same files, keeps its shard (:func:`reca.training.fsdp.shard_model`) and makes a step of AdamW.
+Counted is anonymous memory (RssAnon of /proc/self/status) beyond that after process-group initialisation; mapped files
+are shared page cache and not in it. Peaks are sampled every few milliseconds. A single rank is not sharded. JSON goes
+to bench/results/sharding.json, in MiB.
 """
 
 import argparse
