@@ -151,7 +151,7 @@ def _deltas(before: Sequence[Any], after: Sequence[Any], seeds: Sequence[int]) -
     return {
         name: {
             category: [round(number, 4) for number in (delta.delta, delta.low, delta.high)]
-            for category, delta in paired_delta(*pair).items()
+            for category, delta in paired_delta(*pair).by_name().items()
         }
         for name, pair in pairs.items()
     }

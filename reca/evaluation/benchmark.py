@@ -1,34 +1,27 @@
-"""What a benchmark is, what judges it may ask, and the form of its scores.
+"""The contract of a benchmark, and the form of its scores.
 
 A benchmark plans its samples (:meth:`Benchmark.plan`), lets a model make them in batches of any size
 (:meth:`Benchmark.make`) and scores a finished folder (:meth:`Benchmark.score`). Making and scoring happen in
-different processes, perhaps in different environments; the folder of samples is all they share.
+different processes, perhaps in different environments; they share only the folder of samples.
 """
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeInt,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
 from reca.config import Config
-from reca.config.base import Fraction
-from reca.evaluation.samples import Pixels, Row
+from reca.evaluation.samples import Row
+from reca.evaluation.statistics import Estimate
 from reca.runtime.errors import UserError
 from reca.runtime.files import write_text
 
 if TYPE_CHECKING:
-    from reca.evaluation.judges.scene_detector import Detection
     from reca.models.base import Sampling, UnifiedModel
 
 BENCHMARKS = {
@@ -45,72 +38,50 @@ BENCHMARKS = {
     "mmmu": "reca.evaluation.benchmarks.mmmu.benchmark:Mmmu",
     "scene_editing": "reca.evaluation.benchmarks.scene_editing.benchmark:SceneEditing",
 }
-"""Where each benchmark lives; a new one is one more line."""
-
+"""Module and class of each benchmark."""
 ModelVariant = Literal["base", "aligned"]
 """The two models of a run."""
 
 
 @dataclass(frozen=True)
 class ItemScore:
-    """What one prompt scored in one category."""
+    """The score of one prompt in one category."""
 
     prompt_id: str
     category: str
     values: tuple[float | None, ...]
-    """One number in 0..1 per image; ``None`` where the judge could not score it (counted as failed)."""
+    """One number in 0..1 per image; ``None`` if the judge could not score it (counted as failed)."""
     files: tuple[str, ...] = ()
     """The images, in the order of ``values``."""
     details: tuple[Mapping[str, Any], ...] = ()
-    """What the scorer saw in each image."""
+    """The scorer's observations, one entry per image."""
 
 
-class _Closed(BaseModel):
+class Judge(BaseModel):
+    """The scorer: its version is a digest of its weights, or a number if it has no weights."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Estimate(_Closed):
-    """A score and its confidence interval."""
-
-    value: Fraction
-    low: Fraction
-    high: Fraction
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.low > self.high:
-            raise ValueError(f"the interval [{self.low}, {self.high}] is upside down")
-        return self
-
-
-class CategoryEstimate(Estimate):
-    """A category's score."""
-
-    n: PositiveInt
-    """Prompts that it rests on."""
-
-
-class Judge(_Closed):
-    """Who scored: its version is a digest of its weights, or a number where it has none."""
 
     name: str
     version: str
     accuracy: dict[str, float] = Field(default_factory=dict)
-    """How often the judge itself is right, measured on cases whose truth is known."""
+    """The judge's own accuracy, measured on cases with known truth."""
 
 
-class Scores(_Closed):
+class Scores(BaseModel):
     """A score file: all values are fractions, higher is better."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     benchmark: str
     variant: Literal[ModelVariant, "evaluated"]
     """``evaluated``: by ``reca evaluate``, of a checkpoint or of images made elsewhere."""
     protocol: str
-    """``variant: ...``; the word "official" is for runs that match a published protocol in every point."""
+    """``variant: ...``; "official" is for scores that match a published protocol in every point."""
     overall: Estimate
-    categories: dict[str, CategoryEstimate] = Field(min_length=1)
+    categories: dict[str, Estimate] = Field(min_length=1)
     expected: PositiveInt
-    """Values that the benchmark asks for."""
+    """Values of a complete measurement."""
     scored: NonNegativeInt
     failed: NonNegativeInt
     images_per_prompt: PositiveInt
@@ -120,9 +91,9 @@ class Scores(_Closed):
     """Digest of the weights that were measured."""
     judge: Judge
     details: dict[str, Any] = Field(default_factory=dict)
-    """Further facts that enter no score."""
+    """Facts that enter no score."""
     weights: dict[str, float] = Field(default_factory=dict)
-    """Of the categories in the overall score; empty: all weigh the same."""
+    """Weights of the categories in the overall score; empty: equal weights."""
     unit: Literal["fraction"] = "fraction"
 
     @model_validator(mode="after")
@@ -130,86 +101,128 @@ class Scores(_Closed):
         if self.scored + self.failed != self.expected:
             raise ValueError(f"{self.scored} scored + {self.failed} failed are not {self.expected} expected")
         weights = [self.weights.get(name, 0.0) if self.weights else 1.0 for name in self.categories]
-        total = sum(weight * one.value for weight, one in zip(weights, self.categories.values(), strict=True))
-        mean = total / sum(weights)
+        values = [category.value for category in self.categories.values()]
+        mean = sum(weight * value for weight, value in zip(weights, values, strict=True)) / sum(weights)
         if abs(mean - self.overall.value) > 1e-6:
             raise ValueError(f"overall {self.overall.value} is not the mean of the categories, {mean}")
         if self.protocol == "official" and self.failed:
             raise ValueError(f"a score that lacks {self.failed} of {self.expected} values cannot be called official")
         return self
 
-    def first_difference(self, other: "Scores", facts: Sequence[str]) -> str | None:
-        """The first of ``facts`` in which two scores differ so that they cannot be compared.
+    def first_difference(self, other: "Scores", fields: Sequence[str]) -> str | None:
+        """Return the first of ``fields`` that differs so that the scores cannot be compared.
 
-        One that would be official if all its values were there is compared with an official one.
+        A protocol that lacks only failed values to be official is comparable with the official one.
         """
-        for fact in facts:
-            mine, theirs = getattr(self, fact), getattr(other, fact)
-            if mine != theirs and not (fact == "protocol" and "official" in mine and "official" in theirs):
-                return fact
+        for field in fields:
+            ours, theirs = getattr(self, field), getattr(other, field)
+            if ours != theirs and not (field == "protocol" and "official" in ours and "official" in theirs):
+                return field
         return None
 
 
-class Detector(Protocol):
-    """Finds objects in images."""
-
-    def detect(self, images: Any) -> "list[list[Detection]]":
-        """Objects of each image (B, 3, H, W) in [-1, 1], best first."""
-
-
-class ColorClassifier(Protocol):
-    """Names the colour of an object where the detector does not."""
-
-    def classify(self, image: Pixels, objects: "Sequence[Detection]", name: str) -> list[str]:
-        """One colour per object of class ``name``."""
-
-
-class Benchmark(Protocol):
-    """One benchmark, set up from a configuration."""
+class Benchmark(ABC):
+    """One benchmark, set up from a configuration. Its class is in ``benchmarks/<name>/benchmark.py``."""
 
     name: ClassVar[str]
-    protocol: str
-    images_per_prompt: int
-    seed: int
-    judge: Judge
+    images_per_prompt: int = 1
+    seed: int = 0
+    asks_model: ClassVar[bool] = False
+    """Whether a model is asked about the samples, so that there are stored replies, and perhaps costs."""
 
     @classmethod
+    @abstractmethod
     def from_config(cls, config: Config, root: Path) -> Self:
         """Set up from the ``evaluate`` section; ``root`` is the project folder."""
 
+    @property
+    @abstractmethod
+    def protocol(self) -> str:
+        """Return ``official``, or ``variant: `` and the differences from the published protocol."""
+
+    @property
+    @abstractmethod
+    def judge(self) -> Judge:
+        """Return the scorer's identity: scores by different judges are not comparable."""
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Return the weights of the categories in the overall score; empty: equal weights."""
+        return {}
+
+    @abstractmethod
     def plan(self) -> list[Row]:
-        """Every sample that must be made, in order: ``prompt_id``, ``category``, ``index``, ``seed`` and more."""
+        """Return every sample to make, in order: ``prompt_id``, ``category``, ``index``, ``seed`` and more."""
 
+    @abstractmethod
     def make(self, model: "UnifiedModel", rows: Sequence[Row], sampling: "Sampling", folder: Path) -> list[Row]:
-        """Make some planned samples, files and all; what comes out does not depend on which others are made."""
+        """Make some planned samples with their files; a sample does not depend on the others of its batch."""
 
+    @abstractmethod
     def score(self, rows: Sequence[Row], folder: Path) -> list[ItemScore]:
         """Score a finished folder of samples."""
 
+    @abstractmethod
     def details(self, items: Sequence[ItemScore]) -> dict[str, Any]:
-        """Facts worth knowing that enter no score."""
+        """Return facts that enter no score."""
+
+    def existing_samples(self, folder: Path) -> list[Row]:
+        """Return the plan's rows for images made elsewhere, in the benchmark's published layout.
+
+        Raises:
+            UserError: The benchmark has no such layout, or the folder does not have it.
+        """
+        raise UserError(f"{self.name} cannot score images made elsewhere: it has no published layout of files")
+
+    def configure_judge(self, replies: Path, *, only_stored: bool = False) -> None:
+        """Set the folder of the judge model's replies, and whether only stored replies count.
+
+        Raises:
+            UserError: Only stored replies count, but the benchmark asks no model.
+        """
+        if only_stored:
+            raise self._asks_no_judge()
+
+    def ask(self, rows: Sequence[Row], folder: Path) -> None:
+        """Ask the judge model about some samples, so that :meth:`score` finds its replies stored.
+
+        Raises:
+            UserError: The benchmark asks no model.
+        """
+        raise self._asks_no_judge()
+
+    def estimate(self, rows: Sequence[Row], folder: Path) -> str:
+        """Return in words the requests that :meth:`score` would send, and their cost.
+
+        Raises:
+            UserError: The benchmark asks no model.
+        """
+        raise self._asks_no_judge()
+
+    def _asks_no_judge(self) -> UserError:
+        return UserError(f"{self.name} asks no judge, so there are no replies and no costs: score it as it is")
 
 
 def load_benchmark(name: str, config: Config, root: Path) -> Benchmark:
     """Set up the benchmark ``name``.
 
     Raises:
-        UserError: There is none of that name.
+        UserError: There is no benchmark of that name.
     """
     if name not in BENCHMARKS:
         raise UserError(f"unknown benchmark {name!r}; known: {', '.join(BENCHMARKS)}")
-    module, kind = BENCHMARKS[name].split(":")
-    benchmark: Benchmark = getattr(import_module(module), kind).from_config(config, root)
+    module, class_name = BENCHMARKS[name].split(":")
+    benchmark: Benchmark = getattr(import_module(module), class_name).from_config(config, root)
     return benchmark
 
 
 def write_items(path: Path, items: Sequence[ItemScore]) -> None:
-    """Write ``<benchmark>.items.jsonl`` whole: one line per prompt and category."""
+    """Write ``<benchmark>.items.jsonl``: one line per prompt and category."""
     write_text(path, "".join(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in items))
 
 
 def read_items(path: Path) -> list[ItemScore]:
-    """Read what :func:`write_items` wrote.
+    """Read the file that :func:`write_items` wrote.
 
     Raises:
         UserError: The file is missing or damaged.
@@ -229,11 +242,11 @@ def _item(row: Mapping[str, Any]) -> ItemScore:
 
 
 def values_of(items: Sequence[ItemScore]) -> dict[str, dict[str, list[float]]]:
-    """The scored values as :mod:`reca.evaluation.statistics` wants them: category -> prompt id -> values."""
+    """Return the scored values in the form of :mod:`reca.evaluation.statistics`: category -> prompt id -> values."""
     values: dict[str, dict[str, list[float]]] = {}
     for item in items:
-        kept = [value for value in item.values if value is not None]
-        values.setdefault(item.category, {})[item.prompt_id] = kept
+        scored = [value for value in item.values if value is not None]
+        values.setdefault(item.category, {})[item.prompt_id] = scored
     return values
 
 

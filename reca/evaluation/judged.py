@@ -1,13 +1,13 @@
 """Base class of the benchmarks whose samples a judge model scores."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from reca.config import Config
 from reca.config.evaluate import JudgedBenchmarkSettings, JudgeSettings
-from reca.evaluation.benchmark import ItemScore, Judge
+from reca.evaluation.benchmark import Benchmark, ItemScore, Judge
 from reca.evaluation.drawing import draw, edit, first_of_each, label, limited
 from reca.evaluation.samples import Pixels, Row, UnreadableSample, read_image, save_png
 from reca.runtime.errors import UserError
@@ -15,13 +15,13 @@ from reca.runtime.seeding import derive_seed
 
 if TYPE_CHECKING:
     from reca.evaluation.judges.reply_cache import Reply
-    from reca.evaluation.judges.requests import CostEstimate, Request
+    from reca.evaluation.judges.requests import Request
     from reca.models.base import Sampling, UnifiedModel
 
 S = TypeVar("S", bound=JudgedBenchmarkSettings)
 
 
-class JudgedBenchmark(ABC, Generic[S]):
+class JudgedBenchmark(Benchmark, Generic[S]):
     """A benchmark whose samples are images, drawn by the model and scored by a judge.
 
     Args:
@@ -30,8 +30,7 @@ class JudgedBenchmark(ABC, Generic[S]):
         root: The project folder.
     """
 
-    name: ClassVar[str]
-    images_per_prompt: int = 1
+    asks_model: ClassVar[bool] = True
 
     def __init__(self, settings: S, config: Config, root: Path) -> None:
         from reca.evaluation.judges.judge import JudgeClient
@@ -117,9 +116,13 @@ class JudgedBenchmark(ABC, Generic[S]):
         """Ask about some of the samples, so that :meth:`score` finds their replies stored."""
         self.judge_client.replies(self.requests(rows, folder))
 
-    def estimate(self, rows: Sequence[Row], folder: Path) -> "CostEstimate":
-        """Return the number of requests and the cost of :meth:`score`; no request is sent."""
-        return self.judge_client.estimate(self.requests(rows, folder))
+    def configure_judge(self, replies: Path, *, only_stored: bool = False) -> None:
+        """Set the folder of the judge's replies, and whether only stored replies count."""
+        self.judge_client.file, self.judge_client.only_stored = replies / f"{self.name}.jsonl", only_stored
+
+    def estimate(self, rows: Sequence[Row], folder: Path) -> str:
+        """Return the number of requests and the cost of :meth:`score` in words; no request is sent."""
+        return str(self.judge_client.estimate(self.requests(rows, folder)))
 
     def details(self, items: Sequence[ItemScore]) -> dict[str, Any]:
         """Return the number of replies by status."""

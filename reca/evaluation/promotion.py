@@ -1,30 +1,29 @@
-"""The gate: rules as data in ``conf/``, judged on measured deltas. Pure: numbers in, a verdict with reasons out.
+"""Promotion rules: data in ``conf/``, evaluated on measured deltas. Pure: numbers in, a decision with reasons out.
 
-A rule is passed, failed or skipped, and says why:
+A rule is passed, failed or skipped, with a reason:
 
-- *passed* when its delta is at least ``minimum``, or, with ``bound: lower``, when the whole interval lies above
-  it (a model that draws just as its base does has shown nothing); what is not a number never passes.
-- *failed* also when what it asks about was not measured: a shorter list of benchmarks must not win by itself.
-- *skipped* only when it compares with the champion and there is none to compare with. The first model is thus
-  judged against its base alone.
-- *failed as "not comparable"* when the champion was measured on another benchmark set: the scores of unlike
-  prompt sets say nothing about each other, so such a model is refused, not waved through.
+- *passed* if its delta is at least ``minimum`` or, with ``bound: lower``, if the whole interval is above
+  ``minimum`` (a model that equals its base has shown no gain); NaN never passes.
+- *failed* also if its benchmark was not measured: measuring less must not help a model.
+- *skipped* only if it compares with the champion and there is none. The first model is thus compared with its base
+  alone.
+- *failed as "not comparable"* if the champion was measured on another benchmark set: scores of different prompt sets
+  cannot be compared, so such a model is refused.
 
-The verdict passes when no rule failed. ``reca report`` judges without a champion; ``reca register`` judges
-again with it, under the registry's lock.
+The decision passes if no rule failed. ``reca report`` evaluates the rules against the base; ``reca register`` adds the
+rules against the champion, while it holds the registry's lock.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 from reca.config import PromotionRule
+from reca.evaluation.statistics import BenchmarkDelta, Delta
 
-Delta = Mapping[str, float]
-"""``{"base", "aligned", "delta", "low", "high"}`` of one score, as in ``outputs/report/deltas.json``."""
-Deltas = Mapping[str, Mapping[str, Any]]
-"""``{benchmark: {"overall": Delta, "categories": {name: Delta}}}``."""
+Deltas = Mapping[str, BenchmarkDelta]
+"""Benchmark -> differences."""
 
 
 @dataclass(frozen=True)
@@ -35,18 +34,18 @@ class Champion:
     deltas: Deltas | None
     """New minus champion, paired over the same prompts; ``None``: the two cannot be compared."""
     obstacle: str = ""
-    """Why they cannot be compared."""
+    """The reason that they cannot be compared."""
 
 
 @dataclass(frozen=True)
 class RuleResult:
-    """What became of one rule."""
+    """The outcome of one rule."""
 
     text: str
     """The rule in words, such as ``scenes overall versus base: the change must be at least -2.00 points``."""
     passed: bool
     value: float | None
-    """The number that was held against ``minimum``; ``None`` where there was none."""
+    """The number that was compared with ``minimum``; ``None`` if it was not measured."""
     minimum: float
     reason: str
     skipped: bool = False
@@ -54,95 +53,107 @@ class RuleResult:
 
 @dataclass(frozen=True)
 class PromotionDecision:
-    """Whether a model may become champion, and why."""
+    """The outcome of all rules: whether a model may become champion, and why."""
 
-    passed: bool
     rules: tuple[RuleResult, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """``{"passed": …, "rules": […]}``, the head of ``verdict.json``."""
-        return {"passed": self.passed, "rules": [asdict(rule) for rule in self.rules]}
+    @property
+    def passed(self) -> bool:
+        """Return whether no rule failed."""
+        return all(rule.passed or rule.skipped for rule in self.rules)
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why it was refused: one line per failed rule; empty when it passed."""
+        """Return the reasons of a refusal: one line per failed rule; empty for a model that passed."""
         return tuple(f"{rule.text}: {rule.reason}" for rule in self.rules if not (rule.passed or rule.skipped))
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return ``{"passed": …, "rules": […]}``, the head of ``verdict.json``."""
+        return {"passed": self.passed, "rules": [asdict(rule) for rule in self.rules]}
 
-def evaluate_rules(
-    rules: Sequence[PromotionRule],
-    deltas: Deltas,
-    champion: Champion | None = None,
-    no_champion: str = "no champion to compare with",
-) -> PromotionDecision:
-    """Hold every rule against the measured deltas.
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Self:
+        """Return the decision in ``verdict.json``; undoes :meth:`to_dict`."""
+        return cls(tuple(RuleResult(**rule) for rule in record["rules"]))
+
+
+def evaluate_rules(rules: Sequence[PromotionRule], deltas: Deltas, reason_to_skip: str) -> PromotionDecision:
+    """Evaluate the rules against the base; skip those against the champion.
 
     Args:
         rules: ``config.register_.promotion_rules``.
         deltas: Aligned minus base, per benchmark.
-        champion: What ``versus: champion`` rules are judged on; ``None`` skips them.
-        no_champion: The reason those rules give when they are skipped.
+        reason_to_skip: The reason of the rules against the champion.
     """
-    results = tuple(_judge_one(rule, deltas, champion, no_champion) for rule in rules)
-    return PromotionDecision(all(result.passed or result.skipped for result in results), results)
+    return PromotionDecision(
+        tuple(
+            _evaluate(rule, deltas) if rule.versus == "base" else _result(rule, reason_to_skip, skipped=True)
+            for rule in rules
+        )
+    )
+
+
+def evaluate_champion_rules(
+    decision: PromotionDecision, rules: Sequence[PromotionRule], champion: Champion | None, no_champion: str
+) -> PromotionDecision:
+    """Return the decision with its rules against the champion evaluated; the others keep their results.
+
+    Args:
+        decision: From :func:`evaluate_rules`, for the same rules.
+        rules: ``config.register_.promotion_rules``.
+        champion: The present champion; ``None`` skips its rules.
+        no_champion: The reason of these rules then.
+    """
+    results = []
+    for rule, result in zip(rules, decision.rules, strict=True):
+        if rule.versus == "base":
+            results.append(result)
+        elif champion is None:
+            results.append(_result(rule, no_champion, skipped=True))
+        elif champion.deltas is None:
+            reason = f"not comparable with champion version {champion.version}: {champion.obstacle}"
+            results.append(_result(rule, reason))
+        else:
+            results.append(_evaluate(rule, champion.deltas))
+    return PromotionDecision(tuple(results))
 
 
 def describe(rule: PromotionRule) -> str:
-    """A rule in words; deltas are given in points, that is hundredths of the score's range."""
+    """Return a rule in words; differences are in points, hundredths of the score's range."""
     bound = "the lower bound of the change must be above" if rule.bound == "lower" else "the change must be at least"
     return f"{rule.benchmark} {rule.category} versus {rule.versus}: {bound} {_points(rule.minimum)} points"
 
 
-def _judge_one(rule: PromotionRule, deltas: Deltas, champion: Champion | None, no_champion: str) -> RuleResult:
-    def result(passed: bool, value: float | None, reason: str, skipped: bool = False) -> RuleResult:
-        return RuleResult(describe(rule), passed, value, rule.minimum, reason, skipped)
-
-    measured = deltas
-    if rule.versus == "champion":
-        if champion is None:
-            return result(False, None, no_champion, skipped=True)
-        if champion.deltas is None:
-            return result(False, None, f"not comparable with champion version {champion.version}: {champion.obstacle}")
-        measured = champion.deltas
-    delta, obstacle = _find(rule, measured)
-    if delta is None:
-        return result(False, None, obstacle)
-    value = _number(delta.get("low" if rule.bound == "lower" else "delta"))
-    if value is None or math.isnan(value):
-        return result(False, None, f"the measured {'bound' if rule.bound == 'lower' else 'delta'} is not a number")
-    passed = value > rule.minimum if rule.bound == "lower" else value >= rule.minimum
-    return result(passed, value, _sentence(rule, delta, value, passed))
+def describe_delta(delta: Delta) -> str:
+    """Return a difference in words, such as ``+1.20 [+0.40, +2.10] points``."""
+    return f"{_points(delta.delta)} [{_points(delta.low)}, {_points(delta.high)}] points"
 
 
-def _find(rule: PromotionRule, deltas: Deltas) -> tuple[Delta | None, str]:
+def _result(
+    rule: PromotionRule, reason: str, value: float | None = None, *, passed: bool = False, skipped: bool = False
+) -> RuleResult:
+    return RuleResult(describe(rule), passed, value, rule.minimum, reason, skipped)
+
+
+def _evaluate(rule: PromotionRule, deltas: Deltas) -> RuleResult:
     if rule.benchmark not in deltas:
         measured = ", ".join(deltas) or "none"
-        return None, f"the benchmark {rule.benchmark} was not measured (measured: {measured})"
-    scores = deltas[rule.benchmark]
-    if rule.category == "overall":
-        found = scores.get("overall")
-        return found, "" if found else f"the benchmark {rule.benchmark} has no overall score"
-    categories = scores.get("categories", {})
-    if rule.category not in categories:
-        known = ", ".join(categories) or "none"
-        return None, f"{rule.benchmark} has no category {rule.category} (categories: {known})"
-    return categories[rule.category], ""
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def _sentence(rule: PromotionRule, delta: Delta, value: float, passed: bool) -> str:
-    low, high = _number(delta.get("low")), _number(delta.get("high"))
-    interval = f" [{_points(low)}, {_points(high)}]" if low is not None and high is not None else ""
-    estimate = _number(delta.get("delta"))
-    measured = f"{_points(estimate)}{interval} points" if estimate is not None else f"{_points(value)} points"
-    missed = "not above" if rule.bound == "lower" else "below"
-    return measured if passed else f"{measured}; {_points(value)} is {missed} {_points(rule.minimum)}"
+        return _result(rule, f"the benchmark {rule.benchmark} was not measured (measured: {measured})")
+    scores = deltas[rule.benchmark].by_name()
+    if rule.category not in scores:
+        known = ", ".join(deltas[rule.benchmark].categories) or "none"
+        return _result(rule, f"{rule.benchmark} has no category {rule.category} (categories: {known})")
+    delta, lower = scores[rule.category], rule.bound == "lower"
+    value = delta.low if lower else delta.delta
+    if math.isnan(value):
+        return _result(rule, f"the measured {'bound' if lower else 'delta'} is not a number")
+    passed = value > rule.minimum if lower else value >= rule.minimum
+    comparison = "not above" if lower else "below"
+    failure = "" if passed else f"; {_points(value)} is {comparison} {_points(rule.minimum)}"
+    return _result(rule, describe_delta(delta) + failure, value, passed=passed)
 
 
 def _points(fraction: float) -> str:
-    """``0.0123`` as ``+1.23``; enough digits to tell a value from a bound that it just missed."""
+    """Format ``0.0123`` as ``+1.23``, with enough digits to distinguish a value from a bound that it just missed."""
     text = f"{100 * fraction:+.2f}"
     return f"{100 * fraction:+.3g}" if float(text) == 0 and fraction != 0 else text

@@ -15,7 +15,7 @@ greedy.
 import ast
 import hashlib
 import json
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from reca.config import Config
 from reca.config.evaluate import QuestionSetSettings
 from reca.evaluation import prompt_sources as sources
-from reca.evaluation.benchmark import ItemScore, Judge
+from reca.evaluation.benchmark import Benchmark, ItemScore, Judge
 from reca.evaluation.drawing import by_prompt, label, limited
 from reca.evaluation.samples import Row
 from reca.runtime.errors import UserError
@@ -44,7 +44,7 @@ LETTER = "Answer with the option's letter from the given choices directly."
 GREY = (127, 127, 127)
 
 
-class QuestionSet(ABC):
+class QuestionSet(Benchmark):
     """A published set of questions about images.
 
     Args:
@@ -52,12 +52,8 @@ class QuestionSet(ABC):
         root: The project folder.
     """
 
-    name: ClassVar[str]
     counts: ClassVar[Mapping[str, int]]
     """Number of published questions by category."""
-    images_per_prompt: int = 1
-    seed: int = 0
-    """Unused: answers are greedy."""
 
     def __init__(self, settings: QuestionSetSettings, root: Path) -> None:
         self._settings, self._root = settings, root

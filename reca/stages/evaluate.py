@@ -18,7 +18,7 @@ from reca.runtime.distributed import DistributedContext, init_distributed
 from reca.runtime.errors import UserError
 from reca.runtime.hashing import file_digest, json_digest
 from reca.runtime.launch import launch_all, launched
-from reca.stages.score import configure_judge, measure
+from reca.stages.score import measure
 
 EVALUATIONS = Path("outputs/evaluations")
 
@@ -137,7 +137,7 @@ def _images(
 ) -> None:
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder")
-    bench: Any = load_benchmark(name, config, root)
+    bench = load_benchmark(name, config, root)
     rows = bench.existing_samples(folder)
     missing = sum(bool(row.get("missing")) for row in rows)
     print(f"evaluate: {len(rows) - missing} of {len(rows)} images of {name} are in {folder}")
@@ -169,10 +169,9 @@ def _score(
     options: argparse.Namespace,
     distributed: DistributedContext,
 ) -> None:
-    bench: Any = load_benchmark(name, config, root)
-    asks = getattr(bench, "judge_client", None) is not None
-    configure_judge(bench, output / "replies", from_replies=options.from_replies and asks)
-    if options.dry_run and asks:
+    bench = load_benchmark(name, config, root)
+    bench.configure_judge(output / "replies", only_stored=options.from_replies and bench.asks_model)
+    if options.dry_run and bench.asks_model:
         print(f"evaluate {name}: {bench.estimate(rows, folder)}")
     elif options.dry_run:
         print(f"evaluate {name}: {len(rows)} samples; no judge is asked, so this costs nothing but time")

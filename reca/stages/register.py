@@ -8,14 +8,13 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from reca.config import Config
 from reca.evaluation.benchmark import read_items, read_scores, values_of
-from reca.evaluation.promotion import Champion, PromotionDecision, evaluate_rules
-from reca.evaluation.statistics import OVERALL, BenchmarkDelta, Delta, paired_delta, scored_pairs
+from reca.evaluation.promotion import Champion, PromotionDecision, evaluate_champion_rules
+from reca.evaluation.statistics import BenchmarkDelta, Delta, paired_delta, scored_pairs
 from reca.reporting.text import format_points
 from reca.runtime import system_metrics
 from reca.runtime.errors import UserError
@@ -54,7 +53,8 @@ def register(config: Config, root: Path) -> None:
         for run_id in runs.mark_killed_runs(client, experiment):
             print(f"run {run_id} was left RUNNING by a process that has ended; marked as KILLED")
         champion = _compare_with_champion(client, config, root, name, report["benchmark_set"], lineage)
-        verdict = evaluate_rules(config.register_.promotion_rules, deltas, champion, NO_CHAMPION)
+        rules = config.register_.promotion_rules
+        verdict = evaluate_champion_rules(PromotionDecision.from_dict(report), rules, champion, NO_CHAMPION)
         version = registry.find_version(client, name, lineage.digest)
         is_new = version is None
         if version is None:
@@ -172,7 +172,7 @@ def _compare_with_champion(
         )
         return Champion(champion.number, None, obstacle)
     evaluate = config.evaluate
-    deltas: dict[str, Any] = {}
+    deltas: dict[str, BenchmarkDelta] = {}
     for benchmark in evaluate.benchmarks:
         file = f"aligned/{benchmark}.items.jsonl"
         after = values_of(read_items(root / SCORES / file))
@@ -180,11 +180,11 @@ def _compare_with_champion(
         try:
             before = values_of(read_items(runs.download_artifact(client, champion.run_id, f"scores/{file}")))
             pairs = scored_pairs(before, after)
-            paired = paired_delta(*pairs, evaluate.confidence, evaluate.bootstrap_resamples, config.seed, weights)
+            deltas[benchmark] = paired_delta(
+                *pairs, evaluate.confidence, evaluate.bootstrap_resamples, config.seed, weights
+            )
         except (OSError, ValueError, UserError) as error:
             return Champion(champion.number, None, f"its answers to {benchmark} cannot be used ({error})")
-        overall = paired.pop(OVERALL)
-        deltas[benchmark] = asdict(BenchmarkDelta(overall, paired))
     return Champion(champion.number, deltas)
 
 

@@ -42,9 +42,7 @@ def report(config: Config, root: Path) -> None:
     pairs: dict[str, ResultPair] = {name: read_result_pair(outputs, name) for name in config.evaluate.benchmarks}
     _check_same_weights(pairs)
     deltas: dict[str, BenchmarkDelta] = {name: compare(pair, config) for name, pair in pairs.items()}
-    verdict = evaluate_rules(
-        config.register_.promotion_rules, {name: asdict(delta) for name, delta in deltas.items()}, None, AT_REGISTRATION
-    )
+    verdict = evaluate_rules(config.register_.promotion_rules, deltas, AT_REGISTRATION)
     first = next(iter(pairs.values()))
     origin = lineage_rows(config, root, first.aligned.scores, first.base.scores)
     page = render_page(
@@ -87,8 +85,7 @@ def compare(pair: ResultPair, config: Config) -> BenchmarkDelta:
     """Compute one benchmark's entry of ``deltas.json``."""
     evaluate = config.evaluate
     weights = pair.base.scores.weights
-    deltas = paired_delta(*pair.values, evaluate.confidence, evaluate.bootstrap_resamples, config.seed, weights)
-    return BenchmarkDelta(deltas[OVERALL], {name: deltas[name] for name in pair.categories})
+    return paired_delta(*pair.values, evaluate.confidence, evaluate.bootstrap_resamples, config.seed, weights)
 
 
 def verdict_record(config: Config, pairs: Mapping[str, ResultPair], verdict: PromotionDecision) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from reca.evaluation.benchmark import Detector, Judge
+from reca.evaluation.benchmark import Judge
 from reca.evaluation.judges.scene_detector import WEIGHTS, Detection, SceneDetector
 from reca.evaluation.samples import Pixels, UnreadableSample, read_image, same_size, to_tensor
 from reca.runtime.errors import UserError
@@ -43,7 +43,7 @@ class SceneJudge:
         return Judge(name="scene_detector", version=digest[:16], accuracy=card["accuracy"])
 
     @cached_property
-    def _detector(self) -> Detector:
+    def _detector(self) -> SceneDetector:
         try:
             return SceneDetector.load(self._folder)
         except (FileNotFoundError, ValueError) as error:

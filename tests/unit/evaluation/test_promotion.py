@@ -1,4 +1,4 @@
-"""The gate, as a function of numbers."""
+"""Promotion rules as a function of numbers."""
 
 import json
 import math
@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reca.config import Config, PromotionRule
-from reca.evaluation.promotion import Champion, evaluate_rules
+from reca.evaluation.promotion import Champion, PromotionDecision, evaluate_champion_rules, evaluate_rules
+from reca.evaluation.statistics import BenchmarkDelta, Delta
 
 BENCHMARKS = ("scenes", "understanding", "fidelity")
 CATEGORIES = ("overall", "position", "counting")
@@ -22,17 +23,22 @@ def rule(**changes: Any) -> PromotionRule:
     return PromotionRule.model_validate({**values, **changes})
 
 
+def decide(rules: list[PromotionRule], deltas: Any, champion: Champion | None = None) -> PromotionDecision:
+    """Evaluate the rules as report and register do, one after the other."""
+    return evaluate_champion_rules(evaluate_rules(rules, deltas, "later"), rules, champion, "no champion")
+
+
 @st.composite
-def one_delta(draw: st.DrawFn) -> dict[str, float]:
+def one_delta(draw: st.DrawFn) -> Delta:
     low, delta, high = sorted([draw(numbers), draw(numbers), draw(numbers)])
-    return {"base": draw(numbers), "aligned": draw(numbers), "delta": delta, "low": low, "high": high}
+    return Delta(draw(numbers), draw(numbers), delta, low, high)
 
 
 @st.composite
-def all_deltas(draw: st.DrawFn) -> dict[str, Any]:
+def all_deltas(draw: st.DrawFn) -> dict[str, BenchmarkDelta]:
     measured = draw(st.sets(st.sampled_from(BENCHMARKS)))
     return {
-        name: {"overall": draw(one_delta()), "categories": {c: draw(one_delta()) for c in CATEGORIES[1:]}}
+        name: BenchmarkDelta(draw(one_delta()), {c: draw(one_delta()) for c in CATEGORIES[1:]})
         for name in sorted(measured)
     }
 
@@ -58,55 +64,65 @@ champions = st.one_of(
 
 @settings(max_examples=40, deadline=None)
 @given(rules, all_deltas(), champions)
-def test_a_verdict_passes_exactly_when_no_rule_failed(gate: list[PromotionRule], deltas: Any, champion: Any) -> None:
-    verdict = evaluate_rules(gate, deltas, champion)
-    assert len(verdict.rules) == len(gate)
-    assert verdict.passed == all(one.passed or one.skipped for one in verdict.rules)
-    assert verdict.passed == (not verdict.reasons)
-    assert all(one.text and one.reason for one in verdict.rules)
-    json.dumps(verdict.to_dict(), allow_nan=False)
+def test_decision_passes_exactly_if_no_rule_failed(rules: list[PromotionRule], deltas: Any, champion: Any) -> None:
+    decision = decide(rules, deltas, champion)
+    assert len(decision.rules) == len(rules)
+    assert decision.passed == all(result.passed or result.skipped for result in decision.rules)
+    assert decision.passed == (not decision.reasons)
+    assert all(result.text and result.reason for result in decision.rules)
+    text = json.dumps(decision.to_dict(), allow_nan=False)
+    assert PromotionDecision.from_dict(json.loads(text)) == decision
 
 
 @settings(max_examples=40, deadline=None)
 @given(rules, all_deltas(), champions)
-def test_only_champion_rules_without_champion_are_skipped(
-    gate: list[PromotionRule], deltas: Any, champion: Any
+def test_champion_rules_are_skipped_only_without_champion(
+    rules: list[PromotionRule], deltas: Any, champion: Any
 ) -> None:
-    for one, result in zip(gate, evaluate_rules(gate, deltas, champion).rules, strict=True):
-        assert result.skipped == (one.versus == "champion" and champion is None)
+    for rule, result in zip(rules, decide(rules, deltas, champion).rules, strict=True):
+        assert result.skipped == (rule.versus == "champion" and champion is None)
 
 
 @settings(max_examples=40, deadline=None)
 @given(rules, all_deltas(), champions)
-def test_a_passed_rule_has_a_measured_value_above_its_minimum(
-    gate: list[PromotionRule], deltas: Any, champion: Any
+def test_rule_passes_exactly_if_its_measured_value_reaches_the_minimum(
+    rules: list[PromotionRule], deltas: Any, champion: Any
 ) -> None:
-    for one, result in zip(gate, evaluate_rules(gate, deltas, champion).rules, strict=True):
-        measured = deltas if one.versus == "base" else (champion.deltas if champion else None)
-        scores = (measured or {}).get(one.benchmark, {})
-        delta = {"overall": scores.get("overall"), **scores.get("categories", {})}.get(one.category)
-        above = delta is not None and delta["low"] > one.minimum
-        expected = above if one.bound == "lower" else delta is not None and delta["delta"] >= one.minimum
+    for rule, result in zip(rules, decide(rules, deltas, champion).rules, strict=True):
+        measured = deltas if rule.versus == "base" else (champion.deltas if champion else None)
+        benchmark = (measured or {}).get(rule.benchmark)
+        delta = benchmark.by_name().get(rule.category) if benchmark else None
+        above = delta is not None and delta.low > rule.minimum
+        expected = above if rule.bound == "lower" else delta is not None and delta.delta >= rule.minimum
         assert result.passed == expected
         assert (result.value is not None) == (delta is not None)
 
 
 @settings(max_examples=40, deadline=None)
+@given(rules, all_deltas(), champions)
+def test_results_against_the_base_do_not_depend_on_the_champion(
+    rules: list[PromotionRule], deltas: Any, champion: Any
+) -> None:
+    report = evaluate_rules(rules, deltas, "later")
+    for rule, before, after in zip(rules, report.rules, decide(rules, deltas, champion).rules, strict=True):
+        assert rule.versus == "champion" or before == after
+
+
+@settings(max_examples=40, deadline=None)
 @given(rules, all_deltas(), st.sampled_from(BENCHMARKS))
-def test_measuring_less_never_helps(gate: list[PromotionRule], deltas: Any, dropped: str) -> None:
-    fewer = {name: scores for name, scores in deltas.items() if name != dropped}
-    base_rules = [one for one in gate if one.versus == "base"]
-    if evaluate_rules(base_rules, fewer).passed:
-        assert evaluate_rules(base_rules, deltas).passed
+def test_measuring_less_never_helps(rules: list[PromotionRule], deltas: Any, unmeasured: str) -> None:
+    fewer = {name: scores for name, scores in deltas.items() if name != unmeasured}
+    base_rules = [rule for rule in rules if rule.versus == "base"]
+    assert decide(base_rules, deltas).passed or not decide(base_rules, fewer).passed
 
 
 @settings(max_examples=40, deadline=None)
 @given(rules, all_deltas(), champions, st.floats(0, 1))
-def test_a_stricter_gate_never_lets_more_through(
-    gate: list[PromotionRule], deltas: Any, champion: Any, by: float
+def test_stricter_rules_never_let_more_models_pass(
+    rules: list[PromotionRule], deltas: Any, champion: Any, by: float
 ) -> None:
-    stricter = [one.model_copy(update={"minimum": one.minimum + by}) for one in gate]
-    assert evaluate_rules(gate, deltas, champion).passed or not evaluate_rules(stricter, deltas, champion).passed
+    stricter = [rule.model_copy(update={"minimum": rule.minimum + by}) for rule in rules]
+    assert decide(rules, deltas, champion).passed or not decide(stricter, deltas, champion).passed
 
 
 @pytest.mark.parametrize(
@@ -119,35 +135,29 @@ def test_a_stricter_gate_never_lets_more_through(
         ({"minimum": 0.02}, r"\+3.00 \[\+1.00, \+5.00\] points; \+1.00 is not above \+2.00"),
     ],
 )
-def test_a_failed_rule_says_why(changes: dict[str, Any], words: str) -> None:
-    deltas = {
-        "scenes": {
-            "overall": {"base": 0.5, "aligned": 0.53, "delta": 0.03, "low": 0.01, "high": 0.05},
-            "categories": {"position": {"delta": math.nan, "low": math.nan, "high": math.nan}},
-        }
-    }
-    verdict = evaluate_rules([rule(**changes)], deltas, Champion("3", None, "other prompts"))
-    assert not verdict.passed
-    assert re.search(words, verdict.reasons[0])
+def test_failed_rule_gives_its_reason(changes: dict[str, Any], words: str) -> None:
+    nan = Delta(0.5, 0.5, math.nan, math.nan, math.nan)
+    deltas = {"scenes": BenchmarkDelta(Delta(0.5, 0.53, 0.03, 0.01, 0.05), {"position": nan})}
+    decision = decide([rule(**changes)], deltas, Champion("3", None, "other prompts"))
+    assert not decision.passed
+    assert re.search(words, decision.reasons[0])
 
 
-def test_a_near_miss_is_told_apart_from_its_bound() -> None:
-    deltas = {"scenes": {"overall": {"delta": 0.01, "low": -0.00001, "high": 0.02}, "categories": {}}}
-    (reason,) = evaluate_rules([rule()], deltas).reasons
+def test_near_miss_is_printed_differently_from_its_bound() -> None:
+    deltas = {"scenes": BenchmarkDelta(Delta(0.5, 0.51, 0.01, -0.00001, 0.02), {})}
+    (reason,) = decide([rule()], deltas).reasons
     assert "-0.001 is not above +0.00" in reason
 
 
-def test_a_model_that_is_its_base_has_shown_nothing() -> None:
-    same = {"base": 0.5, "aligned": 0.5, "delta": 0.0, "low": 0.0, "high": 0.0}
-    deltas = {"scenes": {"overall": same, "categories": {}}}
-    assert not evaluate_rules([rule()], deltas).passed
-    assert evaluate_rules([rule(bound="estimate")], deltas).passed  # not worse, if that is what was asked
+def test_model_that_equals_its_base_has_shown_no_gain() -> None:
+    deltas = {"scenes": BenchmarkDelta(Delta(0.5, 0.5, 0.0, 0.0, 0.0), {})}
+    assert not decide([rule()], deltas).passed
+    assert decide([rule(bound="estimate")], deltas).passed  # not worse, which is all that this rule asks
 
 
-def test_the_first_model_is_judged_against_its_base_alone() -> None:
-    gate = Config.load().register_.promotion_rules
-    good = {"base": 0.5, "aligned": 0.6, "delta": 0.1, "low": 0.05, "high": 0.15}
-    deltas = {name: {"overall": good, "categories": {}} for name in BENCHMARKS}
-    verdict = evaluate_rules(gate, deltas, None, "there is no champion yet")
-    assert verdict.passed
-    assert [one.reason for one in verdict.rules if one.skipped] == ["there is no champion yet"]
+def test_first_model_is_compared_with_its_base_alone() -> None:
+    rules = Config.load().register_.promotion_rules
+    deltas = {name: BenchmarkDelta(Delta(0.5, 0.6, 0.1, 0.05, 0.15), {}) for name in BENCHMARKS}
+    decision = decide(rules, deltas)
+    assert decision.passed
+    assert [result.reason for result in decision.rules if result.skipped] == ["no champion"]

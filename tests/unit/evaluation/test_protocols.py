@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from reca.config import compose
-from reca.evaluation.benchmark import BENCHMARKS, load_benchmark
+from reca.evaluation.benchmark import BENCHMARKS, Benchmark, load_benchmark
 from reca.evaluation.benchmarks.imgedit import rules as imgedit
+from reca.runtime.errors import UserError
 
 JUDGES = ("dpgbench", "wise", "imgedit", "gedit")
 QUESTIONS = ("mme", "pope", "mmmu")
@@ -69,3 +70,26 @@ def test_imgedit_is_official_only_with_everything_as_in_the_original(tmp_path: P
         other = bench_of("imgedit", tmp_path, "scoring=official", change)
         other.__dict__["_templates"] = bench.__dict__["_templates"]
         assert other.protocol.startswith("variant: "), change
+
+
+def test_benchmark_without_a_member_of_the_contract_cannot_be_set_up():
+    members = Benchmark.__abstractmethods__
+    assert members == {"from_config", "protocol", "judge", "plan", "make", "score", "details"}
+    for member in members:
+        others = {name: None for name in members if name != member}
+        with pytest.raises(TypeError, match=f"abstract method '?{member}"):
+            type("Incomplete", (Benchmark,), others)()
+
+
+def test_benchmark_without_judge_model_refuses_stored_replies(tmp_path):
+    bench = load_benchmark("understanding", compose(), tmp_path)
+    bench.configure_judge(tmp_path)
+    for refused in (
+        lambda: bench.configure_judge(tmp_path, only_stored=True),
+        lambda: bench.ask([], tmp_path),
+        lambda: bench.estimate([], tmp_path),
+    ):
+        with pytest.raises(UserError, match="understanding asks no judge"):
+            refused()
+    with pytest.raises(UserError, match="understanding cannot score images made elsewhere"):
+        bench.existing_samples(tmp_path)

@@ -12,7 +12,7 @@ VALID = {
     "benchmark": "scenes",
     "variant": "base",
     "protocol": "variant: test",
-    "overall": {"value": 0.5, "low": 0.4, "high": 0.6},
+    "overall": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 10},
     "categories": {
         "a": {"value": 0.25, "low": 0.1, "high": 0.4, "n": 5},
         "b": {"value": 0.75, "low": 0.6, "high": 0.9, "n": 5},
@@ -38,10 +38,10 @@ def test_a_valid_file_is_read_back(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"overall": {"value": 0.6, "low": 0.4, "high": 0.7}}, "not the mean of the categories"),
-        ({"overall": {"value": 0.5, "low": 0.6, "high": 0.4}}, "upside down"),
-        ({"overall": {"value": 50, "low": 40, "high": 60}}, "less than or equal to 1"),
-        ({"overall": {"value": float("nan"), "low": 0, "high": 1}}, "finite"),
+        ({"overall": {"value": 0.6, "low": 0.4, "high": 0.7, "n": 10}}, "not the mean of the categories"),
+        ({"overall": {"value": 0.5, "low": 0.6, "high": 0.4, "n": 10}}, "upside down"),
+        ({"overall": {"value": 50, "low": 40, "high": 60, "n": 10}}, "less than or equal to 1"),
+        ({"overall": {"value": float("nan"), "low": 0, "high": 1, "n": 10}}, "finite"),
         ({"scored": 10}, "10 scored . 1 failed are not 10 expected"),
         ({"variant": "champion"}, "'base', 'aligned' or 'evaluated'"),
         ({"categories": {}}, "at least 1"),

@@ -28,13 +28,13 @@ def shuffled(values: statistics.Values, seed: int) -> statistics.Values:
 @given(scores, st.integers(0, 5))
 @settings(max_examples=40, deadline=None)
 def test_order_does_not_matter(values: statistics.Values, seed: int) -> None:
-    assert intervals(values, draws=50) == intervals(shuffled(values, seed), draws=50)
+    assert intervals(values, resamples=50) == intervals(shuffled(values, seed), resamples=50)
 
 
 @given(scores)
 @settings(max_examples=40, deadline=None)
 def test_interval_holds_its_own_mean_and_stays_in_range(values: statistics.Values) -> None:
-    for name, interval in intervals(values, draws=200).items():
+    for name, interval in intervals(values, resamples=200).items():
         assert -1e-9 <= interval.low <= interval.high <= 1 + 1e-9
         assert interval.value == pytest.approx(means(values)[name])
 
@@ -43,7 +43,7 @@ def test_interval_holds_its_own_mean_and_stays_in_range(values: statistics.Value
 @settings(max_examples=40, deadline=None)
 def test_a_constant_shift_is_found_with_no_uncertainty(values: statistics.Values, shift: float) -> None:
     moved = {c: {p: [v + shift for v in images] for p, images in ps.items()} for c, ps in values.items()}
-    for delta in paired_delta(values, moved, draws=50).values():
+    for delta in paired_delta(values, moved, resamples=50).by_name().values():
         assert [delta.delta, delta.low, delta.high] == pytest.approx([shift] * 3, abs=1e-9)
 
 
@@ -52,7 +52,8 @@ def test_a_constant_shift_is_found_with_no_uncertainty(values: statistics.Values
 def test_swapping_the_models_flips_the_sign(values: statistics.Values, seed: int) -> None:
     rng = np.random.default_rng(seed)
     other = {c: {p: list(rng.random(len(images))) for p, images in ps.items()} for c, ps in values.items()}
-    there, back = paired_delta(values, other, draws=100), paired_delta(other, values, draws=100)
+    there = paired_delta(values, other, resamples=100).by_name()
+    back = paired_delta(other, values, resamples=100).by_name()
     for name in there:
         assert there[name].delta == pytest.approx(-back[name].delta)
         assert (there[name].low, there[name].high) == pytest.approx((-back[name].high, -back[name].low), abs=1e-9)
@@ -84,7 +85,7 @@ def test_pairing_removes_what_prompts_have_in_common() -> None:
     difficulty = rng.random(60)
     base = {"a": {str(i): [d] for i, d in enumerate(difficulty)}}
     aligned = {"a": {str(i): [d + 0.05 + 0.01 * rng.standard_normal()] for i, d in enumerate(difficulty)}}
-    delta, alone = paired_delta(base, aligned)["a"], intervals(aligned)["a"]
+    delta, alone = paired_delta(base, aligned).categories["a"], intervals(aligned)["a"]
     assert delta.low > 0
     assert (delta.high - delta.low) < 0.1 * (alone.high - alone.low)
 
@@ -100,7 +101,7 @@ def test_coverage_by_simulation() -> None:
             for model, extra in zip(values, (0.0, gain), strict=True):
                 hits = rng.random((prompts_each, images)) < (ability + extra)[:, None]
                 model[category] = {str(i): list(row.astype(float)) for i, row in enumerate(hits)}
-        delta = paired_delta(*values, draws=400, seed=number)[OVERALL]
+        delta = paired_delta(*values, resamples=400, seed=number).overall
         covered += delta.low <= 0.05 <= delta.high
     assert 0.9 <= covered / experiments <= 0.99
 
@@ -109,7 +110,7 @@ def test_a_prompt_without_values_keeps_its_place() -> None:
     base = {"a": {"0": [0.0], "1": [], "2": [1.0]}}
     aligned = {"a": {"0": [0.5], "1": [1.0], "2": [0.5]}}
     assert means(base)["a"] == 0.5
-    assert paired_delta(base, aligned)["a"].delta == pytest.approx(2 / 3 - 0.5)
+    assert paired_delta(base, aligned).categories["a"].delta == pytest.approx(2 / 3 - 0.5)
 
 
 @pytest.mark.parametrize(

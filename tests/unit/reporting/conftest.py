@@ -5,7 +5,6 @@ from its prompt, and wrong when it is some other scene.
 """
 
 import random
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -184,16 +183,14 @@ def _write(
     samples, scores = root / f"outputs/samples/{variant}/{name}", root / f"outputs/scores/{variant}"
     write_manifest(samples, rows)
     write_items(scores / f"{name}.items.jsonl", items)
-    scores_by_name = intervals(values_of(items), draws=50)
+    scores_by_name = intervals(values_of(items), resamples=50)
     overall = scores_by_name.pop("overall")
     score = Scores(
         benchmark=name,
         variant=variant,
         protocol=f"variant: {name} on rendered scenes",
-        overall=asdict(overall),
-        categories={
-            key: {**asdict(interval), "n": len(values_of(items)[key])} for key, interval in scores_by_name.items()
-        },
+        overall=overall,
+        categories=scores_by_name,
         expected=sum(len(item.values) for item in items),
         scored=sum(len(item.values) for item in items),
         failed=0,

@@ -137,8 +137,8 @@ def test_deltas_are_the_statistics_of_the_items(project) -> None:
             for variant in ("base", "aligned")
         ]
         expected = paired_delta(*values, 0.95, config.evaluate.bootstrap_resamples, config.seed)
-        assert delta["overall"] == vars(expected["overall"])
-        assert delta["categories"] == {key: vars(value) for key, value in expected.items() if key != "overall"}
+        assert delta["overall"] == vars(expected.overall)
+        assert delta["categories"] == {key: vars(value) for key, value in expected.categories.items()}
         for variant in ("base", "aligned"):
             score = json.loads((root / f"outputs/scores/{variant}/{name}.json").read_text())
             assert delta["overall"][variant] == pytest.approx(score["overall"]["value"])
@@ -294,7 +294,8 @@ def test_prompt_that_failed_for_one_model_is_left_out(outputs_of, tmp_path) -> N
         {"single_object": {k: v for k, v in side["single_object"].items() if k != lines[0]["prompt_id"]}}
         for side in values
     ]
-    assert delta == vars(paired_delta(*scored, 0.95, config.evaluate.bootstrap_resamples, config.seed)["single_object"])
+    expected = paired_delta(*scored, 0.95, config.evaluate.bootstrap_resamples, config.seed)
+    assert delta == vars(expected.categories["single_object"])
     assert "n=4" in page_of(tmp_path).text
     assert "not scored" in page_of(tmp_path).text
 

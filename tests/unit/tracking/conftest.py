@@ -6,7 +6,7 @@ import shutil
 import sqlite3
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from reca.config import Config
 from reca.evaluation.benchmark import ItemScore, Scores, values_of, write_items
 from reca.evaluation.promotion import evaluate_rules
-from reca.evaluation.statistics import Values, paired_delta
+from reca.evaluation.statistics import BenchmarkDelta, Values, paired_delta
 from reca.runtime.hashing import weights_digest
 from reca.tracking import runs
 from reca.tracking.lineage import dvc_md5
@@ -36,7 +36,7 @@ def write_scores(path: Path, benchmark: str, variant: str, values: Values) -> No
         "benchmark": benchmark,
         "variant": variant,
         "protocol": "variant: made up",
-        "overall": {"value": float(np.mean(list(shares.values()))), **spread},
+        "overall": {"value": float(np.mean(list(shares.values()))), "n": PROMPTS, **spread},
         "categories": {name: {"value": share, "n": PROMPTS // 2, **spread} for name, share in shares.items()},
         "expected": PROMPTS,
         "scored": PROMPTS,
@@ -113,8 +113,8 @@ class Project:
         finally:
             connection.close()
 
-    def _scores(self, skill: float) -> dict[str, Any]:
-        deltas: dict[str, Any] = {}
+    def _scores(self, skill: float) -> dict[str, BenchmarkDelta]:
+        deltas = {}
         for benchmark in self.config.evaluate.benchmarks:
             sides = {}
             for variant, share in (("base", 0.5), ("aligned", skill)):
@@ -126,22 +126,19 @@ class Project:
                 write_items(folder / f"{benchmark}.items.jsonl", items)
                 sides[variant] = values_of(items)
                 write_scores(folder / f"{benchmark}.json", benchmark, variant, sides[variant])
-            paired = {
-                name: vars(delta) for name, delta in paired_delta(sides["base"], sides["aligned"], draws=200).items()
-            }
-            deltas[benchmark] = {"overall": paired.pop("overall"), "categories": paired}
+            deltas[benchmark] = paired_delta(sides["base"], sides["aligned"], resamples=200)
         return deltas
 
-    def _report(self, deltas: dict[str, Any], benchmark_set: str) -> None:
+    def _report(self, deltas: dict[str, BenchmarkDelta], benchmark_set: str) -> None:
         report = self.root / "outputs/report"
         report.mkdir(parents=True, exist_ok=True)
         record = {
-            **evaluate_rules(self.config.register_.promotion_rules, deltas).to_dict(),
+            **evaluate_rules(self.config.register_.promotion_rules, deltas, "left to registration").to_dict(),
             "benchmark_set": benchmark_set,
             "checkpoint": {"aligned": weights_digest(self.root / "outputs/model")},
         }
         (report / "verdict.json").write_text(json.dumps(record))
-        (report / "deltas.json").write_text(json.dumps(deltas))
+        (report / "deltas.json").write_text(json.dumps({name: asdict(delta) for name, delta in deltas.items()}))
         (report / "index.html").write_text("<h1>report</h1>")
 
 

@@ -36,7 +36,7 @@ from reca.data.images import resize_images
 from reca.data.packed import to_device
 from reca.data.synthetic.scenes import Scene, metadata, relation, render, sample_scene
 from reca.evaluation import geneval_rules as geneval
-from reca.evaluation.benchmark import ItemScore, Judge
+from reca.evaluation.benchmark import Benchmark, ItemScore, Judge
 from reca.evaluation.judges.image_similarity import Encoders
 from reca.evaluation.judges.scene_judge import FOLDER, SceneJudge, describe
 from reca.evaluation.samples import Pixels, Row, UnreadableSample, read_image, save_png, to_pixels
@@ -53,7 +53,7 @@ CATEGORIES = ("similarity", "objects", "counts", "relations", "exact_scene")
 """Those of the overall score."""
 
 
-class Fidelity:
+class Fidelity(Benchmark):
     """Reconstruction of held-out images.
 
     Args:
@@ -65,7 +65,6 @@ class Fidelity:
     """
 
     name: ClassVar[str] = "fidelity"
-    images_per_prompt = 1
 
     def __init__(
         self,
@@ -76,7 +75,6 @@ class Fidelity:
         encoders: Encoders,
     ) -> None:
         self.seed = settings.seed
-        self.protocol = "variant: reconstruction of held-out " + ("photographs" if image_size is None else "scenes")
         self._num_images, self._image_size = settings.num_images, image_size
         self._dataset, self._judge, self._encoders = dataset, SceneJudge(judge_folder), encoders
 
@@ -86,6 +84,11 @@ class Fidelity:
         size = config.data.image_size if isinstance(config.data, ScenesData) else None
         encoders = Encoders(root, config.evaluate.fidelity.encoders, config.hardware.device)
         return cls(config.evaluate.fidelity, size, root / DATASET, root / FOLDER, encoders)
+
+    @property
+    def protocol(self) -> str:
+        """Return the kind of images; there is no published protocol."""
+        return "variant: reconstruction of held-out " + ("photographs" if self._image_size is None else "scenes")
 
     @property
     def judge(self) -> Judge:

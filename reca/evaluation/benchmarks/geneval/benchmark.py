@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from reca.config import Config
 from reca.config.evaluate import GenevalSettings
-from reca.evaluation.benchmark import ItemScore, Judge
+from reca.evaluation.benchmark import Benchmark, ItemScore, Judge
 from reca.evaluation.benchmarks.geneval.prompts import IMAGES_PER_PROMPT, PROMPTS, Entry, generate
 from reca.evaluation.drawing import by_prompt, draw, first_of_each, label, limited, numbered
 from reca.evaluation.geneval_rules import COLORS
@@ -36,7 +36,7 @@ BATCH = 4
 """Images that the detector sees at once."""
 
 
-class Geneval:
+class Geneval(Benchmark):
     """GenEval.
 
     Args:

@@ -16,7 +16,7 @@ from reca.config import Config
 from reca.config.evaluate import SceneEditingSettings
 from reca.data.synthetic.scenes import render, sample_scene
 from reca.evaluation import geneval_rules as geneval
-from reca.evaluation.benchmark import ItemScore, Judge
+from reca.evaluation.benchmark import Benchmark, ItemScore, Judge
 from reca.evaluation.benchmarks.scene_editing import rules
 from reca.evaluation.benchmarks.scene_editing.prompts import CATEGORIES, sample_edits
 from reca.evaluation.drawing import by_prompt, edit
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from reca.models.base import Sampling, UnifiedModel
 
 
-class SceneEditing:
+class SceneEditing(Benchmark):
     """Editing of rendered scenes.
 
     Args:
@@ -39,7 +39,6 @@ class SceneEditing:
 
     name: ClassVar[str] = "scene_editing"
     protocol = "variant: edits of rendered scenes, judged by a scene detector"
-    images_per_prompt = 1
 
     def __init__(self, settings: SceneEditingSettings, judge_folder: Path) -> None:
         self.seed, self._edits_per_category = settings.seed, settings.edits_per_category

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from reca.config import Config, ScenesSettings
 from reca.data.synthetic.scenes import benchmark_prompts
 from reca.evaluation import geneval_rules as geneval
-from reca.evaluation.benchmark import ItemScore, Judge
+from reca.evaluation.benchmark import Benchmark, ItemScore, Judge
 from reca.evaluation.drawing import by_prompt, draw
 from reca.evaluation.judges.scene_judge import FOLDER, SceneJudge, describe
 from reca.evaluation.samples import Row
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from reca.models.base import Sampling, UnifiedModel
 
 
-class Scenes:
+class Scenes(Benchmark):
     """GenEval over rendered scenes.
 
     Args:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from reca.config import Config, ScenesData, UnderstandingSettings
 from reca.data.synthetic.scenes import COLORS, NUMBERS, RELATIONS, SHAPES, Scene, questions, render, sample_scene
-from reca.evaluation.benchmark import ItemScore, Judge
+from reca.evaluation.benchmark import Benchmark, ItemScore, Judge
 from reca.evaluation.samples import Row
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ VOCABULARY = {
 }
 
 
-class Understanding:
+class Understanding(Benchmark):
     """Question answering about held-out scenes.
 
     Args:
@@ -40,7 +40,6 @@ class Understanding:
 
     name: ClassVar[str] = "understanding"
     protocol = "variant: exact match on questions about rendered scenes"
-    images_per_prompt = 1
     judge = Judge(name="exact_match", version="1")
 
     def __init__(self, settings: UnderstandingSettings, image_size: int) -> None:

@@ -103,10 +103,10 @@ def test_without_a_network_it_says_where_the_prompts_come_from(here, monkeypatch
 
 def score_file(folder, name, value, failed=0, protocol="variant: x", **changes):
     folder.mkdir(parents=True, exist_ok=True)
-    estimate = {"value": value, "low": value, "high": value}
+    estimate = {"value": value, "low": value, "high": value, "n": 2}
     scores = {
         "benchmark": name, "variant": "evaluated", "protocol": protocol, "overall": estimate,
-        "categories": {"a": {**estimate, "n": 2}}, "expected": 2, "scored": 2 - failed, "failed": failed,
+        "categories": {"a": estimate}, "expected": 2, "scored": 2 - failed, "failed": failed,
         "images_per_prompt": 1, "seed": 0, "settings": {"generate": {}}, "checkpoint": "c",
         "judge": {"name": "j", "version": "1"}, **changes,
     }  # fmt: skip
@@ -118,7 +118,7 @@ def score_file(folder, name, value, failed=0, protocol="variant: x", **changes):
 def test_comparison_pairs_and_refuses(tmp_path):
     score_file(tmp_path / "a", "wise", 0.25)
     score_file(tmp_path / "b/scores", "wise", 0.75)
-    delta = compare(tmp_path / "a", tmp_path / "b")["wise"]["overall"]
+    delta = compare(tmp_path / "a", tmp_path / "b")["wise"].overall
     assert (delta.base, delta.aligned, delta.delta, delta.low, delta.high) == (0.25, 0.75, 0.5, 0.5, 0.5)
     score_file(tmp_path / "c", "wise", 0.75, judge={"name": "k", "version": "1"})
     with pytest.raises(UserError, match="wise cannot be compared: judge is"):
@@ -133,7 +133,7 @@ def test_comparison_pairs_and_refuses(tmp_path):
 def test_official_and_incomplete_are_of_one_protocol(tmp_path):
     score_file(tmp_path / "a", "geneval", 0.25, protocol="official")
     score_file(tmp_path / "b", "geneval", 0.5, failed=1, protocol="variant: official but for the values that failed")
-    assert compare(tmp_path / "a", tmp_path / "b")["geneval"]["overall"].delta == 0.25
+    assert compare(tmp_path / "a", tmp_path / "b")["geneval"].overall.delta == 0.25
     score_file(tmp_path / "c", "geneval", 0.5, failed=1, protocol="official")
     with pytest.raises(UserError, match="cannot be called official"):
         compare(tmp_path / "a", tmp_path / "c")
