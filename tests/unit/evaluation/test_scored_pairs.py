@@ -13,5 +13,5 @@ def test_prompts_without_a_score_on_one_side_make_no_pair(tmp_path):
     champion = _written(tmp_path / "champion.jsonl", [(0.0, None), (None, None), (1.0, None)])
     candidate = _written(tmp_path / "candidate.jsonl", [(1.0, 1.0), (1.0, 1.0), (1.0, None)])
     before, after = scored_pairs(champion, candidate)
-    assert set(before.categories["colors"]) == set(after.categories["colors"]) == {"p0", "p2"}
+    assert set(before["colors"]) == set(after["colors"]) == {"p0", "p2"}
     assert paired_delta(before, after).categories["colors"].delta == 0.5  # images right: 1 of 2 -> 3 of 3
