@@ -4,6 +4,7 @@ Slow imports are inside the verbs that need them, because a run starts this file
 """
 
 import argparse
+import ast
 import importlib
 import os
 import select
@@ -22,13 +23,6 @@ from reca.runtime.distributed import GUARD
 from reca.runtime.errors import UserError
 from reca.runtime.files import write_text
 
-PLAIN_STAGES = {
-    "ingest": "read images into shards and a manifest",
-    "extract": "compute embeddings and targets by the frozen parts of the base model",
-    "train": "align the base model; resumes from its last checkpoint",
-    "report": "compare base and aligned; write the page and the promotion decision",
-    "register": "register the model, and promote it if its rules pass",
-}
 PER_BENCHMARK_STAGES = {
     "generate": "generate a benchmark's samples with the base or the aligned model",
     "score": "score the samples of a benchmark",
@@ -82,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
         verb(name, _start_flows, text)
     overrides = verb("compose", _compose, "write params.yaml from conf/ and overrides")
     overrides.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="train.max_steps=40, data=folder, …")
-    for name, text in PLAIN_STAGES.items():
+    for name, text in plain_stages().items():
         verb(name, _stage, text)
     subject = verb("fingerprint", _fingerprint, "write digests of the code of all stages, or of the base model's files")
     subject.add_argument("subject", choices=("code", "base"))
@@ -107,6 +101,21 @@ def parser() -> argparse.ArgumentParser:
         registered.add_argument("model", metavar="NAME@ALIAS")
     verb("rollback", _registered, "restore the previous champion").add_argument("name", metavar="NAME")
     return top
+
+
+def plain_stages() -> dict[str, str]:
+    """Return the stages whose function takes the configuration and the project only, with their descriptions.
+
+    They are read from the syntax trees of ``reca/stages``, because importing them costs seconds.
+    """
+    stages = {}
+    for path in sorted((Path(__file__).parent / "stages").glob("[a-z]*.py")):
+        tree = ast.parse(path.read_text())
+        functions = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == path.stem)
+        if any([argument.arg for argument in function.args.args] == ["config", "root"] for function in functions):
+            summary = (ast.get_docstring(tree) or "").splitlines()[0]
+            stages[path.stem] = summary.partition(": ")[2].rstrip(".")
+    return stages
 
 
 def _compose(options: argparse.Namespace) -> None:

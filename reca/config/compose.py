@@ -5,22 +5,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, NonNegativeInt, ValidationError
+from pydantic import ValidationError
 
 from reca.config import yaml_io
-from reca.config.base import Section
-from reca.config.model import ModelSection
-from reca.config.sections import (
-    DataSection,
-    EvaluateSection,
-    ExtractSection,
-    GenerateSection,
-    HardwareSection,
-    PathsSection,
-    RegisterSection,
-    TrackingSection,
-    TrainSection,
-)
+from reca.config.sections import AllSections
 
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
@@ -31,20 +19,8 @@ class ConfigError(Exception):
     """Invalid configuration; the message names the key, the value and the allowed values."""
 
 
-class Config(Section):
-    """The whole configuration."""
-
-    seed: NonNegativeInt
-    model: ModelSection
-    data: DataSection
-    extract: ExtractSection
-    train: TrainSection
-    generate: GenerateSection
-    evaluate: EvaluateSection
-    register_: RegisterSection = Field(alias="register")
-    hardware: HardwareSection
-    tracking: TrackingSection
-    paths: PathsSection
+class Config(AllSections):
+    """The whole configuration, and its file."""
 
     @classmethod
     def validated(cls, values: Any) -> Self:

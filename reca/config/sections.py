@@ -6,6 +6,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from reca.config.base import Fraction, Section
 from reca.config.evaluate import HubId, JudgeLimits, PublishedSettings
+from reca.config.model import ModelSection
 
 BenchmarkName = Literal[
     "scenes",
@@ -343,3 +344,19 @@ class PathsSection(Section):
 
     state: str
     """Checkpoints, locks, Prefect's home; relative to the project unless absolute."""
+
+
+class AllSections(Section):
+    """The sections of the configuration; ``conf/config.yaml`` has their values."""
+
+    seed: NonNegativeInt
+    model: ModelSection
+    data: DataSection
+    extract: ExtractSection
+    train: TrainSection
+    generate: GenerateSection
+    evaluate: EvaluateSection
+    register_: RegisterSection = Field(alias="register")
+    hardware: HardwareSection
+    tracking: TrackingSection
+    paths: PathsSection

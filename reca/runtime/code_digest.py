@@ -72,8 +72,8 @@ def code_digest(stage: str, *, source: str = "", family: str = "", benchmark: st
 
 
 def all_digests() -> dict[str, Any]:
-    """Return the digests of all stages, nested by what chooses their code: source, family, benchmark."""
-    return {
+    """Return the digests of all stages, nested by the source, family and benchmark that choose their code."""
+    by_choice = {
         "ingest": {source: code_digest("ingest", source=source) for source in sources()},
         "extract": {family: code_digest("extract", family=family) for family in families()},
         "train": {family: code_digest("train", family=family) for family in families()},
@@ -82,14 +82,20 @@ def all_digests() -> dict[str, Any]:
             for family in families()
         },
         "score": {name: code_digest("score", benchmark=name) for name in benchmarks()},
-        "report": code_digest("report"),
     }
+    others = {path.stem for path in (PACKAGE / "stages").glob("[a-z]*.py")} - by_choice.keys()
+    return by_choice | {stage: code_digest(stage) for stage in sorted(others)}
 
 
 @cache
 def module_digest(module: str) -> str:
-    """Return the SHA-256 of a module's syntax tree."""
-    return hashlib.sha256(ast.dump(syntax_tree(module)).encode()).hexdigest()
+    """Return the SHA-256 of a module's syntax tree and of its data files, which have its name and another suffix."""
+    digest = hashlib.sha256(ast.dump(syntax_tree(module)).encode())
+    path = module_path(module)
+    for data in sorted(path.parent.glob(f"{path.stem}.*")):
+        if data.suffix not in (".py", ".pyc"):
+            digest.update(data.read_bytes())
+    return digest.hexdigest()
 
 
 @cache

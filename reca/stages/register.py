@@ -1,4 +1,4 @@
-"""Register: add the aligned model to the registry, and make it champion if the promotion rules pass.
+"""``register``: add the aligned model to the registry, and make it champion if the promotion rules pass.
 
 Not a DVC stage: it changes the registry, which is outside the project's outputs. It may be killed anywhere and run
 again; the same lineage gives the same version. A refusal is an outcome, with its reasons, not an error.

@@ -1,4 +1,4 @@
-"""Report: base against aligned, as a page, a card, deltas and a verdict.
+"""``report``: compare base and aligned; write the page, the model card, the deltas and the promotion decision.
 
 Reads scores, samples and curves; writes ``outputs/report/``: ``index.html`` (one self-contained page),
 ``deltas.json``, ``verdict.json``, ``model_card.md``, ``figures/overview.png`` and ``result.json``. It depends on files

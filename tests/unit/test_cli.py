@@ -6,14 +6,14 @@ import sys
 
 import pytest
 
-from reca.cli import FLOW_VERBS, PER_BENCHMARK_STAGES, PLAIN_STAGES, main
+from reca.cli import FLOW_VERBS, PER_BENCHMARK_STAGES, main, plain_stages
 
 
 def test_help_lists_every_verb(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
     output = capsys.readouterr().out
-    for verb in (*PLAIN_STAGES, *PER_BENCHMARK_STAGES, *FLOW_VERBS, "compose", "lineage", "rollback", "reproduce"):
+    for verb in (*plain_stages(), *PER_BENCHMARK_STAGES, *FLOW_VERBS, "compose", "lineage", "rollback", "reproduce"):
         assert f"    {verb}" in output
 
 
