@@ -88,7 +88,7 @@ class Toy(UnifiedModel):
         return self._loss(self._text(prompts), target, rng)
 
     def understanding_loss(self, images: Images, dialogues: Sequence[Dialogue], rng: SampleRng) -> Loss:
-        """Return the cross-entropy of one-word answers."""
+        """Return the cross-entropy of the answers, which have one word."""
         labels = torch.tensor([ANSWERS.index(dialogue.answer) for dialogue in dialogues])
         return Loss(F.cross_entropy(self._logits(images, [d.question for d in dialogues]), labels), len(dialogues))
 
@@ -119,9 +119,9 @@ class Toy(UnifiedModel):
         return torch.stack(rows)  # (B, D)
 
     def _loss(self, condition: Tensor, target: Target, rng: SampleRng) -> Loss:
-        dropped = self.condition_dropout_mask(rng)
-        if dropped is not None:
-            condition = condition.masked_fill(dropped[:, None], 0.0)
+        drop_mask = self.condition_dropout_mask(rng)
+        if drop_mask is not None:
+            condition = condition.masked_fill(drop_mask[:, None], 0.0)
         x_0 = target.values.flatten(1)
         t, noise = rng.uniform("t", (1,)), rng.normal("noise", (LATENTS,))
         x_t = (1 - t) * x_0 + t * noise
