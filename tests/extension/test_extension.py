@@ -1,5 +1,6 @@
-"""CONTRIBUTING.md lists all edits that add a family: a toy, added by exactly these, passes the contract suite."""
+"""CONTRIBUTING.md lists all edits that add a family or a stage: toys, added by exactly these, pass the suites."""
 
+import json
 import os
 import re
 import shutil
@@ -46,6 +47,32 @@ def build(**changes: object) -> Toy:
     """Return the model of the preset ``toy_tiny``."""
     return Toy(options_of("toy_tiny", **changes))
 '''
+STAGE_SECTION = '''
+class CountSection(Section):
+    """Settings of the toy stage."""
+
+    min_side: PositiveInt
+
+
+class AllSections(Section):
+    """The sections of the configuration; ``conf/config.yaml`` has their values."""
+
+    count_: CountSection = Field(alias="count")
+'''
+STAGE_BLOCK = """
+  count:
+    cmd: python -m reca count
+    params:
+      - count
+      - outputs/fingerprint/code.json:
+          - count
+    deps:
+      - outputs/dataset
+    outs:
+      - outputs/count
+
+plots:
+"""
 
 
 @pytest.fixture
@@ -65,8 +92,13 @@ def project(tmp_path: Path) -> Path:
 
 def run_pytest(root: Path, *arguments: str) -> str:
     """Run the copy's own tests over the copy's own code."""
+    return run(root, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments)
+
+
+def run(root: Path, *arguments: str) -> str:
+    """Run Python on the copy's own code; returns its standard output."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
+        [sys.executable, *arguments],
         cwd=root,
         env={**os.environ, "PYTHONPATH": str(root)},
         capture_output=True,
@@ -125,3 +157,20 @@ def test_a_family_needs_its_folder_and_the_documented_edits(project: Path) -> No
     assert re.search(r"\d\d passed", output), output
     checks = ("tests/architecture/test_configuration.py", "tests/architecture/test_graph.py")
     run_pytest(project, *checks, "-k", "conf or depends_on_the_digest")
+
+
+def test_a_stage_needs_its_module_and_the_documented_edits(project: Path) -> None:
+    shutil.copy(HERE / "toy_stage/count.py", project / "reca/stages/count.py")
+    sections = (project / "reca/config/sections.py").read_text()
+    (all_sections,) = re.findall(r'\nclass AllSections\(Section\):\n    """.*?"""\n', sections, re.DOTALL)
+    replace_once(project / "reca/config/sections.py", all_sections, STAGE_SECTION)
+    with (project / "conf/config.yaml").open("a") as file:
+        file.write("\ncount:\n  min_side: 24\n")
+    replace_once(project / "dvc.yaml", "\nplots:\n", STAGE_BLOCK)
+    edits = documented_edits("Add a stage")
+    assert changed_files(project, "reca/stages/count.py") == set(edits)
+    assert len(edits) <= 3
+    for words in (["compose", "data.num_images=8"], ["ingest"], ["count"]):
+        run(project, "-m", "reca", *words)
+    assert json.loads((project / "outputs/count/result.json").read_text())["images"] == 8
+    run_pytest(project, "tests/architecture/test_graph.py", "-k", "count")
