@@ -7,7 +7,7 @@ different processes, perhaps in different environments; they share only the fold
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -262,3 +262,38 @@ def read_scores(path: Path) -> Scores:
         return Scores.model_validate_json(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} is not a valid score file ({error}); run `reca score` again") from None
+
+
+def items_by_prompt(
+    rows: Sequence[Row], values: Sequence[float | None], details: Sequence[dict[str, Any]]
+) -> list[ItemScore]:
+    """Group one value and one detail per sample into one item per prompt."""
+    prompts: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
+        prompts.setdefault(row["prompt_id"], []).append(index)
+    return [
+        ItemScore(
+            prompt_id,
+            rows[indices[0]]["category"],
+            tuple(values[index] for index in indices),
+            tuple(rows[index]["file"] for index in indices if "file" in rows[index]),
+            tuple(details[index] for index in indices),
+        )
+        for prompt_id, indices in prompts.items()
+    ]
+
+
+def protocol_label(differences: Iterable[str]) -> str:
+    """Return ``official``, or ``variant: `` and the differences that are not empty."""
+    present = [difference for difference in differences if difference]
+    return f"variant: {'; '.join(present)}" if present else "official"
+
+
+def prompt_limit_difference(max_prompts: int | None) -> str:
+    """Describe a limit on the number of prompts for :func:`protocol_label`."""
+    return "" if max_prompts is None else f"only the first {max_prompts} prompts of each category"
+
+
+def image_count_difference(images_per_prompt: int, official: int) -> str:
+    """Describe another number of images than the official one for :func:`protocol_label`."""
+    return "" if images_per_prompt == official else f"{images_per_prompt} images a prompt instead of {official}"

@@ -46,7 +46,7 @@ def fetch_judge(root: Path, source: str, state: Path) -> None:
     if source.startswith("mmdet/"):
         raise UserError(
             f"{folder} is missing: download mmdet's checkpoint and convert it with "
-            f"`python -m reca.evaluation.judges.convert_mmdet CHECKPOINT.pth {folder}`"
+            f"`python -m tools.convert_mmdet CHECKPOINT.pth {folder}`"
         )
     download_repository(folder, source, state, "a judge")
 

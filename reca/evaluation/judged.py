@@ -7,9 +7,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from reca.config import Config
 from reca.config.evaluate import JudgedBenchmarkSettings, JudgeSettings
-from reca.evaluation.benchmark import Benchmark, ItemScore, Judge
-from reca.evaluation.drawing import draw, edit, first_of_each, label, limited
-from reca.evaluation.samples import Pixels, Row, UnreadableSample, read_image, save_png
+from reca.evaluation.benchmark import Benchmark, ItemScore, Judge, prompt_limit_difference, protocol_label
+from reca.evaluation.samples import (
+    Pixels,
+    Row,
+    UnreadableSample,
+    draw_samples,
+    edit_samples,
+    first_per_category,
+    read_image,
+    save_png,
+)
 from reca.runtime.errors import UserError
 from reca.runtime.seeding import derive_seed
 
@@ -54,11 +62,11 @@ class JudgedBenchmark(Benchmark, Generic[S]):
         """``official``, or the differences from the published protocol."""
         settings = self._settings
         published = type(settings).model_fields["judge"].default
-        return label(
+        return protocol_label(
             [
                 *self.judge_changes(),
                 judge_differences(settings.judge, published),
-                limited(settings.max_prompts),
+                prompt_limit_difference(settings.max_prompts),
                 *self.scoring_changes(),
             ]
         )
@@ -92,13 +100,13 @@ class JudgedBenchmark(Benchmark, Generic[S]):
                 "seed": derive_seed(self.name, self.seed, prompt["prompt_id"], index),
                 **self.files(prompt, index),
             }
-            for prompt in first_of_each(self.prompts(), self._settings.max_prompts)
+            for prompt in first_per_category(self.prompts(), self._settings.max_prompts)
             for index in range(self.images_per_prompt)
         ]
 
     def make(self, model: "UnifiedModel", rows: Sequence[Row], sampling: "Sampling", folder: Path) -> list[Row]:
         """Draw one image per row."""
-        return draw(model, rows, sampling, folder)
+        return draw_samples(model, rows, sampling, folder)
 
     @abstractmethod
     def requests(self, rows: Sequence[Row], folder: Path) -> "list[Request]":
@@ -178,7 +186,7 @@ class JudgedEditing(JudgedBenchmark[S]):
                 sources.append(read_image(source_folder, {"file": file}))
             except UnreadableSample as error:
                 raise UserError(f"a source image of {self.name} cannot be read: {error}") from None
-        return edit(model, rows, sources, sampling, folder)
+        return edit_samples(model, rows, sources, sampling, folder)
 
 
 def judge_differences(judge: JudgeSettings, published: JudgeSettings) -> str:

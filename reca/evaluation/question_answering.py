@@ -25,8 +25,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from reca.config import Config
 from reca.config.evaluate import QuestionSetSettings
 from reca.evaluation import prompt_sources as sources
-from reca.evaluation.benchmark import Benchmark, ItemScore, Judge
-from reca.evaluation.drawing import by_prompt, label, limited
+from reca.evaluation.benchmark import (
+    Benchmark,
+    ItemScore,
+    Judge,
+    items_by_prompt,
+    prompt_limit_difference,
+    protocol_label,
+)
 from reca.evaluation.samples import Row
 from reca.runtime.errors import UserError
 from reca.runtime.files import atomic_folder, write_text
@@ -67,10 +73,10 @@ class QuestionSet(Benchmark):
     def protocol(self) -> str:
         """Differences from the original; never ``official``, because images are shown alike to all models."""
         rule = self._settings.scoring
-        return label(
+        return protocol_label(
             [
                 *self.differences(),
-                limited(self._settings.max_prompts),
+                prompt_limit_difference(self._settings.max_prompts),
                 "" if rule == "official" else f"replies read as {rule} does",
             ]
         )
@@ -147,7 +153,7 @@ class QuestionSet(Benchmark):
             values.append(float(right is True))
             facts = {name: row[name] for name in ("question", "expected", "answer")}
             details.append({**facts, "parsable": right is not None})
-        return by_prompt(rows, values, details)
+        return items_by_prompt(rows, values, details)
 
     def details(self, items: Sequence[ItemScore]) -> dict[str, Any]:
         """Return the number of replies that the rule could not read."""

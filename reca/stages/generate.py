@@ -181,4 +181,4 @@ def finished_samples(state: Path) -> dict[str, Row]:
 
 
 def _files(row: Row) -> list[str]:
-    return [row[key] for key in ("file", "original", "beside") if key in row]
+    return [row[key] for key in ("file", "original", "metadata_file") if key in row]

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from transformers import Mask2FormerConfig, SwinConfig
 
 from reca.evaluation.benchmarks.geneval.detections import MaskedDetection, detections_of
-from reca.evaluation.judges import convert_mmdet as mmdet
 from reca.evaluation.judges.mask2former import InstanceLogits, InstanceSegmenter, prepare
+from tools import convert_mmdet as mmdet
 
 FIXTURE = Path(__file__).parent / "fixtures/mmdet"
 SHORT_SIDE = 96

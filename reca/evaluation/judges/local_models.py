@@ -13,7 +13,7 @@ from reca.runtime.hashing import weights_digest
 
 JUDGES = Path("data/judges")
 CONVERTED = "converted_from.json"
-"""Written by ``reca.evaluation.judges.convert_mmdet``."""
+"""Written by ``tools.convert_mmdet``."""
 
 
 def judge_folder(root: Path, source: str) -> Path:

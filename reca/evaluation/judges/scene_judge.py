@@ -8,7 +8,7 @@ from typing import Any
 
 from reca.evaluation.benchmark import Judge
 from reca.evaluation.judges.scene_detector import WEIGHTS, Detection, SceneDetector
-from reca.evaluation.samples import Pixels, UnreadableSample, read_image, same_size, to_tensor
+from reca.evaluation.samples import Pixels, UnreadableSample, group_by_size, read_image, to_tensor
 from reca.runtime.errors import UserError
 from reca.runtime.hashing import file_digest
 
@@ -58,7 +58,7 @@ class SceneJudge:
             except UnreadableSample:
                 pixels.append(None)
         found: list[list[Detection] | None] = [None] * len(files)
-        for numbers in same_size(pixels):
+        for numbers in group_by_size(pixels):
             images = to_tensor([image for number in numbers if (image := pixels[number]) is not None])
             for number, detections in zip(numbers, self._detector.detect(images), strict=True):
                 found[number] = detections

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from reca.config import Config
 from reca.config.evaluate import DpgbenchSettings
 from reca.evaluation import prompt_sources
-from reca.evaluation.benchmark import ItemScore
-from reca.evaluation.drawing import by_prompt, numbered
+from reca.evaluation.benchmark import ItemScore, image_count_difference, items_by_prompt
 from reca.evaluation.judged import JudgedBenchmark
 from reca.evaluation.samples import Row
 from reca.runtime.errors import UserError
@@ -49,7 +48,7 @@ class Dpgbench(JudgedBenchmark[DpgbenchSettings]):
         """Return the differences in number of images and questions."""
         quirks = self._settings.official_quirks
         return (
-            numbered(self.images_per_prompt, 4),
+            image_count_difference(self.images_per_prompt, 4),
             "" if quirks else "all questions count (the official script skips the first)",
         )
 
@@ -111,7 +110,7 @@ class Dpgbench(JudgedBenchmark[DpgbenchSettings]):
                 value = read_reply(answer_text(reply))
                 answers[str(question.number)] = {"answer": value, **reply_record(reply, value is not None)}
             details.append({"answers": answers})
-        items = by_prompt(rows, [None] * len(rows), details)
+        items = items_by_prompt(rows, [None] * len(rows), details)
         try:
             scored = self._summary(items).images
         except ValueError as error:
@@ -172,7 +171,7 @@ def _find_image(folder: Path, item: str, index: int) -> Row:
             try:
                 with Image.open(grid) as image:
                     return {"file": grid.name, "box": list(quadrants(image.size)[index])}
-            except (OSError, ValueError):
+            except (OSError, ValueError, Image.DecompressionBombError):
                 return {"file": grid.name}  # counted as unreadable when it is scored
     return {"file": f"{item}_{index}.png", "missing": True}
 

@@ -7,20 +7,17 @@ Categories are the eleven groups; a value is a tenth of the original's O, the ro
 mean of the groups (G_O).
 """
 
-import io
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from PIL import Image
-
 from reca.config.evaluate import GeditSettings
+from reca.data.images import BadImage, decode
 from reca.evaluation import prompt_sources
-from reca.evaluation.benchmark import ItemScore
+from reca.evaluation.benchmark import ItemScore, items_by_prompt
 from reca.evaluation.benchmarks.gedit import rules
-from reca.evaluation.drawing import by_prompt
 from reca.evaluation.judged import JudgedEditing
 from reca.evaluation.samples import Row, UnreadableSample, read_image
 from reca.runtime.errors import UserError
@@ -122,7 +119,7 @@ class Gedit(JudgedEditing[GeditSettings]):
             readable = semantics is not None and quality is not None
             values.append(rules.item_score([semantics], [quality])[2] / SCALE if readable else None)
             details.append(detail)
-        return by_prompt(rows, values, details)
+        return items_by_prompt(rows, values, details)
 
     def details(self, items: Sequence[ItemScore]) -> dict[str, Any]:
         """Return, in the original's unit 0-10, G_SC, G_PQ and G_O of all edits and of the intersection subset."""
@@ -195,8 +192,8 @@ def unpack_sources(folder: Path, language: str) -> Path:
             if row["instruction_language"] == language:
                 stored = row["input_image_raw"]
                 try:
-                    with Image.open(io.BytesIO(stored["bytes"] if isinstance(stored, dict) else stored)) as image:
-                        image.convert("RGB").save(temporary / f"{row['key']}.png")
-                except (OSError, TypeError, KeyError) as error:
+                    data = stored["bytes"] if isinstance(stored, dict) else stored
+                    decode(data).save(temporary / f"{row['key']}.png")
+                except (BadImage, OSError, TypeError, KeyError) as error:
                     raise UserError(f"the source image of edit {row['key']} cannot be read ({error})") from None
     return target

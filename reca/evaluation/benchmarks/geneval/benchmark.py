@@ -17,11 +17,26 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from reca.config import Config
 from reca.config.evaluate import GenevalSettings
-from reca.evaluation.benchmark import Benchmark, ItemScore, Judge
+from reca.evaluation.benchmark import (
+    Benchmark,
+    ItemScore,
+    Judge,
+    image_count_difference,
+    items_by_prompt,
+    prompt_limit_difference,
+    protocol_label,
+)
 from reca.evaluation.benchmarks.geneval.prompts import IMAGES_PER_PROMPT, PROMPTS, Entry, generate
-from reca.evaluation.drawing import by_prompt, draw, first_of_each, label, limited, numbered
 from reca.evaluation.geneval_rules import COLORS
-from reca.evaluation.samples import Pixels, Row, UnreadableSample, read_image, same_size
+from reca.evaluation.samples import (
+    Pixels,
+    Row,
+    UnreadableSample,
+    draw_samples,
+    first_per_category,
+    group_by_size,
+    read_image,
+)
 from reca.runtime.distributed import choose_device
 from reca.runtime.errors import UserError
 from reca.runtime.files import write_text
@@ -65,10 +80,10 @@ class Geneval(Benchmark):
         settings, clip = self._settings, self._settings.clip.partition("@")[0]
         detector = local_models.judge_folder(self._root, settings.detector)
         official = local_models.weights_origin(detector).startswith("mask2former_swin-s")
-        return label(
+        return protocol_label(
             [
-                limited(settings.max_prompts),
-                numbered(settings.images_per_prompt, IMAGES_PER_PROMPT),
+                prompt_limit_difference(settings.max_prompts),
+                image_count_difference(settings.images_per_prompt, IMAGES_PER_PROMPT),
                 "" if official else f"detector {detector.name} instead of mmdet's Mask2Former Swin-S",
                 "" if clip == OFFICIAL_CLIP else f"colours by {clip} instead of {OFFICIAL_CLIP}",
                 "colours in float32",
@@ -91,7 +106,7 @@ class Geneval(Benchmark):
         if len(entries) != PROMPTS:
             raise UserError(f"{len(entries)} GenEval prompts were generated instead of {PROMPTS}: another NumPy?")
         rows = [{"number": number, "category": e["tag"], "entry": e} for number, e in enumerate(entries)]
-        return first_of_each(rows, self._settings.max_prompts)
+        return first_per_category(rows, self._settings.max_prompts)
 
     def plan(self) -> list[Row]:
         """One row per prompt and image."""
@@ -103,7 +118,7 @@ class Geneval(Benchmark):
                 "index": index,
                 "seed": derive_seed(self.name, self.seed, prompt_id, index),
                 "file": f"{prompt_id}/samples/{index:04d}.png",
-                "beside": f"{prompt_id}/metadata.jsonl",
+                "metadata_file": f"{prompt_id}/metadata.jsonl",
                 "metadata": entry["entry"],
             }
             for entry in self._entries()
@@ -118,7 +133,7 @@ class Geneval(Benchmark):
         """
         rows = []
         for prompt in {row["prompt_id"]: row for row in self.plan()}.values():
-            _check_metadata(folder / prompt["beside"], prompt["metadata"])
+            _check_metadata(folder / prompt["metadata_file"], prompt["metadata"])
             samples = folder / prompt["prompt_id"] / "samples"
             files = sorted((f for f in samples.glob("*.png") if f.stem.isdigit()), key=lambda f: int(f.stem))
             for index in range(self.images_per_prompt):
@@ -133,9 +148,9 @@ class Geneval(Benchmark):
     def make(self, model: "UnifiedModel", rows: Sequence[Row], sampling: "Sampling", folder: Path) -> list[Row]:
         """Draw one image per row, and write what must be in it beside it."""
         for row in rows:
-            if not (path := folder / row["beside"]).is_file():
+            if not (path := folder / row["metadata_file"]).is_file():
                 write_text(path, json.dumps(row["metadata"]) + "\n")
-        return draw(model, rows, sampling, folder)
+        return draw_samples(model, rows, sampling, folder)
 
     def score(self, rows: Sequence[Row], folder: Path) -> list[ItemScore]:
         """1 where every clause of the prompt holds, else 0."""
@@ -143,7 +158,7 @@ class Geneval(Benchmark):
         judged: list[tuple[float | None, dict[str, Any]]] = []
         for start in range(0, len(rows), BATCH):
             judged += _judge_batch(detector, rows[start : start + BATCH], folder)
-        return by_prompt(rows, [value for value, _ in judged], [detail for _, detail in judged])
+        return items_by_prompt(rows, [value for value, _ in judged], [detail for _, detail in judged])
 
     def details(self, items: Sequence[ItemScore]) -> dict[str, Any]:
         """GenEval's two other numbers: share of right images, and of prompts with at least one right image."""
@@ -208,7 +223,7 @@ def _judge_batch(
             images[number] = read_image(folder, row)
         except UnreadableSample as error:
             results[number] = None, {"seen": [], "reasons": [str(error)]}
-    for numbers in same_size(images):
+    for numbers in group_by_size(images):
         group = [image for number in numbers if (image := images[number]) is not None]
         for number, pixels, detections in zip(numbers, group, detector.detect(group), strict=True):
             results[number] = judge_image(detector, pixels, detections, rows[number]["metadata"])

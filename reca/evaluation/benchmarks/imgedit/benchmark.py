@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from reca.config.evaluate import ImgeditSettings
 from reca.evaluation import prompt_sources
-from reca.evaluation.benchmark import ItemScore
+from reca.evaluation.benchmark import ItemScore, items_by_prompt
 from reca.evaluation.benchmarks.imgedit import rules
-from reca.evaluation.drawing import by_prompt
 from reca.evaluation.judged import JudgedEditing
 from reca.evaluation.samples import Row
 from reca.runtime.errors import UserError
@@ -125,7 +124,7 @@ class Imgedit(JudgedEditing[ImgeditSettings]):
                 score = None
             values.append(None if score is None else score / SCALE)
             details.append({"score": score, **reply_record(reply, score is not None)})
-        return by_prompt(rows, values, details)
+        return items_by_prompt(rows, values, details)
 
     def details(self, items: Sequence[ItemScore]) -> dict[str, Any]:
         """Return, in the original's unit 1-5, the types, their macro mean (leaderboard) and the micro mean (RecA)."""

@@ -16,12 +16,11 @@ from reca.config import Config
 from reca.config.evaluate import SceneEditingSettings
 from reca.data.synthetic.scenes import render, sample_scene
 from reca.evaluation import geneval_rules as geneval
-from reca.evaluation.benchmark import Benchmark, ItemScore, Judge
+from reca.evaluation.benchmark import Benchmark, ItemScore, Judge, items_by_prompt
 from reca.evaluation.benchmarks.scene_editing import rules
 from reca.evaluation.benchmarks.scene_editing.prompts import CATEGORIES, sample_edits
-from reca.evaluation.drawing import by_prompt, edit
 from reca.evaluation.judges.scene_judge import FOLDER, SceneJudge, describe
-from reca.evaluation.samples import Row, read_image
+from reca.evaluation.samples import Row, edit_samples, read_image
 from reca.runtime.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -83,13 +82,13 @@ class SceneEditing(Benchmark):
     def make(self, model: "UnifiedModel", rows: Sequence[Row], sampling: "Sampling", folder: Path) -> list[Row]:
         """Edit each row's scene, rendered at the size that the model draws."""
         scenes = [sample_scene(self._base, row["scene"]) for row in rows]
-        return edit(model, rows, list(render(scenes, model.spec.generation_size)), sampling, folder)
+        return edit_samples(model, rows, list(render(scenes, model.spec.generation_size)), sampling, folder)
 
     def score(self, rows: Sequence[Row], folder: Path) -> list[ItemScore]:
         """1 where the edit was made and nothing else, else 0."""
         found = self._judge.detect(folder, [row["file"] for row in rows])
         judged = [_judge_image(row, folder, seen) for row, seen in zip(rows, found, strict=True)]
-        return by_prompt(rows, [value for value, _ in judged], [detail for _, detail in judged])
+        return items_by_prompt(rows, [value for value, _ in judged], [detail for _, detail in judged])
 
     def details(self, items: Sequence[ItemScore]) -> dict[str, Any]:
         """Share of edits that were made, and of images whose other shapes were kept, by category."""

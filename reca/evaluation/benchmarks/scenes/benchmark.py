@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from reca.config import Config, ScenesSettings
 from reca.data.synthetic.scenes import benchmark_prompts
 from reca.evaluation import geneval_rules as geneval
-from reca.evaluation.benchmark import Benchmark, ItemScore, Judge
-from reca.evaluation.drawing import by_prompt, draw
+from reca.evaluation.benchmark import Benchmark, ItemScore, Judge, items_by_prompt
 from reca.evaluation.judges.scene_judge import FOLDER, SceneJudge, describe
-from reca.evaluation.samples import Row
+from reca.evaluation.samples import Row, draw_samples
 from reca.runtime.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -70,13 +69,13 @@ class Scenes(Benchmark):
 
     def make(self, model: "UnifiedModel", rows: Sequence[Row], sampling: "Sampling", folder: Path) -> list[Row]:
         """Draw one image per row."""
-        return draw(model, rows, sampling, folder)
+        return draw_samples(model, rows, sampling, folder)
 
     def score(self, rows: Sequence[Row], folder: Path) -> list[ItemScore]:
         """Judge every image by GenEval's rules: 1 where all clauses of its prompt hold, else 0."""
         found = self._judge.detect(folder, [row["file"] for row in rows])
         judged = [judge_image(seen, row["metadata"]) for row, seen in zip(rows, found, strict=True)]
-        return by_prompt(rows, [value for value, _ in judged], [detail for _, detail in judged])
+        return items_by_prompt(rows, [value for value, _ in judged], [detail for _, detail in judged])
 
     def details(self, items: Sequence[ItemScore]) -> dict[str, Any]:
         """GenEval's two other numbers: share of right images, and of prompts with at least one right image."""

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from reca.config import Config
 from reca.config.evaluate import WiseSettings
 from reca.evaluation import prompt_sources
-from reca.evaluation.benchmark import ItemScore
+from reca.evaluation.benchmark import ItemScore, items_by_prompt
 from reca.evaluation.benchmarks.wise import rules
-from reca.evaluation.drawing import by_prompt
 from reca.evaluation.judged import JudgedBenchmark
 from reca.evaluation.samples import Row
 from reca.runtime.errors import UserError
@@ -111,7 +110,7 @@ class Wise(JudgedBenchmark[WiseSettings]):
             complete = scores.keys() == self._version.components.keys()
             values.append(self._version.score(scores) if complete else None)
             details.append({"scores": scores, **reply_record(reply, complete)})
-        return by_prompt(rows, values, details)
+        return items_by_prompt(rows, values, details)
 
     def details(self, items: Sequence[ItemScore]) -> dict[str, Any]:
         """Return the official overall, defined only if all 1,000 are scored, and the plain mean that RecA prints."""

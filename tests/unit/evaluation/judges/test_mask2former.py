@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
-from reca.evaluation.judges import convert_mmdet as mmdet
 from reca.evaluation.judges.mask2former import InstanceSegmenter, opencv_bilinear, prepare
+from tools import convert_mmdet as mmdet
 
 
 def tiny(labels: int = 80) -> Mask2FormerConfig:

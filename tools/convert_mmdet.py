@@ -1,6 +1,6 @@
 """mmdet's Mask2Former weights in the layout of transformers: the same network under other names.
 
-``python -m reca.evaluation.judges.convert_mmdet CHECKPOINT.pth data/judges/NAME`` converts the
+``python -m tools.convert_mmdet CHECKPOINT.pth data/judges/NAME`` converts the
 detector that GenEval itself uses.
 The differences beyond names are three: mmdet keeps query, key and value of an attention in one matrix where
 transformers has three, transformers keeps them together in the decoder's cross-attention, and mmdet's patch merging
