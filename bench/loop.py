@@ -38,8 +38,9 @@ from reca.data.embeddings import Embeddings
 from reca.models.base import Semantic, Target, UnifiedModel
 from reca.models.loading import base_folder, load_base, load_encoders
 from reca.models.prompts import choose_templates
-from reca.runtime.distributed import SINGLE_PROCESS, StopRequest, configure_device
+from reca.runtime.distributed import SINGLE_PROCESS, configure_device
 from reca.runtime.files import write_json
+from reca.runtime.signals import StopRequest
 from reca.stages.extract import DATASET, EMBEDDINGS, extract
 from reca.stages.ingest import ingest
 from reca.training.loader import MicroBatch, MicroBatchLoader, TrainingData

@@ -19,9 +19,9 @@ from pathlib import Path
 from reca.config import ROOT, Config, ConfigError, compose
 from reca.config.evaluate import PUBLISHED
 from reca.runtime import workspace
-from reca.runtime.distributed import GUARD
 from reca.runtime.errors import UserError
 from reca.runtime.files import write_text
+from reca.runtime.signals import GUARD
 
 PER_BENCHMARK_STAGES = {
     "generate": "generate a benchmark's samples with the base or the aligned model",

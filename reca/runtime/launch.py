@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import IO
 
 from reca.config.sections import HardwareSection
-from reca.runtime.distributed import GUARD, LostProcess, StopRequest, end_with_parent
 from reca.runtime.errors import UserError
 from reca.runtime.ports import free_port
+from reca.runtime.signals import GUARD, LostProcess, StopRequest, end_with_parent
 
 GRACE_SECONDS = 30.0
 """Time for the other ranks when one has failed, because rank 0 may be writing a checkpoint."""

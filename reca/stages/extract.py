@@ -31,11 +31,12 @@ from reca.extraction.encoder import Encoder
 from reca.extraction.writer import EmbeddingsWriter
 from reca.models.loading import base_digest, base_folder, load_encoders
 from reca.runtime.code_digest import code_digest
-from reca.runtime.distributed import DistributedContext, configure_device, end_with_parent, init_distributed
+from reca.runtime.distributed import DistributedContext, configure_device, init_distributed
 from reca.runtime.files import atomic_folder
 from reca.runtime.hashing import file_digest, json_digest
 from reca.runtime.locks import file_lock, friendly_io_errors
 from reca.runtime.progress import Progress
+from reca.runtime.signals import end_with_parent
 from reca.stages.result import write_result
 
 DATASET = Path("outputs/dataset")

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 from reca.config import Config
 from reca.evaluation.benchmark import Benchmark, load_benchmark
 from reca.evaluation.samples import Row, row_key, write_manifest
-from reca.runtime.distributed import DistributedContext, choose_device, end_with_parent, init_distributed
+from reca.runtime.distributed import DistributedContext, choose_device, init_distributed
 from reca.runtime.errors import UserError
 from reca.runtime.files import atomic_folder, write_json
 from reca.runtime.hashing import file_digest, json_digest, weights_digest
 from reca.runtime.progress import Progress
+from reca.runtime.signals import end_with_parent
 from reca.stages.result import write_result
 
 if TYPE_CHECKING:

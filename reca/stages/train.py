@@ -12,17 +12,12 @@ from reca.data.embeddings import Embeddings
 from reca.data.manifest import MANIFEST, read_manifest
 from reca.models.base import UnifiedModel
 from reca.models.loading import base_digest, base_folder, load_base
-from reca.runtime.distributed import (
-    DistributedContext,
-    StopRequest,
-    configure_device,
-    end_with_parent,
-    init_distributed,
-)
+from reca.runtime.distributed import DistributedContext, configure_device, init_distributed
 from reca.runtime.errors import UserError
 from reca.runtime.files import atomic_folder, write_json
 from reca.runtime.hashing import checkpoint_digests, file_digest
 from reca.runtime.locks import friendly_io_errors
+from reca.runtime.signals import StopRequest, end_with_parent
 from reca.stages.result import write_result
 from reca.training.activation_checkpointing import checkpoint_blocks
 from reca.training.checkpoint import CheckpointStore, TrainState, fingerprint

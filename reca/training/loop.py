@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from reca.config import TrainSection
 from reca.models.base import Loss, UnifiedModel
 from reca.runtime.code_digest import code_digest
-from reca.runtime.distributed import SINGLE_PROCESS, DistributedContext, Interrupted, StopRequest
+from reca.runtime.distributed import SINGLE_PROCESS, DistributedContext
 from reca.runtime.progress import Progress
 from reca.runtime.seeding import derive_seed
+from reca.runtime.signals import Interrupted, StopRequest
 from reca.training.checkpoint import CheckpointStore, TrainState, resume
 from reca.training.loader import MicroBatchLoader, TrainingData
 from reca.training.losses import Kind, compute_loss

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from reca.config import ROOT, Config, compose
 from reca.data.dialogues import with_digest
-from reca.runtime.distributed import Interrupted
+from reca.runtime.signals import Interrupted
 from reca.stages.extract import extract
 from reca.stages.generate import generate
 from reca.stages.ingest import ingest

@@ -12,7 +12,7 @@ import torch
 
 from reca.config import ROOT, Config, compose
 from reca.evaluation.samples import Row
-from reca.runtime.distributed import LostProcess
+from reca.runtime.signals import LostProcess
 from reca.stages import generate as stage
 from tests.integration.training.test_training_processes import ranks
 from tools.tiny_bases.janus_tiny import build

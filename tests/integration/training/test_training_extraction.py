@@ -18,8 +18,8 @@ from reca.data.embeddings import Embeddings
 from reca.data.manifest import read_manifest
 from reca.extraction.cache import Row
 from reca.extraction.writer import EmbeddingsWriter
-from reca.runtime.distributed import LostProcess
 from reca.runtime.errors import UserError
+from reca.runtime.signals import LostProcess
 from reca.stages.extract import extract
 from reca.stages.train import train
 from tests.integration.training.test_training_processes import ranks

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from reca.config import Config, compose
-from reca.runtime.distributed import Interrupted
+from reca.runtime.signals import Interrupted
 from reca.stages import train as stage
 from reca.stages.extract import extract
 from reca.training.loader import TrainingData

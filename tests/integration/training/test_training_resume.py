@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from reca.runtime.distributed import Interrupted
 from reca.runtime.errors import UserError
+from reca.runtime.signals import Interrupted
 from reca.stages.result import read_result
 from reca.stages.train import train
 from reca.training import loop

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from reca.runtime.distributed import StopRequest
+from reca.runtime.signals import StopRequest
 
 PARENT = """
 import subprocess, sys, time
@@ -20,7 +20,7 @@ time.sleep(60)
 CHILD = """
 import sys, time, signal, os
 from pathlib import Path
-from reca.runtime.distributed import StopRequest, end_with_parent
+from reca.runtime.signals import StopRequest, end_with_parent
 # Set in either case: the tests themselves may run under nohup.
 signal.signal(signal.SIGHUP, signal.SIG_IGN if "nohup" in sys.argv[1] else signal.SIG_DFL)
 with StopRequest() as stop:

@@ -12,9 +12,9 @@ import pytest
 from reca.config import compose
 from reca.config.sections import HardwareSection
 from reca.runtime import launch as module
-from reca.runtime.distributed import LostProcess
 from reca.runtime.errors import UserError
 from reca.runtime.launch import launch, launch_all
+from reca.runtime.signals import LostProcess
 
 
 def python(code: str) -> list[str]:
