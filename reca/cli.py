@@ -113,8 +113,8 @@ def plain_stages() -> dict[str, str]:
         tree = ast.parse(path.read_text())
         functions = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == path.stem)
         if any([argument.arg for argument in function.args.args] == ["config", "root"] for function in functions):
-            summary = (ast.get_docstring(tree) or "").splitlines()[0]
-            stages[path.stem] = summary.partition(": ")[2].rstrip(".")
+            summary = (ast.get_docstring(tree) or path.stem).splitlines()[0]
+            stages[path.stem] = (summary.partition(": ")[2] or summary).rstrip(".")
     return stages
 
 

@@ -55,6 +55,11 @@ stages:
   first: {cmd: python stage.py first 0.1, params: [seed], deps: [stage.py], outs: [outputs/first]}
 """
 
+ONE_STAGE = """
+stages:
+  train: {cmd: python stage.py train 1, params: [train, seed], deps: [stage.py], outs: [outputs/train]}
+"""
+
 DVC_CONFIG = """
 [core]
     analytics = false
@@ -117,9 +122,16 @@ def project(template, tmp_path, monkeypatch) -> Path:
     return root
 
 
+@pytest.fixture
+def train_only(project) -> None:
+    """Commit a ``dvc.yaml`` with one stage, for tests in which the graph plays no part."""
+    (project / "dvc.yaml").write_text(ONE_STAGE)
+    git(project, "commit", "-qam", "one stage")
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory) -> str:
-    """Start a private server for all tests; Prefect is imported only after its address is set.
+    """Start a private server for all tests, and make this process use it.
 
     It is not released at the end: Prefect's own threads use it until this process has ended (and would start
     another one); then the kernel releases its lock, and it ends.
@@ -132,6 +144,9 @@ def server(tmp_path_factory) -> str:
     os.environ["PREFECT_WORKER_QUERY_SECONDS"] = "1"
     private = PrivateServer(tmp_path_factory.mktemp("prefect") / "home")
     private.configure()
+    from prefect.context import refresh_global_settings_context
+
+    refresh_global_settings_context()  # the collection of other tests may have imported Prefect before
     private.wait()
     return private.address
 

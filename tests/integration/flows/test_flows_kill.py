@@ -10,7 +10,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_ends_the_run_and_its_children(server, project, command, hanging, gone, number):
+def test_signal_ends_the_run_and_its_children(server, train_only, project, command, hanging, gone, number):
     (project / "hang-train").touch()
     run = command("run")
     pids = hanging("train")
@@ -23,7 +23,7 @@ def test_signal_ends_the_run_and_its_children(server, project, command, hanging,
 
 
 def test_run_without_a_worker_ends_when_it_is_cancelled_on_prefects_pages(
-    server, project, command, hanging, gone, until
+    server, train_only, project, command, hanging, gone, until
 ):
     from prefect.client.orchestration import get_client
     from prefect.states import Cancelling
