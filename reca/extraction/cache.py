@@ -115,12 +115,7 @@ def link(source: Path, destination: Path) -> bool:
 
 
 def remove_incomplete(folder: Path, shards: Sequence[Sequence[str]]) -> None:
-    """Remove partial files of an earlier attempt, and the metadata of damaged shards.
-
-    Args:
-        folder: The state folder of the extraction.
-        shards: The ids of every shard.
-    """
+    """Remove partial files of an earlier attempt, and the metadata of damaged shards."""
     folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder / REUSABLE, ignore_errors=True)
     for temporary in folder.glob(".*"):
@@ -152,11 +147,7 @@ def link_reusable(folder: Path, ids: set[str]) -> None:
 
 
 class ReusableRows:
-    """Rows of images that earlier extractions have encoded.
-
-    Args:
-        folder: The state folder of the extraction, after :func:`link_reusable`.
-    """
+    """Rows of images that earlier extractions have encoded."""
 
     def __init__(self, folder: Path) -> None:
         shards = [FinishedShard.read(metadata) for metadata in sorted((folder / REUSABLE).glob("*.json"))]

@@ -15,9 +15,6 @@ class EmbeddingsWriter:
     """Writes one shard at a time on a thread; use it in a ``with`` block.
 
     An error is raised by the next call of :meth:`write`, or at the end.
-
-    Args:
-        folder: The state folder of the extraction.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -14,10 +14,6 @@ def sincos_table(side: int, width: int) -> Tensor:
     The first half of a vector encodes the column, the second the row; each half is sines, then cosines, of
     p · 10000^(-i / n) for i < n = width / 4.
 
-    Args:
-        side: Cells per side.
-        width: Width of a vector; a multiple of 4.
-
     Raises:
         ValueError: ``width`` is not a multiple of 4.
     """
@@ -40,12 +36,7 @@ def time_waves(times: Tensor, width: int) -> Tensor:
 
 
 class GridPositions(nn.Module):
-    """A grid's position table as a buffer in the state dict, as in official checkpoints.
-
-    Args:
-        side: Cells per side of the largest grid.
-        width: Width of a vector.
-    """
+    """A grid's position table as a buffer in the state dict, as in official checkpoints."""
 
     def __init__(self, side: int, width: int) -> None:
         super().__init__()

@@ -23,12 +23,7 @@ Value = TypeVar("Value")
 
 
 def configure_device(device: str, threads: int) -> "torch.device":
-    """Choose the device, limit the threads, and make the CPU deterministic.
-
-    Args:
-        device: See :func:`choose_device`.
-        threads: CPU threads.
-    """
+    """Choose the device, limit the threads, and make the CPU deterministic."""
     import torch
 
     torch.set_num_threads(threads)

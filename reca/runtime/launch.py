@@ -145,14 +145,7 @@ def _wait(
     stop_signal: signal.Signals,
     independent_ranks: bool = False,
 ) -> int | None:
-    """Wait until all have ended, or one has failed and ``GRACE_SECONDS`` are over; returns the first that failed.
-
-    Args:
-        ranks: The processes.
-        stop: Signals to this process.
-        stop_signal: Sent to the ranks when this process has received one.
-        independent_ranks: See :func:`launch`.
-    """
+    """Wait until all have ended, or one has failed and ``GRACE_SECONDS`` are over; return the first that failed."""
     first, deadline, forwarded = None, float("inf"), False
     while any(process.poll() is None for process in ranks) and time.monotonic() < deadline:
         if stop.signal_number is not None and not forwarded:

@@ -66,11 +66,7 @@ class SampleRng:
 
 
 class ForbiddenRng(SampleRng):
-    """A stream that raises on every draw: it guards code that must be deterministic.
-
-    Args:
-        message: Message of the error.
-    """
+    """A stream that raises on every draw: it guards code that must be deterministic."""
 
     def __init__(self, message: str) -> None:
         self._message = message

@@ -135,12 +135,6 @@ def isolated_worktree(root: Path, state: Path, run_id: str, say: Callable[[str],
     At the end the run's results are pushed to the default remote from the worktree, because DVC pushes only outputs
     that the folder's ``dvc.lock`` names. Worktrees of earlier runs are removed, except for the last two.
 
-    Args:
-        root: The project.
-        state: Its state folder.
-        run_id: Name of the worktree.
-        say: Receives messages for the user.
-
     Yields:
         The worktree.
 

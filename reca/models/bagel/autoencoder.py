@@ -23,15 +23,7 @@ GROUPS = 32
 def empty_autoencoder(
     channels: tuple[int, ...], blocks: int, latent_channels: int, scale: float = SCALE, shift: float = SHIFT
 ) -> AutoencoderKL:
-    """Return a randomly initialised autoencoder; torch's global generator initialises it.
-
-    Args:
-        channels: Channels per resolution, the full resolution first; multiples of 32.
-        blocks: Residual blocks per resolution of the encoder (the decoder has one more).
-        latent_channels: Channels of z.
-        scale: See ``SCALE``.
-        shift: See ``SHIFT``.
-    """
+    """Return a randomly initialised autoencoder; ``channels`` (multiples of 32) begin with the full resolution."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * len(channels),
         up_block_types=("UpDecoderBlock2D",) * len(channels),
@@ -50,12 +42,6 @@ def load_autoencoder(
     state: Mapping[str, Tensor], source: Path | str, scale: float = SCALE, shift: float = SHIFT
 ) -> AutoencoderKL:
     """Return the autoencoder of an ``ae.safetensors``.
-
-    Args:
-        state: The file's tensors.
-        source: The file, for messages.
-        scale: See ``SCALE``.
-        shift: See ``SHIFT``.
 
     Raises:
         ValueError: This is not a FLUX autoencoder, or it is incomplete.

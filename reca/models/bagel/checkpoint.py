@@ -122,15 +122,6 @@ def load_network(
 ) -> BagelNetwork:
     """Return a network with these weights, in their dtype; missing position tables are computed.
 
-    Args:
-        state: Weights under their official names.
-        text: Sizes of the language model.
-        vision: Sizes of the vision tower; its layers are those in ``state``.
-        latent_channels: Channels of the image autoencoder's latents.
-        markers: Ids of the marker tokens.
-        source: Origin of the weights, for messages.
-        connector_act: Activation between vision tower and language model.
-
     Raises:
         ValueError: Keys are missing or unexpected, or sizes differ.
     """

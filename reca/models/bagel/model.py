@@ -59,16 +59,7 @@ MAX_ANSWER_TOKENS = 16
 
 
 class Bagel(UnifiedModel, ImageEditor):
-    """BAGEL behind the contract of :class:`UnifiedModel`.
-
-    Args:
-        network: All parts but the image autoencoder.
-        autoencoder: The image autoencoder; never trained.
-        tokenizer: A transformers tokenizer.
-        options: See ``BagelModel`` in the configuration.
-        configs: JSON files of the checkpoint, for saving.
-        stem: File name of its weights, for saving.
-    """
+    """BAGEL behind the contract of :class:`UnifiedModel`."""
 
     family: ClassVar[str] = "bagel"
     encoder_prefixes: ClassVar[Mapping[Cacheable, tuple[str, ...]]] = {

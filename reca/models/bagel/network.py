@@ -80,12 +80,7 @@ class Context:
 
 
 class BagelNetwork(nn.Module):
-    """BAGEL without the image autoencoder.
-
-    Args:
-        sizes: See :class:`Sizes`.
-        markers: See :class:`Markers`.
-    """
+    """BAGEL without the image autoencoder."""
 
     def __init__(self, sizes: Sizes, markers: Markers) -> None:
         super().__init__()

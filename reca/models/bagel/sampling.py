@@ -147,12 +147,6 @@ def _clip_length(vectors: Tensor, reference: Tensor, dims: tuple[int, ...]) -> T
 def integrate(noise: Tensor, velocity_at: Callable[[Tensor, float], Tensor], num_steps: int, shift: float) -> Tensor:
     """Integrate from t = 1 to 0 by Euler's method.
 
-    Args:
-        noise: x_1.
-        velocity_at: (x_t, t) -> velocities.
-        num_steps: Calls of ``velocity_at``; times are evenly spaced before the shift.
-        shift: See :func:`shift_times`.
-
     Raises:
         ValueError: ``num_steps`` is below 1.
     """

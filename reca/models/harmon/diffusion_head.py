@@ -56,11 +56,7 @@ def spaced_steps(count: int, steps: int = TRAINING_STEPS) -> list[int]:
 
 
 class NoiseSchedule:
-    """Coefficients of the noising chain per step; stored in float64, used in float32.
-
-    Args:
-        count: Steps of the chain, of the 1000 of training.
-    """
+    """Coefficients of the noising chain per step; stored in float64, used in float32."""
 
     def __init__(self, count: int = TRAINING_STEPS) -> None:
         self.steps = spaced_steps(count)
@@ -174,12 +170,7 @@ class DenoisingMlp(nn.Module):
 
 
 class DiffusionHead(nn.Module):
-    """The denoising network with its loss and its sampler.
-
-    Args:
-        channels, condition_width, width, depth: See :class:`DenoisingMlp`.
-        num_sampling_steps: Diffusion steps per sampled latent.
-    """
+    """The denoising network with its loss and its sampler."""
 
     def __init__(self, channels: int, condition_width: int, width: int, depth: int, num_sampling_steps: int) -> None:
         super().__init__()
