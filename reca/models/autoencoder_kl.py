@@ -7,37 +7,34 @@ and works in both directions.
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import count
 from typing import Any, Self
 
 from diffusers import AutoencoderKL
 from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor
 
-_RULES = (
-    (r"mid\.block_1\.", "mid_block.resnets.0."),
-    (r"mid\.block_2\.", "mid_block.resnets.1."),
-    (r"mid\.attn_1\.", "mid_block.attentions.0."),
-    (r"(down|up)\.(\d+)\.block\.", r"\1_blocks.\2.resnets."),
-    (r"(down|up)\.(\d+)\.attn\.", r"\1_blocks.\2.attentions."),
-    (r"(down|up)\.(\d+)\.(down|up)sample\.", r"\1_blocks.\2.\3samplers.0."),
-    (r"\bnorm_out\.", "conv_norm_out."),
-    (r"nin_shortcut\.", "conv_shortcut."),
+_NAMES = (
+    ("mid.block_1.", "mid_block.resnets.0."),
+    ("mid.block_2.", "mid_block.resnets.1."),
+    ("mid.attn_1.", "mid_block.attentions.0."),
+    ("down.#.block.", "down_blocks.#.resnets."),
+    ("down.#.attn.", "down_blocks.#.attentions."),
+    ("down.#.downsample.", "down_blocks.#.downsamplers.0."),
+    ("up.#.block.", "up_blocks.#.resnets."),
+    ("up.#.attn.", "up_blocks.#.attentions."),
+    ("up.#.upsample.", "up_blocks.#.upsamplers.0."),
+    (".norm_out.", ".conv_norm_out."),
+    (".nin_shortcut.", ".conv_shortcut."),
+    *(
+        (f".attentions.#.{official}.", f".attentions.#.{stock}.")
+        for official, stock in (("norm", "group_norm"), ("q", "to_q"), ("k", "to_k"), ("v", "to_v"))
+    ),
+    (".attentions.#.proj_out.", ".attentions.#.to_out.0."),
 )
-_RULES_BACK = (
-    (r"mid_block\.resnets\.0\.", "mid.block_1."),
-    (r"mid_block\.resnets\.1\.", "mid.block_2."),
-    (r"mid_block\.attentions\.0\.", "mid.attn_1."),
-    (r"(down|up)_blocks\.(\d+)\.resnets\.", r"\1.\2.block."),
-    (r"(down|up)_blocks\.(\d+)\.attentions\.", r"\1.\2.attn."),
-    (r"(down|up)_blocks\.(\d+)\.(down|up)samplers\.0\.", r"\1.\2.\3sample."),
-    (r"\bconv_norm_out\.", "norm_out."),
-    (r"conv_shortcut\.", "nin_shortcut."),
-)
-_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
-_IN_ATTENTION = re.compile(r"(?<=attentions\.)(\d+)\.(group_norm|norm|to_q|to_k|to_v|to_out\.0|q|k|v|proj_out)\.")
+"""Parts of names: latent diffusion, stock class; ``#`` is a number. The first column is replaced from top to bottom."""
 _UP = re.compile(r"up_blocks\.(\d+)\.")
 
 
@@ -124,19 +121,25 @@ class Kl16Sizes:
 
 def _sizes_from_shapes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     width = weights["encoder.conv_in.weight"].shape[0]
-    outputs = []
-    for level in count():
-        key = f"encoder.down.{level}.block.0.conv1.weight"
-        if key not in weights:
-            break
-        outputs.append(weights[key].shape[0])
-    blocks = next(n for n in count() if f"encoder.down.0.block.{n}.conv1.weight" not in weights)
+    channels, blocks = level_sizes(weights, "encoder.down")
     return {
         "ch": width,
-        "ch_mult": tuple(output // width for output in outputs),
-        "num_res_blocks": blocks,
+        "ch_mult": tuple(output // width for output in channels),
+        "num_res_blocks": max(blocks, default=0),
         "z_channels": weights["quant_conv.weight"].shape[0] // 2,
     }
+
+
+def level_sizes(weights: Mapping[str, Tensor], half: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return channels and residual blocks per level of ``encoder.down`` or ``decoder.up``, full resolution first."""
+    channels: dict[int, int] = {}
+    blocks = Counter[int]()
+    for key, weight in weights.items():
+        if match := re.fullmatch(rf"{re.escape(half)}\.(\d+)\.block\.\d+\.conv2\.weight", key):
+            channels[int(match[1])] = weight.shape[0]  # the same in all blocks of a level
+            blocks[int(match[1])] += 1
+    levels = sorted(channels)
+    return tuple(channels[level] for level in levels), tuple(blocks[level] for level in levels)
 
 
 def _levels_with_attention(weights: Mapping[str, Tensor], half: str) -> frozenset[int]:
@@ -146,32 +149,32 @@ def _levels_with_attention(weights: Mapping[str, Tensor], half: str) -> frozense
 
 def to_stock(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Convert latent diffusion's names and shapes to those of ``AutoencoderKL``."""
-    levels = 1 + max((int(m[1]) for key in weights if (m := re.match(r"decoder\.up\.(\d+)\.", key))), default=-1)
+    last = max((int(m[1]) for key in weights if (m := re.match(r"decoder\.up\.(\d+)\.", key))), default=-1)
     renamed = {}
     for key, value in weights.items():
         name = key
-        for pattern, replacement in _RULES:
-            name = re.sub(pattern, replacement, name)
-        name = _IN_ATTENTION.sub(lambda m: f"{m[1]}.{_ATTENTION.get(m[2], m[2])}.", name)
-        name = _UP.sub(lambda m: f"up_blocks.{levels - 1 - int(m[1])}.", name)
-        if _is_attention_matrix(name):
-            value = value[:, :, 0, 0] if value.ndim == 4 else value
-        renamed[name] = value
+        for official, stock in _NAMES:
+            name = _replace(name, official, stock)
+        name = _UP.sub(lambda m: f"up_blocks.{last - int(m[1])}.", name)
+        is_convolution = _is_attention_matrix(name) and value.ndim == 4
+        renamed[name] = value[:, :, 0, 0] if is_convolution else value
     return renamed
 
 
 def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Convert names and shapes of ``AutoencoderKL`` to latent diffusion's."""
-    levels = 1 + max((int(m[1]) for key in state if (m := re.match(r"decoder\.up_blocks\.(\d+)\.", key))), default=-1)
-    back = {stock: official for official, stock in _ATTENTION.items()}
+    last = max((int(m[1]) for key in state if (m := re.match(r"decoder\.up_blocks\.(\d+)\.", key))), default=-1)
     renamed = {}
     for key, value in state.items():
-        name = _UP.sub(lambda m: f"up_blocks.{levels - 1 - int(m[1])}.", key)
-        name = _IN_ATTENTION.sub(lambda m: f"{m[1]}.{back.get(m[2], m[2])}.", name)
-        for pattern, replacement in _RULES_BACK:
-            name = re.sub(pattern, replacement, name)
+        name = _UP.sub(lambda m: f"up_blocks.{last - int(m[1])}.", key)
+        for official, stock in reversed(_NAMES):
+            name = _replace(name, stock, official)
         renamed[name] = value[:, :, None, None] if _is_attention_matrix(key) else value
     return renamed
+
+
+def _replace(name: str, old: str, new: str) -> str:
+    return re.sub(re.escape(old).replace(r"\#", r"(\d+)"), new.replace("#", r"\1"), name)
 
 
 def _is_attention_matrix(name: str) -> bool:

@@ -4,7 +4,6 @@
 shapes, so the file needs no configuration.
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from reca.models.autoencoder_kl import to_official, to_stock
+from reca.models.autoencoder_kl import level_sizes, to_official, to_stock
 from reca.models.weights import load_strictly
 
 SCALE, SHIFT = 0.3611, 0.1159
@@ -46,14 +45,12 @@ def load_autoencoder(
     Raises:
         ValueError: This is not a FLUX autoencoder, or it is incomplete.
     """
-    matches = (re.match(r"encoder\.down\.(\d+)\.block\.(\d+)\.conv2\.weight$", name) for name in state)
-    blocks = {(int(match[1]), int(match[2])): len(state[match[0]]) for match in matches if match}
-    if not blocks or "decoder.conv_in.weight" not in state:
+    channels, blocks = level_sizes(state, "encoder.down")
+    if not channels or "decoder.conv_in.weight" not in state:
         raise ValueError(f"{source} is not a FLUX autoencoder: it has no encoder.down.* or no decoder.conv_in")
-    channels = tuple(width for (_, block), width in sorted(blocks.items()) if block == 0)
     latent_channels = state["decoder.conv_in.weight"].shape[1]
     with torch.device("meta"):
-        autoencoder = empty_autoencoder(channels, 1 + max(block for _, block in blocks), latent_channels, scale, shift)
+        autoencoder = empty_autoencoder(channels, max(blocks), latent_channels, scale, shift)
     load_strictly(autoencoder, to_stock(state), source)
     return autoencoder
 

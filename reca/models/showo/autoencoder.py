@@ -7,8 +7,6 @@ and layout are those of the official checkpoint (``showlab/magvitv2``): levels w
 blocks, attention in the middle only. Sizes are read off the weights' shapes.
 """
 
-import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,6 +15,8 @@ from typing import Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from reca.models.autoencoder_kl import level_sizes
 
 GROUPS, EPSILON = 32, 1e-6
 
@@ -54,8 +54,8 @@ class MagvitSizes:
         """
         if "encoder.conv_in.weight" not in weights or "encoder.conv_out.weight" not in weights:
             raise ValueError("these are not MAGVIT-v2 weights: encoder.conv_in or encoder.conv_out is missing")
-        encoder_channels, encoder_blocks = _levels(weights, "encoder.down")
-        decoder_channels, decoder_blocks = _levels(weights, "decoder.up")
+        encoder_channels, encoder_blocks = level_sizes(weights, "encoder.down")
+        decoder_channels, decoder_blocks = level_sizes(weights, "decoder.up")
         return cls(
             base_channels=weights["encoder.conv_in.weight"].shape[0],
             encoder_channels=encoder_channels,
@@ -64,20 +64,6 @@ class MagvitSizes:
             decoder_blocks=decoder_blocks,
             bits=weights["encoder.conv_out.weight"].shape[0],
         )
-
-
-def _levels(weights: Mapping[str, Tensor], prefix: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Channels and number of blocks per level."""
-    blocks = Counter[int]()
-    pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.block\.(\d+)\.conv2\.weight")
-    channels: dict[int, int] = {}
-    for key, weight in weights.items():
-        if match := pattern.fullmatch(key):
-            level = int(match[1])
-            channels[level] = weight.shape[0]  # the same in all blocks of a level
-            blocks[level] += 1
-    levels = range(len(channels))
-    return tuple(channels[level] for level in levels), tuple(blocks[level] for level in levels)
 
 
 def _norm(channels: int) -> nn.GroupNorm:
