@@ -61,12 +61,7 @@ def grid_cells(rows: int, columns: int, side: int) -> Tensor:
 
 
 class TimestepEmbedder(nn.Module):
-    """Embedding of times: sines and cosines, then an MLP (Peebles and Xie, arXiv 2212.09748).
-
-    Args:
-        width: Width of the embedding.
-        waves: Number of cosines and sines together.
-    """
+    """Embedding of times: sines and cosines, then an MLP (Peebles and Xie, arXiv 2212.09748)."""
 
     def __init__(self, width: int, waves: int = 256) -> None:
         super().__init__()

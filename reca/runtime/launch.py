@@ -42,11 +42,6 @@ def launch_all(command: Sequence[str], hardware: HardwareSection, independent_ra
     On one node that is :func:`launch`. For several, ``hardware.multinode_launcher`` starts the same command on each of
     them, which comes here again and then knows its node.
 
-    Args:
-        command: Program and arguments.
-        hardware: Numbers of nodes and processes, and the launcher.
-        independent_ranks: See :func:`launch`.
-
     Returns:
         0, or the exit status of a process that failed.
 

@@ -56,10 +56,6 @@ def project_root(start: Path | None = None) -> Path:
 def project_lock(state: Path, run: str) -> Iterator[None]:
     """Hold the project's lock for a whole run; a nested use in the same process succeeds.
 
-    Args:
-        state: The state folder.
-        run: Name of the run, shown to other processes.
-
     Raises:
         WorkspaceBusy: Another process holds it; names that process, its start, and the possible actions.
     """

@@ -142,14 +142,7 @@ class ModulatedOutput(nn.Module):
 
 
 class DenoisingMlp(nn.Module):
-    """(x_t, t, z) -> e and the position of the log variance between its two bounds, in [-1, 1]; both (M, C).
-
-    Args:
-        channels: C, of a token's latent.
-        condition_width: Width of z.
-        width: Width of the hidden layers.
-        depth: Number of modulated blocks.
-    """
+    """(x_t, t, z) -> e and the position of the log variance between its two bounds, in [-1, 1]; both (M, C)."""
 
     def __init__(self, channels: int, condition_width: int, width: int, depth: int) -> None:
         super().__init__()

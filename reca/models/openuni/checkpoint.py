@@ -47,11 +47,6 @@ class OpenUniFiles:
 def read_checkpoint(folder: Path, parts: Mapping[str, Path], weights: str | None = None) -> OpenUniFiles:
     """Read either layout.
 
-    Args:
-        folder: Folder with the trained weights.
-        parts: Folders of the parts (official layout).
-        weights: Name of the trained file, if the folder has several.
-
     Raises:
         FileNotFoundError: A file of the layout is missing.
         ValueError: A file cannot be read, or has other contents.

@@ -64,9 +64,6 @@ _LLM_KEYS = (
 class MultimodalModel(nn.Module):
     """InternVL under its official names: ``vision_model``, ``mlp1``, ``language_model``.
 
-    Args:
-        config: InternVL's own ``config.json`` (remote code).
-
     Raises:
         ValueError: The language model is not Qwen2.
     """
