@@ -147,8 +147,6 @@ class UnifiedModel(nn.Module, ABC):
     no_weight_decay: ClassVar[tuple[str, ...]] = ()
     """Name prefixes of matrices without weight decay, beyond vectors and scalars, which never have it."""
 
-    # -- checkpoints and parameters -------------------------------------------------------------------------
-
     @classmethod
     @abstractmethod
     def load(cls, checkpoint: Path, options: Mapping[str, Any], device: torch.device | None) -> Self:
@@ -202,8 +200,6 @@ class UnifiedModel(nn.Module, ABC):
         """Use FlexAttention from now on; return False where the family's attention is its library's own code."""
         return False
 
-    # -- encoders -------------------------------------------------------------------------------------------
-
     @abstractmethod
     def encode_semantic(self, images: Images, rng: SampleRng | None = None) -> Semantic:
         """Return the understanding embeddings h_v of images resized by ``spec.understanding``.
@@ -216,8 +212,6 @@ class UnifiedModel(nn.Module, ABC):
     @abstractmethod
     def encode_target(self, images: Images, rng: SampleRng) -> Target:
         """Return the codes or latents of images resized by ``spec.generation``."""
-
-    # -- losses ---------------------------------------------------------------------------------------------
 
     @abstractmethod
     def reconstruction_loss(self, semantic: Semantic, prompts: Sequence[str], target: Target, rng: SampleRng) -> Loss:
@@ -236,8 +230,6 @@ class UnifiedModel(nn.Module, ABC):
         if not self.training or self.prompt_dropout == 0:
             return None
         return rng.uniform("prompt_dropout") < self.prompt_dropout
-
-    # -- generation -----------------------------------------------------------------------------------------
 
     @abstractmethod
     def generate(self, prompts: Sequence[str], sampling: Sampling, rng: SampleRng) -> Tensor:

@@ -157,8 +157,6 @@ class Bagel(UnifiedModel, ImageEditor):
         generates = "_moe_gen." in name or name.startswith(GENERATION_PREFIXES)
         return name.startswith("network.") and (generates or not self.freeze_understanding)
 
-    # -- encoders -------------------------------------------------------------------------------------------
-
     def encode_semantic(self, images: Tensor | Sequence[Tensor], rng: SampleRng | None = None) -> Semantic:
         """Return h_v, (N_i, D) for an image (3, H_i, W_i) of N_i patches.
 
@@ -202,8 +200,6 @@ class Bagel(UnifiedModel, ImageEditor):
 
     def _device(self) -> torch.device:
         return self.network.vae2llm.weight.device
-
-    # -- losses ---------------------------------------------------------------------------------------------
 
     def reconstruction_loss(self, semantic: Semantic, prompts: Sequence[str], target: Target, rng: SampleRng) -> Loss:
         """Return the flow-matching loss given h_v and a template; dropout drops the template only (official)."""
@@ -267,8 +263,6 @@ class Bagel(UnifiedModel, ImageEditor):
         labels = torch.tensor([token for answer in answers for token in [*answer, eos]], device=logits.device)
         value = F.cross_entropy(logits.float(), labels)
         return Loss(value, len(labels))
-
-    # -- generation -----------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[str], sampling: Sampling, rng: SampleRng) -> Tensor:

@@ -139,8 +139,6 @@ class Harmon(UnifiedModel):
         prefixes = tuple(f"network.{name}" for name in frozen)
         return [name for name, _ in self.named_parameters() if not name.startswith(prefixes)]
 
-    # -- inputs ---------------------------------------------------------------------------------------------
-
     def encode_semantic(self, images: Tensor, rng: SampleRng | None = None) -> Semantic:
         """h_v of images (B, 3, S, S), S any multiple of a token's pixels: (B, N + buffers, D)."""
         return self.semantic_of(Target(self._latents(images)), rng)
@@ -213,8 +211,6 @@ class Harmon(UnifiedModel):
             return list(texts)
         return [UNCONDITIONAL_PROMPT if drop else text for text, drop in zip(texts, drop_mask.tolist(), strict=True)]
 
-    # -- losses ---------------------------------------------------------------------------------------------
-
     def reconstruction_loss(self, semantic: Semantic, prompts: Sequence[str], target: Target, rng: SampleRng) -> Loss:
         """Diffusion loss given h_v and a template; see :meth:`diffusion_loss`."""
         texts = self._drop_texts([f"\n{text}" for text in prompts], rng)
@@ -283,8 +279,6 @@ class Harmon(UnifiedModel):
     def _question(self, question: str, image: Tensor) -> ChatTurn:
         opening = self._ids(USER)
         return ChatTurn([*opening, *self._ids(f"\n{question}{END}{ASSISTANT}")], image, len(opening))
-
-    # -- outputs --------------------------------------------------------------------------------------------
 
     def generate(self, prompts: Sequence[str], sampling: Sampling, rng: SampleRng) -> Tensor:
         """Generate one image per prompt."""

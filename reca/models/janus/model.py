@@ -148,8 +148,6 @@ class Janus(UnifiedModel):
             frozen += [f"network.model.language_model.layers.{layer}." for layer in range(self.gist_layer)]
         return [name for name, _ in self.named_parameters() if not name.startswith(tuple(frozen))]
 
-    # -- encoders -------------------------------------------------------------------------------------------
-
     def encode_semantic(self, images: Tensor, rng: SampleRng | None = None) -> Semantic:
         """Return h_v = aligner(SigLIP(image)), (B, N, D), for images (B, 3, S, S)."""
         with torch.set_grad_enabled(self.train_vision and torch.is_grad_enabled()):
@@ -208,8 +206,6 @@ class Janus(UnifiedModel):
 
     def _embed(self, ids: Tensor) -> Tensor:
         return self.network.model.language_model.embed_tokens(ids)
-
-    # -- the language model ---------------------------------------------------------------------------------
 
     def run_layers(
         self, hidden: Tensor, mask: Tensor, first: int, last: int | None = None, cache: DynamicCache | None = None
@@ -288,8 +284,6 @@ class Janus(UnifiedModel):
         value = F.cross_entropy(logits.flatten(0, 1).float(), codes.flatten())
         return Loss(value, codes.numel())
 
-    # -- losses ---------------------------------------------------------------------------------------------
-
     def reconstruction_loss(self, semantic: Semantic, prompts: Sequence[str], target: Target, rng: SampleRng) -> Loss:
         """Return the cross-entropy of codes given h_v and a template; there is no official RecA for Janus."""
         return self._code_loss(self.prompt_embeds(prompts, semantic, self.condition_dropout_mask(rng)), target.values)
@@ -313,8 +307,6 @@ class Janus(UnifiedModel):
         hidden = self.network.model.language_model.norm(self.run_layers(embeds, mask, 0))
         loss_mask = last_tokens_mask([len(tokens) for tokens in answers["input_ids"]], ids.shape[1])
         return next_token_loss(hidden, ids, loss_mask, self.network.lm_head)
-
-    # -- generation -----------------------------------------------------------------------------------------
 
     def generate(self, prompts: Sequence[str], sampling: Sampling, rng: SampleRng) -> Tensor:
         """See :meth:`UnifiedModel.generate`; codes are sampled one by one."""

@@ -116,8 +116,6 @@ class OpenUni(UnifiedModel):
             prefixes += ["network.lmm.vision_model.", "network.lmm.mlp1."]
         return [name for name, _ in self.named_parameters() if name.startswith(tuple(prefixes))]
 
-    # -- encoders -------------------------------------------------------------------------------------------
-
     def encode_semantic(self, images: Tensor, rng: SampleRng | None = None) -> Semantic:
         """Return h_v = mlp1(InternViT(image)), (B, N, D); other sizes are resized as in the official code.
 
@@ -196,8 +194,6 @@ class OpenUni(UnifiedModel):
             )
         return embeds.masked_scatter(is_image[..., None], tokens.to(embeds.dtype))
 
-    # -- losses ---------------------------------------------------------------------------------------------
-
     def reconstruction_loss(self, semantic: Semantic, prompts: Sequence[str], target: Target, rng: SampleRng) -> Loss:
         """Return the flow-matching loss given h_v and a template; the official code has no dropout here."""
         return self._flow_loss(self.prompt_embeds(prompts, semantic, self.condition_dropout_mask(rng)), target, rng)
@@ -231,8 +227,6 @@ class OpenUni(UnifiedModel):
             inputs_embeds=embeds, attention_mask=mask.long(), position_ids=_positions(mask), use_cache=False
         ).last_hidden_state
         return next_token_loss(hidden, ids, loss_mask, self.network.lmm.language_model.lm_head)
-
-    # -- generation -----------------------------------------------------------------------------------------
 
     def generate(self, prompts: Sequence[str], sampling: Sampling, rng: SampleRng) -> Tensor:
         """See :meth:`UnifiedModel.generate`."""

@@ -118,8 +118,6 @@ class OpenUniNetwork(nn.Module):
         noising = {"num_train_timesteps": config["sched"].get("num_train_timesteps", 1000)}
         self.noising = FlowMatchEulerDiscreteScheduler(**noising, shift=config["sched"].get("shift", 1.0))
 
-    # -- sizes ----------------------------------------------------------------------------------------------
-
     def image_tokens(self, size: int) -> int:
         """Return the number of tokens of a square image with ``size`` pixels per side."""
         return (size // self.patch) ** 2
@@ -134,8 +132,6 @@ class OpenUniNetwork(nn.Module):
     def pixels_per_latent(self) -> int:
         """Side in pixels of a latent."""
         return int(self.vae.spatial_compression_ratio)
-
-    # -- parts ----------------------------------------------------------------------------------------------
 
     def encode(self, images: Tensor) -> Tensor:
         """Encode images (B, 3, H, W) in [-1, 1] as scaled latents (B, C, h, w); DC-AE is deterministic."""
@@ -171,8 +167,6 @@ class OpenUniNetwork(nn.Module):
         velocity: Tensor = self.transformer(latents, condition, scaled, return_dict=False)[0]
         return velocity[:, : latents.shape[1]]  # further channels are a learned sigma
 
-    # -- flow -----------------------------------------------------------------------------------------------
-
     def add_noise(self, latents: Tensor, noise: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """Return x_t and its timestep for u ~ U(0, 1), (B,), on the training scheduler's grid."""
         steps = (uniform * self.noising.config.num_train_timesteps).long()
@@ -196,8 +190,6 @@ class OpenUniNetwork(nn.Module):
                 velocity = classifier_free_guidance(with_condition, without, guidance_scale)
             latents = solver.step(velocity, timestep, latents, return_dict=False)[0]
         return latents
-
-    # -- names ----------------------------------------------------------------------------------------------
 
     @staticmethod
     def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -125,8 +125,6 @@ class Showo(UnifiedModel):
             frozen.append("clip.")
         return [name for name, _ in self.named_parameters() if not name.startswith(tuple(frozen))]
 
-    # -- inputs ---------------------------------------------------------------------------------------------
-
     def encode_semantic(self, images: Tensor, rng: SampleRng | None = None) -> Semantic:
         """CLIP features (B, N, D), or the bits of the codes (B, N, d) in {-1, 1}.
 
@@ -195,8 +193,6 @@ class Showo(UnifiedModel):
     def _condition_codes(self, semantic: Semantic) -> Tensor:
         return self.magvit.quantize(semantic.embeds.movedim(-1, 1))
 
-    # -- losses ---------------------------------------------------------------------------------------------
-
     def reconstruction_loss(self, semantic: Semantic, prompts: Sequence[str], target: Target, rng: SampleRng) -> Loss:
         """Cross-entropy of the hidden codes, given h_v and a template. No prompt dropout (official recipe).
 
@@ -264,8 +260,6 @@ class Showo(UnifiedModel):
             return understanding_sequences(self.vocabulary, [], self._condition_codes(semantic), texts, pad_left)
         system = self.text_ids([self.system_prompt])[0] if self.system_prompt else []
         return understanding_sequences(self.vocabulary, system, semantic.embeds, texts, pad_left)
-
-    # -- outputs --------------------------------------------------------------------------------------------
 
     def generate(self, prompts: Sequence[str], sampling: Sampling, rng: SampleRng) -> Tensor:
         """Generate one image per prompt in ``sampling.num_steps`` steps (:mod:`reca.models.showo.sampling`)."""
