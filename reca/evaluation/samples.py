@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.jsonl"
 FORMATS = ("PNG", "JPEG", "WEBP")
-"""Image formats of samples made elsewhere; all of them can be sent to a judge."""
+"""Image formats of samples made elsewhere; a judge accepts all these formats."""
 Row = dict[str, Any]
 """One line of a manifest: a sample, or the plan of a sample."""
 Pixels = NDArray[np.uint8]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from PIL import Image
@@ -16,10 +17,9 @@ from reca.evaluation import geneval_rules as geneval
 from reca.evaluation.benchmarks.geneval import colors as geneval_colors
 from reca.evaluation.benchmarks.geneval import prompts as geneval_prompts
 from tests.golden import geneval_report
+from tests.golden.geneval_options import box_iou, geneval_options, select
 from tests.golden.replays.comparison import MEANS, Folder, Tally, Unusable, numbered, read_json
 
-OPTIONS = {"threshold": float, "counting_threshold": float, "max_objects": int, "max_overlap": float,
-           "position_threshold": float}  # fmt: skip
 LOGITS, VECTORS, SCORES = 1e-3, 1e-5, 2e-6
 """Tolerances of CLIP's logits (times 100, float32), of its normalised vectors, and of detector scores of six digits."""
 OVERALL_DIGITS, PERCENT_DIGITS, ROUNDED_TABLE = 5.1e-6, 5.1e-3, 1.01e-2
@@ -77,15 +77,16 @@ def _digest(text: str) -> str:
 
 def _positions(tally: Tally, path: Path) -> None:
     def compare(name: str, case: dict[str, Any]) -> None:
-        ours = partial(geneval.relative_position, case["a"], case["b"], float(case.get("threshold", 0.1)))
-        tally.case(name, sorted(case["relations"]), lambda: sorted(ours()))
+        options = {"position_threshold": case["threshold"]} if "threshold" in case else {}
+        with geneval_options(options):
+            tally.case(name, sorted(case["relations"]), lambda: sorted(geneval.relative_position(case["a"], case["b"])))
 
     tally.each(numbered(read_json(path)), compare)
 
 
 def _iou(tally: Tally, path: Path) -> None:
     def compare(name: str, case: dict[str, Any]) -> None:
-        tally.case(name, case["iou"], partial(geneval.box_iou, case["a"], case["b"]), MEANS)
+        tally.case(name, case["iou"], partial(box_iou, case["a"], case["b"]), MEANS)
 
     tally.each(numbered(read_json(path)), compare)
 
@@ -105,28 +106,30 @@ def _logic(tally: Tally, path: Path) -> None:
             name: [RecordedDetection(name, row["box"][:4], row["box"][4], row.get("color")) for row in rows]
             for name, rows in case["objects"].items()
         }
-        threshold = float(case.get("options", {}).get("position_threshold", 0.1))
         expected = [case["correct"], _words(case["reason_lines"])]
-        ours = partial(geneval.evaluate_image, objects, case["metadata"], _recorded_colors, threshold)
-        tally.case(number, expected, lambda: [(v := ours()).correct, _words(v.reasons)])
+        ours = partial(geneval.evaluate_image, objects, case["metadata"], _recorded_colors)
+        with geneval_options(case.get("options") or {}):
+            tally.case(number, expected, lambda: [(v := ours()).correct, _words(v.reasons)])
 
     tally.each(numbered(read_json(path)), compare)
 
 
 def _colors(tally: Tally, path: Path) -> None:
     recorded = read_json(path)
-    features, colors = recorded["text_features"], recorded.get("colors", list(geneval.COLORS))
+    features = recorded["text_features"]
+    if recorded.get("colors", list(geneval.COLORS)) != list(geneval.COLORS):
+        raise Unusable("its colours are not GenEval's ten")
 
     def compare(_: str, case: dict[str, Any]) -> None:
         name, images = case["classname"], np.array(case["image_features"], np.float32)
-        vectors = partial(geneval_colors.class_vectors, _float32(features), name, colors)
+        vectors = partial(geneval_colors.class_vectors, _float32(features), name)
         if "classifier" in case:
             tally.case(f"{name}, vectors", case["classifier"], lambda v=vectors: v().tolist(), VECTORS)
         for number, (logits, color) in enumerate(zip(case["logits"], case["colors"], strict=True)):
             image = images[number : number + 1]
             ours = partial(lambda v, x: geneval_colors.logits_of(x, v())[0].tolist(), vectors, image)
             tally.case(f"{name}, image {number}, logits", logits, ours, LOGITS)
-            named = partial(lambda v, x, c: geneval_colors.name_colors(x, v(), c)[0], vectors, image, colors)
+            named = partial(lambda v, x: geneval_colors.name_colors(x, v())[0], vectors, image)
             tally.case(f"{name}, image {number}, colour", color, named)
 
     tally.each(numbered(recorded["cases"]), compare)
@@ -163,9 +166,13 @@ def _crop_facts(files: list[Path], box: list[float], options: dict[str, str], wa
 
 
 def _crop(image: Path, mask: Path | None, box: Sequence[float], options: dict[str, str]) -> Image.Image:
-    stencil = None if mask is None else Image.open(mask).convert("1")
+    pixels = Image.open(image)
     background = options.get("bgcolor", geneval_colors.BACKGROUND)
-    return geneval_colors.crop_of(Image.open(image), box, stencil, background, str(options.get("crop", "1")) == "1")
+    stencil = None if mask is None or background == "original" else np.asarray(Image.open(mask).convert("1"))
+    with patch.object(geneval_colors, "BACKGROUND", background):
+        return geneval_colors.crop_of(
+            pixels, box if str(options.get("crop", "1")) == "1" else (0, 0, *pixels.size), stencil
+        )
 
 
 def _pipeline(tally: Tally, path: Path) -> None:
@@ -209,28 +216,25 @@ class Stub:
             for color, rgb in self.palette.items()
             for text in geneval_colors.texts_for(name, color)
         }
-        colors = [color for color in geneval.COLORS if color in self.palette]
-        vectors = geneval_colors.class_vectors(texts, name, colors)
+        vectors = geneval_colors.class_vectors(texts, name)
         features = []
         for row in objects:
             mask = self.folder / row.mask if row.mask else None
             crop = _crop(self.folder / image, mask, [float(value) for value in row.box], options)
             small = np.asarray(crop.resize((self.side, self.side), Image.Resampling.NEAREST), np.float32)
             features.append(small.mean(axis=(0, 1)) / np.float32(255) - np.float32(self.grey))
-        return geneval_colors.name_colors(np.stack(features), vectors, colors)
+        return geneval_colors.name_colors(np.stack(features), vectors)
 
 
 def _whole(stub: Stub, case: dict[str, Any], wanted: list[str]) -> dict[str, Any]:
     raw, metadata = case.get("options", {}), case["metadata"]
-    options = geneval.Options(**{name: kind(raw[name]) for name, kind in OPTIONS.items() if name in raw})
     rows = []
     for detection in case["detections"]:
         *box, score = (np.float32(value) for value in detection["row"])
         rows.append(RecordedDetection(detection["cls"], box, score, mask=detection.get("mask")))
-    selected = geneval.select(rows, metadata["tag"], options)
-    verdict = geneval.evaluate_image(
-        selected, metadata, partial(stub.colors_of, case["image"], raw), options.position_threshold
-    )
+    with geneval_options(raw):
+        selected = select(rows, metadata["tag"], float(raw.get("max_overlap", 1)))
+        verdict = geneval.evaluate_image(selected, metadata, partial(stub.colors_of, case["image"], raw))
     facts = {
         "correct": verdict.correct,
         "reason_lines": _words(verdict.reasons),

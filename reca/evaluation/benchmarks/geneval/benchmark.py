@@ -1,12 +1,12 @@
-"""GenEval: does an image show the objects, numbers, colours and positions that its prompt names?
+"""GenEval: the objects, counts, colours and positions that a prompt names, checked in the generated image.
 
 Ghosh et al., "GenEval" (arXiv 2310.11513), djghosh13/geneval@af4902f, MIT. Its 553 prompts
 (:mod:`reca.evaluation.benchmarks.geneval.prompts`), its rules (:mod:`reca.evaluation.geneval_rules`), Mask2Former as
-detector with mmdet's post-processing, CLIP ViT-L/14 for colours. A category is one of its six tasks and scores the
-share of right images; overall is the plain mean of the six, as in the original.
+detector with mmdet's post-processing, CLIP ViT-L/14 for colours. A category is one of its six tasks, and its score the
+share of correct images; overall is the plain mean of the six, as in the original.
 
-The folder of samples has the original's own layout beside our manifest: ``00000/metadata.jsonl`` and
-``00000/samples/0000.png``.
+The folder of samples has the original's layout, ``00000/metadata.jsonl`` and ``00000/samples/0000.png``, next to the
+manifest.
 """
 
 import json
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 OFFICIAL_CLIP = "openai/clip-vit-large-patch14"
 BATCH = 4
-"""Images that the detector sees at once."""
+"""Images per forward pass of the detector."""
 
 
 class Geneval(Benchmark):
@@ -56,9 +56,9 @@ class Geneval(Benchmark):
 
     Args:
         settings: Number of images, judges.
-        root: The project folder; the judges lie in ``data/judges``.
-        device: Where the judges run: auto, cpu or cuda.
-        short_side: What the detector enlarges images to; smaller only in tests.
+        root: The project folder; the judges are in its ``data/judges``.
+        device: The judges' device: auto, cpu or cuda.
+        short_side: Shorter side in pixels to which the detector resizes images; smaller only in tests.
     """
 
     name: ClassVar[str] = "geneval"
@@ -74,7 +74,7 @@ class Geneval(Benchmark):
 
     @property
     def protocol(self) -> str:
-        """What is not the original's; never ``official``, for colours are told in float32 and not under autocast."""
+        """Return the differences from the original; never ``official``: colours in float32, not under autocast."""
         from reca.evaluation.judges import local_models
 
         settings, clip = self._settings, self._settings.clip.partition("@")[0]
@@ -92,7 +92,7 @@ class Geneval(Benchmark):
 
     @cached_property
     def judge(self) -> Judge:
-        """Detector and colour head."""
+        """Return the identity of detector and CLIP."""
         from reca.evaluation.judges import local_models
 
         return local_models.judge_identity(self._root, self._settings.detector, self._settings.clip)
@@ -109,7 +109,7 @@ class Geneval(Benchmark):
         return first_per_category(rows, self._settings.max_prompts)
 
     def plan(self) -> list[Row]:
-        """One row per prompt and image."""
+        """Return one row per prompt and image."""
         return [
             {
                 "prompt_id": (prompt_id := f"{entry['number']:05d}"),
@@ -126,10 +126,10 @@ class Geneval(Benchmark):
         ]
 
     def existing_samples(self, folder: Path) -> list[Row]:
-        """The plan's rows for images made elsewhere, in the original's layout; what is not there is marked.
+        """Return the plan's rows for images made elsewhere, in the original's layout; absent images are marked.
 
         Raises:
-            UserError: The folder holds nothing of that layout, or was made for other prompts.
+            UserError: The folder has another layout, or was made for other prompts.
         """
         rows = []
         for prompt in {row["prompt_id"]: row for row in self.plan()}.values():
@@ -137,23 +137,25 @@ class Geneval(Benchmark):
             samples = folder / prompt["prompt_id"] / "samples"
             files = sorted((f for f in samples.glob("*.png") if f.stem.isdigit()), key=lambda f: int(f.stem))
             for index in range(self.images_per_prompt):
-                there = index < len(files)
-                name = f"{prompt['prompt_id']}/samples/{files[index].name if there else f'{index:04d}.png'}"
-                row = {key: value for key, value in prompt.items() if key != "seed"}
-                rows.append({**row, "index": index, "file": name, **({} if there else {"missing": True})})
+                row = {key: value for key, value in prompt.items() if key != "seed"} | {"index": index}
+                if index < len(files):
+                    row["file"] = f"{prompt['prompt_id']}/samples/{files[index].name}"
+                else:
+                    row |= {"file": f"{prompt['prompt_id']}/samples/{index:04d}.png", "missing": True}
+                rows.append(row)
         if all(row.get("missing") for row in rows):
             raise UserError(f"{folder} holds no image of GenEval's layout (00000/samples/0000.png)")
         return rows
 
     def make(self, model: "UnifiedModel", rows: Sequence[Row], sampling: "Sampling", folder: Path) -> list[Row]:
-        """Draw one image per row, and write what must be in it beside it."""
+        """Generate one image per row, and write the prompt's metadata next to it."""
         for row in rows:
             if not (path := folder / row["metadata_file"]).is_file():
                 write_text(path, json.dumps(row["metadata"]) + "\n")
         return draw_samples(model, rows, sampling, folder)
 
     def score(self, rows: Sequence[Row], folder: Path) -> list[ItemScore]:
-        """1 where every clause of the prompt holds, else 0."""
+        """Score every image: 1 if all clauses of its prompt hold, else 0."""
         detector = self._detector
         judged: list[tuple[float | None, dict[str, Any]]] = []
         for start in range(0, len(rows), BATCH):
@@ -161,7 +163,7 @@ class Geneval(Benchmark):
         return items_by_prompt(rows, [value for value, _ in judged], [detail for _, detail in judged])
 
     def details(self, items: Sequence[ItemScore]) -> dict[str, Any]:
-        """GenEval's two other numbers: share of right images, and of prompts with at least one right image."""
+        """Return the shares of correct images, and of prompts with at least one correct image."""
         from reca.evaluation.geneval_rules import summarise
 
         results = [(i.category, i.prompt_id, value == 1) for i in items for value in i.values if value is not None]
@@ -170,33 +172,33 @@ class Geneval(Benchmark):
 
 
 class GenevalDetector:
-    """Detector and colour head, loaded once."""
+    """Mask2Former and CLIP, loaded once."""
 
     def __init__(self, root: Path, settings: GenevalSettings, device: str, short_side: int) -> None:
         from reca.evaluation.judges import local_models
         from reca.evaluation.judges.clip import Clip
         from reca.evaluation.judges.mask2former import InstanceSegmenter
 
-        where = choose_device(device)
+        torch_device = choose_device(device)
         try:
             self._detector: InstanceSegmenter = InstanceSegmenter.load(
-                local_models.existing_judge_folder(root, settings.detector), where
+                local_models.existing_judge_folder(root, settings.detector), torch_device
             )
-            self._clip: Clip = Clip.load(local_models.existing_judge_folder(root, settings.clip), where)
+            self._clip: Clip = Clip.load(local_models.existing_judge_folder(root, settings.clip), torch_device)
         except (FileNotFoundError, ValueError) as error:
             raise UserError(f"{error}; delete the folder and let `reca compose` fetch it again") from None
         self._detector.short_side = short_side
         self._vectors: dict[str, Any] = {}
 
     def detect(self, images: Sequence[Pixels]) -> "list[list[MaskedDetection]]":
-        """Everything found in images of one size."""
+        """Return the detections in images of equal size."""
         from reca.evaluation.benchmarks.geneval.detections import detections_of
 
-        seen = self._detector.predict(images)
-        return [detections_of(one.classes, one.masks, one.padded, one.resized, one.original) for one in seen]
+        predictions = self._detector.predict(images)
+        return [detections_of(p.classes, p.masks, p.padded, p.resized, p.original) for p in predictions]
 
     def colors(self, pixels: Pixels, objects: "Sequence[MaskedDetection]", name: str) -> list[str]:
-        """The colour of each object of one class."""
+        """Return the colours of objects of the same class."""
         from PIL import Image
 
         from reca.evaluation.benchmarks.geneval.colors import class_vectors, crop_of, name_colors, texts_for
@@ -208,53 +210,55 @@ class GenevalDetector:
         if not objects:
             return []
         image = Image.fromarray(pixels)
-        crops = [crop_of(image, [float(edge) for edge in one.box], one.mask) for one in objects]
+        crops = [crop_of(image, [float(edge) for edge in detection.box], detection.mask) for detection in objects]
         return name_colors(self._clip.images(crops), self._vectors[name])
 
 
 def _judge_batch(
     detector: GenevalDetector, rows: Sequence[Row], folder: Path
 ) -> list[tuple[float | None, dict[str, Any]]]:
-    """Value and detail of a few images; those of one size are looked at together."""
+    """Return the images' values and details; images of equal size share a forward pass."""
     results: list[tuple[float | None, dict[str, Any]]] = [(None, {})] * len(rows)
     images: list[Pixels | None] = [None] * len(rows)
-    for number, row in enumerate(rows):
+    for index, row in enumerate(rows):
         try:
-            images[number] = read_image(folder, row)
+            images[index] = read_image(folder, row)
         except UnreadableSample as error:
-            results[number] = None, {"seen": [], "reasons": [str(error)]}
-    for numbers in group_by_size(images):
-        group = [image for number in numbers if (image := images[number]) is not None]
-        for number, pixels, detections in zip(numbers, group, detector.detect(group), strict=True):
-            results[number] = judge_image(detector, pixels, detections, rows[number]["metadata"])
+            results[index] = None, {"seen": [], "reasons": [str(error)]}
+    for indices in group_by_size(images):
+        group = [image for index in indices if (image := images[index]) is not None]
+        for index, pixels, detections in zip(indices, group, detector.detect(group), strict=True):
+            results[index] = judge_image(detector, pixels, detections, rows[index]["metadata"])
     return results
 
 
 def judge_image(
     detector: GenevalDetector, pixels: Pixels, detections: "Sequence[MaskedDetection]", metadata: Entry
 ) -> tuple[float, dict[str, Any]]:
-    """1 or 0 by GenEval's rules and default options, with what was seen and what is wrong."""
+    """Return 1 or 0 by GenEval's rules, with the selected detections and the reasons against the image."""
     from reca.evaluation import geneval_rules as rules
 
-    untyped: Any = detections  # their numbers are NumPy's, which the rules take as they are
+    untyped: Any = detections  # their numbers are NumPy's, which the rules accept
     objects = rules.select(untyped, metadata["tag"])
-    result = rules.evaluate_image(objects, metadata, lambda some, name: detector.colors(pixels, some, name))
-    seen = [
-        {"name": one.name, "box": [float(edge) for edge in one.box], "score": round(float(one.score), 4)}
+    result = rules.evaluate_image(objects, metadata, lambda group, name: detector.colors(pixels, group, name))
+    detail = [
+        {"name": d.name, "box": [float(edge) for edge in d.box], "score": round(float(d.score), 4)}
         for group in objects.values()
-        for one in group
+        for d in group
     ]
-    return float(result.correct), {"seen": seen, "reasons": list(result.reasons)}
+    return float(result.correct), {"seen": detail, "reasons": list(result.reasons)}
 
 
 def _check_metadata(path: Path, expected: Entry) -> None:
-    """Refuse images of other prompts; a folder without metadata is taken at its word."""
+    """Refuse images of other prompts; a folder without metadata is accepted."""
     if not path.is_file():
         return
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-        said = json.loads(lines[0])["prompt"]
+        prompt = json.loads(lines[0])["prompt"]
     except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise UserError(f"{path} is no GenEval metadata ({error!r})") from None
-    if said != expected["prompt"]:
-        raise UserError(f"{path} is about {said!r} and not about {expected['prompt']!r}: images of another prompt set")
+        raise UserError(f"{path} is not GenEval metadata ({error!r})") from None
+    if prompt != expected["prompt"]:
+        raise UserError(
+            f"{path} is about {prompt!r} and not about {expected['prompt']!r}: images of another prompt set"
+        )

@@ -1,8 +1,8 @@
-"""From Mask2Former's logits to GenEval's detections, exactly as mmdet does it.
+"""Conversion of Mask2Former's logits to GenEval's detections, exactly as in mmdet.
 
-After open-mmlab/mmdetection's instance post-processing (Apache-2.0), written anew from the arithmetic and proven on its
-answers (``tests/golden/geneval/detector``). The post-processing that comes with transformers is another one: it works
-on a fixed grid of 384 x 384, keeps the padding and enlarges without interpolation, which moves boxes and scores.
+After open-mmlab/mmdetection's instance post-processing (Apache-2.0), re-implemented from the arithmetic and compared
+with its answers in ``tests/golden/geneval/detector``. The post-processing of transformers differs: it works on a fixed
+grid of 384 x 384, keeps the padding and enlarges without interpolation, which moves boxes and scores.
 """
 
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class MaskedDetection:
-    """One detected instance. Numbers are float32, as the original's: its thresholds are compared in float32."""
+    """One detected instance. Numbers are float32 like the original's, which compares thresholds in float32."""
 
     label: int
-    """Number of the class among COCO's 80."""
+    """Index of the class among COCO's 80."""
     score: np.float32
     box: tuple[np.float32, ...]
-    """Left, top, right, bottom in pixels; right and bottom are one beyond the last."""
+    """Left, top, right, bottom in pixels; right and bottom are one beyond the last pixel."""
     mask: NDArray[np.bool_]
     """(height, width) of the original image."""
 
@@ -45,9 +45,10 @@ def detections_of(
     padded: Size,
     resized: Size,
     original: Size,
-    max_detections: int = MAX_DETECTIONS,
 ) -> list[MaskedDetection]:
-    """Instances of one image, best class probability first; nothing is suppressed and no threshold applied.
+    """Return the instances in one image, best class probability first, without suppression or threshold.
+
+    The ``MAX_DETECTIONS`` most probable pairs of query and class are kept.
 
     Args:
         class_logits: (queries, classes + 1); the last is "no object".
@@ -55,7 +56,6 @@ def detections_of(
         padded: Height and width of the input with its padding.
         resized: Height and width of the image within it.
         original: Height and width of the image before it was resized.
-        max_detections: The most probable pairs of query and class that are kept.
 
     Raises:
         ValueError: The shapes do not fit each other.
@@ -66,18 +66,19 @@ def detections_of(
         raise ValueError(f"an image of {resized} does not fit into a padded input of {padded}")
     classes = class_logits.shape[1] - 1
     probabilities = class_logits.float().softmax(dim=-1)[:, :-1].flatten()
-    best = probabilities.topk(min(max_detections, len(probabilities)))
-    queries, owner = (best.indices // classes).unique(return_inverse=True)  # a query may stand for several classes
+    best = probabilities.topk(min(MAX_DETECTIONS, len(probabilities)))
+    queries, query_of = (best.indices // classes).unique(return_inverse=True)  # a query may have several classes
+    # (Q, h / 4, w / 4) -> (Q, H, W): to the padded input, without the padding, to the original image
     logits = _enlarge(mask_logits[queries].float(), padded)[:, : resized[0], : resized[1]]
     logits = _enlarge(logits, original)
     masks = logits > 0
     certainty = (logits.sigmoid() * masks).flatten(1).sum(1) / (masks.flatten(1).sum(1) + 1e-6)
-    scores = (best.values * certainty[owner]).cpu().numpy().astype(np.float32)
-    boxes, shapes = [_box(mask) for mask in masks], masks.cpu().numpy()
-    labels, owners = (best.indices % classes).tolist(), owner.tolist()
+    scores = (best.values * certainty[query_of]).cpu().numpy().astype(np.float32)
+    boxes, pixels = [_box(mask) for mask in masks], masks.cpu().numpy()
+    labels = (best.indices % classes).tolist()
     return [
-        MaskedDetection(label, score, boxes[query], shapes[query])
-        for label, score, query in zip(labels, scores, owners, strict=True)
+        MaskedDetection(label, score, boxes[query], pixels[query])
+        for label, score, query in zip(labels, scores, query_of.tolist(), strict=True)
     ]
 
 
@@ -86,7 +87,7 @@ def _enlarge(logits: Tensor, size: Size) -> Tensor:
 
 
 def _box(mask: Tensor) -> tuple[np.float32, ...]:
-    """The tight box of a mask, all zeros for an empty one."""
+    """Return the tight box of a mask; zeros if it is empty."""
     rows, columns = (torch.where(mask.any(dim=dim))[0] for dim in (1, 0))
     edges: list[Any] = [0, 0, 0, 0]
     if len(rows):

@@ -1,7 +1,7 @@
-"""GenEval's 553 prompts, generated: the same bytes as the files that its authors ship.
+"""Generator of GenEval's 553 prompts: the same bytes as the files that its authors ship.
 
-After djghosh13/geneval@af4902f ``create_prompts.py`` (MIT), written anew from what it draws and in which order, and
-proven by the digests of the shipped files (``tests/golden/geneval/prompts.json``).
+After djghosh13/geneval@af4902f ``create_prompts.py`` (MIT), re-implemented with the same random draws in the same
+order, and compared with the digests of the shipped files (``tests/golden/geneval/prompts.json``).
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from reca.evaluation.geneval_rules import COLORS
 SEED, PER_TASK = 43, 100
 PROMPTS = 553
 IMAGES_PER_PROMPT = 4
-"""Officially; BAGEL and RecA draw 12."""
+"""The official number; BAGEL and RecA use 12."""
 RELATIONS = ("left of", "right of", "above", "below")
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 OBJECTS = (
@@ -28,31 +28,28 @@ OBJECTS = (
     "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors", "teddy bear",
     "hair drier", "toothbrush",
 )  # fmt: skip
-"""COCO's 80 classes in COCO's order, by GenEval's names: a detector's classes are told by number, not by name."""
+"""COCO's 80 classes in COCO's order, with GenEval's names: a detector's classes are matched by index, not by name."""
 _NOT_PEOPLE = OBJECTS[1:]
-"""Prompts never colour a person."""
+"""Classes of prompts with colours."""
 
 Entry = dict[str, Any]
 
 
 def generate(seed: int = SEED, per_task: int = PER_TASK) -> list[Entry]:
-    """The prompts with what must be in the image; equal prompts appear once.
+    """Return the prompts with their clauses; equal prompts appear once.
 
     Args:
-        seed: Of NumPy's default generator; 43 gives the published prompts.
+        seed: Seed of NumPy's default generator; 43 gives the published prompts.
         per_task: Prompts drawn for each of the five drawn tasks; 100 gives the published ones.
     """
-    seen: set[str] = set()
-    entries = []
+    entries: dict[str, Entry] = {}
     for entry in _draw(np.random.default_rng(seed), per_task):
-        if entry["tag"] + entry["prompt"] not in seen:
-            seen.add(entry["tag"] + entry["prompt"])
-            entries.append(entry)
-    return entries
+        entries.setdefault(entry["tag"] + entry["prompt"], entry)
+    return list(entries.values())
 
 
 def _draw(rng: np.random.Generator, per_task: int) -> Iterator[Entry]:
-    """All draws in the original's order; not one may be left out, or all later prompts change."""
+    """Yield all draws in the original's order: a missing draw would change all later prompts."""
     for index in rng.choice(len(OBJECTS), size=len(OBJECTS), replace=False):
         yield _entry("single_object", [_clause(OBJECTS[index])], _with_article(OBJECTS[index]))
     for _ in range(per_task):
@@ -79,13 +76,13 @@ def _draw(rng: np.random.Generator, per_task: int) -> Iterator[Entry]:
         yield _entry("color_attr", [_clause(name, color=color) for name, color in pairs], text)
 
 
-def _clause(name: str, count: int = 1, **more: Any) -> Entry:
-    return {"class": name, "count": count, **more}
+def _clause(name: str, count: int = 1, **conditions: Any) -> Entry:
+    return {"class": name, "count": count, **conditions}
 
 
 def _entry(tag: str, include: list[Entry], text: str, exclude: list[Entry] | None = None) -> Entry:
-    unwanted = {"exclude": exclude} if exclude else {}
-    return {"tag": tag, "include": include, **unwanted, "prompt": f"a photo of {text}"}
+    excluded = {"exclude": exclude} if exclude else {}
+    return {"tag": tag, "include": include, **excluded, "prompt": f"a photo of {text}"}
 
 
 def _with_article(word: str) -> str:
