@@ -197,13 +197,10 @@ def add_evaluation(verb: Callable[..., argparse.ArgumentParser]) -> None:
     evaluate.add_argument("--from-replies", action="store_true", help="use stored replies only, ask no judge")
     evaluate.add_argument("--dry-run", action="store_true", help="generate, then print the judge's cost")
     evaluate.add_argument("--grids", metavar="FOLDER", help="also write DPG-Bench's official 2 x 2 grids here")
-    gate = verb("gate", _gate, "draw until it is settled whether the aligned model beats the base by so much")
-    gate.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="model=…, evaluate.scenes.seed=…, …")
-    gate.add_argument("--aligned", type=Path, metavar="FOLDER", help="weights to compare; default: outputs/model")
-    gate.add_argument("--benchmark", choices=("scenes", "geneval"), default="scenes")
-    gate.add_argument("--minimum", type=float, default=0.0, help="difference to reach, a fraction (default 0)")
-    gate.add_argument("--error-rate", type=float, default=0.05, help="of an early decision (default 0.05)")
-    gate.add_argument("--seed", type=int, default=0, help="of the order of the prompts")
+    evaluate.add_argument("--stop-early", action="store_true", help="compare with the base until it is settled")
+    evaluate.add_argument("--aligned", type=Path, metavar="FOLDER", help="weights to compare; default: outputs/model")
+    evaluate.add_argument("--minimum", type=float, default=0.0, help="difference to reach, a fraction (default 0)")
+    evaluate.add_argument("--error-rate", type=float, default=0.05, help="of an early decision (default 0.05)")
     compare = verb("compare", _compare, "differences between two folders of scores, paired, with intervals")
     compare.add_argument("first", metavar="A")
     compare.add_argument("second", metavar="B")
@@ -214,12 +211,6 @@ def _evaluate(options: argparse.Namespace) -> None:
     from reca.stages.evaluate import evaluate
 
     evaluate(options, workspace.project_root())
-
-
-def _gate(options: argparse.Namespace) -> None:
-    from reca.stages.gate import gate
-
-    gate(options, workspace.project_root())
 
 
 def _compare(options: argparse.Namespace) -> None:

@@ -12,7 +12,6 @@ from reca.config.compose import ConfigError as ConfigError
 from reca.config.compose import compose as compose
 from reca.config.compose import flatten as flatten
 from reca.config.sections import AdapterSection as AdapterSection
-from reca.config.sections import BenchmarkName as BenchmarkName
 from reca.config.sections import CollagesData as CollagesData
 from reca.config.sections import DataSection as DataSection
 from reca.config.sections import EvaluateSection as EvaluateSection

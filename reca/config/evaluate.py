@@ -1,11 +1,34 @@
 """Settings of the published benchmarks, ``null`` where they do not run, and of the models that judge them."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from reca.config.base import Section
+
+BENCHMARKS = tuple(
+    sorted(path.parent.name for path in Path(__file__).parents[1].glob("evaluation/benchmarks/*/benchmark.py"))
+)
+"""Names of all benchmarks: the folders of ``reca/evaluation/benchmarks`` with a ``benchmark.py``."""
+
+
+def _check_name(name: str) -> str:
+    if name not in BENCHMARKS:
+        raise ValueError(f"unknown benchmark; known: {', '.join(BENCHMARKS)}")
+    return name
+
+
+BenchmarkName = Annotated[str, AfterValidator(_check_name)]
 
 HubId = Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+@[\w./-]+$")]
 """``REPOSITORY@REVISION`` on the hub."""

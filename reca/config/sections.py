@@ -5,23 +5,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from reca.config.base import Fraction, Section
-from reca.config.evaluate import HubId, JudgeLimits, PublishedSettings
+from reca.config.evaluate import BenchmarkName, HubId, JudgeLimits, PublishedSettings
 from reca.config.model import ModelSection
-
-BenchmarkName = Literal[
-    "scenes",
-    "understanding",
-    "fidelity",
-    "geneval",
-    "dpgbench",
-    "wise",
-    "imgedit",
-    "gedit",
-    "mme",
-    "pope",
-    "mmmu",
-    "scene_editing",
-]
 
 
 class ScenesData(Section):

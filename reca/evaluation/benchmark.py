@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
 from reca.config import Config
+from reca.config.evaluate import BENCHMARKS
 from reca.evaluation.samples import Row
 from reca.evaluation.statistics import Estimate
 from reca.runtime.errors import UserError
@@ -24,21 +25,6 @@ from reca.runtime.files import write_text
 if TYPE_CHECKING:
     from reca.models.base import Sampling, UnifiedModel
 
-BENCHMARKS = {
-    "scenes": "reca.evaluation.benchmarks.scenes.benchmark:Scenes",
-    "understanding": "reca.evaluation.benchmarks.understanding.benchmark:Understanding",
-    "fidelity": "reca.evaluation.benchmarks.fidelity.benchmark:Fidelity",
-    "geneval": "reca.evaluation.benchmarks.geneval.benchmark:Geneval",
-    "dpgbench": "reca.evaluation.benchmarks.dpgbench.benchmark:Dpgbench",
-    "wise": "reca.evaluation.benchmarks.wise.benchmark:Wise",
-    "imgedit": "reca.evaluation.benchmarks.imgedit.benchmark:Imgedit",
-    "gedit": "reca.evaluation.benchmarks.gedit.benchmark:Gedit",
-    "mme": "reca.evaluation.benchmarks.mme.benchmark:Mme",
-    "pope": "reca.evaluation.benchmarks.pope.benchmark:Pope",
-    "mmmu": "reca.evaluation.benchmarks.mmmu.benchmark:Mmmu",
-    "scene_editing": "reca.evaluation.benchmarks.scene_editing.benchmark:SceneEditing",
-}
-"""Module and class of each benchmark."""
 ModelVariant = Literal["base", "aligned"]
 """The two models of a run."""
 
@@ -204,16 +190,20 @@ class Benchmark(ABC):
 
 
 def load_benchmark(name: str, config: Config, root: Path) -> Benchmark:
-    """Set up the benchmark ``name``.
+    """Set up the benchmark that ``reca/evaluation/benchmarks/<name>/benchmark.py`` defines.
 
     Raises:
         UserError: There is no benchmark of that name.
     """
     if name not in BENCHMARKS:
         raise UserError(f"unknown benchmark {name!r}; known: {', '.join(BENCHMARKS)}")
-    module, class_name = BENCHMARKS[name].split(":")
-    benchmark: Benchmark = getattr(import_module(module), class_name).from_config(config, root)
-    return benchmark
+    module = import_module(f"reca.evaluation.benchmarks.{name}.benchmark")
+    benchmark_class: type[Benchmark] = next(
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Benchmark) and value.__module__ == module.__name__
+    )
+    return benchmark_class.from_config(config, root)
 
 
 def write_items(path: Path, items: Sequence[ItemScore]) -> None:

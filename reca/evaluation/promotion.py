@@ -50,6 +50,10 @@ class RuleResult:
     reason: str
     skipped: bool = False
 
+    def __str__(self) -> str:
+        outcome = "skipped" if self.skipped else "passed" if self.passed else "failed"
+        return f"{outcome}: {self.text} ({self.reason})"
+
 
 @dataclass(frozen=True)
 class PromotionDecision:

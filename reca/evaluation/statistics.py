@@ -10,7 +10,7 @@ categories or prompts, and a category's interval does not depend on the other ca
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +67,12 @@ class BenchmarkDelta:
     def by_name(self) -> dict[str, Delta]:
         """Return ``overall`` and every category by name."""
         return {OVERALL: self.overall, **self.categories}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Self:
+        """Return the entry from its JSON form; undoes :func:`dataclasses.asdict`."""
+        categories = {name: Delta(**delta) for name, delta in record["categories"].items()}
+        return cls(Delta(**record["overall"]), categories)
 
 
 def means(values: Values, weights: Weights = EQUAL) -> dict[str, float]:

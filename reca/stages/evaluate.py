@@ -1,57 +1,79 @@
-"""``reca evaluate``: measure a checkpoint, or images made elsewhere, without a run; ``params.yaml`` is left alone.
+"""``reca evaluate``: measure a checkpoint, or images made elsewhere, without a run; ``params.yaml`` stays as it is.
 
-Everything lies in one folder, ``outputs/evaluations/<name>`` unless told otherwise: ``samples/<benchmark>``,
-``scores/<benchmark>.json`` with ``.items.jsonl``, and ``replies/<benchmark>.jsonl`` of judges that were asked.
+The results are in one folder, ``outputs/evaluations/<name>`` by default: ``samples/<benchmark>``,
+``scores/<benchmark>.json`` with ``.items.jsonl``, and ``replies/<benchmark>.jsonl`` of judges at an endpoint.
+
+With ``--stop-early``, the base and the aligned model are measured only until it is settled whether the difference of
+their scores reaches a minimum (:mod:`reca.evaluation.early_stopping`). Samples are stored where ``reca generate`` looks
+for finished batches, so that a later complete generation makes the rest only; existing samples are reused.
 """
 
 import argparse
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reca.config import Config, compose
 from reca.config.evaluate import PUBLISHED, sampling_settings
-from reca.evaluation.benchmark import load_benchmark
-from reca.runtime.distributed import DistributedContext, init_distributed
+from reca.evaluation.benchmark import Benchmark, load_benchmark
+from reca.evaluation.early_stopping import decide, shuffle_prompts
+from reca.evaluation.samples import Row, read_manifest, row_key
+from reca.runtime.distributed import DistributedContext, choose_device, init_distributed
 from reca.runtime.errors import UserError
-from reca.runtime.hashing import file_digest, json_digest
+from reca.runtime.files import write_json
+from reca.runtime.hashing import file_digest, json_digest, weights_digest
 from reca.runtime.launch import launch_all, launched
+from reca.runtime.progress import Progress
+from reca.stages import generate as generation
+from reca.stages.result import read_result
 from reca.stages.score import measure
 
+if TYPE_CHECKING:
+    from reca.models.base import UnifiedModel
+
 EVALUATIONS = Path("outputs/evaluations")
+STOPPABLE = ("scenes", "geneval")
+"""Benchmarks with a judge on this machine whose overall score is the plain mean of their categories."""
+METHOD = "test by betting for sampling without replacement (Waudby-Smith and Ramdas, 2024), valid at any time"
 
 
 def evaluate(options: argparse.Namespace, root: Path) -> None:
-    """Measure what the options say.
+    """Evaluate a checkpoint or existing images, or compare two checkpoints and stop early.
 
     Raises:
-        UserError: Weights, prompts, judges or images are missing; the message says how to get them.
+        UserError: Weights, prompts, judges or images are missing, or an option is out of range.
     """
     if (options.images is None) != (options.benchmark is None):
         raise UserError("--images FOLDER and --benchmark geneval|dpgbench belong together")
     words = [_override(word) for word in options.overrides]
     if options.benchmark is not None:
         words.append(f"evaluate.benchmarks=[{options.benchmark}]")
-    config = compose(words)
+    config = compose(["evaluate.benchmarks=[scenes]", *words] if options.stop_early else words)
     _fetch(config, root, with_model=options.images is None)
+    if options.stop_early:
+        _stop_early(config, root, options)
+        return
     if config.hardware.devices > 1 and not launched():
         if status := launch_all([sys.executable, "-m", "reca", *sys.argv[1:]], config.hardware, independent_ranks=True):
             raise SystemExit(status)
         return
     output = Path(options.output) if options.output else root / EVALUATIONS / _name(config, options)
     with init_distributed(config.hardware.device) as distributed:
-        for benchmark in config.evaluate.benchmarks:
+        for name in config.evaluate.benchmarks:
+            bench = load_benchmark(name, config, root)
             if options.images is None:
-                _checkpoint(config, root, benchmark, output, options, distributed)
+                _evaluate_checkpoint(bench, config, root, output, options, distributed)
             else:
-                _images(config, root, benchmark, Path(options.images), output, options, distributed)
+                _evaluate_images(bench, config, Path(options.images), output, options, distributed)
         print(f"evaluate: {output}")
 
 
 def _override(word: str) -> str:
-    """``benchmarks=[…]`` means ``evaluate.benchmarks=[…]``; sections that the default lacks are added."""
+    """Expand ``benchmarks=[…]`` to ``evaluate.benchmarks=[…]``, and let an override add a missing section."""
     key, equals, value = word.partition("=")
     key = f"evaluate.{key}" if key == "benchmarks" or key.partition(".")[0] in PUBLISHED else key
     optional = tuple(f"evaluate.{name}." for name in PUBLISHED)
@@ -62,8 +84,8 @@ def _name(config: Config, options: argparse.Namespace) -> str:
     if options.images is not None:
         return f"images-{Path(options.images).resolve().name}"
     values = config.to_dict()
-    drawn = {name: sampling_settings(values["evaluate"][name]) for name in config.evaluate.benchmarks}
-    return f"{config.model.name}-{json_digest([values['model'], values['generate'], drawn], 8)}"
+    settings = {name: sampling_settings(values["evaluate"][name]) for name in config.evaluate.benchmarks}
+    return f"{config.model.name}-{json_digest([values['model'], values['generate'], settings], 8)}"
 
 
 def _fetch(config: Config, root: Path, with_model: bool) -> None:
@@ -75,105 +97,223 @@ def _fetch(config: Config, root: Path, with_model: bool) -> None:
     fetch_benchmarks(config, root)
 
 
-def _checkpoint(
-    config: Config, root: Path, name: str, output: Path, options: argparse.Namespace, distributed: DistributedContext
+def _evaluate_checkpoint(
+    bench: Benchmark,
+    config: Config,
+    root: Path,
+    output: Path,
+    options: argparse.Namespace,
+    distributed: DistributedContext,
 ) -> None:
-    from reca.evaluation.samples import read_manifest
-    from reca.runtime.hashing import weights_digest
-    from reca.stages.generate import checkpoint_folder, generate
-    from reca.stages.result import read_result
-
-    folder = output / "samples" / name
-    made = _is_made(config, folder, name, weights_digest(checkpoint_folder(config, root, "base")))
-    distributed.barrier()  # all have looked before the first one writes
-    if not made:
-        generate(config, root, "base", name, output=output / "samples")
+    folder = output / "samples" / bench.name
+    checkpoint = weights_digest(generation.checkpoint_folder(config, root, "base"))
+    complete = _has_samples(folder, config, bench.name, checkpoint)
+    distributed.barrier()  # all ranks have looked before the first one writes
+    if not complete:
+        generation.generate(config, root, "base", bench.name, output=output / "samples")
         distributed.barrier()
-    if options.grids and name == "dpgbench" and distributed.is_main_process:
+    if options.grids and bench.name == "dpgbench" and distributed.is_main_process:
         _write_grids(folder, Path(options.grids))
-    _score(config, root, name, folder, read_manifest(folder), read_result(folder), output, options, distributed)
+    _score(bench, config, folder, read_manifest(folder), read_result(folder), output, options, distributed)
 
 
 def _write_grids(folder: Path, target: Path) -> None:
-    """DPG-Bench's official layout: a file a prompt, with its four images."""
+    """Write DPG-Bench's official layout: one file per prompt, with its four images."""
     from PIL import Image
 
     from reca.evaluation.benchmarks.dpgbench.benchmark import write_grid
-    from reca.evaluation.samples import read_manifest
 
     files: dict[str, list[Path]] = {}
     for row in read_manifest(folder):
         files.setdefault(row["prompt_id"], []).append(folder / row["file"])
     target.mkdir(parents=True, exist_ok=True)
-    for item, images in files.items():
+    for prompt_id, images in files.items():
         try:
-            write_grid([Image.open(image) for image in images], target / f"{item}.png")
+            write_grid([Image.open(image) for image in images], target / f"{prompt_id}.png")
         except (ValueError, OSError) as error:
-            raise UserError(f"the images of {item} make no grid: {error}") from None
+            raise UserError(f"the images of {prompt_id} make no grid: {error}") from None
     print(f"evaluate: {len(files)} grids are in {target}")
 
 
-def _is_made(config: Config, folder: Path, name: str, checkpoint: str) -> bool:
-    """Whether the samples are there already, of these weights and settings."""
-    from reca.stages.result import read_result
-
+def _has_samples(folder: Path, config: Config, name: str, checkpoint: str) -> bool:
+    """Return whether the folder has the samples of these weights and settings."""
     try:
-        made = read_result(folder)
+        result = read_result(folder)
     except (FileNotFoundError, ValueError):
         return False
-    values = config.to_dict()
-    same = sampling_settings(made["params"]["evaluate"].get(name)) == sampling_settings(values["evaluate"][name])
-    return same and made["checkpoint"] == checkpoint and made["params"]["generate"] == values["generate"]
+    values, params = config.to_dict(), result["params"]
+    same = sampling_settings(params["evaluate"].get(name)) == sampling_settings(values["evaluate"][name])
+    return same and result["checkpoint"] == checkpoint and params["generate"] == values["generate"]
 
 
-def _images(
+def _evaluate_images(
+    bench: Benchmark,
     config: Config,
-    root: Path,
-    name: str,
     folder: Path,
     output: Path,
     options: argparse.Namespace,
     distributed: DistributedContext,
 ) -> None:
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder")
-    bench = load_benchmark(name, config, root)
+        raise UserError(f"{folder} is not a folder")
     rows = bench.existing_samples(folder)
-    missing = sum(bool(row.get("missing")) for row in rows)
-    print(f"evaluate: {len(rows) - missing} of {len(rows)} images of {name} are in {folder}")
+    existing = [row for row in rows if not row.get("missing")]
+    print(f"evaluate: {len(existing)} of {len(rows)} images of {bench.name} are in {folder}")
     categories = dict.fromkeys(row["category"] for row in rows)
-    if lacking := [c for c in categories if all(row.get("missing") for row in rows if row["category"] == c)]:
+    if empty := categories.keys() - {row["category"] for row in existing}:
         raise UserError(
-            f"{folder} holds no image of {', '.join(lacking)}, without which there is no overall score: draw these too "
-            f"({name} has {', '.join(categories)})"
+            f"{folder} has no image of {', '.join(sorted(empty))}, without which there is no overall score: add them "
+            f"({bench.name} has {', '.join(categories)})"
         )
-    made = {"params": {"generate": {"images": str(folder)}}, "checkpoint": f"images:{_digest(folder, rows)}"}
-    _score(config, root, name, folder, rows, made, output, options, distributed)
+    result = {"params": {"generate": {"images": str(folder)}}, "checkpoint": f"images:{_digest(folder, existing)}"}
+    _score(bench, config, folder, rows, result, output, options, distributed)
 
 
-def _digest(folder: Path, rows: Sequence[dict[str, Any]]) -> str:
-    """What tells one folder of images from another."""
-    files = sorted({row["file"] for row in rows if not row.get("missing")})
-    text = "".join(f"{name}\0{file_digest(folder / name)}\n" for name in files)
+def _digest(folder: Path, rows: Sequence[Row]) -> str:
+    text = "".join(f"{name}\0{file_digest(folder / name)}\n" for name in sorted({row["file"] for row in rows}))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _score(
+    bench: Benchmark,
     config: Config,
-    root: Path,
-    name: str,
     folder: Path,
-    rows: Sequence[dict[str, Any]],
-    made: dict[str, Any],
+    rows: Sequence[Row],
+    result: Mapping[str, Any],
     output: Path,
     options: argparse.Namespace,
     distributed: DistributedContext,
 ) -> None:
-    bench = load_benchmark(name, config, root)
     bench.configure_judge(output / "replies", only_stored=options.from_replies and bench.asks_model)
     if options.dry_run and bench.asks_model:
-        print(f"evaluate {name}: {bench.estimate(rows, folder)}")
+        print(f"evaluate {bench.name}: {bench.estimate(rows, folder)}")
     elif options.dry_run:
-        print(f"evaluate {name}: {len(rows)} samples; no judge is asked, so this costs nothing but time")
+        print(f"evaluate {bench.name}: {len(rows)} samples; no judge is asked, so this costs nothing but time")
     else:
-        measure(bench, config, "evaluated", folder, rows, made, output / "scores", distributed)
+        measure(bench, config, "evaluated", folder, rows, result, output / "scores", distributed)
+
+
+@dataclass
+class _Side:
+    """One of the two compared models, and its samples."""
+
+    config: Config
+    root: Path
+    variant: str
+    checkpoint: Path
+    bench: Benchmark
+    plan: Sequence[Row]
+    generated: int = 0
+    """Samples that were generated in this process."""
+    used: int = 0
+    """Samples that were scored, generated or reused."""
+
+    def __post_init__(self) -> None:
+        self.weights = weights_digest(self.checkpoint)
+        shared = {**self.config.generate.model_dump(mode="json"), "checkpoint": self.weights}
+        name = self.bench.name
+        self._state = generation.state_folder(self.config, self.root, self.variant, name, self.plan, shared)
+        complete = self.root / "outputs/samples" / self.variant / name
+        planned = {row_key(row): {**row, **shared} for row in self.plan}
+        self._samples: dict[str, tuple[Path, Row]] = {}
+        for row in read_manifest(complete) if (complete / "manifest.jsonl").is_file() else []:
+            if planned.get(row_key(row), {"": None}).items() <= row.items():
+                self._samples[row_key(row)] = complete, row
+        finished = generation.finished_samples(self._state)
+        self._samples |= {key: (self._state, row) for key, row in finished.items()}
+
+    @cached_property
+    def _model(self) -> "UnifiedModel":
+        device = choose_device(self.config.hardware.device)
+        return generation.load_checkpoint(self.config, self.checkpoint, self.root, device)
+
+    def scores(self, rows: Sequence[Row]) -> dict[str, float]:
+        """Return each prompt's mean score; missing samples are generated first.
+
+        Raises:
+            UserError: An image could not be judged.
+        """
+        if missing := [row for row in rows if row_key(row) not in self._samples]:
+            batch = generation.make_batch(self.bench, self._model, missing, self.config, self._state)
+            self._samples |= {row_key(row): (self._state, row) for row in batch}
+            self.generated += len(missing)
+        self.used += len(rows)
+        by_folder: dict[Path, list[Row]] = {}
+        for folder, sample in (self._samples[row_key(row)] for row in rows):
+            by_folder.setdefault(folder, []).append(sample)
+        values: dict[str, list[float]] = {}
+        for folder, samples in by_folder.items():
+            for item in self.bench.score(samples, folder):
+                if None in item.values:
+                    raise UserError(f"a sample of {item.prompt_id} in {folder} could not be judged: remove it")
+                values.setdefault(item.prompt_id, []).extend(value for value in item.values if value is not None)
+        return {prompt: sum(images) / len(images) for prompt, images in values.items()}
+
+
+def _stop_early(config: Config, root: Path, options: argparse.Namespace) -> None:
+    """Decide for each benchmark, and write ``outputs/evaluations/early-stopping-<benchmark>.json``."""
+    if not 0 < options.error_rate < 1 or not -1 < options.minimum < 1:
+        raise UserError("--error-rate must be between 0 and 1, --minimum between -1 and 1 (0.02 is two points)")
+    if options.images or not set(config.evaluate.benchmarks) <= set(STOPPABLE):
+        raise UserError(f"--stop-early compares two checkpoints on {' or '.join(STOPPABLE)}: set benchmarks=[…]")
+    base = generation.checkpoint_folder(config, root, "base")
+    aligned = options.aligned or generation.checkpoint_folder(config, root, "aligned")
+    if not aligned.is_dir():
+        raise UserError(f"{aligned} is not a folder: --aligned names the folder of the aligned weights")
+    for name in config.evaluate.benchmarks:
+        bench = load_benchmark(name, config, root)
+        plan = bench.plan()
+        sides = [
+            _Side(config, root, variant, checkpoint, bench, plan)
+            for variant, checkpoint in (("base", base), ("aligned", aligned))
+        ]
+        _decide(sides, config, options, root / EVALUATIONS / f"early-stopping-{name}.json")
+
+
+def _decide(sides: Sequence[_Side], config: Config, options: argparse.Namespace, path: Path) -> None:
+    plan, name = sides[0].plan, sides[0].bench.name
+    categories: dict[str, list[str]] = {}
+    for prompt, category in {row["prompt_id"]: row["category"] for row in plan}.items():
+        categories.setdefault(category, []).append(prompt)
+    sizes = {category: len(prompts) for category, prompts in categories.items()}
+    differences = _differences(shuffle_prompts(categories, config.seed), sides, config.hardware.generate_batch_size)
+    outcome = decide(differences, sizes, options.minimum, options.error_rate)
+    total, generated, used = 2 * len(plan), sum(side.generated for side in sides), sum(side.used for side in sides)
+    record = {
+        "benchmark": name,
+        **asdict(outcome),
+        "images": total,
+        "images_generated": generated,
+        "images_reused": used - generated,
+        "images_saved": total - used,
+        "minimum": options.minimum,
+        "seed": config.seed,
+        "error_rate": options.error_rate if outcome.early else 0.0,
+        "method": METHOD,
+        **{side.variant: side.weights for side in sides},
+    }
+    write_json(path, record)
+    relation = "is at least" if outcome.decision == "reached" else "is less than"
+    sure = f"all prompts would say otherwise with at most {options.error_rate:.1%}" if outcome.early else "exactly"
+    print(
+        f"evaluate {name}: {outcome.decision} after {outcome.measured} of {outcome.total} prompts: "
+        f"aligned - base {relation} {100 * options.minimum:+.2f} points ({sure})\n"
+        f"evaluate {name}: {generated} images generated, {used - generated} reused, {total - used} of {total} saved; "
+        f"{METHOD}"
+    )
+
+
+def _differences(
+    order: Sequence[tuple[str, str]], sides: Sequence[_Side], batch_size: int
+) -> Iterator[tuple[str, float]]:
+    """Yield category and aligned - base of each prompt; samples are generated in batches."""
+    rows: dict[str, list[Row]] = {}
+    for row in sides[0].plan:
+        rows.setdefault(row["prompt_id"], []).append(row)
+    progress = Progress(len(order), "prompts")
+    prompts_per_batch = max(1, batch_size * len(order) // len(sides[0].plan))
+    for start in range(0, len(order), prompts_per_batch):
+        batch = order[start : start + prompts_per_batch]
+        base, aligned = (side.scores([row for _, prompt in batch for row in rows[prompt]]) for side in sides)
+        progress.update(start + len(batch))
+        yield from ((category, aligned[prompt] - base[prompt]) for category, prompt in batch)

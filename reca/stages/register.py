@@ -8,14 +8,14 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from reca.config import Config
 from reca.evaluation.benchmark import read_items, read_scores, values_of
-from reca.evaluation.promotion import Champion, PromotionDecision, evaluate_champion_rules
-from reca.evaluation.statistics import BenchmarkDelta, Delta, paired_delta, scored_pairs
-from reca.reporting.text import format_points
+from reca.evaluation.promotion import Champion, Deltas, PromotionDecision, describe_delta, evaluate_champion_rules
+from reca.evaluation.statistics import BenchmarkDelta, paired_delta, scored_pairs
 from reca.runtime import system_metrics
 from reca.runtime.errors import UserError
 from reca.runtime.files import write_json
@@ -44,7 +44,7 @@ def register(config: Config, root: Path) -> None:
     check_outputs(root, (MODEL, REPORT))
     lineage = collect_lineage(config, root)
     report = _read_json(root / REPORT / "verdict.json")
-    deltas = _read_json(root / REPORT / "deltas.json")
+    deltas = {name: BenchmarkDelta.from_dict(d) for name, d in _read_json(root / REPORT / "deltas.json").items()}
     _check_report(report, lineage)
     name = registry.model_name(config.model.name)
     store = runs.locate_store(config, root)
@@ -77,7 +77,7 @@ def _create(
     root: Path,
     lineage: Lineage,
     report: Mapping[str, Any],
-    deltas: Mapping[str, Any],
+    deltas: Deltas,
     verdict: PromotionDecision,
 ) -> Version:
     """Create a version from a new run, or from the finished run that a killed registration left behind."""
@@ -97,9 +97,7 @@ def _create(
     return registry.create_version(client, name, run.info.run_id, model_id, tags, _description(verdict, deltas))
 
 
-def _log_run(
-    client: Any, experiment: str, config: Config, root: Path, lineage: Lineage, deltas: Mapping[str, Any]
-) -> str:
+def _log_run(client: Any, experiment: str, config: Config, root: Path, lineage: Lineage, deltas: Deltas) -> str:
     title = f"{config.model.name} {lineage.config_digest[:6]} {lineage.digest[:6]}"
     with runs.start_run(client, experiment, title, runs.run_tags(lineage, _score_table(deltas))) as run_id:
         runs.log_params(client, run_id, config.flat())
@@ -205,13 +203,14 @@ def _read_json(path: Path) -> Any:
         raise UserError(f"{path} cannot be read ({error}); run `reca report`") from None
 
 
-def _flat_scores(deltas: Mapping[str, Any]) -> dict[str, float]:
+def _flat_scores(deltas: Deltas) -> dict[str, float]:
     """Return ``{"scenes/overall/delta": …}``, MLflow's names of metrics."""
-    numbers: dict[str, float] = {}
-    for benchmark, scores in deltas.items():
-        for category, delta in {"overall": scores["overall"], **scores["categories"]}.items():
-            numbers |= {f"{benchmark}/{category}/{kind}": float(value) for kind, value in delta.items()}
-    return numbers
+    return {
+        f"{benchmark}/{category}/{name}": value
+        for benchmark, scores in deltas.items()
+        for category, delta in scores.by_name().items()
+        for name, value in asdict(delta).items()
+    }
 
 
 def _verdict_tags(verdict: PromotionDecision) -> dict[str, str]:
@@ -223,20 +222,16 @@ def _verdict_tags(verdict: PromotionDecision) -> dict[str, str]:
     }
 
 
-def _description(verdict: PromotionDecision, deltas: Mapping[str, Any]) -> str:
-    lines = ["**Passed.**" if verdict.passed else "**Refused**: it may not become champion.", ""]
-    for rule in verdict.rules:
-        sign = "skipped" if rule.skipped else "passed" if rule.passed else "failed"
-        lines.append(f"- {sign}: {rule.text} ({rule.reason})")
-    return "\n".join([*lines, "", _score_table(deltas)])
+def _description(verdict: PromotionDecision, deltas: Deltas) -> str:
+    head = "**Passed.**" if verdict.passed else "**Refused**: it may not become champion."
+    return "\n".join([head, "", *(f"- {rule}" for rule in verdict.rules), "", _score_table(deltas)])
 
 
-def _score_table(deltas: Mapping[str, Any]) -> str:
-    lines = ["| benchmark | base | aligned | delta (points) |", "|---|---|---|---|"]
+def _score_table(deltas: Deltas) -> str:
+    lines = ["| benchmark | base | aligned | delta |", "|---|---|---|---|"]
     for benchmark, scores in deltas.items():
-        delta = Delta(**scores["overall"])
-        change = f"{format_points(delta.delta)} [{format_points(delta.low)}, {format_points(delta.high)}]"
-        lines.append(f"| {benchmark} | {delta.base:.3f} | {delta.aligned:.3f} | {change} |")
+        delta = scores.overall
+        lines.append(f"| {benchmark} | {delta.base:.3f} | {delta.aligned:.3f} | {describe_delta(delta)} |")
     return "\n".join(lines)
 
 

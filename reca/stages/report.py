@@ -12,13 +12,12 @@ from typing import Any
 
 from reca.config import Config
 from reca.evaluation.benchmark import Scores
-from reca.evaluation.promotion import PromotionDecision, evaluate_rules
+from reca.evaluation.promotion import PromotionDecision, describe_delta, evaluate_rules
 from reca.evaluation.statistics import OVERALL, BenchmarkDelta, paired_delta
 from reca.reporting.card import read_licence, render_card
 from reca.reporting.charts import draw_overview
 from reca.reporting.inputs import MissingInput, ResultPair, read_curve, read_optional, read_result_pair
 from reca.reporting.page import ReportData, render_page
-from reca.reporting.text import format_points
 from reca.runtime.files import atomic_folder, write_json, write_text
 from reca.runtime.hashing import json_digest
 from reca.stages.result import write_result
@@ -154,7 +153,6 @@ def print_summary(deltas: Mapping[str, BenchmarkDelta], verdict: PromotionDecisi
     """Print the overall scores, the verdict, and the path of the page."""
     for name, benchmark in deltas.items():
         delta = benchmark.overall
-        interval = f"[{format_points(delta.low)}, {format_points(delta.high)}]"
-        print(f"{name}: {delta.base:.3f} -> {delta.aligned:.3f}, {format_points(delta.delta)} points {interval}")
+        print(f"{name}: {delta.base:.3f} -> {delta.aligned:.3f}, {describe_delta(delta)}")
     print("verdict: " + ("passed" if verdict.passed else "refused: " + "; ".join(verdict.reasons)))
     print(f"report: {page}")

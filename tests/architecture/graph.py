@@ -5,15 +5,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 
-from reca.config import ROOT, BenchmarkName
+from reca.config import ROOT
+from reca.config.evaluate import BENCHMARKS
 from reca.models.base import FAMILIES
 from reca.runtime.code_digest import sources, stage_modules, syntax_tree
 
-BENCHMARKS = get_args(BenchmarkName)
 CODE = "outputs/fingerprint/code.json"
 
 

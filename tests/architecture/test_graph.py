@@ -8,8 +8,9 @@ import grimp
 import pytest
 
 from reca.config import ROOT, Config, compose, flatten
+from reca.config.evaluate import BENCHMARKS
 from reca.runtime import code_digest
-from tests.architecture.graph import BENCHMARKS, StageDefinition, config_reads, fill, read_stages
+from tests.architecture.graph import StageDefinition, config_reads, fill, read_stages
 
 STAGES = [stage for stage in read_stages() if stage.name not in ("code", "base")]
 UNTRACKED = {"hardware", "tracking", "paths"}

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from reca.config import compose
-from reca.evaluation.benchmark import BENCHMARKS, Benchmark, load_benchmark
+from reca.config.evaluate import BENCHMARKS
+from reca.evaluation.benchmark import Benchmark, load_benchmark
 from reca.evaluation.benchmarks.imgedit import rules as imgedit
 from reca.runtime.errors import UserError
 

@@ -169,7 +169,7 @@ def test_missing_weights_are_named_with_the_way_out(config, project, use_model):
 
 
 def test_unknown_names_are_refused(config, project):
-    with pytest.raises(UserError, match="unknown benchmark 'best'; known: scenes, understanding, fidelity"):
+    with pytest.raises(UserError, match="unknown benchmark 'best'; known: dpgbench, fidelity"):
         generate(config, project, "base", "best")
     with pytest.raises(UserError, match="unknown model 'best'; known: base, aligned"):
         generate(config, project, "best", "scenes")

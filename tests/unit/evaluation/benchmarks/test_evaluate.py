@@ -83,7 +83,7 @@ def test_a_checkpoint_is_measured_without_a_run(here, use_model, artist, judges,
         if row["category"] == "colors":
             (here / "elsewhere" / row["file"]).unlink()
     assert main(images) == 2
-    assert "elsewhere holds no image of colors, without which" in capsys.readouterr().err
+    assert "elsewhere has no image of colors, without which" in capsys.readouterr().err
 
 
 def test_images_and_benchmark_belong_together(here, capsys):
