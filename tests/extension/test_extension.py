@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md lists all edits that add a family or a stage: toys, added by exactly these, pass the suites."""
+"""CONTRIBUTING.md lists all edits that add a family, a benchmark or a stage: toys, added by these, pass the suites."""
 
 import json
 import os
@@ -47,6 +47,26 @@ def build(**changes: object) -> Toy:
     """Return the model of the preset ``toy_tiny``."""
     return Toy(options_of("toy_tiny", **changes))
 '''
+BENCHMARK_CONFIG = '''
+class ToySettings(Section):
+    """Brightness of generated images."""
+
+    num_prompts: PositiveInt = 3
+
+
+class PublishedSettings(Section):'''
+BENCHMARK_PRESET = """\
+# @package _global_
+defaults:
+  - scenes@evaluate
+  - _self_
+
+evaluate:
+  benchmarks: [toy]
+register:
+  promotion_rules:
+    - {benchmark: toy, versus: base, bound: lower, minimum: 0.0}
+"""
 STAGE_SECTION = '''
 class CountSection(Section):
     """Settings of the toy stage."""
@@ -157,6 +177,22 @@ def test_a_family_needs_its_folder_and_the_documented_edits(project: Path) -> No
     assert re.search(r"\d\d passed", output), output
     checks = ("tests/architecture/test_configuration.py", "tests/architecture/test_graph.py")
     run_pytest(project, *checks, "-k", "conf or depends_on_the_digest")
+
+
+def test_a_benchmark_needs_its_folder_and_the_documented_edits(project: Path) -> None:
+    add_folder(HERE / "toy_benchmark", project / "reca/evaluation/benchmarks/toy")
+    settings = project / "reca/config/evaluate.py"
+    replace_once(settings, "\nclass PublishedSettings(Section):", BENCHMARK_CONFIG)
+    field = "    scene_editing: SceneEditingSettings | None = None\n"
+    replace_once(settings, field, f"{field}    toy: ToySettings | None = None\n")
+    (project / "conf/evaluate/toy.yaml").write_text(BENCHMARK_PRESET)
+    run(project, "-m", "reca", "compose")
+    edits = documented_edits("Add a benchmark")
+    assert changed_files(project, "reca/evaluation/benchmarks/toy/") == filled(edits, "toy")
+    assert len(edits) <= 3
+    output = run_pytest(project, "tests/contract/test_benchmark.py", "-k", "toy")
+    assert re.search(r"4 passed", output), output
+    run_pytest(project, "tests/architecture/test_configuration.py", "tests/architecture/test_graph.py")
 
 
 def test_a_stage_needs_its_module_and_the_documented_edits(project: Path) -> None:

@@ -44,7 +44,7 @@ def by_weights(base_kind, aligned_kind) -> type:
 
 
 def stop_early(*options: str) -> dict:
-    assert main(["evaluate", "--stop-early", *SMALL, *options]) == 0
+    assert main(["evaluate", "--stop-early", *options, *SMALL]) == 0
     return json.loads(RESULT.read_text())
 
 
@@ -117,7 +117,7 @@ def test_equal_models_are_decided_exactly_by_all_prompts(here, use_model, perfec
     ],
 )
 def test_bad_options_are_refused(here, use_model, options, message, capsys):
-    assert main(["evaluate", "--stop-early", *SMALL, *options]) == 2
+    assert main(["evaluate", "--stop-early", *options, *SMALL]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -128,6 +128,8 @@ def test_shipped_base_scores_higher_than_random_weights(here, capsys):
     shutil.copytree(ROOT / config.model.checkpoint, here / config.model.checkpoint)
     torch.manual_seed(0)
     build().save_official(here / "untrained")
-    record = stop_early("--aligned", "untrained", "evaluate.scenes.images_per_prompt=1")
+    words = ["--aligned", "untrained", *SMALL, "evaluate.scenes.images_per_prompt=1"]
+    assert main(["evaluate", "--stop-early", *words]) == 0
+    record = json.loads(RESULT.read_text())
     assert (record["decision"], record["early"]) == ("missed", True)
     assert 0 < record["images_saved"] < ALL / 2
