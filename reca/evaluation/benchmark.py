@@ -31,7 +31,7 @@ ModelVariant = Literal["base", "aligned"]
 
 @dataclass(frozen=True)
 class ItemScore:
-    """The score of one prompt in one category."""
+    """A prompt's score in a category."""
 
     prompt_id: str
     category: str
@@ -101,8 +101,8 @@ class Scores(BaseModel):
         A protocol that lacks only failed values to be official is comparable with the official one.
         """
         for field in fields:
-            ours, theirs = getattr(self, field), getattr(other, field)
-            if ours != theirs and not (field == "protocol" and "official" in ours and "official" in theirs):
+            value, other_value = getattr(self, field), getattr(other, field)
+            if value != other_value and not (field == "protocol" and "official" in value and "official" in other_value):
                 return field
         return None
 

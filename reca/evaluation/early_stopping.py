@@ -13,7 +13,7 @@ for sampling without replacement: the remaining values must have the mean that m
 rate is checked by simulation in ``tests/unit/evaluation/test_early_stopping.py``.
 
 A prompt's value is its difference times N / (C n), with N prompts in all, n in its category and C categories: the mean
-of the values is then the plain mean of the categories' means, whatever their sizes.
+of the values is then the plain mean of the categories' means, also where their sizes differ.
 """
 
 import math
@@ -35,9 +35,9 @@ class Outcome:
     """Whether the difference reaches the minimum."""
     early: bool
     """Whether it was settled before all prompts were measured; if not, it is exact."""
-    measured: int
-    total: int
-    """Prompts."""
+    num_measured: int
+    """Prompts that were measured."""
+    num_prompts: int
 
 
 @dataclass
@@ -135,7 +135,7 @@ def decide(
     """Consume measurements until the decision is settled.
 
     Args:
-        differences: Category and difference (-1..1) of each prompt, in the order of :func:`shuffle_prompts`; a
+        differences: Category and difference (-1..1) per prompt, in the order of :func:`shuffle_prompts`; a
             generator that measures lazily stops measuring.
         sizes: Number of prompts of every category.
         minimum: The bound that the difference of the overall scores must reach.

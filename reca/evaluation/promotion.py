@@ -39,7 +39,7 @@ class Champion:
 
 @dataclass(frozen=True)
 class RuleResult:
-    """The outcome of one rule."""
+    """The outcome of a rule."""
 
     text: str
     """The rule in words, such as ``scenes overall versus base: the change must be at least -2.00 points``."""
@@ -103,7 +103,7 @@ def evaluate_champion_rules(
     """Return the decision with its rules against the champion evaluated; the others keep their results.
 
     Args:
-        decision: From :func:`evaluate_rules`, for the same rules.
+        decision: Result of :func:`evaluate_rules` on the same rules.
         rules: ``config.register_.promotion_rules``.
         champion: The present champion; ``None`` skips its rules.
         no_champion: The reason of these rules then.
@@ -141,12 +141,12 @@ def _result(
 
 def _evaluate(rule: PromotionRule, deltas: Deltas) -> RuleResult:
     if rule.benchmark not in deltas:
-        measured = ", ".join(deltas) or "none"
-        return _result(rule, f"the benchmark {rule.benchmark} was not measured (measured: {measured})")
+        names = ", ".join(deltas) or "none"
+        return _result(rule, f"the benchmark {rule.benchmark} was not measured (measured: {names})")
     scores = deltas[rule.benchmark].by_name()
     if rule.category not in scores:
-        known = ", ".join(deltas[rule.benchmark].categories) or "none"
-        return _result(rule, f"{rule.benchmark} has no category {rule.category} (categories: {known})")
+        categories = ", ".join(deltas[rule.benchmark].categories) or "none"
+        return _result(rule, f"{rule.benchmark} has no category {rule.category} (categories: {categories})")
     delta, lower = scores[rule.category], rule.bound == "lower"
     value = delta.low if lower else delta.delta
     if math.isnan(value):

@@ -1,6 +1,6 @@
 """Bootstrap confidence intervals of scores and of paired differences, resampling prompts.
 
-Images of one prompt are correlated, so a prompt is resampled with all its images (a cluster bootstrap). Prompts are
+A prompt is resampled with all its images, because these are correlated (a cluster bootstrap). Prompts are
 resampled within their category, and the overall score of a resample is the plain mean of its category means, as in the
 score itself. Both models of a comparison use the same resamples, so that the difficulty that prompts share cancels.
 
@@ -58,7 +58,7 @@ class Delta:
 
 @dataclass(frozen=True)
 class BenchmarkDelta:
-    """The differences of one benchmark: an entry of ``outputs/report/deltas.json``."""
+    """A benchmark's differences: an entry of ``outputs/report/deltas.json``."""
 
     overall: Delta
     categories: Mapping[str, Delta]
@@ -115,7 +115,7 @@ def intervals(
 
 
 def scored_pairs(base: Values, aligned: Values) -> tuple[Values, Values]:
-    """Return both without the prompts that have no value in one of them: these make no pair."""
+    """Return both without the prompts that lack a value on one side: these make no pair."""
 
     def paired(values: Values, other: Values) -> Values:
         pairs: dict[str, dict[str, Sequence[float]]] = {}
@@ -169,7 +169,7 @@ def _bootstrap(models: Sequence[Values], resamples: int, seed: int, weights: Wei
 
 
 def _totals(category: str, prompts: Mapping[str, Sequence[float]]) -> tuple[FloatArray, FloatArray]:
-    """Return sum and number of each prompt's values, prompts in order of their id."""
+    """Return sum and number of the values per prompt, prompts sorted by id."""
     ordered = [prompts[name] for name in sorted(prompts)]
     totals = np.array([np.sum(values) for values in ordered], np.float64)
     counts = np.array([len(values) for values in ordered], np.float64)

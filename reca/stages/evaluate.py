@@ -233,10 +233,10 @@ class _Side:
         Raises:
             UserError: An image could not be judged.
         """
-        if missing := [row for row in rows if row_key(row) not in self._samples]:
-            batch = generation.make_batch(self.bench, self._model, missing, self.config, self._state)
+        if to_generate := [row for row in rows if row_key(row) not in self._samples]:
+            batch = generation.make_batch(self.bench, self._model, to_generate, self.config, self._state)
             self._samples |= {row_key(row): (self._state, row) for row in batch}
-            self.generated += len(missing)
+            self.generated += len(to_generate)
         self.used += len(rows)
         by_folder: dict[Path, list[Row]] = {}
         for folder, sample in (self._samples[row_key(row)] for row in rows):
@@ -296,7 +296,7 @@ def _decide(sides: Sequence[_Side], config: Config, options: argparse.Namespace,
     relation = "is at least" if outcome.decision == "reached" else "is less than"
     sure = f"all prompts would say otherwise with at most {options.error_rate:.1%}" if outcome.early else "exactly"
     print(
-        f"evaluate {name}: {outcome.decision} after {outcome.measured} of {outcome.total} prompts: "
+        f"evaluate {name}: {outcome.decision} after {outcome.num_measured} of {outcome.num_prompts} prompts: "
         f"aligned - base {relation} {100 * options.minimum:+.2f} points ({sure})\n"
         f"evaluate {name}: {generated} images generated, {used - generated} reused, {total - used} of {total} saved; "
         f"{METHOD}"
@@ -306,7 +306,7 @@ def _decide(sides: Sequence[_Side], config: Config, options: argparse.Namespace,
 def _differences(
     order: Sequence[tuple[str, str]], sides: Sequence[_Side], batch_size: int
 ) -> Iterator[tuple[str, float]]:
-    """Yield category and aligned - base of each prompt; samples are generated in batches."""
+    """Yield every prompt's category and difference aligned - base; samples are generated in batches."""
     rows: dict[str, list[Row]] = {}
     for row in sides[0].plan:
         rows.setdefault(row["prompt_id"], []).append(row)

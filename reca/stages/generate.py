@@ -1,8 +1,8 @@
-"""``generate``: let the base or the aligned model make a benchmark's samples.
+"""``generate``: make a benchmark's samples with the base or the aligned model.
 
-Finished batches are kept under the state folder, named by everything that decides what they look like; a killed
-run goes on from there. The output folder appears whole at the end. Several processes share the batches, which are the
-same however many there are.
+Finished batches are stored in the state folder, under a digest of everything that changes them; a killed run resumes
+from there. The output folder appears at the end, complete. Several processes share the batches, which do not depend on
+the world size.
 """
 
 import hashlib
@@ -38,42 +38,40 @@ def generate(config: Config, root: Path, variant: str, benchmark: str, *, output
         config: The composed configuration.
         root: The project folder.
         variant: The ``base`` or the ``aligned`` model.
-        benchmark: Its name.
+        benchmark: Name of the benchmark.
         output: Write here instead of ``outputs/samples/<variant>``.
 
     Raises:
-        UserError: The model or the data set that is needed is not there; nothing is known by that name.
+        UserError: The model or the data set is missing, or the model or the benchmark is unknown.
     """
     end_with_parent()
     bench = load_benchmark(benchmark, config, root)
     folder = checkpoint_folder(config, root, variant)
     checkpoint = weights_digest(folder)
     shared = {**config.generate.model_dump(mode="json"), "checkpoint": checkpoint}
-    place = variant if output is None else "evaluated"
+    owner = variant if output is None else "evaluated"
     device = choose_device(config.hardware.device)
     with init_distributed(device) as distributed:
-        plan = _planned(bench, distributed)
-        state = state_folder(config, root, place, benchmark, plan, shared)
+        plan = _plan(bench, distributed)
+        state = state_folder(config, root, owner, benchmark, plan, shared)
         finished = _finish(
             bench, plan, state, distributed, lambda: load_checkpoint(config, folder, root, device), config
         )
     if not distributed.is_main_process:
         return
     rows = [{**finished[row_key(row)], **shared} for row in plan]
-    with atomic_folder((output or root / "outputs/samples" / variant) / benchmark) as made_here:
+    with atomic_folder((output or root / "outputs/samples" / variant) / benchmark) as target:
         for name in (name for row in rows for name in _files(row)):
-            (made_here / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(state / name, made_here / name)
-        write_manifest(made_here, rows)
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(state / name, target / name)
+        write_manifest(target, rows)
         sections = ("data", "model", "generate", "evaluate")
-        write_result(
-            made_here, "generate", config, sections, variant=variant, checkpoint=checkpoint, expected=len(rows)
-        )
+        write_result(target, "generate", config, sections, variant=variant, checkpoint=checkpoint, expected=len(rows))
     shutil.rmtree(state)
 
 
 def checkpoint_folder(config: Config, root: Path, variant: str) -> Path:
-    """Where the weights of ``base`` or ``aligned`` lie.
+    """Return the folder of the weights of ``base`` or ``aligned``.
 
     Raises:
         UserError: There is no such model, or its folder is missing.
@@ -83,25 +81,22 @@ def checkpoint_folder(config: Config, root: Path, variant: str) -> Path:
     folder = root / (config.model.checkpoint if variant == "base" else MODEL)
     if not folder.is_dir():
         restore = "restore it (`git checkout`, `dvc pull`) or set model.checkpoint"
-        way_out = restore if variant == "base" else "make it with `reca train`"
-        raise UserError(f"{folder} is missing: there is no {variant} model; {way_out}")
+        remedy = restore if variant == "base" else "make it with `reca train`"
+        raise UserError(f"{folder} is missing: there is no {variant} model; {remedy}")
     return folder
 
 
-def state_folder(config: Config, root: Path, place: str, benchmark: str, plan: Sequence[Row], shared: Row) -> Path:
-    """Where finished batches wait for the rest.
-
-    Named by everything that decides what the samples look like; not by the batch size, not by the device.
-    """
+def state_folder(config: Config, root: Path, owner: str, benchmark: str, plan: Sequence[Row], shared: Row) -> Path:
+    """Return the folder of finished batches, named by the plan and the settings, not by batch size or device."""
     fingerprint = json_digest([plan, shared], 16)
-    return root / config.paths.state / "samples" / place / benchmark / fingerprint
+    return root / config.paths.state / "samples" / owner / benchmark / fingerprint
 
 
 def load_checkpoint(config: Config, folder: Path, root: Path, device: "torch.device") -> "UnifiedModel":
-    """The configured family with the weights in ``folder``, ready to draw.
+    """Load the configured family with the weights in ``folder``, in evaluation mode.
 
     Raises:
-        UserError: They cannot be loaded.
+        UserError: The weights cannot be loaded.
     """
     import torch
     from safetensors import SafetensorError
@@ -112,12 +107,12 @@ def load_checkpoint(config: Config, folder: Path, root: Path, device: "torch.dev
     try:
         model = load_model(config.model.family, folder, config.model.load_options(root), device)
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"the model in {folder} cannot be loaded: {error}; restore or make it again") from error
+        raise UserError(f"the model in {folder} cannot be loaded: {error}; restore it or make it again") from error
     return model.eval()
 
 
-def _planned(bench: Benchmark, distributed: DistributedContext) -> list[Row]:
-    """The plan; the first process makes it first, since some benchmarks unpack their data for it."""
+def _plan(bench: Benchmark, distributed: DistributedContext) -> list[Row]:
+    """Return the plan; the main process computes it first, because some benchmarks unpack their data for it."""
     plan = bench.plan() if distributed.is_main_process else []
     distributed.barrier()
     return plan or bench.plan()
@@ -131,22 +126,22 @@ def _finish(
     load: "Callable[[], UnifiedModel]",
     config: Config,
 ) -> dict[str, Row]:
-    """All samples, those of earlier attempts included; every process makes its share of what is missing."""
+    """Return all samples by key; every process makes its shard of the missing ones."""
     finished = finished_samples(state)
-    distributed.barrier()  # all have seen the same before the first one adds to it
+    distributed.barrier()  # all ranks have read the same samples before the first one adds to them
     done, size = len(finished), config.hardware.generate_batch_size
     if done:
-        print(f"{done} of {len(plan)} samples of {bench.name} are there already", flush=True)
-    # Cut before what is missing is known: a sample's batch depends on no attempt and no number of processes.
+        print(f"{done} of {len(plan)} samples of {bench.name} exist already", flush=True)
+    # The whole plan is split, not the missing rows: a sample's batch does not depend on attempts or the world size.
     batches = [plan[start : start + size] for start in range(0, len(plan), size)]
-    missing = [[row for row in batch if row_key(row) not in finished] for batch in batches]
-    mine = distributed.shard([batch for batch in missing if batch])
+    unfinished = [[row for row in batch if row_key(row) not in finished] for batch in batches]
+    local_batches = distributed.shard([batch for batch in unfinished if batch])
     progress = Progress(len(plan), "samples", start=done)
-    if mine:
+    if local_batches:
         model = load()
-        for batch in mine:
+        for batch in local_batches:
             make_batch(bench, model, batch, config, state)
-            done += len(batch) * distributed.world_size  # the others are about as fast
+            done += len(batch) * distributed.world_size  # the other ranks are about as fast
             progress.update(min(done, len(plan) - 1))
     distributed.barrier()
     progress.update(len(plan))
@@ -154,30 +149,30 @@ def _finish(
 
 
 def make_batch(bench: Benchmark, model: "UnifiedModel", batch: Sequence[Row], config: Config, state: Path) -> list[Row]:
-    """Make some samples in ``state``; their index, written last, says that they are whole."""
+    """Make some samples in ``state``; their index is written last, so samples with an index are complete."""
     import torch
 
     from reca.models.base import Sampling
 
     state.mkdir(parents=True, exist_ok=True)
     with torch.inference_mode():
-        made = bench.make(model, batch, Sampling(**config.generate.model_dump()), state)
-    digests = {name: file_digest(state / name) for row in made for name in _files(row)}
-    part = hashlib.sha256("\0".join(map(row_key, made)).encode()).hexdigest()[:16]
-    write_json(state / f"part-{part}.json", {"rows": made, "files": digests})
-    return made
+        rows = bench.make(model, batch, Sampling(**config.generate.model_dump()), state)
+    digests = {name: file_digest(state / name) for row in rows for name in _files(row)}
+    part = hashlib.sha256("\0".join(map(row_key, rows)).encode()).hexdigest()[:16]
+    write_json(state / f"part-{part}.json", {"rows": rows, "files": digests})
+    return rows
 
 
 def finished_samples(state: Path) -> dict[str, Row]:
-    """The samples of earlier attempts whose files are still what they were."""
+    """Return the samples of earlier attempts whose files are intact."""
     rows: dict[str, Row] = {}
     for part in sorted(state.glob("part-*.json")):
         try:
             batch = json.loads(part.read_text())
-            whole = {name for name, digest in batch["files"].items() if file_digest(state / name) == digest}
+            intact = {name for name, digest in batch["files"].items() if file_digest(state / name) == digest}
         except (OSError, ValueError, KeyError):
             continue  # a damaged batch is made again
-        rows |= {row_key(row): row for row in batch["rows"] if whole.issuperset(_files(row))}
+        rows |= {row_key(row): row for row in batch["rows"] if intact.issuperset(_files(row))}
     return rows
 
 

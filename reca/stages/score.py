@@ -36,7 +36,7 @@ def score(
         variant: The model that made the samples: ``base`` or ``aligned``.
         benchmark: Name of the benchmark.
         from_replies: Ask no judge: only stored replies count.
-        dry_run: Print the cost of asking the judge, and write nothing.
+        dry_run: Only print the cost of asking the judge.
 
     Raises:
         UserError: The samples are missing, incomplete, or were made for other prompts.

@@ -72,8 +72,8 @@ def few_rows(bench: Benchmark) -> list[Row]:
     prompts: dict[str, dict[str, None]] = {}
     for row in bench.plan():
         prompts.setdefault(row["category"], {})[row["prompt_id"]] = None
-    chosen = {prompt for category in prompts.values() for prompt in list(category)[:2]}
-    return [row for row in bench.plan() if row["prompt_id"] in chosen]
+    few = {prompt for category in prompts.values() for prompt in list(category)[:2]}
+    return [row for row in bench.plan() if row["prompt_id"] in few]
 
 
 def make(bench: Benchmark, rows: Sequence[Row], folder: Path) -> list[Row]:
@@ -105,7 +105,7 @@ def test_samples_do_not_depend_on_their_batch(name: str, tmp_path: Path) -> None
     rows = few_rows(bench)
     batch = make(bench, rows, tmp_path / "batch")
     assert [row_key(row) for row in batch] == [row_key(row) for row in rows]
-    assert [made for row in rows for made in make(bench, [row], tmp_path / "single")] == batch
+    assert [sample for row in rows for sample in make(bench, [row], tmp_path / "single")] == batch
     for file in (tmp_path / "batch").iterdir():
         assert file_digest(file) == file_digest(tmp_path / "single" / file.name)
 

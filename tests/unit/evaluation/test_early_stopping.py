@@ -53,7 +53,7 @@ def test_clear_difference_saves_prompts():
     values = population("images", np.random.default_rng(2), SIZES, 0.25)
     outcomes = [run(values, 0.0, seed) for seed in range(100)]
     assert all(outcome.decision == "reached" for outcome in outcomes)
-    assert np.median([outcome.measured for outcome in outcomes]) < sum(SIZES.values()) / 2
+    assert np.median([outcome.num_measured for outcome in outcomes]) < sum(SIZES.values()) / 2
 
 
 def test_clear_loss_is_decided_early():
@@ -63,16 +63,16 @@ def test_clear_loss_is_decided_early():
 
 
 def test_measuring_stops_with_the_decision():
-    measured = []
+    numbers = []
 
     def measure():
         for number in range(400):
-            measured.append(number)
+            numbers.append(number)
             yield "a", 0.5
 
     outcome = decide(measure(), {"a": 400}, 0.0, ERROR_RATE)
     assert outcome.decision == "reached"
-    assert len(measured) == outcome.measured < 60
+    assert len(numbers) == outcome.num_measured < 60
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -85,10 +85,10 @@ def test_decision_after_all_prompts_is_exact(seed):
 
 
 def test_decision_that_the_rest_cannot_change_is_early():
-    """After 51 of 100 losses the mean cannot reach 0, whatever the error rate."""
+    """After 51 of 100 losses the mean cannot reach 0, with any error rate."""
     outcome = decide((("a", -1.0) for _ in range(100)), {"a": 100}, 0.0, error_rate=1e-300)
     assert outcome.decision == "missed"
-    assert outcome.measured <= 52
+    assert outcome.num_measured <= 52
 
 
 def test_categories_have_equal_weights():

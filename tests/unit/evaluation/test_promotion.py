@@ -36,10 +36,10 @@ def one_delta(draw: st.DrawFn) -> Delta:
 
 @st.composite
 def all_deltas(draw: st.DrawFn) -> dict[str, BenchmarkDelta]:
-    measured = draw(st.sets(st.sampled_from(BENCHMARKS)))
+    names = draw(st.sets(st.sampled_from(BENCHMARKS)))
     return {
         name: BenchmarkDelta(draw(one_delta()), {c: draw(one_delta()) for c in CATEGORIES[1:]})
-        for name in sorted(measured)
+        for name in sorted(names)
     }
 
 
@@ -89,8 +89,8 @@ def test_rule_passes_exactly_if_its_measured_value_reaches_the_minimum(
     rules: list[PromotionRule], deltas: Any, champion: Any
 ) -> None:
     for rule, result in zip(rules, decide(rules, deltas, champion).rules, strict=True):
-        measured = deltas if rule.versus == "base" else (champion.deltas if champion else None)
-        benchmark = (measured or {}).get(rule.benchmark)
+        compared = deltas if rule.versus == "base" else (champion.deltas if champion else None)
+        benchmark = (compared or {}).get(rule.benchmark)
         delta = benchmark.by_name().get(rule.category) if benchmark else None
         above = delta is not None and delta.low > rule.minimum
         expected = above if rule.bound == "lower" else delta is not None and delta.delta >= rule.minimum

@@ -1,4 +1,4 @@
-"""The label of every score: ``official`` for nothing that differs from the original in any way."""
+"""The label of every score: ``official`` only where every point equals the original."""
 
 from pathlib import Path
 from typing import Any
@@ -53,8 +53,8 @@ def test_the_label_tells_every_change(name: str, change: str, tmp_path: Path) ->
 @pytest.mark.parametrize("name", ["geneval", *JUDGES, *QUESTIONS])
 def test_no_setting_is_forgotten(name: str) -> None:
     section = getattr(compose([f"evaluate.benchmarks=[{name}]"]).evaluate, name)
-    changed = {change.partition("=")[0].partition(".")[0] for one, change in CHANGES if one == name}
-    assert set(type(section).model_fields) == changed | (INVISIBLE & set(type(section).model_fields))
+    covered = {change.partition("=")[0].partition(".")[0] for benchmark, change in CHANGES if benchmark == name}
+    assert set(type(section).model_fields) == covered | (INVISIBLE & set(type(section).model_fields))
 
 
 @pytest.mark.parametrize("name", ["geneval", *QUESTIONS])
@@ -77,9 +77,9 @@ def test_benchmark_without_a_member_of_the_contract_cannot_be_set_up():
     members = Benchmark.__abstractmethods__
     assert members == {"from_config", "protocol", "judge", "plan", "make", "score", "details"}
     for member in members:
-        others = {name: None for name in members if name != member}
+        members_left = {name: None for name in members if name != member}
         with pytest.raises(TypeError, match=f"abstract method '?{member}"):
-            type("Incomplete", (Benchmark,), others)()
+            type("Incomplete", (Benchmark,), members_left)()
 
 
 def test_benchmark_without_judge_model_refuses_stored_replies(tmp_path):

@@ -4,8 +4,8 @@ from reca.evaluation.benchmark import ItemScore, read_items, values_of, write_it
 from reca.evaluation.statistics import paired_delta, scored_pairs
 
 
-def _written(path, several):
-    write_items(path, [ItemScore(f"p{number}", "colors", values) for number, values in enumerate(several)])
+def _written(path, images_per_prompt):
+    write_items(path, [ItemScore(f"p{number}", "colors", values) for number, values in enumerate(images_per_prompt)])
     return values_of(read_items(path))
 
 

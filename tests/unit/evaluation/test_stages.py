@@ -89,7 +89,7 @@ def test_more_prompts_leave_the_others_samples_alone(config, project):
 
 
 class Killed(BaseException):
-    """As sudden as SIGKILL: nobody catches it."""
+    """An exception that, like SIGKILL, no handler catches."""
 
 
 def dying(perfect, after: int) -> type:

@@ -42,8 +42,8 @@ def test_interval_holds_its_own_mean_and_stays_in_range(values: statistics.Value
 @given(scores, st.floats(-0.5, 0.5))
 @settings(max_examples=40, deadline=None)
 def test_a_constant_shift_is_found_with_no_uncertainty(values: statistics.Values, shift: float) -> None:
-    moved = {c: {p: [v + shift for v in images] for p, images in ps.items()} for c, ps in values.items()}
-    for delta in paired_delta(values, moved, resamples=50).by_name().values():
+    shifted = {c: {p: [v + shift for v in images] for p, images in ps.items()} for c, ps in values.items()}
+    for delta in paired_delta(values, shifted, resamples=50).by_name().values():
         assert [delta.delta, delta.low, delta.high] == pytest.approx([shift] * 3, abs=1e-9)
 
 
@@ -71,13 +71,13 @@ def test_a_category_is_not_disturbed_by_its_neighbours() -> None:
 
 
 def test_images_of_one_prompt_are_drawn_together() -> None:
-    # Ten equal images per prompt tell no more than one: the interval must not shrink.
+    # Ten equal images per prompt add no information: the interval must not shrink.
     rng = np.random.default_rng(1)
     outcome = {str(i): float(rng.random() < 0.5) for i in range(40)}
-    one = intervals({"a": {p: [v] for p, v in outcome.items()}})["a"]
+    single = intervals({"a": {p: [v] for p, v in outcome.items()}})["a"]
     ten = intervals({"a": {p: [v] * 10 for p, v in outcome.items()}})["a"]
-    assert (one.low, one.high) == pytest.approx((ten.low, ten.high))
-    assert one.high - one.low > 0.2
+    assert (single.low, single.high) == pytest.approx((ten.low, ten.high))
+    assert single.high - single.low > 0.2
 
 
 def test_pairing_removes_what_prompts_have_in_common() -> None:
@@ -85,9 +85,9 @@ def test_pairing_removes_what_prompts_have_in_common() -> None:
     difficulty = rng.random(60)
     base = {"a": {str(i): [d] for i, d in enumerate(difficulty)}}
     aligned = {"a": {str(i): [d + 0.05 + 0.01 * rng.standard_normal()] for i, d in enumerate(difficulty)}}
-    delta, alone = paired_delta(base, aligned).categories["a"], intervals(aligned)["a"]
+    delta, unpaired = paired_delta(base, aligned).categories["a"], intervals(aligned)["a"]
     assert delta.low > 0
-    assert (delta.high - delta.low) < 0.1 * (alone.high - alone.low)
+    assert (delta.high - delta.low) < 0.1 * (unpaired.high - unpaired.low)
 
 
 def test_coverage_by_simulation() -> None:

@@ -82,7 +82,7 @@ def test_existing_samples_are_reused(here, use_model, perfect, noise):
     assert first["images_reused"] == first["images_generated"] > 0, "the base's samples were complete"
     second = stop_early()
     assert (second["images_generated"], second["images_reused"]) == (0, 2 * first["images_generated"])
-    assert second["measured"] == first["measured"]
+    assert second["num_measured"] == first["num_measured"]
 
 
 def test_samples_of_other_weights_are_not_reused(here, use_model, perfect, noise):
@@ -122,7 +122,7 @@ def test_bad_options_are_refused(here, use_model, options, message, capsys):
 
 
 def test_shipped_base_scores_higher_than_random_weights(here, capsys):
-    """A model with random weights generates nothing that the detector recognises."""
+    """The detector recognises no image of a model with random weights."""
     config = compose()
     shutil.rmtree(here / config.model.checkpoint)
     shutil.copytree(ROOT / config.model.checkpoint, here / config.model.checkpoint)
