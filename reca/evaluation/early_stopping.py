@@ -32,9 +32,9 @@ class Outcome:
     """The result of a sequential measurement."""
 
     decision: Decision
-    """Whether the difference reaches the minimum."""
+    """``reached`` if the difference is at least the minimum."""
     early: bool
-    """Whether it was settled before all prompts were measured; if not, it is exact."""
+    """True if settled before all prompts were measured; otherwise the decision is exact."""
     num_measured: int
     """Prompts that were measured."""
     num_prompts: int
