@@ -15,7 +15,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from flows.display import Summary, markdown_verdict
+from flows.display import HEADINGS, Summary, markdown_verdict
 
 MAX_IMAGE_BYTES = 2_000_000
 UPDATE_SECONDS = 5.0
@@ -50,8 +50,7 @@ class StageProgress:
 
 def publish(summary: Summary, figure: Path, run: str) -> None:
     """Publish the outcome on Prefect's pages: scores, verdict, samples, link to the report."""
-    headings = ("base", "aligned", "points", "interval")
-    table = [{"score": row.name, **dict(zip(headings, row.cells(), strict=True))} for row in summary.rows]
+    table = [{"score": row.name, **dict(zip(HEADINGS, row.cells, strict=True))} for row in summary.rows]
     create_table_artifact(table, "scores", f"Base → aligned in percent; {summary.confidence} % intervals. Run {run}.")
     create_markdown_artifact(markdown_verdict(summary), "verdict", f"May this model become champion? Run {run}.")
     if figure.is_file() and figure.stat().st_size <= MAX_IMAGE_BYTES:

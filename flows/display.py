@@ -24,6 +24,7 @@ SECONDS_BETWEEN_LINES = 15.0
 MARKS = {"done": "✓", "unchanged": "·", "restored": "↺", "failed": "✗", "stopped": "✗"}
 COLOURS = {"done": "green", "unchanged": "dim", "restored": "green", "failed": "red", "stopped": "yellow"}
 TITLES = {"scenes": "GenEval on rendered scenes", "understanding": "understanding", "fidelity": "reconstruction"}
+HEADINGS = ("base", "aligned", "points", "interval")
 DETAILED = "scenes"
 """The benchmark whose categories have their own rows."""
 
@@ -163,16 +164,10 @@ class SummaryRow:
     """One score of base and aligned, in percent, and their difference in points."""
 
     name: str
-    base: float
-    aligned: float
-    delta: float
-    low: float
-    high: float
-
-    def cells(self) -> tuple[str, ...]:
-        """Return the formatted base, aligned, delta and interval."""
-        interval = f"[{self.low:+.1f}, {self.high:+.1f}]"
-        return f"{self.base:.1f}", f"{self.aligned:.1f}", f"{self.delta:+.1f}", interval
+    cells: tuple[str, ...]
+    """Base, aligned, difference and its interval, formatted."""
+    colour: str
+    """Green or red if the interval excludes 0."""
 
 
 @dataclass(frozen=True)
@@ -213,12 +208,12 @@ def print_summary(summary: Summary, console: Console) -> None:
     """Print the score table, the verdict, the version, and the commands that show more."""
     table = Table(title=f"base → aligned, in percent; intervals cover {summary.confidence} %", title_justify="left")
     table.add_column("score")
-    for heading in ("base", "aligned", "points", "interval"):
+    for heading in HEADINGS:
         table.add_column(heading, justify="right")
     for row in summary.rows:
-        clear = "green" if row.low > 0 else "red" if row.high < 0 else ""
         overall = row.name.endswith("overall")
-        table.add_row(row.name, *row.cells(), style=f"{clear}{' bold' if overall else ''}".strip(), end_section=overall)
+        style = f"{row.colour}{' bold' if overall else ''}".strip()
+        table.add_row(row.name, *row.cells, style=style, end_section=overall)
     verdict = Text(
         "verdict: passed" if summary.passed else "verdict: refused", "bold green" if summary.passed else "bold red"
     )
@@ -250,7 +245,9 @@ def _registration(registered: dict[str, Any]) -> list[str]:
 
 
 def _row(name: str, score: dict[str, float]) -> SummaryRow:
-    return SummaryRow(name, *(100 * score[key] for key in ("base", "aligned", "delta", "low", "high")))
+    base, aligned, delta, low, high = (100 * score[key] for key in ("base", "aligned", "delta", "low", "high"))
+    colour = "green" if low > 0 else "red" if high < 0 else ""
+    return SummaryRow(name, (f"{base:.1f}", f"{aligned:.1f}", f"{delta:+.1f}", f"[{low:+.1f}, {high:+.1f}]"), colour)
 
 
 def _sentence(rule: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from flows.display import Display, print_summary, summarise
 from flows.gpus import create_limit
 from flows.server import PrivateServer
-from reca.config import Config, compose
+from reca.config import compose
 from reca.runtime import workspace
 from reca.runtime.files import write_json
 
@@ -47,7 +47,8 @@ def run(overrides: list[str], isolated: bool) -> int:
     os.environ.pop("RECA_ISOLATED", None)
     if isolated:
         os.environ["RECA_ISOLATED"] = "1"
-    with _lock_unless(isolated, state, overrides), prefect_api(state / "prefect") as wait:
+    lock = nullcontext() if isolated else workspace.project_lock(state, " ".join(["reca run", *overrides]))
+    with lock, prefect_api(state / "prefect") as wait:
         for name, value in _CONSOLE.items():
             os.environ.setdefault(name, value)
         from flows.pipeline import reca  # Prefect reads its settings when it is imported
@@ -67,7 +68,8 @@ def run(overrides: list[str], isolated: bool) -> int:
             raise KeyboardInterrupt
         if not outcome.is_completed():
             return _print_failure(outcome)
-    _print_outcome(root, state, config, isolated)
+    if not isolated and (summary := summarise(root, state, config.evaluate.confidence)):
+        print_summary(summary, Display().console)
     return 0
 
 
@@ -96,10 +98,6 @@ def prefect_api(home: Path, port: int | None = None) -> Iterator[Any]:
         yield wait
     finally:
         server.release()
-
-
-def _lock_unless(isolated: bool, state: Path, overrides: list[str]) -> Any:
-    return nullcontext() if isolated else workspace.project_lock(state, " ".join(["reca run", *overrides]))
 
 
 def _interrupt(*_: object) -> None:
@@ -131,12 +129,6 @@ def _print_failure(outcome: Any) -> int:
     error = outcome.result(raise_on_failure=False)
     print(f"reca run: {error if isinstance(error, BaseException) else outcome.message}", file=sys.stderr)
     return 1 if getattr(error, "retryable", True) else 2
-
-
-def _print_outcome(root: Path, state: Path, config: Config, isolated: bool) -> None:
-    summary = None if isolated else summarise(root, state, config.evaluate.confidence)
-    if summary:
-        print_summary(summary, Display().console)
 
 
 def _durations(state: Path) -> dict[str, float]:

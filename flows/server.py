@@ -17,6 +17,7 @@ import urllib.request
 from importlib.util import find_spec
 from pathlib import Path
 
+from flows.supervisor import GUARD
 from reca.runtime.errors import UserError
 from reca.runtime.files import write_json
 from reca.runtime.ports import free_port
@@ -78,13 +79,12 @@ class PrivateServer:
             raise UserError("prefect is not installed; run `make setup`")
         uvicorn = [sys.executable, "-m", "uvicorn", "--app-dir", str(Path(module.origin).parent.parent), "--factory"]
         listen = ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"]
-        guard = [sys.executable, "-I", str(Path(__file__).with_name("guard.py")), "--grace", "10"]
         settings = {"PREFECT_SERVER_API_HOST": "127.0.0.1", "PREFECT_SERVER_API_PORT": str(port)}
         settings |= {"PREFECT_HOME": str(self.home), "PREFECT_UI_STATIC_DIRECTORY": str(self.home / "ui")}
         environment = {key: value for key, value in os.environ.items() if key != "PREFECT_API_URL"}
         with (self.home / "server.log").open("ab") as log:
             process = subprocess.Popen(
-                [*guard, "--while-locked", _lock(self.home), "--", *uvicorn, APPLICATION, *listen],
+                [*GUARD, "--grace", "10", "--while-locked", _lock(self.home), "--", *uvicorn, APPLICATION, *listen],
                 env={**environment, **SETTINGS, **settings},
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -37,15 +38,8 @@ def run_stage(stage: Stage, context: RunContext, unchanged: bool) -> State[Any]:
     if unchanged:
         context.display.ended(stage.name, "unchanged")
         return Completed(name="Unchanged", message="no dependency of this stage has changed")
-    _pause_before_retry(context)
-    context.display.started(stage.name)
     began = time.monotonic()
-    try:
-        outcome = _reproduce(stage, context)
-    except BaseException:
-        context.display.ended(stage.name, "stopped" if context.processes.stopped else "failed")
-        raise
-    context.display.ended(stage.name, outcome)
+    outcome = _displayed(stage.name, context, lambda: _reproduce(stage, context))
     return Completed(name=outcome.capitalize(), message=f"{outcome} in {time.monotonic() - began:.1f} s")
 
 
@@ -58,14 +52,24 @@ def run_stage(stage: Stage, context: RunContext, unchanged: bool) -> State[Any]:
 )
 def run_register(context: RunContext) -> None:
     """Register the model: not a DVC stage, because it changes the registry; idempotent."""
-    _pause_before_retry(context)
-    context.display.started("register")
-    try:
+
+    def register() -> str:
         run_command("register", [sys.executable, "-m", "reca", "register"], context)
-    except BaseException:
-        context.display.ended("register", "stopped" if context.processes.stopped else "failed")
-        raise
-    context.display.ended("register", "done")
+        return "done"
+
+    _displayed("register", context, register)
+
+
+def _displayed(name: str, context: RunContext, work: Callable[[], str]) -> str:
+    """Do the work of a stage, which returns its outcome; the display shows its start and end."""
+    _pause_before_retry(context)
+    context.display.started(name)
+    outcome = "failed"
+    try:
+        outcome = work()
+    finally:
+        context.display.ended(name, "stopped" if outcome == "failed" and context.processes.stopped else outcome)
+    return outcome
 
 
 def _pause_before_retry(context: RunContext) -> None:

@@ -125,7 +125,7 @@ def lease_path(state: Path, run_id: str) -> Path:
 
 
 @contextmanager
-def isolated_worktree(root: Path, state: Path, run_id: str, say: Callable[[str], None]) -> Iterator[Path]:
+def isolated_worktree(root: Path, state: Path, run_id: str, log: Callable[[str], None]) -> Iterator[Path]:
     """Make a worktree of the current commit, outside the repository, that shares DVC's cache.
 
     At the end the run's results are pushed to the default remote from the worktree, because DVC pushes only outputs
@@ -147,13 +147,13 @@ def isolated_worktree(root: Path, state: Path, run_id: str, say: Callable[[str],
     has_remote = _share_dvc(root, worktree)
     run_tool([*DVC, "checkout", "--allow-missing", "--quiet"], worktree)
     commit = run_tool(["git", "rev-parse", "--short", "HEAD"], worktree).strip()
-    say(f"working on commit {commit} in {worktree}; uncommitted changes of {root} are not included")
+    log(f"working on commit {commit} in {worktree}; uncommitted changes of {root} are not included")
     yield worktree
     if has_remote:
         try:
             run_tool([*DVC, "push", "--quiet"], worktree)
         except UserError as error:
-            say(f"the results are in the local cache only, because `dvc push` failed: {error}")
+            log(f"the results are in the local cache only, because `dvc push` failed: {error}")
 
 
 def _share_dvc(root: Path, worktree: Path) -> bool:

@@ -94,9 +94,9 @@ class Project:
 
     def run(self, *command: str) -> str:
         """Run a command in the project and return its output."""
-        done = subprocess.run(command, cwd=self.root, env=self.environment, capture_output=True, text=True)
-        assert done.returncode == 0, f"{' '.join(command)}:\n{done.stdout}\n{done.stderr}"
-        return done.stdout
+        process = subprocess.run(command, cwd=self.root, env=self.environment, capture_output=True, text=True)
+        assert process.returncode == 0, f"{' '.join(command)}:\n{process.stdout}\n{process.stderr}"
+        return process.stdout
 
     def dvc(self, *arguments: str) -> str:
         """Run DVC as a user would."""
@@ -139,17 +139,17 @@ class Project:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Return a project in which all stages have run, committed; read-only."""
     scratch = tmp_path_factory.mktemp("dvc")
     project = Project(scratch / "project", scratch)
-    listed = subprocess.run(
+    listing = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
         capture_output=True,
         check=True,
     )
-    for name in listed.stdout.decode().split("\0"):
+    for name in listing.stdout.decode().split("\0"):
         if name and (ROOT / name).is_file():
             (project.root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, project.root / name)
@@ -166,12 +166,12 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 @pytest.fixture
-def project(done: Project, tmp_path: Path) -> Iterator[Project]:
+def project(finished: Project, tmp_path: Path) -> Iterator[Project]:
     """Yield the finished project to change; git and DVC restore it afterwards."""
-    yield done
-    done.run("git", "checkout", "--quiet", "--force", "main")
-    done.run("git", "clean", "--quiet", "--force", "-d")
-    with done.repo() as repo:
+    yield finished
+    finished.run("git", "checkout", "--quiet", "--force", "main")
+    finished.run("git", "clean", "--quiet", "--force", "-d")
+    with finished.repo() as repo:
         repo.checkout(force=True)
 
 
@@ -213,25 +213,25 @@ def write_score(root: Path, variant: str, benchmark: str, value: float) -> None:
         path.write_text(text)
 
 
-def test_ingest_writes_its_outputs(done: Project) -> None:
-    result = json.loads((done.root / "outputs/dataset/result.json").read_text())
+def test_ingest_writes_its_outputs(finished: Project) -> None:
+    result = json.loads((finished.root / "outputs/dataset/result.json").read_text())
     assert result["images"] == 24
-    assert (done.root / "outputs/dataset/manifest.parquet").is_file()
+    assert (finished.root / "outputs/dataset/manifest.parquet").is_file()
 
 
-def test_unchanged_project_runs_no_stage(done: Project) -> None:
-    assert done.would_run() == set()
-    assert done.json("status") == {}
+def test_unchanged_project_runs_no_stage(finished: Project) -> None:
+    assert finished.would_run() == set()
+    assert finished.json("status") == {}
 
 
 @pytest.mark.parametrize("override", DEPENDS_ON)
-def test_override_reruns_exactly_the_dependent_stages(done: Project, override: str) -> None:
-    before = (done.root / "params.yaml").read_text()
-    done.compose(override)
+def test_override_reruns_exactly_the_dependent_stages(finished: Project, override: str) -> None:
+    before = (finished.root / "params.yaml").read_text()
+    finished.compose(override)
     try:
-        assert done.would_run() == DEPENDS_ON[override]
+        assert finished.would_run() == DEPENDS_ON[override]
     finally:
-        (done.root / "params.yaml").write_text(before)
+        (finished.root / "params.yaml").write_text(before)
 
 
 def test_another_photograph_set_reruns_held_out_benchmarks(project: Project) -> None:
@@ -292,7 +292,7 @@ def test_reworded_docstrings_make_no_stage_stale(project: Project) -> None:
 
 
 def reword(path: Path) -> None:
-    """Change a module's docstring, add a comment and wrap an expression in parentheses."""
+    """Change a module's docstring and add comments."""
     tree = ast.parse(path.read_text())
     lines = path.read_text().splitlines()
     if ast.get_docstring(tree) is not None:
@@ -345,19 +345,19 @@ def second_clone(project: Project, folder: Path) -> Project:
     return clone
 
 
-def test_second_clone_pulls_and_reruns_no_stage(done: Project) -> None:
+def test_second_clone_pulls_and_reruns_no_stage(finished: Project) -> None:
     """The default remote is a folder next to the project, which a neighbouring clone finds."""
-    done.dvc("push", "--quiet")
-    assert (done.root.parent / "reca-dvc-remote").is_dir()
-    clone = second_clone(done, done.root.parent)
+    finished.dvc("push", "--quiet")
+    assert (finished.root.parent / "reca-dvc-remote").is_dir()
+    clone = second_clone(finished, finished.root.parent)
     clone.dvc("pull", "--quiet")
     assert clone.would_run() == set()
-    assert files(clone.root) == files(done.root)
+    assert files(clone.root) == files(finished.root)
 
 
-def test_clone_with_an_empty_cache_reruns_all_stages(done: Project, tmp_path: Path) -> None:
+def test_clone_with_an_empty_cache_reruns_all_stages(finished: Project, tmp_path: Path) -> None:
     """``make demo`` works on a fresh clone, whose dvc.lock names outputs that no cache has."""
-    clone = second_clone(done, tmp_path)
+    clone = second_clone(finished, tmp_path)
     assert (clone.root / "dvc.lock").is_file()
     assert not any((clone.root / ".dvc").glob("cache/files/md5/*"))
     stages = read_graph(clone.root)
@@ -365,11 +365,11 @@ def test_clone_with_an_empty_cache_reruns_all_stages(done: Project, tmp_path: Pa
     assert "Running stage 'ingest'" in clone.dvc("repro", "ingest")
     assert clone.run("git", "status", "--porcelain") == ""  # the same bytes, so dvc.lock is unchanged
     written = ("dataset/", "fingerprint/code.json")
-    ingested = {path: data for path, data in files(done.root).items() if path.startswith(written)}
+    ingested = {path: data for path, data in files(finished.root).items() if path.startswith(written)}
     assert files(clone.root) == ingested
 
 
-def test_s3_push_and_pull(done: Project, tmp_path: Path) -> None:
+def test_s3_push_and_pull(finished: Project, tmp_path: Path) -> None:
     """Push and pull through an S3 server on loopback (moto, real HTTP); no credentials enter a tracked file."""
     import boto3
     from moto.server import ThreadedMotoServer
@@ -382,16 +382,16 @@ def test_s3_push_and_pull(done: Project, tmp_path: Path) -> None:
         keys = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing"}
         client = boto3.client("s3", endpoint_url=address, region_name="us-east-1", **keys)
         client.create_bucket(Bucket="reca")
-        clone = second_clone(done, tmp_path)
+        clone = second_clone(finished, tmp_path)
         settings = f"['remote \"s3\"']\n    url = s3://reca/remote\n    endpointurl = {address}\n"
-        for repository in (done, clone):  # what `dvc remote add --local` and `modify --local` write
+        for repository in (finished, clone):  # what `dvc remote add --local` and `modify --local` write
             (repository.root / ".dvc/config.local").write_text(settings)
-        done.dvc("push", "--quiet", "--remote", "s3")
+        finished.dvc("push", "--quiet", "--remote", "s3")
         clone.dvc("pull", "--quiet", "--remote", "s3")
         assert client.list_objects_v2(Bucket="reca", Prefix="remote/")["KeyCount"] > len(BENCHMARKS)
         assert clone.would_run() == set()
-        assert files(clone.root) == files(done.root)
-        assert done.run("git", "status", "--porcelain") == ""
+        assert files(clone.root) == files(finished.root)
+        assert finished.run("git", "status", "--porcelain") == ""
     finally:
         server.stop()
 

@@ -47,7 +47,7 @@ log("end")
 
 DVC_YAML = """
 stages:
-  report: {cmd: python stage.py made 0.1, deps: [outputs/train, outputs/side], outs: [outputs/made]}
+  report: {cmd: python stage.py report 0.1, deps: [outputs/train, outputs/side], outs: [outputs/report]}
   train:
     {meta: &gpu {resource: gpu}, cmd: python stage.py train 1, params: [train, seed], deps: [outputs/first],
      outs: [outputs/train]}
@@ -124,7 +124,7 @@ def project(template, tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def train_only(project) -> None:
-    """Commit a ``dvc.yaml`` with one stage, for tests in which the graph plays no part."""
+    """Commit a ``dvc.yaml`` with one stage: enough where the graph does not matter."""
     (project / "dvc.yaml").write_text(ONE_STAGE)
     git(project, "commit", "-qam", "one stage")
 

@@ -28,9 +28,9 @@ def test_flow_follows_the_graph_and_skips_stages_that_are_up_to_date(run_flow, t
     assert run.state.is_completed(), run.error
     assert {event.flow_run for event in events()} == {str(run.id)}
     at = {(event.stage, event.what): event.at for event in events()}
-    assert at["first", "end"] < at["train", "begin"] < at["train", "end"] < at["made", "begin"]
+    assert at["first", "end"] < at["train", "begin"] < at["train", "end"] < at["report", "begin"]
     assert at["side", "begin"] < at["train", "end"], "independent stages ran one after the other"
-    assert at["side", "end"] < at["made", "begin"]
+    assert at["side", "end"] < at["report", "begin"]
     assert {name: task.state.name for name, task in tasks(run.id, 5).items()} == {
         **dict.fromkeys(("first", "train", "side", "report"), "Done"),
         "register": "Completed",
@@ -150,7 +150,7 @@ def test_gpu_stages_run_one_at_a_time(run_flow, events, monkeypatch, tmp_path):
     from flows import gpus
 
     with get_client(sync_client=True) as client, contextlib.suppress(ObjectNotFound):
-        client.delete_global_concurrency_limit_by_name("gpu")  # another test may have made it
+        client.delete_global_concurrency_limit_by_name("gpu")  # another test may have created it
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # the locks of another session are elsewhere
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     without = run_flow("hardware.device=cuda")
