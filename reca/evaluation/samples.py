@@ -106,8 +106,8 @@ def read_image(folder: Path, row: Row, key: str = "file") -> Pixels:
     except BadImage as error:
         raise UnreadableSample(f"{path.name}: {error}") from None
     if box := row.get("box"):
-        left, top, right, bottom = box
-        pixels = pixels[top:bottom, left:right]
+        x0, y0, x1, y1 = box
+        pixels = pixels[y0:y1, x0:x1]
     return pixels
 
 

@@ -1,4 +1,4 @@
-"""Image encoders as judges: how like are two images in the eyes of CLIP or DINOv2?"""
+"""Image encoders, such as CLIP or DINOv2, as judges of the similarity of two images."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -19,29 +19,31 @@ if TYPE_CHECKING:
 
 
 class Encoders:
-    """Some encoders, each loaded once, when it is needed.
+    """Image encoders, loaded at their first use.
 
     Args:
         root: The project folder.
-        sources: ``REPOSITORY@REVISION`` of each; they lie in ``data/judges/``.
-        device: As in ``hardware.device``.
+        sources: Their ``REPOSITORY@REVISION``; the folders are in ``data/judges/``.
+        device: ``hardware.device``.
     """
 
     def __init__(self, root: Path, sources: Sequence[str], device: str) -> None:
         self._root, self._sources, self._device = root, tuple(sources), device
         self.names = [local_models.judge_folder(root, source).name for source in sources]
 
-    def beside(self, judge: Judge) -> Judge:
-        """The identity of a judge and these.
+    def combined_identity(self, judge: Judge) -> Judge:
+        """Return the identity of a judge together with the encoders.
 
         Raises:
-            UserError: One is not there.
+            UserError: An encoder is missing.
         """
         if not self._sources:
             return judge
-        mine = local_models.judge_identity(self._root, *self._sources)
+        encoders = local_models.judge_identity(self._root, *self._sources)
         return Judge(
-            name=f"{judge.name}+{mine.name}", version=f"{judge.version}+{mine.version}", accuracy=judge.accuracy
+            name=f"{judge.name}+{encoders.name}",
+            version=f"{judge.version}+{encoders.version}",
+            accuracy=judge.accuracy,
         )
 
     @cached_property
@@ -57,24 +59,24 @@ class Encoders:
             raise UserError(f"{error}; delete the folder and let `reca compose` fetch it again") from None
         return dict(zip(self.names, loaded, strict=True))
 
-    def likeness(self, rows: Sequence[Row], folder: Path) -> list[dict[str, float | None]]:
-        """Per row the cosine of ``file`` and ``original`` by encoder, at least 0; ``None`` where one is no image.
+    def cosines(self, rows: Sequence[Row], folder: Path) -> list[dict[str, float | None]]:
+        """Return by row and encoder the cosine of ``file`` and ``original``, at least 0; ``None`` if one is unreadable.
 
         Raises:
-            UserError: An encoder is not there, or cannot be loaded.
+            UserError: An encoder is missing or cannot be loaded.
         """
         if not self._sources:
             return [{} for _ in rows]
         pairs: dict[int, tuple[Image.Image, Image.Image]] = {}
-        for number, row in enumerate(rows):
+        for index, row in enumerate(rows):
             try:
-                drawn, original = (Image.fromarray(read_image(folder, row, key)) for key in ("file", "original"))
+                image, original = (Image.fromarray(read_image(folder, row, key)) for key in ("file", "original"))
             except UnreadableSample:
                 continue
-            pairs[number] = drawn, original
-        found: list[dict[str, float | None]] = [dict.fromkeys(self.names) for _ in rows]
+            pairs[index] = image, original
+        results: list[dict[str, float | None]] = [dict.fromkeys(self.names) for _ in rows]
         for name, encoder in self._loaded.items() if pairs else ():
             first, second = (encoder.directions(images) for images in zip(*pairs.values(), strict=True))
-            for number, cosine in zip(pairs, np.sum(first * second, axis=1), strict=True):
-                found[number][name] = max(0.0, min(1.0, float(cosine)))
-        return found
+            for index, cosine in zip(pairs, np.sum(first * second, axis=1), strict=True):
+                results[index][name] = max(0.0, min(1.0, float(cosine)))
+        return results

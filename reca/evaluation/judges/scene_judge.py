@@ -1,4 +1,4 @@
-"""The scene detector as a judge: loaded once, asked about the files of a sample folder."""
+"""The scene detector as a judge of sample folders."""
 
 import json
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from reca.evaluation import geneval_rules
 from reca.evaluation.benchmark import Judge
 from reca.evaluation.judges.scene_detector import WEIGHTS, Detection, SceneDetector
 from reca.evaluation.samples import Pixels, UnreadableSample, group_by_size, read_image, to_tensor
@@ -13,14 +14,14 @@ from reca.runtime.errors import UserError
 from reca.runtime.hashing import file_digest
 
 FOLDER = Path("data/bases/scene_detector")
-"""Where the shipped detector lies, from the project folder."""
+"""The shipped detector's folder, relative to the project folder."""
 
 
 class SceneJudge:
-    """Detections of samples, and who made them.
+    """The scene detector, loaded once, with its identity.
 
     Args:
-        folder: Weights and ``card.json`` of the detector.
+        folder: Folder with the detector's weights and ``card.json``.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -28,7 +29,7 @@ class SceneJudge:
 
     @cached_property
     def identity(self) -> Judge:
-        """Name, digest of the weights and held-out accuracy.
+        """Return name, digest of the weights and held-out accuracy.
 
         Raises:
             UserError: Weights or card are missing, or the card describes other weights.
@@ -50,22 +51,27 @@ class SceneJudge:
             raise UserError(str(error)) from None
 
     def detect(self, folder: Path, files: Sequence[str]) -> list[list[Detection] | None]:
-        """What stands in each file of a sample folder; ``None`` for a file that is no image."""
+        """Return the detections in each file of a sample folder; ``None`` for an unreadable file."""
         pixels: list[Pixels | None] = []
         for name in files:
             try:
                 pixels.append(read_image(folder, {"file": name}))
             except UnreadableSample:
                 pixels.append(None)
-        found: list[list[Detection] | None] = [None] * len(files)
-        for numbers in group_by_size(pixels):
-            images = to_tensor([image for number in numbers if (image := pixels[number]) is not None])
-            for number, detections in zip(numbers, self._detector.detect(images), strict=True):
-                found[number] = detections
-        return found
+        results: list[list[Detection] | None] = [None] * len(files)
+        for indices in group_by_size(pixels):
+            images = to_tensor([image for index in indices if (image := pixels[index]) is not None])
+            for index, detections in zip(indices, self._detector.detect(images), strict=True):
+                results[index] = detections
+        return results
+
+
+def confident(detections: Sequence[Detection]) -> list[Detection]:
+    """Return the detections above GenEval's threshold, grouped by class."""
+    return [detection for group in geneval_rules.select(detections, "scene").values() for detection in group]
 
 
 def describe(detection: Detection) -> dict[str, Any]:
-    """A detection for people and reports."""
+    """Return a detection as JSON data for reports."""
     box = [round(value, 2) for value in detection.box]
     return {"name": detection.name, "color": detection.color, "box": box, "score": round(detection.score, 4)}

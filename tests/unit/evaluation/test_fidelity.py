@@ -128,5 +128,5 @@ def test_a_data_set_that_holds_nothing_back_is_refused(project, use_model):
     folder = project / "outputs/dataset"
     folder.mkdir(parents=True)
     write_manifest(folder, [{"id": "0" * 16, "split": "train"}])
-    with pytest.raises(UserError, match=r"holds no image back.*data\.held_out_fraction"):
+    with pytest.raises(UserError, match=r"has no held-out images.*data\.held_out_fraction"):
         generate(photo_config(), project, "base", "fidelity")

@@ -1,7 +1,7 @@
-"""GenEval's six categories over rendered scenes: does an image show what its prompt asks for?
+"""GenEval's six categories over rendered scenes: the agreement of an image with its prompt.
 
 The prompts have GenEval's form, the scene detector takes the place of Mask2Former and CLIP, and GenEval's own
-rules and default options decide (:mod:`reca.evaluation.geneval_rules`). A category scores the share of right images,
+rules decide (:mod:`reca.evaluation.geneval_rules`). A category's score is the share of correct images,
 and the overall score is the plain mean of the six.
 """
 
@@ -26,8 +26,8 @@ class Scenes(Benchmark):
     """GenEval over rendered scenes.
 
     Args:
-        settings: How many prompts and images, and the seed that chooses the prompts.
-        judge_folder: Where the scene detector lies.
+        settings: Numbers of prompts and images, and the seed of the prompts.
+        judge_folder: The scene detector's folder.
     """
 
     name: ClassVar[str] = "scenes"
@@ -45,11 +45,11 @@ class Scenes(Benchmark):
 
     @property
     def judge(self) -> Judge:
-        """The scene detector."""
+        """Return the scene detector's identity."""
         return self._judge.identity
 
     def plan(self) -> list[Row]:
-        """One row per prompt and image; its seed is a function of the prompt set, the prompt and the image's number."""
+        """Return one row per prompt and image; its seed depends on prompt set, prompt and the image's index."""
         rows: list[Row] = []
         for number, entry in enumerate(benchmark_prompts(self.seed, self._prompts_per_category)):
             prompt_id = f"{entry['tag']}-{number % self._prompts_per_category:03d}"
@@ -68,27 +68,27 @@ class Scenes(Benchmark):
         return rows
 
     def make(self, model: "UnifiedModel", rows: Sequence[Row], sampling: "Sampling", folder: Path) -> list[Row]:
-        """Draw one image per row."""
+        """Generate one image per row."""
         return draw_samples(model, rows, sampling, folder)
 
     def score(self, rows: Sequence[Row], folder: Path) -> list[ItemScore]:
-        """Judge every image by GenEval's rules: 1 where all clauses of its prompt hold, else 0."""
-        found = self._judge.detect(folder, [row["file"] for row in rows])
-        judged = [judge_image(seen, row["metadata"]) for row, seen in zip(rows, found, strict=True)]
+        """Score every image by GenEval's rules: 1 if all clauses of its prompt hold, else 0."""
+        detections = self._judge.detect(folder, [row["file"] for row in rows])
+        judged = [judge_image(objects, row["metadata"]) for row, objects in zip(rows, detections, strict=True)]
         return items_by_prompt(rows, [value for value, _ in judged], [detail for _, detail in judged])
 
     def details(self, items: Sequence[ItemScore]) -> dict[str, Any]:
-        """GenEval's two other numbers: share of right images, and of prompts with at least one right image."""
+        """Return the shares of correct images, and of prompts with at least one correct image."""
         results = [(i.category, i.prompt_id, value == 1) for i in items for value in i.values if value is not None]
         summary = geneval.summarise(results)
         return {"correct_images": summary.images, "correct_prompts": summary.prompts}
 
 
 def judge_image(detections: "Sequence[Detection] | None", metadata: Row) -> tuple[float | None, dict[str, Any]]:
-    """1 or 0 and what was seen; ``None`` where there was nothing to look at."""
+    """Return 1 or 0 and the detections; ``None`` for an unreadable image."""
     if detections is None:
         return None, {"seen": [], "reasons": ["the file is no image"]}
     objects = geneval.select(detections, metadata["tag"])
-    verdict = geneval.evaluate_image(objects, metadata, lambda found, _: [detection.color for detection in found])
-    seen = [describe(detection) for group in objects.values() for detection in group]
-    return float(verdict.correct), {"seen": seen, "reasons": list(verdict.reasons)}
+    result = geneval.evaluate_image(objects, metadata, lambda group, _: [detection.color for detection in group])
+    detail = [describe(detection) for group in objects.values() for detection in group]
+    return float(result.correct), {"seen": detail, "reasons": list(result.reasons)}

@@ -1,6 +1,6 @@
-"""Questions about rendered scenes the model has never seen: does it still understand images?
+"""Visual question answering on rendered scenes that no training data contains.
 
-Every scene is asked one question of each kind it can answer. An answer is right when it equals the expected word
+Every scene has one question of each kind that applies to it. An answer is correct if it equals the expected word
 or words, case and outer spaces aside. An answer outside the closed vocabulary of its kind is wrong and counted as
 unparsable. A category is a kind of question; the overall score is the plain mean of the kinds.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from reca.models.base import Sampling, UnifiedModel
 
 SCENE_SIZE = 24
-"""Side in pixels of the rendered scenes where the data are not scenes and so name no size."""
+"""Side in pixels of the rendered scenes if the training data are not scenes."""
 VOCABULARY = {
     "color": frozenset(COLORS),
     "count": frozenset(NUMBERS),
@@ -34,8 +34,8 @@ class Understanding(Benchmark):
     """Question answering about held-out scenes.
 
     Args:
-        settings: How many scenes, and the seed that draws them.
-        image_size: Side in pixels at which they are rendered.
+        settings: Number of scenes, and their seed.
+        image_size: Side of the rendered scenes in pixels.
     """
 
     name: ClassVar[str] = "understanding"
@@ -48,7 +48,7 @@ class Understanding(Benchmark):
 
     @classmethod
     def from_config(cls, config: Config, root: Path) -> Self:
-        """Set up from ``evaluate.understanding``; scenes look as those of the data, where these are scenes."""
+        """Set up from ``evaluate.understanding``; scenes have the size of the data's, if these are scenes."""
         size = config.data.image_size if isinstance(config.data, ScenesData) else SCENE_SIZE
         return cls(config.evaluate.understanding, size)
 
@@ -56,11 +56,11 @@ class Understanding(Benchmark):
     def _scenes(self) -> list[Scene]:
         from reca.runtime.seeding import derive_seed
 
-        base = derive_seed("benchmark", self.name, self.seed)  # 63 bits: no seed of training data comes near
+        base = derive_seed("benchmark", self.name, self.seed)  # 63 bits: far from any seed of training data
         return [sample_scene(base, index) for index in range(self._num_images)]
 
     def plan(self) -> list[Row]:
-        """One row per scene and question."""
+        """Return one row per scene and question."""
         return [
             {
                 "prompt_id": f"{number:04d}-{question.kind}",
@@ -76,7 +76,7 @@ class Understanding(Benchmark):
         ]
 
     def make(self, model: "UnifiedModel", rows: Sequence[Row], sampling: "Sampling", folder: Path) -> list[Row]:
-        """Ask each row's question; greedy, so neither ``sampling`` nor a seed has a say."""
+        """Answer each row's question greedily; ``sampling`` and seeds have no influence."""
         from PIL import Image
 
         from reca.data.images import square_tensor
@@ -88,11 +88,11 @@ class Understanding(Benchmark):
         return [{**row, "answer": answer} for row, answer in zip(rows, answers, strict=True)]
 
     def score(self, rows: Sequence[Row], folder: Path) -> list[ItemScore]:
-        """1 for an exact match, else 0."""
+        """Score every answer: 1 for an exact match, else 0."""
         return [_score_answer(row) for row in rows]
 
     def details(self, items: Sequence[ItemScore]) -> dict[str, Any]:
-        """How many answers were outside the vocabulary of their question."""
+        """Return the number of answers outside the vocabulary of their question."""
         return {"unparsable": sum(not detail["parsable"] for item in items for detail in item.details)}
 
 
