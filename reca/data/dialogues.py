@@ -43,12 +43,9 @@ class BadEntry(ValueError):
 
 
 class Dialogues:
-    """The usable conversations of a file.
+    """The usable conversations of a file by unique name, and the number of skipped entries by reason.
 
-    Args:
-        conversations: Conversations by unique name.
-        rejected: Number of skipped entries by reason.
-        digest: Digest of the file and of its images' sizes.
+    The digest is that of the file and of its images' sizes.
     """
 
     def __init__(self, conversations: Mapping[str, Conversation], rejected: Mapping[str, int], digest: str) -> None:
@@ -122,11 +119,7 @@ class Dialogues:
 
 
 def open_configured(config: Config, root: Path) -> Dialogues | None:
-    """Read the dialogues that ``train.dialogues`` names; ``None`` if it names none.
-
-    Raises:
-        UserError: As :meth:`Dialogues.read`.
-    """
+    """Read the dialogues that ``train.dialogues`` names; ``None`` if it names none."""
     settings = config.train
     if settings.dialogues is None:
         return None
@@ -135,11 +128,7 @@ def open_configured(config: Config, root: Path) -> Dialogues | None:
 
 
 def with_digest(config: Config, root: Path) -> Config:
-    """Return the configuration with the digest of its dialogues, a parameter that ``train`` depends on.
-
-    Raises:
-        UserError: As :meth:`Dialogues.read`.
-    """
+    """Return the configuration with the digest of its dialogues, a parameter that ``train`` depends on."""
     dialogues = open_configured(config, root)
     if dialogues is None:
         return config

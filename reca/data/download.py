@@ -17,11 +17,7 @@ UNUSED = ("*.msgpack", "*.h5", "*.onnx", "*.gguf", "*.png", "*.jpg", "*.gif", "*
 
 
 def fetch_model(config: Config, root: Path) -> None:
-    """Download the missing folders of the configured model; existing folders are left unchanged.
-
-    Raises:
-        UserError: As :func:`download_repository`.
-    """
+    """Download the missing folders of the configured model; existing folders are left unchanged."""
     for part, source in config.model.hub.items():
         folder = root / (config.model.checkpoint if part == "checkpoint" else config.model.parts[part])
         if not folder.exists():

@@ -8,7 +8,6 @@ Where the rows of a shard differ in shape (``resize: fit``), the tensor is packe
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from reca.data.packed import pack
+from reca.data.packed import pack, unpack
 from reca.runtime.errors import UserError
 from reca.runtime.files import atomic_file, write_json
 from reca.runtime.hashing import file_digest
@@ -57,28 +56,6 @@ class Field:
     """Type on disk."""
 
 
-@dataclass(frozen=True)
-class _MappedField:
-    """A field of a shard, backed by mmap: rows are read on access."""
-
-    values: Tensor
-    shapes: Tensor | None
-    starts: Tensor | None
-
-    @classmethod
-    def from_tensors(cls, values: Tensor, shapes: Tensor | None) -> Self:
-        if shapes is None:
-            return cls(values, None, None)
-        lengths = shapes.long().prod(dim=1)
-        return cls(values, shapes, lengths.cumsum(0) - lengths)
-
-    def row(self, number: int) -> Tensor:
-        if self.shapes is None or self.starts is None:
-            return self.values[number]
-        shape, start = self.shapes[number].tolist(), int(self.starts[number])
-        return self.values[start : start + math.prod(shape)].view(shape)
-
-
 def to_smallest_int(rows: Sequence[Tensor]) -> list[Tensor]:
     """Convert codes (int64) per image to int16 if all fit, else to int32."""
     largest = max(int(row.max()) for row in rows)
@@ -86,13 +63,7 @@ def to_smallest_int(rows: Sequence[Tensor]) -> list[Tensor]:
 
 
 def write_shard(path: Path, ids: Sequence[str], fields: Mapping[str, Sequence[Tensor]]) -> Shard:
-    """Write one shard atomically.
-
-    Args:
-        path: The shard's file.
-        ids: One image id per row.
-        fields: Field name -> one tensor per image, in the type to store.
-    """
+    """Write one shard atomically: per field one tensor for each id, in the type to store."""
     tensors: dict[str, Tensor] = {}
     for name, rows in fields.items():
         values, shapes = pack(rows)
@@ -129,14 +100,7 @@ def check_shard(folder: Path, shard: Shard) -> None:
 
 
 class Embeddings:
-    """The cache, open for reading; rows are read from disk on access. Use :meth:`open`.
-
-    Args:
-        folder: The folder of the shards.
-        fields: The fields of every shard.
-        shards: Every shard.
-        error: Rounding error by field.
-    """
+    """The cache, open for reading; rows are read from disk on access. Use :meth:`open`."""
 
     def __init__(
         self, folder: Path, fields: Mapping[str, Field], shards: Sequence[Shard], error: Mapping[str, Any] | None = None
@@ -144,7 +108,7 @@ class Embeddings:
         self.folder, self.fields, self.error = folder, dict(fields), dict(error or {})
         self._shards = list(shards)
         self._rows = {name: (n, row) for n, shard in enumerate(self._shards) for row, name in enumerate(shard.ids)}
-        self._mapped: dict[tuple[int, str], _MappedField] = {}
+        self._mapped: dict[tuple[int, str], Tensor | list[Tensor]] = {}
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -189,17 +153,19 @@ class Embeddings:
         if unknown is not None:
             raise EmbeddingsError(f"image {unknown} of the data set is not in {self.folder}; {HINT}")
         positions = [self._rows[name] for name in ids]
-        rows = [self._open(number, field).row(row) for number, row in positions]
+        rows = [self._open(number, field)[row] for number, row in positions]
         return [row.float() if row.is_floating_point() else row.long() for row in rows]
 
-    def _open(self, number: int, field: str) -> _MappedField:
+    def _open(self, number: int, field: str) -> Tensor | list[Tensor]:
+        """Return the rows of a field in a shard, backed by mmap: they are read on access."""
         if (number, field) not in self._mapped:
             path = self.folder / self._shards[number].file
             try:
                 with safe_open(path, framework="pt") as shard:
+                    values = shard.get_tensor(field)
                     packed = f"{field}{SHAPES}" in set(shard.keys())
-                    shapes = shard.get_tensor(f"{field}{SHAPES}") if packed else None
-                    self._mapped[number, field] = _MappedField.from_tensors(shard.get_tensor(field), shapes)
+                    shapes = shard.get_tensor(f"{field}{SHAPES}").tolist() if packed else None
+                self._mapped[number, field] = unpack(values, shapes) if packed else values
             except SafetensorError as error:
                 raise EmbeddingsError(f"{path} is not a safetensors file with {field!r} ({error}); {HINT}") from None
         return self._mapped[number, field]

@@ -168,10 +168,6 @@ def square_tensor(images: Sequence[Image.Image], size: int) -> "Tensor":
 def resize_images(images: Sequence[Image.Image], resize: "Resize") -> "Tensor | list[Tensor]":
     """Resize images by a family's rule, to float32 in [-1, 1] on the CPU.
 
-    Args:
-        images: RGB.
-        resize: The family's rule.
-
     Returns:
         (B, 3, H, W), or a list of (3, H_i, W_i) where the results differ in shape.
     """

@@ -78,11 +78,7 @@ def read_manifest(folder: Path, columns: Sequence[str] | None = None) -> pa.Tabl
 
 
 class ImageReader:
-    """Reads images of a data set by id, from any number of threads; the shards read last stay open.
-
-    Raises:
-        UserError: As :func:`read_manifest`.
-    """
+    """Reads images of a data set by id, from any number of threads; the shards read last stay open."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

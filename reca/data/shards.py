@@ -104,16 +104,6 @@ class TempImageStore:
             yield record.image, self._file.read(record.length)
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
-    """The position of a file's bytes in its shard: one seek instead of a scan of the tar."""
-
-    shard: str
-    file: str
-    offset: int
-    length: int
-
-
 class ShardWriter:
     """Writes ``shard-00000.tar``, ``shard-00001.tar``, … into a folder; use it in a ``with`` block."""
 
@@ -129,21 +119,25 @@ class ShardWriter:
     def __exit__(self, *_: object) -> None:
         self._close()
 
-    def add(self, key: str, suffix: str, data: bytes, ground_truth: dict[str, Any] | None) -> Member:
-        """Append ``<key>.<suffix>``, and ``<key>.json`` if there is a ground truth; return the image's position."""
+    def add(self, key: str, suffix: str, data: bytes, ground_truth: dict[str, Any] | None) -> dict[str, Any]:
+        """Append ``<key>.<suffix>``, and ``<key>.json`` if there is a ground truth.
+
+        Returns:
+            The image's position: ``shard``, ``file``, and ``offset`` and ``length`` in bytes.
+        """
         if self._tar is None or self._images >= IMAGES_PER_SHARD or self._tar.offset >= BYTES_PER_SHARD:
             self._close()
             name = self._folder / f"shard-{self.shards:05d}.tar"
             self._tar = tarfile.open(name, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 - closed by _close
             self.shards += 1
-        file = f"{key}.{suffix}"
-        member = Member(f"shard-{self.shards - 1:05d}.tar", file, self._tar.offset + HEADER_BYTES, len(data))
+        file, shard = f"{key}.{suffix}", f"shard-{self.shards - 1:05d}.tar"
+        position = {"shard": shard, "file": file, "offset": self._tar.offset + HEADER_BYTES, "length": len(data)}
         _append(self._tar, file, data)
         if ground_truth is not None:
             text = json.dumps(ground_truth, ensure_ascii=False, sort_keys=True)
             _append(self._tar, f"{key}.json", text.encode())
         self._images += 1
-        return member
+        return position
 
     def _close(self) -> None:
         if self._tar is not None:

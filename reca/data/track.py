@@ -6,8 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +17,7 @@ from reca.data.sources.folder import LEFT_OUT, list_files
 from reca.data.synthetic.collages import PACKAGE_FOLDER, require_folder
 from reca.runtime.errors import UserError
 from reca.runtime.files import write_json, write_text
+from reca.runtime.workspace import DVC, run_tool
 
 GLOB_OR_BRACE = re.compile(r"[*?\[{]")
 RECORDS = ".dvc/tmp/reca"
@@ -218,14 +217,11 @@ def _outermost_tracked(target: Path, root: Path) -> Path:
 
 
 def _add(target: Path, root: Path) -> None:
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "add", target.as_posix()]
-    environment = os.environ | {"DVC_NO_ANALYTICS": "1"}
-    result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
-    if result.returncode == 0:
+    try:
+        run_tool([*DVC, "--wait-for-lock", "add", target.as_posix()], root)
         print(f"{target} is tracked by DVC; keep its version with `git add {target}.dvc`", flush=True)
-        return
-    message = " ".join(result.stderr.split()).removeprefix("ERROR: ")
-    if "tracked by SCM" in message:  # git has the files, and DVC still hashes them as a dependency
+    except UserError as error:
+        if "tracked by SCM" not in str(error):
+            raise UserError(f"DVC cannot track {target}: {error}") from None
+        # git has the files, and DVC still hashes them as a dependency
         print(f"{target} is tracked by git, so DVC does not track it too", flush=True)
-        return
-    raise UserError(f"DVC cannot track {target}: {message[:600]}")

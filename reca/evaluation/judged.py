@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 from reca.config import Config
 from reca.config.evaluate import JudgedBenchmarkSettings, JudgeSettings
 from reca.evaluation.benchmark import Benchmark, ItemScore, Judge, prompt_limit_difference, protocol_label
+from reca.evaluation.judges.judge import JudgeClient, count_replies
+from reca.evaluation.judges.reply_cache import Reply
+from reca.evaluation.judges.requests import Request
 from reca.evaluation.samples import (
     Pixels,
     Row,
@@ -22,27 +25,17 @@ from reca.runtime.errors import UserError
 from reca.runtime.seeding import derive_seed
 
 if TYPE_CHECKING:
-    from reca.evaluation.judges.reply_cache import Reply
-    from reca.evaluation.judges.requests import Request
     from reca.models.base import Sampling, UnifiedModel
 
 S = TypeVar("S", bound=JudgedBenchmarkSettings)
 
 
 class JudgedBenchmark(Benchmark, Generic[S]):
-    """A benchmark whose samples are images, drawn by the model and scored by a judge.
-
-    Args:
-        settings: The benchmark's settings.
-        config: The whole configuration; gives the judge's limits and the state folder.
-        root: The project folder.
-    """
+    """A benchmark whose samples are images, drawn by the model and scored by a judge."""
 
     asks_model: ClassVar[bool] = True
 
     def __init__(self, settings: S, config: Config, root: Path) -> None:
-        from reca.evaluation.judges.judge import JudgeClient
-
         self.root, self._settings, self.seed = root, settings, settings.seed
         replies = root / config.paths.state / "replies" / f"{self.name}.jsonl"
         self.judge_client = JudgeClient(settings.judge, config.hardware.judge, root, replies, config.hardware.device)
@@ -109,11 +102,11 @@ class JudgedBenchmark(Benchmark, Generic[S]):
         return draw_samples(model, rows, sampling, folder)
 
     @abstractmethod
-    def requests(self, rows: Sequence[Row], folder: Path) -> "list[Request]":
+    def requests(self, rows: Sequence[Row], folder: Path) -> list[Request]:
         """Return all requests about a folder of samples, without those about unreadable samples."""
 
     @abstractmethod
-    def read(self, rows: Sequence[Row], replies: "Mapping[str, Reply]") -> list[ItemScore]:
+    def read(self, rows: Sequence[Row], replies: Mapping[str, Reply]) -> list[ItemScore]:
         """Return the scores from the judge's replies."""
 
     def score(self, rows: Sequence[Row], folder: Path) -> list[ItemScore]:
@@ -134,8 +127,6 @@ class JudgedBenchmark(Benchmark, Generic[S]):
 
     def details(self, items: Sequence[ItemScore]) -> dict[str, Any]:
         """Return the number of replies by status."""
-        from reca.evaluation.judges.judge import count_replies
-
         return {"replies": count_replies(dict(detail) for item in items for detail in item.details)}
 
     def image_for_judge(self, row: Row, folder: Path, like: Pixels | None = None) -> Path | None:

@@ -51,12 +51,7 @@ GREY = (127, 127, 127)
 
 
 class QuestionSet(Benchmark):
-    """A published set of questions about images.
-
-    Args:
-        settings: The benchmark's settings.
-        root: The project folder.
-    """
+    """A published set of questions about images."""
 
     counts: ClassVar[Mapping[str, int]]
     """Number of published questions by category."""

@@ -57,21 +57,6 @@ class ReportData:
     lineage: Sequence[tuple[str, str]]
 
 
-@dataclass(frozen=True)
-class ScoreRow:
-    """One line of a score table, formatted."""
-
-    label: str
-    overall: bool
-    n: int | None
-    base: str
-    aligned: str
-    delta: str
-    low: str
-    high: str
-    direction: str
-
-
 def render_page(report: ReportData) -> str:
     """Render the whole page as HTML; the same inputs give the same text."""
     views = [_view(report, name) for name in report.pairs]
@@ -84,7 +69,7 @@ def render_page(report: ReportData) -> str:
         + [{"anchor": name, "title": title} for name, title in SECTIONS],
         verdict=report.verdict,
         verdict_sentence=_verdict_sentence(report.verdict),
-        tiles=[{"title": view["short"], **vars(view["rows"][0])} for view in views],
+        tiles=[{"title": view["short"], **view["rows"][0]} for view in views],
         interval_label=f"{100 * report.config.evaluate.confidence:g} % interval",
         draws=f"{report.config.evaluate.bootstrap_resamples:,}".replace(",", " "),
         caveat=SCENES_CAVEAT if "scenes" in report.pairs else "",
@@ -152,18 +137,19 @@ def _view(report: ReportData, name: str) -> dict[str, Any]:
     }
 
 
-def _score_row(label: str, delta: Delta, n: int | None) -> ScoreRow:
-    return ScoreRow(
-        label=label,
-        overall=label == "overall",
-        n=n,
-        base=format_percent(delta.base),
-        aligned=format_percent(delta.aligned),
-        delta=format_points(delta.delta),
-        low=format_points(delta.low),
-        high=format_points(delta.high),
-        direction=charts.direction(delta),
-    )
+def _score_row(label: str, delta: Delta, n: int) -> dict[str, Any]:
+    """Return one line of a score table, formatted."""
+    return {
+        "label": label,
+        "overall": label == "overall",
+        "n": n,
+        "base": format_percent(delta.base),
+        "aligned": format_percent(delta.aligned),
+        "delta": format_points(delta.delta),
+        "low": format_points(delta.low),
+        "high": format_points(delta.high),
+        "direction": charts.direction(delta),
+    }
 
 
 def _protocol(pair: ResultPair) -> str:

@@ -15,18 +15,7 @@ import torch
 from reca.config import Config
 from reca.data.embeddings import check_shard, write_index
 from reca.data.manifest import MANIFEST, ImageReader
-from reca.extraction.cache import (
-    FinishedShard,
-    ReusableRows,
-    link,
-    link_reusable,
-    lock_path,
-    merged,
-    metadata_path,
-    remove_incomplete,
-    remove_old,
-    rounding_facts,
-)
+from reca.extraction import cache
 from reca.extraction.encoder import Encoder
 from reca.extraction.writer import EmbeddingsWriter
 from reca.models.loading import base_digest, base_folder, load_encoders
@@ -58,7 +47,7 @@ def extract(config: Config, root: Path) -> None:
     device = configure_device(config.hardware.device, config.hardware.threads)
     with init_distributed(device) as distributed, ImageReader(root / DATASET) as reader:
         state = root / config.paths.state / "extract" / _fingerprint(config, root, base)
-        lock = file_lock(lock_path(state), f"the extraction {state.name}")
+        lock = file_lock(cache.lock_path(state), f"the extraction {state.name}")
         with lock if distributed.is_main_process else nullcontext():
             with friendly_io_errors(state, "embeddings"):
                 finished = _finish(config, reader, base, root, state, device, distributed)
@@ -66,7 +55,7 @@ def extract(config: Config, root: Path) -> None:
                 return
             with friendly_io_errors(root / EMBEDDINGS, "embeddings"):
                 _publish(config, state, root / EMBEDDINGS, finished)
-            remove_old(state)
+            cache.remove_old(state)
 
 
 def _fingerprint(config: Config, root: Path, base: Path) -> str:
@@ -88,22 +77,22 @@ def _finish(
     state: Path,
     device: torch.device,
     distributed: DistributedContext,
-) -> list[FinishedShard]:
+) -> list[cache.FinishedShard]:
     """Encode what earlier attempts have not, and return all shards."""
     ids, size = reader.ids(), config.extract.images_per_shard
     shards = [ids[start : start + size] for start in range(0, len(ids), size)]
     if distributed.is_main_process:
-        remove_incomplete(state, shards)
+        cache.remove_incomplete(state, shards)
     distributed.barrier()
-    unfinished = [number for number in range(len(shards)) if not metadata_path(state, number).exists()]
+    unfinished = [number for number in range(len(shards)) if not cache.metadata_path(state, number).exists()]
     if distributed.is_main_process and unfinished:
-        link_reusable(state, {name for number in unfinished for name in shards[number]})
+        cache.link_reusable(state, {name for number in unfinished for name in shards[number]})
     distributed.barrier()  # every rank must list the unfinished shards before one is written
     finished = len(ids) - sum(len(shards[number]) for number in unfinished)
     if finished:
         print(f"{finished} of {len(ids)} images were extracted by an earlier attempt", flush=True)
     if unfinished:
-        reusable = ReusableRows(state)
+        reusable = cache.ReusableRows(state)
         new = [name for number in unfinished for name in shards[number] if name not in reusable.ids]
         if reusable.ids:
             reused = len(ids) - finished - len(new)
@@ -125,17 +114,17 @@ def _finish(
                 writer.write(number, shards[number], rows)
         distributed.barrier()
         progress.update(len(ids))
-    return [FinishedShard.read(metadata_path(state, number)) for number in range(len(shards))]
+    return [cache.FinishedShard.read(cache.metadata_path(state, number)) for number in range(len(shards))]
 
 
-def _publish(config: Config, state: Path, output: Path, shards: Sequence[FinishedShard]) -> None:
+def _publish(config: Config, state: Path, output: Path, shards: Sequence[cache.FinishedShard]) -> None:
     """Link the shards into the output folder, or copy and verify them, and write the index."""
-    fields = merged([finished.fields for finished in shards])
+    fields = cache.merged([finished.fields for finished in shards])
     errors = [error for finished in shards for error in finished.rounding]
-    facts = {"semantic": rounding_facts(errors)} if "semantic" in fields else {}
+    facts = {"semantic": cache.rounding_facts(errors)} if "semantic" in fields else {}
     with atomic_folder(output) as folder:
         for finished in shards:
-            if not link(state / finished.shard.file, folder / finished.shard.file):
+            if not cache.link(state / finished.shard.file, folder / finished.shard.file):
                 check_shard(folder, finished.shard)
         write_index(folder, [finished.shard for finished in shards], fields, error=facts)
         images = sum(len(finished.shard.ids) for finished in shards)

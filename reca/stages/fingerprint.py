@@ -16,12 +16,7 @@ FOLDER = Path("outputs/fingerprint")
 
 
 def fingerprint(config: Config, root: Path, subject: str) -> None:
-    """Write ``outputs/fingerprint/<subject>.json``.
-
-    Args:
-        config: The composed configuration.
-        root: The project folder.
-        subject: ``code`` or ``base``.
+    """Write ``outputs/fingerprint/<subject>.json``; the subject is ``code`` or ``base``.
 
     Raises:
         UserError: ``subject`` is neither, or the base model's folder is missing.

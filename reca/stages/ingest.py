@@ -137,7 +137,7 @@ def _write_shards(config: Config, store: TempImageStore, folder: Path) -> list[d
     with ShardWriter(folder) as shards:
         for picture, stored in store.images(config.data.num_images):
             key, description = picture.sha256[:16], picture.description
-            member = shards.add(key, picture.suffix, stored, description.ground_truth)
+            position = shards.add(key, picture.suffix, stored, description.ground_truth)
             row = {
                 "id": key,
                 "sha256": picture.sha256,
@@ -151,7 +151,7 @@ def _write_shards(config: Config, store: TempImageStore, folder: Path) -> list[d
                 if description.ground_truth
                 else None,
             }
-            rows.append(row | asdict(member))
+            rows.append(row | position)
     return rows
 
 

@@ -33,10 +33,6 @@ STATE_FILE = "register.json"
 def register(config: Config, root: Path) -> None:
     """Register the model in ``outputs/`` as ``challenger``, and as ``champion`` too if the promotion rules pass.
 
-    Args:
-        config: The composed configuration.
-        root: The project folder.
-
     Raises:
         UserError: Outputs are missing or differ from what DVC recorded, or MLflow's store cannot be used.
     """
@@ -153,11 +149,7 @@ def _log_files(client: Any, run_id: str, root: Path, lineage: Lineage) -> None:
 def _compare_with_champion(
     client: Any, config: Config, root: Path, name: str, benchmark_set: str, lineage: Lineage
 ) -> Champion | None:
-    """Return the champion with the deltas of this model against it, or with the reason why there are none.
-
-    Raises:
-        UserError: The items of this model are missing or damaged.
-    """
+    """Return the champion with the deltas of this model against it, or with the reason why there are none."""
     champion = registry.get_champion(client, name)
     if champion is None or champion.tags.get(runs.LINEAGE_TAG) == lineage.digest:
         return None

@@ -29,10 +29,6 @@ AT_REGISTRATION = "compared at registration, with the champion of that moment"
 def report(config: Config, root: Path) -> None:
     """Compare base and aligned, and apply the promotion rules that need no champion.
 
-    Args:
-        config: The composed configuration.
-        root: The project folder.
-
     Raises:
         UserError: Scores or samples are missing, broken, or were measured differently; the message names the file
             and the stage to run again.

@@ -6,6 +6,7 @@ store; the worktree of an isolated run uses the project's store that way.
 """
 
 import fcntl
+import json
 import math
 import os
 import re
@@ -25,9 +26,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # the default ret
 
 import mlflow
 import psutil  # type: ignore[import-untyped]
-from mlflow.data.dataset_source import DatasetSource
-from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import DatasetInput, InputTag, Metric, Param
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
@@ -45,38 +44,6 @@ METRICS_PER_REQUEST = 1000
 """Metrics per ``log_batch``: MLflow's limit."""
 Client = Any
 """``mlflow.MlflowClient``; MLflow's types are not followed (pyproject.toml)."""
-
-
-class DvcSource(DatasetSource):
-    """A data set under DVC, as MLflow's pages name it."""
-
-    def __init__(self, path: str, md5: str, commit: str | None) -> None:
-        self._facts = {"path": path, "md5": md5, "git_commit": commit or ""}
-
-    @staticmethod
-    def _get_source_type() -> str:
-        return "dvc"
-
-    def load(self) -> Any:
-        """Raise: `dvc pull` at the commit restores the data."""
-        raise NotImplementedError("check out the commit, then run `dvc pull`")
-
-    @staticmethod
-    def _can_resolve(raw_source: Any) -> bool:
-        return False
-
-    @classmethod
-    def _resolve(cls, raw_source: Any) -> "DvcSource":
-        raise NotImplementedError
-
-    def to_dict(self) -> dict[str, Any]:
-        """Path, DVC hash and commit."""
-        return self._facts
-
-    @classmethod
-    def from_dict(cls, source_dict: dict[str, Any]) -> "DvcSource":
-        """Build the source from :meth:`to_dict`'s value."""
-        return cls(source_dict["path"], source_dict["md5"], source_dict["git_commit"])
 
 
 @dataclass(frozen=True)
@@ -105,13 +72,8 @@ def locate_store(config: Config, root: Path) -> Store:
     if uri.startswith("sqlite:///"):
         database = (root / uri.removeprefix("sqlite:///")).resolve()
         folder = database.parent
-        return Store(
-            f"sqlite:///{database}",
-            database,
-            folder / "artifacts",
-            folder / "registry.lock",
-            config.tracking.experiment,
-        )
+        lock = folder / "registry.lock"
+        return Store(f"sqlite:///{database}", database, folder / "artifacts", lock, config.tracking.experiment)
     state = root / config.paths.state
     return Store(uri, None, None, state / "registry.lock", config.tracking.experiment)
 
@@ -248,8 +210,8 @@ def log_dataset(client: Client, run_id: str, lineage: Lineage) -> None:
     """Log the data as an input of the run, with DVC's hashes of the tracked source and of the shards."""
     tracked = lineage.artifacts.get(lineage.data_path, "")
     shards = lineage.artifacts.get("outputs/dataset", "")
-    source = DvcSource(lineage.data_path, tracked, lineage.git.commit)
-    dataset = MetaDataset(source, lineage.data_path[-500:], shards or tracked)
+    source = {"path": lineage.data_path, "md5": tracked, "git_commit": lineage.git.commit or ""}
+    dataset = Dataset(lineage.data_path[-500:], shards or tracked or "unknown", "dvc", json.dumps(source))
     tags = {
         "mlflow.data.context": "training",
         "dvc.path": lineage.data_path,
@@ -257,7 +219,7 @@ def log_dataset(client: Client, run_id: str, lineage: Lineage) -> None:
         "dvc.dataset.md5": shards,
         "dvc.rev": lineage.git.commit or "none",
     }
-    entity = DatasetInput(dataset._to_mlflow_entity(), [InputTag(key, value) for key, value in tags.items()])
+    entity = DatasetInput(dataset, [InputTag(key, value) for key, value in tags.items()])
     client.log_inputs(run_id, [entity])
 
 

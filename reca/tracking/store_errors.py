@@ -8,8 +8,8 @@ from pathlib import Path
 
 from reca.runtime.errors import UserError
 
-DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
-READ_ONLY_ERRNOS = (errno.EROFS, errno.EACCES, errno.EPERM)
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 class StoreError(UserError):
@@ -63,17 +63,18 @@ def check_database(database: Path | None) -> None:
 
 
 def _message(error: Exception, database: Path | None, uri: str) -> str | None:
-    text = _chain(error)
+    causes = list(_causes(error))
+    text = "\n".join(map(str, causes))
+    os_errors = [cause for cause in causes if isinstance(cause, OSError)]
+    numbers = {cause.errno for cause in os_errors}
     location = str(database) if database else uri.rsplit("@", 1)[-1]
-    number = _errno(error)
+    file = next((str(cause.filename) for cause in os_errors if cause.filename), location)
     if any(words in text for words in ("malformed", "not a database", "file is encrypted")) and database:
         return _broken(database, "its pages are damaged")
-    if number in DISK_FULL_ERRNOS or "is full" in text or "No space left" in text:
-        return f"the disk of {_file(error) or location} is full; make room, then run the same command again"
-    if number in READ_ONLY_ERRNOS or "readonly database" in text or "Read-only file system" in text:
-        return (
-            f"{_file(error) or location} is read-only; give write permission, or set tracking.uri to another location"
-        )
+    if numbers & DISK_FULL or "is full" in text or "No space left" in text:
+        return f"the disk of {file} is full; make room, then run the same command again"
+    if numbers & READ_ONLY or "readonly database" in text or "Read-only file system" in text:
+        return f"{file} is read-only; give write permission, or set tracking.uri to another location"
     if "unable to open database file" in text:
         return f"{location} cannot be opened: its folder is missing or closed to this user"
     if "disk I/O error" in text:
@@ -98,25 +99,7 @@ def _broken(database: Path, problem: str) -> str:
     )
 
 
-def _chain(error: BaseException | None) -> str:
-    words = []
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
-        words.append(str(error))
+        yield error
         error = error.__cause__ or error.__context__
-    return "\n".join(words)
-
-
-def _errno(error: BaseException | None) -> int | None:
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (*DISK_FULL_ERRNOS, *READ_ONLY_ERRNOS):
-            return error.errno
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def _file(error: BaseException | None) -> str | None:
-    while error is not None:
-        if isinstance(error, OSError) and error.filename:
-            return str(error.filename)
-        error = error.__cause__ or error.__context__
-    return None

@@ -1,26 +1,17 @@
 """Collages of cut-outs as a source of images with captions, questions and exact masks."""
 
-import io
 import random
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
-from PIL import Image
-
 from reca.config import CollagesData
-from reca.data.sources.base import Description, ImageSource, Item
+from reca.data.sources.base import ImageSource, Item
+from reca.data.sources.scenes import scene_item
 from reca.data.synthetic.collages import compose, objects, read_cutouts, sample_collage
-from reca.data.synthetic.scenes import full_caption, metadata, questions, sparse_caption
 
 
 class CollagesSource(ImageSource):
     """The collages of a run, a function of the cut-outs, its seed, the image size and their number.
-
-    Args:
-        data: Size and number.
-        seed: The run's seed.
-        folder: The folder of the cut-outs.
 
     Raises:
         UserError: There are no cut-outs; on iteration: one is too thin for the image size.
@@ -37,20 +28,10 @@ class CollagesSource(ImageSource):
         for index in range(self.total):
             collage = sample_collage(self._cutouts, self._seed, index)
             pixels, masks = compose(collage, self._size)
-            file = io.BytesIO()
-            Image.fromarray(pixels).save(file, "PNG", compress_level=1)
-            rng, scene = random.Random(f"collage-words-{self._seed}-{index}"), collage.scene
-            description = Description(
-                caption=sparse_caption(scene, rng),
-                full_caption=full_caption(scene, rng),
-                ground_truth={
-                    "metadata": metadata(scene),
-                    "questions": [asdict(question) for question in questions(scene, rng, list(self._cutouts))],
-                    "objects": objects(collage, masks),
-                },
-            )
+            rng, nouns = random.Random(f"collage-words-{self._seed}-{index}"), list(self._cutouts)
+            annotations, source = objects(collage, masks), f"collage {self._seed}/{index}"
             self.done = index + 1
-            yield Item(f"collage {self._seed}/{index}", file.getvalue(), description)
+            yield scene_item(source, pixels, collage.scene, rng, nouns, {"objects": annotations})
 
 
 def from_config(data: CollagesData, seed: int, root: Path, _largest_file: int) -> CollagesSource:

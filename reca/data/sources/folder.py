@@ -26,11 +26,8 @@ LEFT_OUT = ".left-out.jsonl"
 class FolderSource(ImageSource):
     """Every file below a folder, in order of its relative path.
 
-    Hidden files are skipped, and so are texts with the name of an image: they describe it.
-
-    Args:
-        folder: The folder of the images.
-        largest_file: Files with more bytes are refused unread.
+    Hidden files are skipped, and so are texts with the name of an image: they describe it. Files with more bytes than
+    ``largest_file`` are refused unread.
     """
 
     unit = "files"

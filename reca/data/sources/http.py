@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 6
 FIRST_WAIT_SECONDS = 1.0
+"""Wait before the second attempt; it doubles with every further failure in a row."""
 LONGEST_WAIT_SECONDS = 60.0
 TIMEOUT_SECONDS = 30.0
 RETRYABLE_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -26,15 +27,13 @@ class HttpStream(io.RawIOBase):
 
     Args:
         url: ``http://`` or ``https://``.
-        first_wait_seconds: Wait before the second attempt; it doubles with every further failure in a row.
 
     Raises:
         UserError: On reading: the server refuses, or fails ``ATTEMPTS`` times in a row.
     """
 
-    def __init__(self, url: str, first_wait_seconds: float = FIRST_WAIT_SECONDS) -> None:
+    def __init__(self, url: str) -> None:
         self._url = url
-        self._first_wait = first_wait_seconds
         self._response: HTTPResponse | None = None
         self._position = 0
         self._version = ""  # ETag or modification time
@@ -99,7 +98,7 @@ class HttpStream(io.RawIOBase):
         if self._response is not None:
             self._response.close()
             self._response = None
-        wait = min(self._first_wait * 2 ** (self._failures - 1), LONGEST_WAIT_SECONDS)
+        wait = min(FIRST_WAIT_SECONDS * 2 ** (self._failures - 1), LONGEST_WAIT_SECONDS)
         print(f"{public_url(self._url)}: {problem}; next attempt in {wait:.0f} s", flush=True)
         time.sleep(wait)
 

@@ -11,7 +11,7 @@ from typing import IO, Self
 
 from reca.config import WebDatasetData
 from reca.data.sources.base import IMAGE_SUFFIXES, ImageSource, Item, Rejected, describe, printable
-from reca.data.sources.http import FIRST_WAIT_SECONDS, HttpStream, is_url, public_url
+from reca.data.sources.http import HttpStream, is_url, public_url
 from reca.runtime.errors import UserError
 
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -43,19 +43,15 @@ class WebDatasetSource(ImageSource):
         data: ``urls`` is a local pattern (``shards/*.tar``) or URLs, with ranges and choices in braces.
         root: The project; a local pattern is relative to it.
         largest_file: Members with more bytes are refused unread.
-        first_wait_seconds: See :class:`~reca.data.sources.http.HttpStream`.
     """
 
     unit = "shards"
     stop_early = True
 
-    def __init__(
-        self, data: WebDatasetData, root: Path, largest_file: int, first_wait_seconds: float = FIRST_WAIT_SECONDS
-    ) -> None:
+    def __init__(self, data: WebDatasetData, root: Path, largest_file: int) -> None:
         self._shards = expand(data.urls, root)
         self._root = root
         self._largest_file = largest_file
-        self._first_wait = first_wait_seconds
         self.total = len(self._shards)
 
     def __iter__(self) -> Iterator[Item | Rejected]:
@@ -75,7 +71,7 @@ class WebDatasetSource(ImageSource):
 
     def _open(self, shard: str) -> IO[bytes]:
         if is_url(shard):
-            return io.BufferedReader(HttpStream(shard, self._first_wait), BUFFER_BYTES)
+            return io.BufferedReader(HttpStream(shard), BUFFER_BYTES)
         return (self._root / shard).open("rb")
 
     def _read_members(self, tar: tarfile.TarFile, shard: str) -> Iterator[Item | Rejected]:

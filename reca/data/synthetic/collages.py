@@ -135,14 +135,7 @@ def sample_collage(cutouts: Cutouts, seed: int, index: int) -> Collage:
 
 
 def arrange(nouns: Sequence[str], cutouts: Cutouts, rng: random.Random, where: str | None = None) -> Collage:
-    """Sample a cut-out and a position for every noun.
-
-    Args:
-        nouns: Nouns of the objects.
-        cutouts: Cut-outs to sample from.
-        rng: Random generator.
-        where: Required relation of the first object to the second; ``None``: any.
-    """
+    """Sample a cut-out and a position for every noun; ``where`` relates the first object to the second."""
     while True:
         centres = sample_centers(rng, len(nouns))
         shapes = tuple(

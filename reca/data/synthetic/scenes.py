@@ -253,13 +253,7 @@ def sparse_caption(
 
 
 def questions(scene: Scene, rng: random.Random, kinds: Sequence[str] = SHAPES) -> list[SceneQuestion]:
-    """Sample one question of every kind that the scene can answer.
-
-    Args:
-        scene: The scene.
-        rng: Random generator.
-        kinds: Kinds for questions about absent shapes.
-    """
+    """Sample one question of every kind that the scene can answer; questions about absent shapes name ``kinds``."""
     groups = scene.groups()
     single = [kind for kind, shapes in groups.items() if len(shapes) == 1]
     sampled = [_existence_question(scene, rng, kinds), _count_question(groups, rng, kinds)]

@@ -44,12 +44,7 @@ class Backoff:
     longest_seconds: float = 60.0
 
     def wait_seconds(self, attempt: int, retry_after: float | None = None) -> float:
-        """Return the wait before the next attempt.
-
-        Args:
-            attempt: Number of attempts made so far, from 1.
-            retry_after: The endpoint's Retry-After in seconds, honoured up to the longest wait.
-        """
+        """Return the wait after ``attempt`` attempts (from 1); a Retry-After is honoured up to the longest wait."""
         if retry_after is not None:
             return min(max(retry_after, 0.0), self.longest_seconds)
         return min(self.first_seconds * 2 ** (attempt - 1), self.longest_seconds) * random.uniform(0.5, 1.0)
@@ -74,21 +69,10 @@ class Endpoint:
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):
             raise UserError(f"a judge's url must start with http:// or https://, not {self.url!r}")
-        if (
-            self.concurrency < 1
-            or self.requests_per_minute <= 0
-            or self.timeout_seconds <= 0
-            or self.backoff.attempts < 1
-        ):
-            raise UserError("a judge's concurrency, requests_per_minute, timeout_seconds and attempts must be above 0")
 
 
 class RateLimiter:
-    """Spaces requests evenly, and pauses all when the endpoint asks for it.
-
-    Args:
-        requests_per_minute: Requests a minute.
-    """
+    """Spaces requests evenly, and pauses all when the endpoint asks for it."""
 
     def __init__(self, requests_per_minute: float) -> None:
         self._interval = 60 / requests_per_minute
@@ -107,11 +91,7 @@ class RateLimiter:
 
 
 class Budget:
-    """Keeps the money spent, together with that reserved for running requests, below a ceiling.
-
-    Args:
-        ceiling: US dollars; ``None`` for no ceiling.
-    """
+    """Keeps the US dollars spent, together with those reserved for running requests, below a ceiling, if any."""
 
     def __init__(self, ceiling: float | None) -> None:
         self.ceiling = ceiling
@@ -268,12 +248,7 @@ class _Run:
         return at_most if fields["status"] == "answered" else 0.0  # an answer without token counts costs the most
 
     async def _request(self, client: httpx.AsyncClient, request: Request) -> dict[str, Any]:
-        """Make one attempt and return the fields of its :class:`Reply`.
-
-        Raises:
-            _Retry: Another attempt may succeed.
-            UserError: No attempt can succeed.
-        """
+        """Make one attempt and return the fields of its :class:`Reply`."""
         url, seconds = f"{self._endpoint.url.rstrip('/')}/chat/completions", self._endpoint.timeout_seconds
         try:
             async with asyncio.timeout(seconds):  # httpx's own timeout is per read: a dripping answer never ends
@@ -312,11 +287,7 @@ class _Run:
 
 
 def _read_choice(body: dict[str, Any]) -> dict[str, Any]:
-    """Return the reply's fields from a response of the expected form.
-
-    Raises:
-        _Retry: The response has another form.
-    """
+    """Return the reply's fields from a response of the expected form."""
     try:
         choice = body["choices"][0]
         message, finish = choice["message"], str(choice.get("finish_reason") or "")

@@ -24,12 +24,7 @@ Features = NDArray[np.float32]
 
 
 class Clip:
-    """A CLIP model with its tokenizer.
-
-    Args:
-        network: The model of transformers.
-        tokenizer: Its tokenizer.
-    """
+    """A CLIP model of transformers with its tokenizer."""
 
     def __init__(self, network: CLIPModel, tokenizer: Any) -> None:
         self._network, self._tokenizer = network.eval(), tokenizer

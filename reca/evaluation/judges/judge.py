@@ -59,11 +59,7 @@ class JudgeClient:
         return estimate(self._endpoint(), requests, ReplyFile(self.file))
 
     def replies(self, requests: Sequence[Request]) -> dict[str, Reply]:
-        """Return a reply to every request, by key: a stored one, else by asking.
-
-        Raises:
-            UserError: See :func:`reca.evaluation.judges.client.ask`.
-        """
+        """Return a reply to every request, by key: a stored one, else by asking."""
         check_keys(requests)
         stored = ReplyFile(self.file)
         if self.only_stored:

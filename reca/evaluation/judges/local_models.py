@@ -60,11 +60,7 @@ def weights_origin(folder: Path) -> str:
 
 @contextmanager
 def explain_load_errors(folder: Path, kind: str) -> Iterator[None]:
-    """Raise transformers' loading errors as a ``ValueError`` that names the folder.
-
-    Args:
-        folder: The folder to load.
-        kind: The expected kind of model in the messages, such as ``CLIP``.
+    """Raise transformers' loading errors as a ``ValueError`` that names the folder and the kind of model (``CLIP``).
 
     Raises:
         FileNotFoundError: ``config.json`` is missing.

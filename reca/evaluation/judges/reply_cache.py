@@ -44,8 +44,7 @@ class ReplyFile:
 
     A process does not see replies that other processes append, until it reads the file again.
 
-    Args:
-        path: The file; created with the first reply.
+    The file is created with the first reply.
 
     Raises:
         UserError: The file contains something else.

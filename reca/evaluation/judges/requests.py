@@ -103,11 +103,7 @@ def data_url(path: Path) -> str:
 
 
 def fingerprint(request: Request, sampling: JudgeSampling) -> str:
-    """Return the digest of a request's body: a stored reply counts only for exactly the same question.
-
-    Raises:
-        UserError: See :func:`body_of`.
-    """
+    """Return the digest of a request's body: a stored reply counts only for exactly the same question."""
     return json_digest(body_of(request, sampling))
 
 

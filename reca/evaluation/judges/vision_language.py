@@ -12,12 +12,7 @@ from reca.evaluation.judges.local_models import explain_load_errors
 
 
 class VisionLanguageModel:
-    """A chat model with image input.
-
-    Args:
-        network: Any image-text-to-text model of transformers.
-        processor: Its processor, with a chat template.
-    """
+    """An image-text-to-text model of transformers, with a processor that has a chat template."""
 
     def __init__(self, network: Any, processor: Any) -> None:
         self._network, self._processor = network.eval(), processor

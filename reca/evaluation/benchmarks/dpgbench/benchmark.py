@@ -10,20 +10,19 @@ import csv
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from reca.config import Config
 from reca.config.evaluate import DpgbenchSettings
 from reca.evaluation import prompt_sources
 from reca.evaluation.benchmark import ItemScore, image_count_difference, items_by_prompt
+from reca.evaluation.benchmarks.dpgbench import rules
 from reca.evaluation.judged import JudgedBenchmark
+from reca.evaluation.judges.judge import answer_text, reply_record
+from reca.evaluation.judges.reply_cache import Reply
+from reca.evaluation.judges.requests import Request
 from reca.evaluation.samples import Row
 from reca.runtime.errors import UserError
-
-if TYPE_CHECKING:
-    from reca.evaluation.benchmarks.dpgbench.rules import DpgQuestion, DpgSummary
-    from reca.evaluation.judges.reply_cache import Reply
-    from reca.evaluation.judges.requests import Request
 
 PROMPTS = 1065
 CATEGORY = "all_prompts"
@@ -78,16 +77,16 @@ class Dpgbench(JudgedBenchmark[DpgbenchSettings]):
             raise UserError(f"{folder} holds no image of DPG-Bench's layout: <item>.png (2 x 2) or <item>_<number>.png")
         return rows
 
+    @property
+    def _compatibility(self) -> rules.Compatibility:
+        return rules.OFFICIAL if self._settings.official_quirks else rules.CORRECT
+
     @cached_property
-    def _questions(self) -> "dict[str, list[DpgQuestion]]":
-        from reca.evaluation.benchmarks.dpgbench.rules import CORRECT, OFFICIAL, read_questions
+    def _questions(self) -> dict[str, list[rules.DpgQuestion]]:
+        return rules.read_questions(self._table, self._compatibility)
 
-        return read_questions(self._table, OFFICIAL if self._settings.official_quirks else CORRECT)
-
-    def requests(self, rows: Sequence[Row], folder: Path) -> "list[Request]":
+    def requests(self, rows: Sequence[Row], folder: Path) -> list[Request]:
         """Return one request per image and question."""
-        from reca.evaluation.judges.requests import Request
-
         questions = self._questions
         requests = []
         for row in rows:
@@ -97,17 +96,14 @@ class Dpgbench(JudgedBenchmark[DpgbenchSettings]):
                     requests.append(Request(key, QUESTION.format(question=question.text), (path,)))
         return requests
 
-    def read(self, rows: Sequence[Row], replies: "Mapping[str, Reply]") -> list[ItemScore]:
+    def read(self, rows: Sequence[Row], replies: Mapping[str, Reply]) -> list[ItemScore]:
         """Score each image by the share of its questions that hold; a prompt with an unusable answer fails."""
-        from reca.evaluation.benchmarks.dpgbench.rules import read_reply
-        from reca.evaluation.judges.judge import answer_text, reply_record
-
         questions, details = self._questions, []
         for row in rows:
             answers = {}
             for question in questions.get(row["prompt_id"], ()):
                 reply = replies.get(f"{row['prompt_id']}/{row['index']}/{question.number}")
-                value = read_reply(answer_text(reply))
+                value = rules.read_reply(answer_text(reply))
                 answers[str(question.number)] = {"answer": value, **reply_record(reply, value is not None)}
             details.append({"answers": answers})
         items = items_by_prompt(rows, [None] * len(rows), details)
@@ -119,16 +115,14 @@ class Dpgbench(JudgedBenchmark[DpgbenchSettings]):
             ItemScore(i.prompt_id, i.category, scored.get(i.prompt_id, i.values), i.files, i.details) for i in items
         ]
 
-    def _summary(self, items: Sequence[ItemScore]) -> "DpgSummary":
-        from reca.evaluation.benchmarks.dpgbench.rules import CORRECT, OFFICIAL, ItemAnswers, summarise
-
+    def _summary(self, items: Sequence[ItemScore]) -> rules.DpgSummary:
         answers = []
         for item in items:
             images = [
                 {int(number): entry["answer"] for number, entry in detail["answers"].items()} for detail in item.details
             ]
-            answers.append(ItemAnswers(item.prompt_id, tuple(images)))
-        return summarise(self._questions, answers, OFFICIAL if self._settings.official_quirks else CORRECT)
+            answers.append(rules.ItemAnswers(item.prompt_id, tuple(images)))
+        return rules.summarise(self._questions, answers, self._compatibility)
 
     def details(self, items: Sequence[ItemScore]) -> dict[str, Any]:
         """Return scores by kind of question (ELLA's L1 and L2), reasons of failed prompts, and counts of replies."""
@@ -162,15 +156,13 @@ def _find_image(folder: Path, item: str, index: int) -> Row:
     """Return the members of a row that describe the image's file."""
     from PIL import Image
 
-    from reca.evaluation.benchmarks.dpgbench.rules import quadrants
-
     for suffix in SUFFIXES:
         if (folder / f"{item}_{index}{suffix}").is_file():
             return {"file": f"{item}_{index}{suffix}"}
         if (grid := folder / f"{item}{suffix}").is_file():
             try:
                 with Image.open(grid) as image:
-                    return {"file": grid.name, "box": list(quadrants(image.size)[index])}
+                    return {"file": grid.name, "box": list(rules.quadrants(image.size)[index])}
             except (OSError, ValueError, Image.DecompressionBombError):
                 return {"file": grid.name}  # counted as unreadable when it is scored
     return {"file": f"{item}_{index}.png", "missing": True}

@@ -144,12 +144,8 @@ def summarise(
 ) -> DpgSummary:
     """Score many prompts by DPG-Bench's rule.
 
-    An item with a missing answer about any of its images fails as a whole: it is counted and in no mean.
-
-    Args:
-        questions: Questions from :func:`read_questions`, with the same ``compatibility``.
-        answers: One entry per item.
-        compatibility: Quirks to reproduce.
+    An item with a missing answer about any of its images fails as a whole: it is counted and in no mean. The questions
+    must be read with the same ``compatibility``.
 
     Raises:
         ValueError: No item could be scored.

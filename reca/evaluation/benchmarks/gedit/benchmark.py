@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from reca.config.evaluate import GeditSettings
 from reca.data.images import BadImage, decode
@@ -19,13 +19,12 @@ from reca.evaluation import prompt_sources
 from reca.evaluation.benchmark import ItemScore, items_by_prompt
 from reca.evaluation.benchmarks.gedit import rules
 from reca.evaluation.judged import JudgedEditing
+from reca.evaluation.judges.judge import answer_text, reply_record
+from reca.evaluation.judges.reply_cache import Reply
+from reca.evaluation.judges.requests import Request
 from reca.evaluation.samples import Row, UnreadableSample, read_image
 from reca.runtime.errors import UserError
 from reca.runtime.files import atomic_folder
-
-if TYPE_CHECKING:
-    from reca.evaluation.judges.reply_cache import Reply
-    from reca.evaluation.judges.requests import Request
 
 SCALE = 10
 COLUMNS = ("task_type", "key", "instruction", "instruction_language", "Intersection_exist")
@@ -85,10 +84,8 @@ class Gedit(JudgedEditing[GeditSettings]):
         """Return the image that a row edits."""
         return unpack_sources(self._folder, self._settings.language), f"{row['prompt_id']}.png"
 
-    def requests(self, rows: Sequence[Row], folder: Path) -> "list[Request]":
+    def requests(self, rows: Sequence[Row], folder: Path) -> list[Request]:
         """Return two requests per edit: source and edit for SC, the edit alone, in its source's size, for PQ."""
-        from reca.evaluation.judges.requests import Request
-
         requests = []
         for row in rows:
             try:
@@ -101,10 +98,8 @@ class Gedit(JudgedEditing[GeditSettings]):
                 requests.append(Request(f"{row['prompt_id']}/PQ", QUALITY.format(), (path,)))
         return requests
 
-    def read(self, rows: Sequence[Row], replies: "Mapping[str, Reply]") -> list[ItemScore]:
+    def read(self, rows: Sequence[Row], replies: Mapping[str, Reply]) -> list[ItemScore]:
         """Score every edit by a tenth of its O; both replies must be readable."""
-        from reca.evaluation.judges.judge import answer_text, reply_record
-
         values: list[float | None] = []
         details = []
         for row in rows:
@@ -139,11 +134,7 @@ class Gedit(JudgedEditing[GeditSettings]):
 
 
 def _read_rows(folder: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of the data set's Parquet and Arrow files.
-
-    Raises:
-        UserError: A file is damaged or lacks a column.
-    """
+    """Yield the rows of the data set's Parquet and Arrow files."""
     import pyarrow as pa
     from pyarrow import ipc, parquet
 

@@ -14,20 +14,19 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from reca.config.evaluate import ImgeditSettings
 from reca.evaluation import prompt_sources
 from reca.evaluation.benchmark import ItemScore, items_by_prompt
 from reca.evaluation.benchmarks.imgedit import rules
 from reca.evaluation.judged import JudgedEditing
+from reca.evaluation.judges.judge import answer_text, reply_record
+from reca.evaluation.judges.reply_cache import Reply
+from reca.evaluation.judges.requests import Request
 from reca.evaluation.samples import Row
 from reca.runtime.errors import UserError
 from reca.runtime.files import atomic_folder
-
-if TYPE_CHECKING:
-    from reca.evaluation.judges.reply_cache import Reply
-    from reca.evaluation.judges.requests import Request
 
 EDITS = "basic_edit.json"
 JUDGE_PROMPTS = ("prompts.json", "judge_prompt.json")
@@ -94,10 +93,8 @@ class Imgedit(JudgedEditing[ImgeditSettings]):
         """Return the photograph that a row edits."""
         return self._folder, row["source"]
 
-    def requests(self, rows: Sequence[Row], folder: Path) -> "list[Request]":
+    def requests(self, rows: Sequence[Row], folder: Path) -> list[Request]:
         """Return one request per edit, with the photograph and the result."""
-        from reca.evaluation.judges.requests import Request
-
         return [
             Request(row["prompt_id"], self._question(row), (folder / row["original"], path))
             for row in rows
@@ -110,10 +107,8 @@ class Imgedit(JudgedEditing[ImgeditSettings]):
         first, second, third = rules.DIMENSIONS[row["category"]]
         return QUESTION.format(prompt=row["prompt"], first=first, second=second, third=third)
 
-    def read(self, rows: Sequence[Row], replies: "Mapping[str, Reply]") -> list[ItemScore]:
+    def read(self, rows: Sequence[Row], replies: Mapping[str, Reply]) -> list[ItemScore]:
         """Score every edit by a fifth of the mean of its three scores."""
-        from reca.evaluation.judges.judge import answer_text, reply_record
-
         values: list[float | None] = []
         details = []
         for row in rows:

@@ -93,11 +93,7 @@ def _named_score(reply: str, name: str) -> int | None:
 
 
 def item_score(reply: str, edit_type: str, rule: Rule = "strict") -> float | None:
-    """Return the score of an edit, 1..5; ``None`` if the reply cannot be read.
-
-    Raises:
-        ValueError: See :func:`read_strict`.
-    """
+    """Return the score of an edit, 1..5; ``None`` if the reply cannot be read."""
     if rule == "official":
         return read_official(reply)
     scores = read_strict(reply, edit_type)

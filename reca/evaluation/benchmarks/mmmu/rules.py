@@ -36,12 +36,6 @@ def parse_choice(reply: str, letters: Sequence[str], options: Mapping[str, str],
     In this order: letters in brackets; letters between blanks; and, if the reply has more than five words, the text of
     the options. Of several the last counts. lmms-eval accepts a letter before a blank or, failing that, before a full
     stop.
-
-    Args:
-        reply: The model's text.
-        letters: The question's letters, such as A to D.
-        options: Letter -> the option's text.
-        rule: The parsing rule.
     """
     for mark in ",.!?;:'":
         reply = reply.strip(mark)

@@ -70,11 +70,7 @@ def parse(reply: str, rule: Rule = "official") -> str:
 
 
 def count(rows: Iterable[tuple[str, str]], rule: Rule = "official") -> Counts:
-    """Count the replies of a split.
-
-    Args:
-        rows: Pairs of truth (yes or no) and reply.
-        rule: The parsing rule.
+    """Count the replies of a split, given as pairs of truth (yes or no) and reply.
 
     Raises:
         ValueError: There are no answers, or a truth is neither yes nor no.

@@ -9,7 +9,7 @@ Categories are the benchmark's six. Overall weighs them as the benchmark does: b
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from reca.config import Config
 from reca.config.evaluate import WiseSettings
@@ -17,12 +17,11 @@ from reca.evaluation import prompt_sources
 from reca.evaluation.benchmark import ItemScore, items_by_prompt
 from reca.evaluation.benchmarks.wise import rules
 from reca.evaluation.judged import JudgedBenchmark
+from reca.evaluation.judges.judge import answer_text, reply_record
+from reca.evaluation.judges.reply_cache import Reply
+from reca.evaluation.judges.requests import Request
 from reca.evaluation.samples import Row
 from reca.runtime.errors import UserError
-
-if TYPE_CHECKING:
-    from reca.evaluation.judges.reply_cache import Reply
-    from reca.evaluation.judges.requests import Request
 
 LEGACY_QUESTION = """You are a strict judge of images that were drawn from a text. Score the attached image three \
 times, each with 0, 1 or 2.
@@ -85,10 +84,8 @@ class Wise(JudgedBenchmark[WiseSettings]):
         """Return the original's layout: ``<prompt id>.png``."""
         return {"file": f"{prompt['prompt_id']}.png"}
 
-    def requests(self, rows: Sequence[Row], folder: Path) -> "list[Request]":
+    def requests(self, rows: Sequence[Row], folder: Path) -> list[Request]:
         """Return one request per image."""
-        from reca.evaluation.judges.requests import Request
-
         question = LEGACY_QUESTION if self._settings.version == "legacy" else VERIFIED_QUESTION
         return [
             Request(row["prompt_id"], question.format(prompt=row["prompt"], explanation=row["explanation"]), (path,))
@@ -96,10 +93,8 @@ class Wise(JudgedBenchmark[WiseSettings]):
             if (path := self.image_for_judge(row, folder)) is not None
         ]
 
-    def read(self, rows: Sequence[Row], replies: "Mapping[str, Reply]") -> list[ItemScore]:
+    def read(self, rows: Sequence[Row], replies: Mapping[str, Reply]) -> list[ItemScore]:
         """Score every image by its WiScore."""
-        from reca.evaluation.judges.judge import answer_text, reply_record
-
         values: list[float | None] = []
         details = []
         parse = rules.parse_legacy if self._settings.version == "legacy" else rules.parse_verified

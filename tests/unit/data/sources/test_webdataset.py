@@ -40,8 +40,13 @@ def section(urls: str, **changes: Any) -> WebDatasetData:
     return WebDatasetData(source="webdataset", path="recipe", urls=urls, **(values | changes))
 
 
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reca.data.sources.http.FIRST_WAIT_SECONDS", 0.001)
+
+
 def read(urls: str, root: Path) -> list[Item | Rejected]:
-    source = WebDatasetSource(section(urls), root, 10**6, first_wait_seconds=0.01)
+    source = WebDatasetSource(section(urls), root, 10**6)
     entries = list(source)
     assert source.done == source.total
     return entries
@@ -218,7 +223,7 @@ def test_broken_connection_resumes_at_the_same_byte(server: Server, ranges: bool
     server.files["/a.bin"] = bytes(range(256)) * 4000
     server.ranges = ranges
     server.failures = ["300000", 500, "200000"]
-    with io.BufferedReader(HttpStream(address(server, "/a.bin"), 0.01), 1 << 16) as stream:
+    with io.BufferedReader(HttpStream(address(server, "/a.bin")), 1 << 16) as stream:
         assert stream.read() == server.files["/a.bin"]
     starts = [int(request.split()[1]) for request in server.requests]
     assert starts == [0, 300_000, 300_000, 500_000 if ranges else 300_000]
@@ -227,7 +232,7 @@ def test_broken_connection_resumes_at_the_same_byte(server: Server, ranges: bool
 def test_file_that_changes_during_the_download_is_an_error(server: Server) -> None:
     server.files["/a.bin"] = bytes(100_000)
     server.failures = ["50000"]
-    stream = HttpStream(address(server, "/a.bin"), 0.01)
+    stream = HttpStream(address(server, "/a.bin"))
     stream.read(10)
     server.etag = "two"
     with pytest.raises(UserError, match="changed during the download; run again"):
@@ -238,20 +243,20 @@ def test_refusal_is_final_and_reveals_no_secrets(server: Server) -> None:
     url = address(server, "/missing.tar?X-Amz-Signature=secret").replace("127.0.0.1", "me:password@127.0.0.1")
     assert public_url(url) == address(server, "/missing.tar")
     with pytest.raises(UserError, match=r"/missing\.tar: HTTP 404 \(attempt 1\); check data\.urls") as caught:
-        HttpStream(address(server, "/missing.tar?X-Amz-Signature=secret"), 0.01).read(1)
+        HttpStream(address(server, "/missing.tar?X-Amz-Signature=secret")).read(1)
     assert "secret" not in str(caught.value)
 
 
 def test_retries_are_limited(server: Server) -> None:
     server.failures = [503] * 99
     with pytest.raises(UserError, match=r"HTTP 503 \(attempt 6\)"):
-        HttpStream(address(server, "/a.tar"), 0.001).read(1)
+        HttpStream(address(server, "/a.tar")).read(1)
     assert len(server.requests) == 6
 
 
 def test_refused_connection_is_an_error() -> None:
     with pytest.raises(UserError, match=r"127\.0\.0\.1:9/a\.tar: .*refused"):
-        HttpStream("http://127.0.0.1:9/a.tar", 0.001).read(1)
+        HttpStream("http://127.0.0.1:9/a.tar").read(1)
 
 
 def test_stream_stops_at_num_images(server: Server, tmp_path: Path, default_config: Config) -> None:
