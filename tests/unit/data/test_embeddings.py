@@ -65,7 +65,7 @@ def test_reading_maps_the_file_into_memory(tmp_path: Path) -> None:
     write_index(tmp_path, [shard], {"semantic": Field([8, 2**20], "float32")})
     embeddings = Embeddings.open(tmp_path)
     before = _private_memory_mib()
-    tensor = embeddings._open(0, "semantic").row(1)
+    tensor = embeddings._open(0, "semantic")[1]
     assert tensor.shape == (8, 2**20)
     assert _private_memory_mib() - before < 16
 

@@ -36,10 +36,9 @@ def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     rows = []
     with ShardWriter(tmp_path) as writer:
         for seed in range(10):
-            member = writer.add(f"{seed:016x}", "png", png(seed), {"metadata": {"seed": seed}})
+            position = writer.add(f"{seed:016x}", "png", png(seed), {"metadata": {"seed": seed}})
             row = {"id": f"{seed:016x}", "sha256": f"{seed:064x}", "split": "held_out" if seed % 4 == 3 else "train"}
-            row |= {"shard": member.shard, "file": member.file, "offset": member.offset, "length": member.length}
-            rows.append(row)
+            rows.append(row | position)
     write_manifest(tmp_path, rows)
     return tmp_path
 
