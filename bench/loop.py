@@ -44,9 +44,8 @@ from reca.runtime.signals import StopRequest
 from reca.stages.extract import DATASET, EMBEDDINGS, extract
 from reca.stages.ingest import ingest
 from reca.training.loader import MicroBatch, MicroBatchLoader, TrainingData
-from reca.training.loop import Run, train_step
+from reca.training.loop import Run, SpikeGuard, train_step
 from reca.training.losses import Mixture, TrainingBatch, build_mixture
-from reca.training.metrics import SpikeGuard
 from reca.training.optimizer import build_optimizer, freeze, set_training_mode
 
 RESULT = Path(__file__).parent / "results/loop.json"

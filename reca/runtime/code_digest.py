@@ -83,8 +83,8 @@ def all_digests() -> dict[str, Any]:
         },
         "score": {name: code_digest("score", benchmark=name) for name in benchmarks()},
     }
-    others = {path.stem for path in (PACKAGE / "stages").glob("[a-z]*.py")} - by_choice.keys()
-    return by_choice | {stage: code_digest(stage) for stage in sorted(others)}
+    remaining_stages = {path.stem for path in (PACKAGE / "stages").glob("[a-z]*.py")} - by_choice.keys()
+    return by_choice | {stage: code_digest(stage) for stage in sorted(remaining_stages)}
 
 
 @cache

@@ -5,11 +5,14 @@ gradients. The result does not depend on the world size, up to rounding, because
 rank holds the whole model or a shard (:mod:`reca.training.fsdp`); rank 0 writes all files but the shards.
 """
 
+import math
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import median
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -19,13 +22,14 @@ from reca.config import TrainSection
 from reca.models.base import Loss, UnifiedModel
 from reca.runtime.code_digest import code_digest
 from reca.runtime.distributed import SINGLE_PROCESS, DistributedContext
+from reca.runtime.errors import UserError
 from reca.runtime.progress import Progress
 from reca.runtime.seeding import derive_seed
 from reca.runtime.signals import Interrupted, StopRequest
 from reca.training.checkpoint import CheckpointStore, TrainState, resume
 from reca.training.loader import MicroBatchLoader, TrainingData
 from reca.training.losses import Kind, compute_loss
-from reca.training.metrics import Diverged, SpikeGuard, TrainingCurves
+from reca.training.metrics import TrainingCurves
 from reca.training.optimizer import (
     build_optimizer,
     clip_gradients,
@@ -34,6 +38,14 @@ from reca.training.optimizer import (
     set_learning_rate,
     set_training_mode,
 )
+
+SPIKE_FACTOR = 10.0
+"""A loss this many times the running median is a jump, not a bad batch: in the paper's settings losses move by
+percents."""
+SPIKE_WINDOW = 50
+"""Steps of the running median."""
+MIN_SPIKE_STEPS = 20
+"""Steps before the median means anything."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +114,7 @@ def train_model(run: Run, store: CheckpointStore, params: Mapping[str, Any], sto
         print(f"all {last_step} steps are done already, in {store.path(last_step)}", flush=True)
         return state
     curves = TrainingCurves(store.folder / "curves", last_step, distributed)
+    guard = SpikeGuard(curves.losses)
     steps = range(last_step + 1, settings.max_steps + 1)
     loader = MicroBatchLoader(run.data, run.micro_batch_size, distributed, steps, run.prefetch)
     progress = Progress(settings.max_steps, "steps", start=last_step)
@@ -110,7 +123,7 @@ def train_model(run: Run, store: CheckpointStore, params: Mapping[str, Any], sto
             curves.held_out(0, held_out_losses(run, loader))
         for step in steps:
             started = time.monotonic()
-            row, stop_requested = train_step(run, loader, parameters, optimizer, step, curves.guard, stop)
+            row, stop_requested = train_step(run, loader, parameters, optimizer, step, guard, stop)
             row["images_per_second"] = run.data.samples_per_step / (time.monotonic() - started)
             curves.train(row)
             if step % settings.eval_every == 0 or step == settings.max_steps:
@@ -146,7 +159,7 @@ def train_step(
     parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     step: int,
-    guard: SpikeGuard,
+    guard: "SpikeGuard",
     stop: StopRequest,
 ) -> tuple[dict[str, float], bool]:
     """Take one optimizer step on L_total (:mod:`reca.training.losses`).
@@ -221,6 +234,36 @@ def accumulate(
         if previous_grad is not None:
             parameter.grad += previous_grad
     return total / n_targets
+
+
+class Diverged(UserError):
+    """The loss is not finite, or has jumped."""
+
+
+class SpikeGuard:
+    """Stops a run whose loss is not finite or jumps.
+
+    Args:
+        losses: The losses so far, when a run is resumed.
+    """
+
+    def __init__(self, losses: Sequence[float] = ()) -> None:
+        self._losses: deque[float] = deque(losses, maxlen=SPIKE_WINDOW)
+
+    def check(self, step: int, loss: float, grad_norm: float) -> None:
+        """Check a step before the optimizer applies it.
+
+        Raises:
+            Diverged: NaN, infinity, or more than ``SPIKE_FACTOR`` times the running median.
+        """
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise Diverged(f"step {step}: the loss is {loss} and the gradient norm {grad_norm}")
+        if len(self._losses) >= MIN_SPIKE_STEPS and loss > SPIKE_FACTOR * (usual := median(self._losses)):
+            raise Diverged(
+                f"step {step}: the loss is {loss:.4g}, {loss / usual:.0f} times the median of the last "
+                f"{len(self._losses)} steps"
+            )
+        self._losses.append(loss)
 
 
 @torch.no_grad()

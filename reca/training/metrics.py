@@ -1,37 +1,21 @@
-"""Monitoring of a run: curves on disk that survive a resume, and two alarms."""
+"""Monitoring of a run: curves on disk that survive a resume, and the copy alarm."""
 
 import csv
-import math
 import os
-from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
 
 from reca.runtime.distributed import DistributedContext
-from reca.runtime.errors import UserError
 from reca.runtime.locks import friendly_io_errors
 from reca.training.losses import KINDS, Kind
 
 TRAIN_COLUMNS = ("step", "loss", *(f"loss_{kind}" for kind in KINDS), "learning_rate", "grad_norm", "images_per_second")
 HELD_OUT_COLUMNS = ("step", "reconstruction_loss", "text_to_image_loss")
 
-SPIKE_FACTOR = 10.0
-"""A loss this many times the running median is a jump, not a bad batch: in the paper's settings losses move by
-percents."""
-SPIKE_WINDOW = 50
-"""Steps of the running median."""
-MIN_SPIKE_STEPS = 20
-"""Steps before the median means anything."""
-
 COPY_RECONSTRUCTION = 0.2
 """Reconstruction below this share of its first value …"""
 COPY_TEXT_TO_IMAGE = 1.02
 """… while text-to-image is above this share of its first value: the model copies its condition."""
-
-
-class Diverged(UserError):
-    """The loss is not finite, or has jumped."""
 
 
 class CurveFile:
@@ -82,7 +66,7 @@ def read_curve(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
 
 
 class TrainingCurves:
-    """``train.csv`` and ``held_out.csv`` of a run; rank 0 writes them, every rank has the guard.
+    """``train.csv`` and ``held_out.csv`` of a run; rank 0 writes them, every rank reads them.
 
     Args:
         folder: Of both files.
@@ -100,8 +84,8 @@ class TrainingCurves:
                     CurveFile(folder / "held_out.csv", HELD_OUT_COLUMNS, last_step),
                 )
         distributed.barrier()  # rows beyond ``last_step`` must be gone before any rank reads
-        losses = [float(row["loss"]) for row in read_curve(folder / "train.csv", TRAIN_COLUMNS)]
-        self.guard = SpikeGuard(losses)
+        self.losses = [float(row["loss"]) for row in read_curve(folder / "train.csv", TRAIN_COLUMNS)]
+        """Losses of the steps before a resume."""
         self._held_out: list[dict[str, float | None]] = [
             {key: float(value) if value else None for key, value in row.items()}
             for row in read_curve(folder / "held_out.csv", HELD_OUT_COLUMNS)
@@ -138,32 +122,6 @@ class TrainingCurves:
         """Close both files."""
         for file in self._files or ():
             file.close()
-
-
-class SpikeGuard:
-    """Stops a run whose loss is not finite or jumps.
-
-    Args:
-        losses: The losses so far, when a run is resumed.
-    """
-
-    def __init__(self, losses: Sequence[float] = ()) -> None:
-        self._losses: deque[float] = deque(losses, maxlen=SPIKE_WINDOW)
-
-    def check(self, step: int, loss: float, grad_norm: float) -> None:
-        """Check a step before the optimizer applies it.
-
-        Raises:
-            Diverged: NaN, infinity, or more than ``SPIKE_FACTOR`` times the running median.
-        """
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise Diverged(f"step {step}: the loss is {loss} and the gradient norm {grad_norm}")
-        if len(self._losses) >= MIN_SPIKE_STEPS and loss > SPIKE_FACTOR * (usual := median(self._losses)):
-            raise Diverged(
-                f"step {step}: the loss is {loss:.4g}, {loss / usual:.0f} times the median of the last "
-                f"{len(self._losses)} steps"
-            )
-        self._losses.append(loss)
 
 
 def copy_alarm(rows: Sequence[Mapping[str, float | None]]) -> str | None:

@@ -71,7 +71,7 @@ def project(preset: str, scenes: Path, root: Path, *overrides: str) -> Config:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_the_whole_job(preset: str, scenes: Path, tmp_path: Path) -> None:
+def test_every_stage_runs(preset: str, scenes: Path, tmp_path: Path) -> None:
     root = tmp_path / "project"
     config = project(preset, scenes, root)
     extract(config, root)
@@ -93,7 +93,7 @@ def test_the_whole_job(preset: str, scenes: Path, tmp_path: Path) -> None:
     [(preset, "null") for preset in ("janus_tiny", *PRESETS)]
     + [(preset, "{rank: 4, alpha: 8, dropout: 0.1}") for preset in ("janus_tiny", "bagel_tiny")],
 )
-def test_ended_after_every_step_the_weights_are_the_same(
+def test_run_stopped_after_every_step_is_bit_equal(
     preset: str, adapter: str, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With mixed losses and micro-batches of unequal size; the curve is the one that this family had before.
@@ -142,7 +142,7 @@ def test_ended_after_every_step_the_weights_are_the_same(
 
 
 @pytest.mark.parametrize("preset", ["showo_tiny", "harmon_tiny"])
-def test_understanding_is_kept_by_dialogues_about_photographs(preset: str, scenes: Path, tmp_path: Path) -> None:
+def test_training_on_dialogues_about_photographs(preset: str, scenes: Path, tmp_path: Path) -> None:
     """The paper's mixture for shared parameters: reconstruction and dialogues, 1 : 1."""
     root = tmp_path / "project"
     project(preset, scenes, root)
@@ -164,7 +164,7 @@ def test_understanding_is_kept_by_dialogues_about_photographs(preset: str, scene
 
 
 @pytest.mark.parametrize("preset", ["openuni_tiny", "bagel_tiny", "openuni_b_512", "bagel_7b", "bagel_7b_reca"])
-def test_where_understanding_is_frozen_no_questions_are_trained(preset: str) -> None:
+def test_mixture_has_no_understanding_where_it_is_frozen(preset: str) -> None:
     """`reca run model=bagel_tiny` is all there is to type, also on photographs and in a named experiment."""
     assert compose([f"model={preset}"]).train.mixture.understanding == 0
     assert compose([f"model={preset}", "data=folder", "data.path=x"]).train.mixture.text_to_image == 0

@@ -29,7 +29,7 @@ TEMPLATE = "describe the image in detail"
 FEW = Sampling(2.0, num_steps=3)
 
 
-def test_recorded_numbers_are_reproduced() -> None:
+def test_harmon_reproduces_the_recording() -> None:
     rows = replay("harmon", RECORDING)
     assert len(rows) == 133
     assert not [str(row) for row in rows if row.verdict != "ok"]
@@ -77,7 +77,7 @@ def reached(model: UnifiedModel) -> set[str]:
     return {n for n, p in model.named_parameters() if p.grad is not None and bool(p.grad.abs().sum() > 0)}
 
 
-def test_condition_and_target_may_differ_in_size(base: Path) -> None:
+def test_condition_and_target_can_differ_in_size(base: Path) -> None:
     other = load(base, understanding_size=12, generation_size=32)
     assert (other.spec.semantic_tokens, other.spec.target_tokens) == (3 * 3 + harmon_tiny.BUFFERS, 8 * 8)
     semantic = other.encode_semantic(pictures(2, 12))
@@ -88,7 +88,7 @@ def test_condition_and_target_may_differ_in_size(base: Path) -> None:
     assert 0.7 * 2 * 64 <= loss.n_targets <= 2 * 64
 
 
-def test_gradients_reach_exactly_what_is_trainable(base: Path) -> None:
+def test_gradients_reach_exactly_the_trainable_parameters(base: Path) -> None:
     paper = load(base)
     assert reached(paper) == set(paper.trainable())
     frozen = {name for name, _ in paper.named_parameters()} - set(paper.trainable())
@@ -101,7 +101,7 @@ def test_gradients_reach_exactly_what_is_trainable(base: Path) -> None:
         assert ("semantic" in half.cacheable) is (option == "train_encoder")
 
 
-def test_the_gradient_into_the_condition_is_scaled(base: Path) -> None:
+def test_gradient_of_the_condition_is_scaled(base: Path) -> None:
     norms = []
     for scale in (0.0, 0.1, 1.0):
         scaled = load(base, gradient_scale=scale)
@@ -117,7 +117,7 @@ def test_the_gradient_into_the_condition_is_scaled(base: Path) -> None:
     assert norms[1][1] == pytest.approx(0.1 * norms[2][1], rel=1e-4)
 
 
-def test_the_loss_on_cached_latents_is_the_live_loss(model: Harmon) -> None:
+def test_loss_on_cached_latents_equals_loss_on_images(model: Harmon) -> None:
     live = model.encode_target(pictures(2), SampleRng([1, 2]))
     with torch.no_grad():
         semantic = model.encode_semantic(pictures(2))
@@ -133,7 +133,7 @@ def test_the_loss_on_cached_latents_is_the_live_loss(model: Harmon) -> None:
     assert values[2] == pytest.approx(values[0], rel=5e-3)
 
 
-def test_dropout_hides_the_text_but_never_the_image(base: Path) -> None:
+def test_dropout_hides_text_but_not_image(base: Path) -> None:
     blind = load(base, prompt_dropout=1.0).train()
     target = blind.encode_target(pictures(1), SampleRng([1]))
     semantic, other = (Semantic(blind.semantic_of(target).embeds.detach() * factor) for factor in (1, -1))
@@ -148,7 +148,7 @@ def test_dropout_hides_the_text_but_never_the_image(base: Path) -> None:
             assert images[0] != images[1]
 
 
-def test_the_official_names_are_written_back(tmp_path: Path) -> None:
+def test_save_official_restores_the_official_names(tmp_path: Path) -> None:
     from reca.models.harmon.checkpoint import load_network
 
     network, config = load_network(RECORDING, {})
@@ -175,7 +175,7 @@ def authors_layout(base: Path, folder: Path) -> dict[str, str]:
     return {"llm": str(folder / "llm"), "vae": str(folder / "vae")}
 
 
-def test_the_authors_layout_loads(base: Path, tmp_path: Path) -> None:
+def test_authors_layout_loads(base: Path, tmp_path: Path) -> None:
     parts = authors_layout(base, tmp_path)
     loaded, direct = load(tmp_path / "trained", parts=parts), load(base)
     state, expected = loaded.state_dict(), direct.state_dict()
@@ -194,7 +194,7 @@ def test_the_authors_layout_loads(base: Path, tmp_path: Path) -> None:
         load(tmp_path / "trained", parts=parts, weights="other.pth")
 
 
-def test_shards_load(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sharded_weights_load(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for file in base.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     state = load_file(tmp_path / "model.safetensors")
@@ -248,7 +248,7 @@ def test_bad_inputs_are_refused(model: Harmon, base: Path) -> None:
         load(base, generation_size=25)
 
 
-def test_masks_and_schedules() -> None:
+def test_mask_ratios_and_schedules() -> None:
     ratios = mask_ratios(torch.linspace(0, 1, 10001)[:-1], 0.7)
     assert float(ratios.min()) == pytest.approx(0.7)
     assert float(ratios.mean()) == pytest.approx(0.867, abs=2e-3)  # the truncated normal's mean
@@ -269,7 +269,7 @@ def test_masks_and_schedules() -> None:
         spaced_steps(1001)
 
 
-def test_the_autoencoders_names_are_translated_both_ways() -> None:
+def test_autoencoder_names_translate_both_ways() -> None:
     sizes = Kl16Sizes(32, (1, 2, 2), 1, 4, frozenset({1, 2}), frozenset({2}))
     stock = sizes.build().state_dict()
     official = to_official(stock)
@@ -290,7 +290,7 @@ REAL = {
 @pytest.mark.parametrize(
     ("name", "millions"), [("harmon_0_5b", (494, 208, 704, 771)), ("harmon_1_5b", (1544, 942, 2493, 2561))]
 )
-def test_real_sizes_have_the_known_parameter_counts(name: str, millions: tuple[int, ...]) -> None:
+def test_published_sizes_have_the_known_parameter_counts(name: str, millions: tuple[int, ...]) -> None:
     """Qwen2.5; MAR (arXiv 2406.11838 says 208 M and 943 M); what RecA trains; all, the autoencoder included.
 
     Of the tensors of Harmon-0.5B, 684 are not the language model's (hub).

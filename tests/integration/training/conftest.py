@@ -22,6 +22,7 @@ from reca.stages.extract import extract
 from reca.stages.ingest import ingest
 from reca.training.loader import TrainingData
 from reca.training.losses import Kind, TrainingBatch
+from tests.integration.training.ranks import CHILD_SECONDS, start_slowly
 from tools.tiny_bases.janus_tiny import build
 
 SMALL = (
@@ -37,7 +38,6 @@ SMALL = (
     "hardware.threads=1",
     "model.checkpoint=base",
 )
-CHILD_SECONDS = 240
 # The real command, but every flush to disk and every row of a curve takes a while: time to be killed in between.
 SLOWLY = """
 import sys, time
@@ -114,17 +114,19 @@ class Project:
 
     def kill_when(self, stage: str, condition: Callable[[], bool]) -> None:
         """Start a stage and end it with SIGKILL as soon as something is true."""
-        child = self.start(stage, slowly=True)
-        self.wait_for(condition, child)
-        child.kill()
-        child.communicate()
-        assert child.returncode == -signal.SIGKILL
+        child = start_slowly(stage, self.root)
+        try:
+            self.wait_for(condition, child.is_alive)
+        finally:
+            child.kill()
+            child.join()
+        assert child.exitcode == -signal.SIGKILL
 
-    def wait_for(self, condition: Callable[[], bool], child: subprocess.Popen[str]) -> None:
-        """Poll until something is true while the child runs."""
+    def wait_for(self, condition: Callable[[], bool], is_alive: Callable[[], bool]) -> None:
+        """Poll until a condition is true while a child runs."""
         until = time.monotonic() + CHILD_SECONDS
         while not condition():
-            assert child.poll() is None, f"ended too early: {child.communicate()[0]}"
+            assert is_alive(), "the child ended too early"
             assert time.monotonic() < until, "waited too long"
             time.sleep(0.005)
 

@@ -14,7 +14,7 @@ from reca.config import ROOT, Config, compose
 from reca.evaluation.samples import Row
 from reca.runtime.signals import LostProcess
 from reca.stages import generate as stage
-from tests.integration.training.test_training_processes import ranks
+from tests.integration.training.ranks import ranks
 from tools.tiny_bases.janus_tiny import build
 
 SMALL = (
@@ -61,11 +61,9 @@ def _generate(root: Path, benchmark: str) -> None:
     stage.generate(Config.load(root / "params.yaml"), root, "base", benchmark)
 
 
-@pytest.mark.parametrize(("benchmark", "size"), [("scenes", 2), ("scenes", 3), ("fidelity", 4)])
-def test_any_number_of_processes_writes_the_same_files(
-    alone: Path, made_nowhere: Path, benchmark: str, size: int
-) -> None:
-    """Five images of fidelity are three batches: the fourth process has none."""
+@pytest.mark.parametrize(("benchmark", "size"), [("scenes", 3), ("fidelity", 4)])
+def test_samples_are_byte_equal_for_any_world_size(alone: Path, made_nowhere: Path, benchmark: str, size: int) -> None:
+    """Five images of fidelity are three batches: the fourth process has none. An evaluation below has two processes."""
     assert ranks(size, _generate, made_nowhere, benchmark) == [0] * size
     folder = f"outputs/samples/base/{benchmark}"
     assert contents(made_nowhere / folder) == contents(alone / folder)
@@ -108,7 +106,7 @@ def _generate_and_tell(root: Path) -> None:
     _generate(root, "scenes")
 
 
-def test_an_evaluation_shares_its_samples(alone: Path, made_nowhere: Path) -> None:
+def test_evaluate_splits_samples_over_two_processes(alone: Path, made_nowhere: Path) -> None:
     """The real command, which starts the processes itself and scores in the first one alone."""
     words = ("evaluate", *SMALL, "evaluate.benchmarks=[scenes]", "hardware.processes=2", "--output", "measured")
     done = subprocess.run(

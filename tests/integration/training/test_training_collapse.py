@@ -98,7 +98,7 @@ def held_out(root: Path, understood: int) -> tuple[float, float]:
 
 
 @pytest.mark.slow
-def test_the_alarm_is_raised_where_the_condition_is_the_target(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_copy_alarm_is_raised_when_condition_equals_target(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     reconstruction, text_to_image = held_out(base, understood=SIDE)
     assert reconstruction < COPY_RECONSTRUCTION
     assert text_to_image > COPY_TEXT_TO_IMAGE
@@ -106,7 +106,7 @@ def test_the_alarm_is_raised_where_the_condition_is_the_target(base: Path, capsy
 
 
 @pytest.mark.slow
-def test_the_same_recipe_at_half_the_size_does_not_raise_it(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_copy_alarm_is_not_raised_at_half_the_condition_size(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     reconstruction, _ = held_out(base, understood=SIDE // 2)
     assert reconstruction > 2 * COPY_RECONSTRUCTION
     assert "copy alarm" not in capsys.readouterr().out

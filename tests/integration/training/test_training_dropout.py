@@ -10,7 +10,7 @@ from reca.config import Config, compose
 from reca.stages.extract import extract
 from reca.stages.train import train
 from tests.integration.training.conftest import SMALL, Project
-from tests.integration.training.test_training_processes import ranks
+from tests.integration.training.ranks import ranks
 from tests.integration.training.test_training_sharded import assert_same_curves, drop_activations
 from tools.tiny_bases.harmon_tiny import build
 
@@ -51,20 +51,20 @@ def again(project: Project, root: Path, *overrides: str) -> Project:
     return Project(root, config)
 
 
-def test_eight_passes_of_one_sample_are_one_pass_of_eight(whole: Project, tmp_path: Path) -> None:
+def test_micro_batches_of_one_equal_one_batch_of_eight(whole: Project, tmp_path: Path) -> None:
     single = again(whole, tmp_path / "single", "hardware.micro_batch_size=1")
     _train(single.root)
     assert_same_curves(single, whole, 1e-5)
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_several_processes_are_one(whole: Project, tmp_path: Path, size: int) -> None:
+def test_dropout_curves_do_not_depend_on_world_size(whole: Project, tmp_path: Path, size: int) -> None:
     on_ranks = again(whole, tmp_path / "several", "hardware.gradient_checkpointing=true")
     assert ranks(size, _train, on_ranks.root) == [0] * size
     assert_same_curves(on_ranks, whole, 1e-5)
 
 
-def test_without_dropout_the_curve_is_another(whole: Project, tmp_path: Path) -> None:
+def test_dropout_changes_the_curve(whole: Project, tmp_path: Path) -> None:
     plain = again(whole, tmp_path / "plain")
     torch.manual_seed(0)
     build().save_official(plain.root / "base")

@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from reca.runtime.errors import UserError
 from reca.runtime.signals import LostProcess
 from reca.stages.extract import extract
 from reca.stages.train import train
-from tests.integration.training.test_training_processes import ranks
+from tests.integration.training.ranks import ranks
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -60,7 +59,7 @@ def test_killed_extraction_continues(project, template: Path, capsys: pytest.Cap
     assert not (folder / "reusable").exists()
 
 
-def test_what_is_read_ahead_is_extracted_alike(project, template: Path) -> None:
+def test_prefetching_does_not_change_embeddings(project, template: Path) -> None:
     for folder in ("outputs/embeddings", ".reca"):
         shutil.rmtree(project.root / folder, ignore_errors=True)
     extract(project.configure("hardware.prefetch=2"), project.root)
@@ -140,7 +139,7 @@ def test_full_disk(project, small_disk: Path, stage) -> None:
         stage(config, project.root)
 
 
-def test_a_model_that_stores_samples_is_found_out(project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cacheable_target_with_random_draws_is_refused(project, monkeypatch: pytest.MonkeyPatch) -> None:
     from reca.models.base import Target
     from reca.models.janus.model import Janus
 
@@ -150,19 +149,6 @@ def test_a_model_that_stores_samples_is_found_out(project, monkeypatch: pytest.M
     monkeypatch.setattr(Janus, "encode_target", noisy)
     with pytest.raises(TypeError, match="Janus declares its target cacheable, but encode_target draws"):
         extract(project.config, project.root)
-
-
-BLOCKED = """
-import sys
-for absent in ("hydra", "omegaconf", "prefect", "dvc", "mlflow", "pandas", "datasets", "diffusers"):
-    sys.modules[absent] = None
-import reca.stages.extract, reca.stages.train, reca.models.janus.model
-"""
-
-
-def test_training_needs_none_of_the_orchestration() -> None:
-    done = subprocess.run([sys.executable, "-c", BLOCKED], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
 
 
 def test_index_names_what_was_measured(template: Path) -> None:

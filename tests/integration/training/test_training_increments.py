@@ -130,7 +130,7 @@ def test_nothing_changed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("change", ["base", "code", "switch"])
-def test_what_decides_the_values_makes_all_anew(
+def test_changed_encoder_settings_extract_everything_again(
     change: str, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if change == "base":
@@ -145,7 +145,7 @@ def test_what_decides_the_values_makes_all_anew(
     assert contents(project) == from_scratch(project, config)
 
 
-def test_damaged_shards_are_not_taken(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_shards_are_not_reused(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (path,) = (project / ".reca/extract").glob("*/shard-00001.safetensors")
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
@@ -157,7 +157,7 @@ def test_damaged_shards_are_not_taken(project: Path, capsys: pytest.CaptureFixtu
     assert contents(project) == from_scratch(project, config)
 
 
-def test_an_interrupted_increment_goes_on(
+def test_interrupted_increment_continues(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     add(project, range(12, 20))

@@ -17,7 +17,7 @@ from reca.stages import train as stage
 from reca.stages.extract import extract
 from reca.training.loader import TrainingData
 from tests.integration.training.conftest import SMALL
-from tests.integration.training.test_training_processes import ranks
+from tests.integration.training.ranks import ranks
 
 WORDS = (
     "model=bagel_tiny",

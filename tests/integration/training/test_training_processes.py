@@ -1,53 +1,24 @@
 """Training on several ranks equals training on one, also after a resume on another number of ranks."""
 
-import multiprocessing
 import os
 import shutil
 import signal
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 import torch
 
 from reca.config import Config
-from reca.models.base import FAMILIES
 from reca.runtime.distributed import init_distributed
-from reca.runtime.ports import free_port
 from reca.stages.extract import extract
 from reca.stages.ingest import ingest
 from reca.stages.result import read_result
 from reca.stages.train import train
 from reca.training.loader import TrainingData
 from tests.integration.training.conftest import poisoned
+from tests.integration.training.ranks import CHILD_SECONDS, ranks
 
-CHILD_SECONDS = 240
 SPEED = "images_per_second"
-# Processes forked from a server that has imported everything: a fresh one needs seconds for that.
-SERVER = multiprocessing.get_context("forkserver")
-MODELS = [f"reca.models.{family}.model" for family in FAMILIES]
-SERVER.set_forkserver_preload([__name__, *MODELS, "pyarrow.dataset", "torch._inductor.config"])
-
-
-def ranks(size: int, function, *arguments) -> list[int | None]:
-    """Run a function on ``size`` ranks; returns their exit statuses."""
-    port = free_port()
-    started: list[BaseProcess] = [
-        SERVER.Process(target=_as_rank, args=(rank, size, port, function, *arguments)) for rank in range(size)
-    ]
-    for process in started:
-        process.start()
-    for process in started:
-        process.join(CHILD_SECONDS)
-        process.kill()
-    return [process.exitcode for process in started]
-
-
-def _as_rank(rank: int, size: int, port: int, function, *arguments) -> None:
-    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in variables.items()}
-    torch.set_num_threads(1)
-    function(*arguments)
 
 
 def _stage(stage, root: Path) -> None:
@@ -99,7 +70,7 @@ def test_run_stopped_on_two_ranks_resumes_on_three_and_one(project, alone: Path)
     """The real command, stopped as by the flow; resumed on three ranks, then on one."""
     project.configure("hardware.processes=2", "train.save_every=100")
     child = project.start("train")
-    project.wait_for(lambda: project.recorded() >= 1, child)
+    project.wait_for(lambda: project.recorded() >= 1, lambda: child.poll() is None)
     os.killpg(child.pid, signal.SIGTERM)
     output, _ = child.communicate(timeout=CHILD_SECONDS)
     assert child.returncode == 143, output

@@ -15,8 +15,7 @@ from reca.stages.result import read_result
 from reca.stages.train import train
 from reca.training import loop
 from reca.training.metrics import CurveFile
-
-CHILD_SECONDS = 240
+from tests.integration.training.ranks import CHILD_SECONDS
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +61,7 @@ def test_resume_is_bit_equal_after_four_kinds_of_interruption(project, straight:
     assert project.steps() == ["000003"]
 
     child = project.start("train", slowly=True)
-    project.wait_for(lambda: project.recorded() >= 7, child)
+    project.wait_for(lambda: project.recorded() >= 7, lambda: child.poll() is None)
     child.terminate()
     output, _ = child.communicate(timeout=CHILD_SECONDS)
     assert child.returncode == 143, output

@@ -62,14 +62,14 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Config]:
     return root, config
 
 
-def test_what_is_smaller_than_a_patch_is_quarantined_with_the_reason(project: tuple[Path, Config]) -> None:
+def test_images_smaller_than_a_patch_are_quarantined(project: tuple[Path, Config]) -> None:
     lines = (project[0] / "outputs/dataset/quarantine.jsonl").read_text().splitlines()
     (entry,) = map(json.loads, lines)
     assert entry["reason"] == "too-small"
     assert "40x3, the shorter side is below 6 pixels" in entry["detail"]
 
 
-def test_every_row_is_what_the_model_says_of_the_image_alone(project: tuple[Path, Config]) -> None:
+def test_rows_equal_encoding_of_single_images(project: tuple[Path, Config]) -> None:
     root, config = project
     cache = Embeddings.open(root / "outputs/embeddings")
     index = json.loads((root / "outputs/embeddings" / INDEX).read_text())
@@ -95,7 +95,7 @@ def test_every_row_is_what_the_model_says_of_the_image_alone(project: tuple[Path
     assert len(shapes) == len(SIZES)
 
 
-def test_it_is_trained_and_draws_each_image_in_its_own_shape(project: tuple[Path, Config]) -> None:
+def test_training_and_generation_keep_image_shapes(project: tuple[Path, Config]) -> None:
     root, config = project
     train(config, root)
     assert read_result(root / "outputs/model")["steps"] == 1

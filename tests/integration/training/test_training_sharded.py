@@ -16,7 +16,7 @@ from reca.stages.extract import extract
 from reca.stages.train import train
 from reca.training.loader import TrainingData
 from tests.integration.training.conftest import SMALL, Project
-from tests.integration.training.test_training_processes import ranks
+from tests.integration.training.ranks import ranks
 
 PRESETS = ("openuni_tiny", "showo_tiny", "bagel_tiny", "harmon_tiny")
 UNEVEN = ("train.global_batch_size=6", "hardware.micro_batch_size=1")
@@ -181,5 +181,5 @@ def test_sharding_in_bfloat16_changes_losses_by_rounding_only(template: Path, tm
         )
         assert first == pytest.approx(expected, rel=FLOAT32)
     # Adam's first update is +-learning_rate even for gradients that cancel up to the order of their float32 sums, so
-    # some weights of step 2 differ by whole updates, and products of them by some roundings to bfloat16.
+    # some weights of step 2 differ by whole updates, and their products by some roundings to bfloat16.
     assert_same_curves(sharded_run, replicated_run, 4 * 2**-9)

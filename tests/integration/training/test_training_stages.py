@@ -27,7 +27,7 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_cache_is_what_the_model_says(project) -> None:
+def test_cache_equals_the_models_encoding(project) -> None:
     root, config = project.root, project.config
     embeddings = Embeddings.open(root / "outputs/embeddings")
     assert embeddings.ids == read_manifest(root / "outputs/dataset")["id"].to_pylist()
@@ -87,7 +87,7 @@ def test_training_leaves_model_curves_and_checkpoints(project) -> None:
     assert read_result(outputs / "curves")["resumed_after"] == []
 
 
-def test_only_what_is_trainable_moves(project) -> None:
+def test_only_trainable_parameters_change(project) -> None:
     options = project.config.model.model_dump()
     before = load_model("janus", project.root / "base", options, torch.device("cpu"))
     train(project.config, project.root)
@@ -101,7 +101,7 @@ def test_only_what_is_trainable_moves(project) -> None:
     assert all(torch.equal(value, dict(after.named_buffers())[name]) for name, value in before.named_buffers())
 
 
-def test_two_runs_are_equal_to_the_last_byte(project) -> None:
+def test_two_runs_are_byte_equal(project) -> None:
     train(project.config, project.root)
     first = {path.name: path.read_bytes() for path in (project.root / "outputs/model").iterdir()}
     again = project.root.parent / "again"

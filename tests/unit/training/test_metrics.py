@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from reca.training.metrics import CurveFile, Diverged, SpikeGuard, copy_alarm, read_curve
+from reca.training.loop import Diverged, SpikeGuard
+from reca.training.metrics import CurveFile, copy_alarm, read_curve
 
 COLUMNS = ("step", "loss", "rate")
 

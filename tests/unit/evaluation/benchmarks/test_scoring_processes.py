@@ -15,7 +15,7 @@ from reca.evaluation.judges.reply_cache import Reply, ReplyFile
 from reca.evaluation.judges.vision_language import VisionLanguageModel
 from reca.stages import score as stage
 from reca.stages.generate import generate
-from tests.integration.training.test_training_processes import ranks
+from tests.integration.training.ranks import ranks
 from tests.unit.evaluation.judges.test_vision_language import save_judge
 
 SMALL = ["evaluate.bootstrap_resamples=50", "hardware.threads=1", "hardware.generate_batch_size=8"]
