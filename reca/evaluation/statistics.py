@@ -36,7 +36,7 @@ class Estimate(BaseModel):
     low: Fraction
     high: Fraction
     n: PositiveInt
-    """Prompts with at least one value."""
+    """Prompts with at least one value, of the categories that count."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -105,7 +105,7 @@ def intervals(
     scores = means(values, weights)
     (bootstrapped,) = _bootstrap([values], resamples, 0, weights)
     sizes = {category: sum(bool(len(images)) for images in prompts.values()) for category, prompts in values.items()}
-    sizes[OVERALL] = sum(sizes.values())
+    sizes[OVERALL] = sum(size for category, size in sizes.items() if weights.get(category, 1.0))
     estimates = {}
     for name, score in scores.items():
         bounds = (score, *_bounds(bootstrapped[name], confidence))

@@ -200,7 +200,7 @@ def test_incomplete_samples_are_refused(config, project, use_model):
         score(config, project, "base", "scenes")
     manifest.write_text("".join(lines))
     (project / SCENES / "colors-000_1.png").unlink()
-    with pytest.raises(UserError, match=r"colors-000_1\.png is named by manifest\.jsonl but missing"):
+    with pytest.raises(UserError, match=r"colors-000_1\.png is missing, although manifest\.jsonl names it"):
         score(config, project, "base", "scenes")
 
 

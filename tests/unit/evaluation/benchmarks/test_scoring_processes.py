@@ -29,7 +29,7 @@ def made(project: Path, name: str, *words: str) -> Config:
 
 
 def _score(root: Path, name: str) -> None:
-    """In parts of eight samples, so that a few are enough for several processes; notes who was asked what."""
+    """In chunks of eight samples, so that a few are enough for several processes; notes who was asked what."""
     whole, reply = geneval.Geneval.__init__, VisionLanguageModel.reply
     geneval.Geneval.__init__ = lambda self, s, r, d: whole(self, s, r, d, short_side=64)
     judge_batch = geneval._judge_batch
@@ -46,7 +46,7 @@ def _score(root: Path, name: str) -> None:
         with (root / f"judged-{os.environ.get('RANK', 'alone')}.txt").open("a") as file:
             file.writelines(f"{' '.join(line.split())}\n" for line in lines)
 
-    stage.PART, geneval._judge_batch, VisionLanguageModel.reply = 8, judging, asking
+    stage.CHUNK_SIZE, geneval._judge_batch, VisionLanguageModel.reply = 8, judging, asking
     stage.score(Config.load(root / "params.yaml"), root, "base", name)
 
 
