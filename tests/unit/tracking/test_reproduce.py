@@ -36,16 +36,21 @@ with open("runs.log", "a") as log: log.write("train\\n")
 """
 REPORT = """
 import json, pathlib
+from reca.config import Config
+from reca.evaluation.promotion import evaluate_rules
+from reca.evaluation.statistics import BenchmarkDelta
 from reca.runtime.hashing import weights_digest
 digest = weights_digest(pathlib.Path("outputs/model"))
 value = int(digest[:4], 16) / 65536
 delta = {"base": 0.1, "aligned": value, "delta": value - 0.1, "low": 0.01, "high": 1.0}
 out = pathlib.Path("outputs/report"); out.mkdir(parents=True)
 names = ("scenes", "understanding", "fidelity")
-(out / "deltas.json").write_text(json.dumps({n: {"overall": delta, "categories": {"c": delta}} for n in names}))
-(out / "verdict.json").write_text(json.dumps(
-    {"passed": True, "rules": [], "benchmark_set": "s" * 64, "checkpoint": {"aligned": digest}}
-))
+deltas = {name: {"overall": delta, "categories": {"c": delta}} for name in names}
+(out / "deltas.json").write_text(json.dumps(deltas))
+rules = Config.load(pathlib.Path("params.yaml")).register_.promotion_rules
+decision = evaluate_rules(rules, {name: BenchmarkDelta.from_dict(entry) for name, entry in deltas.items()}, "later")
+record = decision.to_dict() | {"benchmark_set": "s" * 64, "checkpoint": {"aligned": digest}}
+(out / "verdict.json").write_text(json.dumps(record))
 """
 DVC_YAML = """
 stages:
