@@ -119,10 +119,10 @@ def small_model(family: str, device: torch.device) -> Iterator[CheckResult]:
         for name in ("reconstruction", "text_to_image", "understanding"):
             yield from same_loss(family, name, (here, there), batch, device)
         sampling = Sampling(2.0, num_steps=3)
-        ours, theirs = (model.generate(PROMPTS, sampling, SampleRng(batch.seeds)).cpu() for model in (here, there))
-    valid = ours.shape == theirs.shape and bool(torch.isfinite(theirs).all())
+        ours, reference = (model.generate(PROMPTS, sampling, SampleRng(batch.seeds)).cpu() for model in (here, there))
+    valid = ours.shape == reference.shape and bool(torch.isfinite(reference).all())
     difference = (
-        f"largest difference {float((ours - theirs).abs().max()):.1e}" if valid else "wrong shape, or not finite"
+        f"largest difference {float((ours - reference).abs().max()):.1e}" if valid else "wrong shape, or not finite"
     )
     yield CheckResult(family, "images", "ok" if valid else "differs", difference)
 
@@ -183,13 +183,13 @@ def loss_of(name: str, model: UnifiedModel, batch: BenchBatch, device: torch.dev
     return model.reconstruction_loss(semantic, batch.prompts, target, SampleRng(batch.seeds))
 
 
-def gradient_error(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[float, str]:
+def gradient_error(ours: dict[str, Any], reference: dict[str, Any]) -> tuple[float, str]:
     """Return the largest relative difference and its parameter."""
-    if ours.keys() != theirs.keys():
-        return float("inf"), f"only one device reaches {min(ours.keys() ^ theirs.keys())}"
+    if ours.keys() != reference.keys():
+        return float("inf"), f"only one device reaches {min(ours.keys() ^ reference.keys())}"
     floor = NEARLY_ZERO * max(float(gradient.abs().max()) for gradient in ours.values())
     errors = {
-        name: float((theirs[name] - gradient).abs().max()) / max(float(gradient.abs().max()), floor, 1e-30)
+        name: float((reference[name] - gradient).abs().max()) / max(float(gradient.abs().max()), floor, 1e-30)
         for name, gradient in ours.items()
     }
     where = max(errors, key=lambda name: math.inf if math.isnan(errors[name]) else errors[name])

@@ -72,7 +72,7 @@ EDITED = {  # a file of code -> the stages that must run again on the default co
 }  # fmt: skip
 
 
-class Project:
+class DvcProject:
     """A copy of this working tree in a git repository of its own."""
 
     def __init__(self, root: Path, scratch: Path) -> None:
@@ -139,10 +139,10 @@ class Project:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> DvcProject:
     """Return a project in which all stages have run, committed; read-only."""
     scratch = tmp_path_factory.mktemp("dvc")
-    project = Project(scratch / "project", scratch)
+    project = DvcProject(scratch / "project", scratch)
     listing = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -166,7 +166,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 @pytest.fixture
-def project(finished: Project, tmp_path: Path) -> Iterator[Project]:
+def project(finished: DvcProject, tmp_path: Path) -> Iterator[DvcProject]:
     """Yield the finished project to change; git and DVC restore it afterwards."""
     yield finished
     finished.run("git", "checkout", "--quiet", "--force", "main")
@@ -213,19 +213,19 @@ def write_score(root: Path, variant: str, benchmark: str, value: float) -> None:
         path.write_text(text)
 
 
-def test_ingest_writes_its_outputs(finished: Project) -> None:
+def test_ingest_writes_its_outputs(finished: DvcProject) -> None:
     result = json.loads((finished.root / "outputs/dataset/result.json").read_text())
     assert result["images"] == 24
     assert (finished.root / "outputs/dataset/manifest.parquet").is_file()
 
 
-def test_unchanged_project_runs_no_stage(finished: Project) -> None:
+def test_unchanged_project_runs_no_stage(finished: DvcProject) -> None:
     assert finished.would_run() == set()
     assert finished.json("status") == {}
 
 
 @pytest.mark.parametrize("override", DEPENDS_ON)
-def test_override_reruns_exactly_the_dependent_stages(finished: Project, override: str) -> None:
+def test_override_reruns_exactly_the_dependent_stages(finished: DvcProject, override: str) -> None:
     before = (finished.root / "params.yaml").read_text()
     finished.compose(override)
     try:
@@ -234,7 +234,7 @@ def test_override_reruns_exactly_the_dependent_stages(finished: Project, overrid
         (finished.root / "params.yaml").write_text(before)
 
 
-def test_another_photograph_set_reruns_held_out_benchmarks(project: Project) -> None:
+def test_another_photograph_set_reruns_held_out_benchmarks(project: DvcProject) -> None:
     """The held-out photographs are the benchmark, so another data set makes the base's samples stale too."""
     photographs = project.root / "data/photographs"
     photographs.mkdir()
@@ -243,7 +243,7 @@ def test_another_photograph_set_reruns_held_out_benchmarks(project: Project) -> 
     assert each("generate@base", "generate@aligned") | {"ingest"} <= project.would_run()
 
 
-def test_removed_benchmark_leaves_no_outputs(project: Project) -> None:
+def test_removed_benchmark_leaves_no_outputs(project: DvcProject) -> None:
     """``report`` depends on whole folders, so its hash must equal that of a project without the other benchmarks."""
     (project.root / "outputs/scores/base/notes.txt").write_text("a user's own")
     output = project.run(sys.executable, "-m", "reca", "compose", *SMALL, "evaluate.benchmarks=[scenes]")
@@ -272,7 +272,7 @@ def test_removed_benchmark_leaves_no_outputs(project: Project) -> None:
     assert (project.root / "outputs/scores/base/fidelity.json").is_file()
 
 
-def test_absent_data_of_unmeasured_benchmarks_makes_no_stage_stale(project: Project) -> None:
+def test_absent_data_of_unmeasured_benchmarks_makes_no_stage_stale(project: DvcProject) -> None:
     """The prompts of a published benchmark, in a clone that has not fetched them."""
     prompts = project.root / "data/benchmarks/wise"
     prompts.mkdir(parents=True)
@@ -283,7 +283,7 @@ def test_absent_data_of_unmeasured_benchmarks_makes_no_stage_stale(project: Proj
         assert not any(stage.stale for stage in read_graph(project.root))
 
 
-def test_reworded_docstrings_make_no_stage_stale(project: Project) -> None:
+def test_reworded_docstrings_make_no_stage_stale(project: DvcProject) -> None:
     for package in sorted({path.parent for path in (project.root / "reca").rglob("*.py")}):
         for path in package.glob("*.py"):
             reword(path)
@@ -302,14 +302,14 @@ def reword(path: Path) -> None:
 
 
 @pytest.mark.parametrize("edited", EDITED)
-def test_edited_code_reruns_exactly_the_dependent_stages(project: Project, edited: str) -> None:
+def test_edited_code_reruns_exactly_the_dependent_stages(project: DvcProject, edited: str) -> None:
     with (project.root / edited).open("a") as file:
         file.write("\nADDED = 1\n")
     project.digest_code()
     assert project.would_run() == EDITED[edited]
 
 
-def test_runs_can_be_compared(project: Project) -> None:
+def test_runs_can_be_compared(project: DvcProject) -> None:
     """``dvc params diff``, ``metrics diff``, ``plots`` and ``exp show`` work after another run."""
     project.compose("train.max_steps=700")
     write_score(project.root, "aligned", "scenes", 0.75)
@@ -326,7 +326,7 @@ def test_runs_can_be_compared(project: Project) -> None:
     assert scores["workspace"]["overall"]["value"] == 0.75
 
 
-def test_dvc_experiment_runs_the_composed_values(project: Project) -> None:
+def test_dvc_experiment_runs_the_composed_values(project: DvcProject) -> None:
     """``dvc exp run`` after ``reca compose`` runs the composed values; DVC does not compose."""
     project.compose("data.num_images=12")
     project.dvc("exp", "run", "--quiet", "--single-item", "ingest", "--name", "twelve")
@@ -338,14 +338,14 @@ def test_dvc_experiment_runs_the_composed_values(project: Project) -> None:
     assert params["data"]["num_images"] == 12
 
 
-def second_clone(project: Project, folder: Path) -> Project:
+def second_clone(project: DvcProject, folder: Path) -> DvcProject:
     """Return a clone with an empty DVC cache."""
-    clone = Project(folder / "second", folder)
+    clone = DvcProject(folder / "second", folder)
     project.run("git", "clone", "--quiet", "--no-hardlinks", str(project.root), str(clone.root))
     return clone
 
 
-def test_second_clone_pulls_and_reruns_no_stage(finished: Project) -> None:
+def test_second_clone_pulls_and_reruns_no_stage(finished: DvcProject) -> None:
     """The default remote is a folder next to the project, which a neighbouring clone finds."""
     finished.dvc("push", "--quiet")
     assert (finished.root.parent / "reca-dvc-remote").is_dir()
@@ -355,7 +355,7 @@ def test_second_clone_pulls_and_reruns_no_stage(finished: Project) -> None:
     assert files(clone.root) == files(finished.root)
 
 
-def test_clone_with_an_empty_cache_reruns_all_stages(finished: Project, tmp_path: Path) -> None:
+def test_clone_with_an_empty_cache_reruns_all_stages(finished: DvcProject, tmp_path: Path) -> None:
     """``make demo`` works on a fresh clone, whose dvc.lock names outputs that no cache has."""
     clone = second_clone(finished, tmp_path)
     assert (clone.root / "dvc.lock").is_file()
@@ -369,7 +369,7 @@ def test_clone_with_an_empty_cache_reruns_all_stages(finished: Project, tmp_path
     assert files(clone.root) == ingested
 
 
-def test_s3_push_and_pull(finished: Project, tmp_path: Path) -> None:
+def test_s3_push_and_pull(finished: DvcProject, tmp_path: Path) -> None:
     """Push and pull through an S3 server on loopback (moto, real HTTP); no credentials enter a tracked file."""
     import boto3
     from moto.server import ThreadedMotoServer

@@ -61,8 +61,8 @@ def scene_item(
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG", compress_level=1)
     captions = sparse_caption(scene, rng), full_caption(scene, rng)
-    asked = [asdict(question) for question in questions(scene, rng, kinds)]
-    ground_truth = {"metadata": metadata(scene), "questions": asked, **truth}
+    questions_asked = [asdict(question) for question in questions(scene, rng, kinds)]
+    ground_truth = {"metadata": metadata(scene), "questions": questions_asked, **truth}
     return Item(source, file.getvalue(), Description(*captions, ground_truth))
 
 

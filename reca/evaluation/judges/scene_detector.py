@@ -100,10 +100,10 @@ class SceneDetector(nn.Module):
             raise ValueError("images hold NaN or infinite values")
         self.eval()
         device = self.head.weight.device
-        found: list[list[Detection]] = []
+        shapes_found: list[list[Detection]] = []
         for batch in images.split(batch_size):
-            found.extend(self._detect_batch(batch.to(device, torch.float32), threshold))
-        return found
+            shapes_found.extend(self._detect_batch(batch.to(device, torch.float32), threshold))
+        return shapes_found
 
     def _detect_batch(self, images: Tensor, threshold: float) -> list[list[Detection]]:
         height, width = images.shape[-2:]

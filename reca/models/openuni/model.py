@@ -158,7 +158,7 @@ class OpenUni(UnifiedModel):
         is_dropped = [False] * len(prompts) if dropout_mask is None else dropout_mask.tolist()
         full = GENERATE if semantic is None else self._image_text + "{}"
         pairs = zip(prompts, is_dropped, strict=True)
-        contents = [UNCONDITIONAL if dropped else full.format(text) for text, dropped in pairs]
+        contents = [UNCONDITIONAL if drop_mask else full.format(text) for text, drop_mask in pairs]
         ids, mask = self._ids([USER + content + ASSISTANT + IMAGE_START for content in contents])
         embeds = self._embed(ids)
         if semantic is not None:

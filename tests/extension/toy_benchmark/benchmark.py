@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from reca.models.base import Sampling, UnifiedModel
 
 
-class Toy(Benchmark):
+class ToyBenchmark(Benchmark):
     """Brightness of generated images."""
 
     name: ClassVar[str] = "toy"

@@ -58,7 +58,7 @@ sys.exit(main())
 
 
 @dataclass
-class Project:
+class TrainingProject:
     """A project folder; ``overrides`` on top of ``SMALL`` make its configuration."""
 
     root: Path
@@ -148,7 +148,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project that every test gets a copy of."""
     root = tmp_path_factory.mktemp("template")
     (root / "dvc.yaml").write_text("stages: {}\n")
-    project = Project(root, compose())
+    project = TrainingProject(root, compose())
     config = project.configure()
     (root / "conf/data").mkdir(parents=True)
     shutil.copy(Path(__file__).resolve().parents[3] / config.data.path, root / config.data.path)
@@ -161,10 +161,10 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def project(template: Path, tmp_path: Path) -> Iterator[Project]:
+def project(template: Path, tmp_path: Path) -> Iterator[TrainingProject]:
     root = tmp_path / "project"
     shutil.copytree(template, root)
-    copy = Project(root, Config.load(root / "params.yaml"))
+    copy = TrainingProject(root, Config.load(root / "params.yaml"))
     yield copy
     for child in copy.children:
         if child.poll() is None:

@@ -33,7 +33,7 @@ ADAPTERS = "train.adapter={rank: 4, alpha: 8, dropout: 0.1}"
 
 @pytest.fixture(scope="module", params=["train.adapter=null", ADAPTERS], ids=["whole", "adapters"])
 def published(request: pytest.FixtureRequest, template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Project whose base is stored in bfloat16."""
+    """TrainingProject whose base is stored in bfloat16."""
     root = tmp_path_factory.mktemp("published") / "project"
     shutil.copytree(template / "outputs/dataset", root / "outputs/dataset")
     config = compose([*WORDS, request.param])

@@ -15,7 +15,7 @@ from reca.config import Config, compose
 from reca.stages.extract import extract
 from reca.stages.train import train
 from reca.training.loader import TrainingData
-from tests.integration.training.conftest import SMALL, Project
+from tests.integration.training.conftest import SMALL, TrainingProject
 from tests.integration.training.ranks import ranks
 
 PRESETS = ("openuni_tiny", "showo_tiny", "bagel_tiny", "harmon_tiny")
@@ -51,17 +51,17 @@ def drop_activations(base: Path) -> None:
         (base / "config.json").write_text(json.dumps(config))
 
 
-def copied(project: Project, root: Path) -> Project:
+def copied(project: TrainingProject, root: Path) -> TrainingProject:
     shutil.copytree(project.root, root)
-    return Project(root, project.config)
+    return TrainingProject(root, project.config)
 
 
-def weights(project: Project) -> dict[str, torch.Tensor]:
+def weights(project: TrainingProject) -> dict[str, torch.Tensor]:
     files = sorted((project.root / "outputs/model").rglob("*.safetensors"))
     return {f"{file.name}/{name}": value for file in files for name, value in load_file(file).items()}
 
 
-def assert_same_curves(result: Project, expected: Project, tolerance: float) -> None:
+def assert_same_curves(result: TrainingProject, expected: TrainingProject, tolerance: float) -> None:
     for name in ("train.csv", "held_out.csv"):
         rows = zip(result.curve(name), expected.curve(name), strict=True)
         for row, other in rows:
@@ -69,7 +69,7 @@ def assert_same_curves(result: Project, expected: Project, tolerance: float) -> 
             assert {key: float(cell or 0) for key, cell in row.items()} == pytest.approx(cells, rel=tolerance)
 
 
-def assert_same(result: Project, expected: Project) -> None:
+def assert_same(result: TrainingProject, expected: TrainingProject) -> None:
     """Equal up to rounding; Adam makes whole steps of gradients that are only rounding."""
     assert_same_curves(result, expected, FLOAT32)
     weights_here, expected_weights = weights(result), weights(expected)
@@ -79,13 +79,13 @@ def assert_same(result: Project, expected: Project) -> None:
         assert torch.allclose(value, expected_weights[name], rtol=1e-3, atol=rate / 10), name
 
 
-def assert_equal(result: Project, expected: Project) -> None:
+def assert_equal(result: TrainingProject, expected: TrainingProject) -> None:
     assert result.curve("train.csv") == expected.curve("train.csv")
     expected_weights = weights(expected)
     assert all(torch.equal(value, expected_weights[name]) for name, value in weights(result).items())
 
 
-def parts(project: Project, step: int) -> list[str]:
+def parts(project: TrainingProject, step: int) -> list[str]:
     """The files of a checkpoint, which are those that its meta.json names."""
     folder = project.checkpoints / f"{step:06d}"
     names = sorted(path.name for path in folder.glob("*.safetensors"))
@@ -96,7 +96,7 @@ def parts(project: Project, step: int) -> list[str]:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_sharded_training_equals_replicated_for_every_family(preset: str, template: Path, tmp_path: Path) -> None:
     """Recompute activations; dropout of prompts and of Harmon's activations differs between ranks."""
-    replicated = Project(tmp_path / "whole", compose())
+    replicated = TrainingProject(tmp_path / "whole", compose())
     shutil.copytree(template / "outputs/dataset", replicated.root / "outputs/dataset")
     switches = ("train.max_steps=2", "model.prompt_dropout=0.5", "hardware.gradient_checkpointing=true")
     config = compose([f"model={preset}", *SMALL, *UNEVEN, *switches])
@@ -116,24 +116,24 @@ def test_sharded_training_equals_replicated_for_every_family(preset: str, templa
 
 
 @pytest.fixture(scope="module")
-def replicated(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
+def replicated(template: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingProject:
     """Janus on one process, and its own vision tower in training too."""
     root = tmp_path_factory.mktemp("whole") / "project"
     shutil.copytree(template, root)
-    project = Project(root, compose())
+    project = TrainingProject(root, compose())
     project.configure(*UNEVEN, "train.max_steps=4", "model.train_vision=true", "train.save_every=2")
     extract(project.config, root)
     _train(root)
     return project
 
 
-def sharded(project: Project) -> None:
+def sharded(project: TrainingProject) -> None:
     values = project.config.to_dict()
     values["hardware"]["shard"] = True
     (project.root / "params.yaml").write_text(Config.model_validate(values).to_yaml())
 
 
-def test_sharded_run_resumes_on_other_world_sizes(replicated: Project, tmp_path: Path) -> None:
+def test_sharded_run_resumes_on_other_world_sizes(replicated: TrainingProject, tmp_path: Path) -> None:
     straight = copied(replicated, tmp_path / "straight")
     shutil.rmtree(straight.root / ".reca")
     sharded(straight)
@@ -153,7 +153,7 @@ def test_sharded_run_resumes_on_other_world_sizes(replicated: Project, tmp_path:
     assert len(parts(on_one, 4)) == 1
 
 
-def test_replicated_run_resumes_sharded(replicated: Project, tmp_path: Path) -> None:
+def test_replicated_run_resumes_sharded(replicated: TrainingProject, tmp_path: Path) -> None:
     begun = copied(replicated, tmp_path / "begun")
     shutil.rmtree(begun.checkpoints / "000004")
     sharded(begun)
@@ -167,7 +167,7 @@ def test_sharding_in_bfloat16_changes_losses_by_rounding_only(template: Path, tm
     One process is not: its weight gradients sum twice as many samples before the product rounds them to
     bfloat16 (unit roundoff 2^-9 = 2.0e-3), and its gradient norm differs by 1.1e-3 to 3.4e-3, depending on the CPU.
     """
-    replicated_run = Project(tmp_path / "replicated", compose())
+    replicated_run = TrainingProject(tmp_path / "replicated", compose())
     shutil.copytree(template, replicated_run.root)
     replicated_run.configure("train.max_steps=2", "train.precision=bfloat16", "hardware.gradient_checkpointing=true")
     sharded_run = copied(replicated_run, tmp_path / "sharded")

@@ -29,17 +29,17 @@ def at(identity: tuple[str, str], x: float, y: float, score: float = 0.9) -> Det
 
 
 def test_everything_is_there():
-    found = [at(RED, 4, 4), at(BLUE, 18, 4), at(GREEN, 4, 18), at(GREEN, 18, 18)]
+    result = [at(RED, 4, 4), at(BLUE, 18, 4), at(GREEN, 4, 18), at(GREEN, 18, 18)]
     expected = {"objects": 1, "counts": 1, "relations": 1, "exact_scene": 1}
-    assert compare_scene(TRUTH, found) == expected
-    assert compare_scene(TRUTH, [*found, at(RED, 12, 12, score=0.2)]) == expected  # too unsure to count
+    assert compare_scene(TRUTH, result) == expected
+    assert compare_scene(TRUTH, [*result, at(RED, 12, 12, score=0.2)]) == expected  # too unsure to count
 
 
 def test_parts_are_there():
-    found = [at(RED, 18, 4), at(BLUE, 4, 4), at(GREEN, 4, 18), at(RED, 18, 18)]
+    result = [at(RED, 18, 4), at(BLUE, 4, 4), at(GREEN, 4, 18), at(RED, 18, 18)]
     # Three of four objects, four in number; red circle stands twice, so the pair is not right.
-    assert compare_scene(TRUTH, found) == {"objects": 0.75, "counts": 1, "relations": 0, "exact_scene": 0}
-    assert compare_scene(TRUTH, found[:2]) == {"objects": 0.5, "counts": 0, "relations": 0, "exact_scene": 0}
+    assert compare_scene(TRUTH, result) == {"objects": 0.75, "counts": 1, "relations": 0, "exact_scene": 0}
+    assert compare_scene(TRUTH, result[:2]) == {"objects": 0.5, "counts": 0, "relations": 0, "exact_scene": 0}
     assert compare_scene(TRUTH, []) == {"objects": 0, "counts": 0, "relations": 0, "exact_scene": 0}
 
 

@@ -60,7 +60,7 @@ CIRCLE, BAR, RING = (
 
 
 def edit_of(category):
-    """An edit of the circle, or a new shape beside it."""
+    """An edit of the circle, or a new shape next to it."""
     for number in range(1000):
         edit = make_edit(category, Scene((CIRCLE, BAR, RING), "light", 0), random.Random(number))
         if edit is not None and edit.before in (CIRCLE, None):
@@ -77,8 +77,8 @@ def test_a_change_beside_the_edit_is_seen(category):
     rest = [*edit.rest]
     last = rest[-1]
     elsewhere = replace(last, x=1 - last.x, y=1 - last.y)
-    for changed in (rest[:-1], [*rest, stranger], [*rest[:-1], replace(last, color="pink")], [*rest[:-1], elsewhere]):
-        assert not verdict(edit, *changed, *right).kept
+    for edited in (rest[:-1], [*rest, stranger], [*rest[:-1], replace(last, color="pink")], [*rest[:-1], elsewhere]):
+        assert not verdict(edit, *edited, *right).kept
     assert verdict(edit, *rest, stranger, *right).done
 
 
@@ -106,16 +106,16 @@ def run(config, project):
 def test_an_editor_that_does_as_it_is_told_scores_one(project, use_model, perfect):
     config = compose(CONFIG)
     bench = load_benchmark("scene_editing", config, project)
-    wanted = {}
+    targets_by_edit = {}
     for category in CATEGORIES:
         for number, edit in sample_edits(bench._base, category, 8):
             scene = sample_scene(bench._base, number)
-            wanted[edit.instruction, render([scene])[0].tobytes()] = edit.target(scene)
+            targets_by_edit[edit.instruction, render([scene])[0].tobytes()] = edit.target(scene)
 
     class Editor(perfect):
         def edit(self, images, instructions, sampling, rng):
             originals = [((i + 1) * 127.5).round().byte().permute(1, 2, 0).numpy().tobytes() for i in images]
-            targets = [wanted[asked] for asked in zip(instructions, originals, strict=True)]
+            targets = [targets_by_edit[request] for request in zip(instructions, originals, strict=True)]
             return list(to_tensor(list(render(targets, 48))))
 
     use_model(Editor)
@@ -125,12 +125,16 @@ def test_an_editor_that_does_as_it_is_told_scores_one(project, use_model, perfec
     assert scores.judge.name == "scene_detector"
 
 
-def test_an_editor_that_gives_the_image_back_scores_zero(project, use_model, perfect):
-    class Idle(perfect):
+def idle_editor(editor):
+    class IdleEditor(editor):
         def edit(self, images, instructions, sampling, rng):
             return list(images)
 
-    use_model(Idle)
+    return IdleEditor
+
+
+def test_an_editor_that_gives_the_image_back_scores_zero(project, use_model, perfect):
+    use_model(idle_editor(perfect))
     scores = run(compose(CONFIG), project)
     assert scores.overall.value == 0
     assert set(scores.details["done"].values()) == {0}
@@ -138,11 +142,7 @@ def test_an_editor_that_gives_the_image_back_scores_zero(project, use_model, per
 
 
 def test_a_damaged_image_is_failed(project, use_model, perfect):
-    class Idle(perfect):
-        def edit(self, images, instructions, sampling, rng):
-            return list(images)
-
-    use_model(Idle)
+    use_model(idle_editor(perfect))
     generate(compose(CONFIG), project, "base", "scene_editing")
     (project / "outputs/samples/base/scene_editing/add-003.png").write_bytes(b"no image")
     score(compose(CONFIG), project, "base", "scene_editing")

@@ -32,18 +32,18 @@ def test_only_the_expected_words_count(config, project, kind, expected, answer, 
 
 def test_one_question_of_every_kind_a_scene_allows(config, project):
     plan = load_benchmark("understanding", config, project).plan()
-    asked: dict[int, list[str]] = {}
+    questions: dict[int, list[str]] = {}
     for planned in plan:
-        asked.setdefault(planned["scene"], []).append(planned["category"])
-    assert len(asked) == config.evaluate.understanding.num_images
-    assert all(len(set(kinds)) == len(kinds) for kinds in asked.values())
-    assert all({"existence", "count"} <= set(kinds) for kinds in asked.values())
-    assert {kind for kinds in asked.values() for kind in kinds} == set(QUESTION_KINDS)
+        questions.setdefault(planned["scene"], []).append(planned["category"])
+    assert len(questions) == config.evaluate.understanding.num_images
+    assert all(len(set(kinds)) == len(kinds) for kinds in questions.values())
+    assert all({"existence", "count"} <= set(kinds) for kinds in questions.values())
+    assert {kind for kinds in questions.values() for kind in kinds} == set(QUESTION_KINDS)
     assert len({planned["prompt_id"] for planned in plan}) == len(plan)
 
 
 def test_the_questions_are_a_function_of_the_seed(config, project):
     first, again = (load_benchmark("understanding", config, project).plan() for _ in range(2))
     other = config.evaluate.understanding.model_copy(update={"seed": 77})
-    changed = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"understanding": other})})
-    assert first == again != load_benchmark("understanding", changed, project).plan()
+    altered = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"understanding": other})})
+    assert first == again != load_benchmark("understanding", altered, project).plan()

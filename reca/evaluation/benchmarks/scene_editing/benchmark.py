@@ -1,4 +1,4 @@
-"""Edits of rendered scenes, for families that edit: the instruction is followed, and the rest is unchanged.
+"""Edits of rendered scenes: is the instruction followed, and is the rest unchanged?
 
 The instruction changes the colour or position of a shape, removes a shape, or adds one. The scene detector finds the
 shapes in the result, and an edit is correct if it was made and every other shape is where it was

@@ -63,14 +63,14 @@ class SceneEdit:
 
 def sample_edits(base: int, category: Category, number: int) -> list[tuple[int, SceneEdit]]:
     """The first edits of a category that the scenes of seed ``base`` allow, with the number of each one's scene."""
-    found: list[tuple[int, SceneEdit]] = []
+    edits: list[tuple[int, SceneEdit]] = []
     index = 0
-    while len(found) < number:
+    while len(edits) < number:
         edit = make_edit(category, sample_scene(base, index), random.Random(f"edit-{category}-{base}-{index}"))
         if edit is not None:
-            found.append((index, edit))
+            edits.append((index, edit))
         index += 1
-    return found
+    return edits
 
 
 def make_edit(category: Category, scene: Scene, rng: random.Random) -> SceneEdit | None:
@@ -78,10 +78,10 @@ def make_edit(category: Category, scene: Scene, rng: random.Random) -> SceneEdit
     if category == "add":
         return _add(scene, rng)
     identities = [(shape.kind, shape.color) for shape in scene.shapes]
-    alone = [shape for shape in scene.shapes if identities.count((shape.kind, shape.color)) == 1]
-    if not alone or (category != "recolor" and len(alone) < 2):
+    unique = [shape for shape in scene.shapes if identities.count((shape.kind, shape.color)) == 1]
+    if not unique or (category != "recolor" and len(unique) < 2):
         return None
-    shape, *others = rng.sample(alone, len(alone))
+    shape, *partners = rng.sample(unique, len(unique))
     rest = tuple(other for other in scene.shapes if other is not shape)
     name = f"the {shape.color} {shape.kind}"
     if category == "remove":
@@ -89,28 +89,28 @@ def make_edit(category: Category, scene: Scene, rng: random.Random) -> SceneEdit
     if category == "recolor":
         color = rng.choice([color for color in COLORS if (shape.kind, color) not in identities])
         return SceneEdit(f"make {name} {color}", rest, shape, replace(shape, color=color), stays=True)
-    return _move(shape, others[0], rest, name, rng)
+    return _move(shape, partners[0], rest, name, rng)
 
 
 def _add(scene: Scene, rng: random.Random) -> SceneEdit | None:
     kinds = [kind for kind in SHAPES if kind not in scene.groups()]
-    place = _free(scene.shapes, rng)
-    if len(scene.shapes) == MAX_OBJECTS or place is None:
+    center = _free(scene.shapes, rng)
+    if len(scene.shapes) == MAX_OBJECTS or center is None:
         return None
-    shape = Shape(rng.choice(kinds), rng.choice(list(COLORS)), *place, rng.uniform(MIN_RADIUS, MAX_RADIUS))
+    shape = Shape(rng.choice(kinds), rng.choice(list(COLORS)), *center, rng.uniform(MIN_RADIUS, MAX_RADIUS))
     return SceneEdit(f"add {phrase(shape.kind, 1, shape.color)}", scene.shapes, None, shape)
 
 
 def _move(shape: Shape, other: Shape, rest: tuple[Shape, ...], name: str, rng: random.Random) -> SceneEdit | None:
     x, y = shape.x - other.x, shape.y - other.y
-    # Not where it is already, nor nearly so: GenEval's rule lets a diagonal be both beside and above.
-    wanted = [where for where, (dx, dy) in DIRECTIONS.items() if x * dx + y * dy <= abs(x * dy + y * dx) / 2]
-    for where in rng.sample(wanted, len(wanted)):
-        place = _free(rest, rng, partial(_stands, shape, other, where))
-        if place is not None:
-            moved = replace(shape, x=place[0], y=place[1])
+    # Not where it is already, nor nearly so: GenEval's rule lets a diagonal be both next to and above.
+    directions = [where for where, (dx, dy) in DIRECTIONS.items() if x * dx + y * dy <= abs(x * dy + y * dx) / 2]
+    for where in rng.sample(directions, len(directions)):
+        center = _free(rest, rng, partial(_stands, shape, other, where))
+        if center is not None:
+            moved_shape = replace(shape, x=center[0], y=center[1])
             instruction = f"move {name} {where} the {other.color} {other.kind}"
-            return SceneEdit(instruction, rest, shape, moved, relation=(where, rest.index(other)))
+            return SceneEdit(instruction, rest, shape, moved_shape, relation=(where, rest.index(other)))
     return None
 
 

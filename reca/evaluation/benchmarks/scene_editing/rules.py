@@ -12,7 +12,7 @@ the least distance of two shapes, so that it is nowhere near another's place."""
 
 
 class DetectedShape(Protocol):
-    """What the rules need to know of a detection."""
+    """A detection as the rules need it."""
 
     @property
     def name(self) -> str:
@@ -29,45 +29,46 @@ class DetectedShape(Protocol):
 
 @dataclass(frozen=True)
 class EditResult:
-    """About one edited image."""
+    """The result of one edited image."""
 
     done: bool
     """The shape that the instruction names is as it asks, and only once."""
     kept: bool
-    """All other shapes are where they were, and nothing has come besides."""
+    """All other shapes are where they were, and no other shape was added."""
 
 
 def evaluate_edit(truth: Mapping[str, Any], detections: Sequence[DetectedShape], width: int, height: int) -> EditResult:
-    """Compare what is seen with what should be.
+    """Compare the detections in an edited image with its ground truth.
 
     Args:
         truth: ``rest``, each (kind, colour, x, y); ``before`` and ``after``, the edited shape's (kind, colour), or
             ``None``; ``place``, where it must be, or ``None``; ``relation``, how it must stand to which of the rest,
             or ``None``. Places are fractions of the image's sides.
-        detections: All that was found.
-        width: Of the image, in pixels.
-        height: Of the image, in pixels.
+        detections: All detections in the image.
+        width: Width of the image in pixels.
+        height: Height of the image in pixels.
     """
 
     def at(detection: DetectedShape, x: float, y: float) -> bool:
         left, top, right, bottom = detection.box
         return max(abs((left + right) / 2 / width - x), abs((top + bottom) / 2 / height - y)) < NEAR
 
-    left_over, rest = list(detections), list[DetectedShape | None]()
+    unmatched, rest = list(detections), list[DetectedShape | None]()
     for kind, color, x, y in truth["rest"]:
-        found = next((one for one in left_over if (one.name, one.color) == (kind, color) and at(one, x, y)), None)
-        rest.append(found)
-        left_over = [one for one in left_over if one is not found]
-    edited = [one for one in left_over if [one.name, one.color] in (truth["before"], truth["after"])]
-    kept = None not in rest and len(edited) == len(left_over)
+        matches = (shape for shape in unmatched if (shape.name, shape.color) == (kind, color) and at(shape, x, y))
+        rest.append(next(matches, None))
+        unmatched = [shape for shape in unmatched if shape is not rest[-1]]
+    edited = [shape for shape in unmatched if [shape.name, shape.color] in (truth["before"], truth["after"])]
+    rest_is_kept = None not in rest and len(edited) == len(unmatched)
     if truth["after"] is None:
-        return EditResult(not edited, kept)
-    if [[one.name, one.color] for one in edited] != [truth["after"]]:
-        return EditResult(done=False, kept=kept)
-    place, wanted = truth["place"], truth["relation"]
-    if place is not None and not at(edited[0], *place):
-        return EditResult(done=False, kept=kept)
-    if wanted is not None:
-        other = rest[wanted[1]]
-        return EditResult(other is not None and wanted[0] in relative_position(edited[0].box, other.box), kept)
-    return EditResult(done=True, kept=kept)
+        return EditResult(not edited, rest_is_kept)
+    if [[shape.name, shape.color] for shape in edited] != [truth["after"]]:
+        return EditResult(done=False, kept=rest_is_kept)
+    position, relation = truth["place"], truth["relation"]
+    if position is not None and not at(edited[0], *position):
+        return EditResult(done=False, kept=rest_is_kept)
+    if relation is not None:
+        direction, other = relation[0], rest[relation[1]]
+        is_done = other is not None and direction in relative_position(edited[0].box, other.box)
+        return EditResult(is_done, rest_is_kept)
+    return EditResult(done=True, kept=rest_is_kept)

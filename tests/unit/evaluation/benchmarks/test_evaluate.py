@@ -50,8 +50,8 @@ def test_short_words(typed, meant):
 def test_a_checkpoint_is_measured_without_a_run(here, use_model, artist, judges, monkeypatch, capsys):
     from reca.evaluation.benchmarks.geneval import benchmark as geneval
 
-    whole = geneval.Geneval.__init__
-    monkeypatch.setattr(geneval.Geneval, "__init__", lambda self, s, r, d: whole(self, s, r, d, short_side=64))
+    complete = geneval.Geneval.__init__
+    monkeypatch.setattr(geneval.Geneval, "__init__", lambda self, s, r, d: complete(self, s, r, d, short_side=64))
     use_model(artist)
     shutil.copytree(judges, here / "data/judges")
     assert main(["evaluate", *GENEVAL, "--output", "first"]) == 0
@@ -60,9 +60,9 @@ def test_a_checkpoint_is_measured_without_a_run(here, use_model, artist, judges,
     assert scores.expected == 6
     assert not (here / "params.yaml").exists()
     assert not (here / "outputs/samples").exists()
-    drawn = len(artist.drawn_prompts)
+    generated = len(artist.drawn_prompts)
     assert main(["evaluate", *GENEVAL, "--output", "first"]) == 0
-    assert len(artist.drawn_prompts) == drawn, "samples that are there are not drawn again"
+    assert len(artist.drawn_prompts) == generated, "samples that are there are not drawn again"
 
     (here / "data/bases/janus_tiny/model.safetensors").write_bytes(b"other weights")
     assert main(["evaluate", *GENEVAL, "--output", "second"]) == 0
@@ -96,9 +96,9 @@ def test_without_a_network_it_says_where_the_prompts_come_from(here, monkeypatch
     there = sources.SourceFile("dpg_bench.csv", "http://127.0.0.1:9/dpg_bench.csv")
     monkeypatch.setitem(sources.SOURCES, "dpgbench", sources.PublishedFiles(files=(there,)))
     assert main(["evaluate", *SMALL, "benchmarks=[dpgbench]"]) == 2
-    said = capsys.readouterr().err
-    assert "http://127.0.0.1:9/dpg_bench.csv cannot be fetched" in said
-    assert "save the file yourself" in said
+    output = capsys.readouterr().err
+    assert "http://127.0.0.1:9/dpg_bench.csv cannot be fetched" in output
+    assert "save the file yourself" in output
 
 
 def score_file(folder, name, value, failed=0, protocol="variant: x", **changes):
@@ -141,8 +141,8 @@ def test_official_and_incomplete_are_of_one_protocol(tmp_path):
 
 def test_published_benchmarks_have_settings_where_they_run_only():
     assert {compose().to_dict()["evaluate"][name] for name in PUBLISHED} == {None}
-    some = compose(["evaluate.benchmarks=[scenes,wise]"]).to_dict()["evaluate"]
-    assert [name for name in PUBLISHED if some[name]] == ["wise"]
+    subset = compose(["evaluate.benchmarks=[scenes,wise]"]).to_dict()["evaluate"]
+    assert [name for name in PUBLISHED if subset[name]] == ["wise"]
 
 
 def test_scoring_the_default_loads_no_judge():

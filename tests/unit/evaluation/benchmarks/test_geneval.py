@@ -41,8 +41,8 @@ def config():
 @pytest.fixture
 def small_detector(monkeypatch):
     """Judges that look at images of 64 pixels."""
-    whole = geneval.Geneval.__init__
-    monkeypatch.setattr(geneval.Geneval, "__init__", lambda self, s, r, d: whole(self, s, r, d, short_side=64))
+    complete = geneval.Geneval.__init__
+    monkeypatch.setattr(geneval.Geneval, "__init__", lambda self, s, r, d: complete(self, s, r, d, short_side=64))
 
 
 def test_it_plans_the_553_prompts(project):
@@ -73,8 +73,10 @@ def test_end_to_end_with_tiny_judges(config, project, use_model, artist, judges,
         "variant: only the first 1 prompts of each category; 2 images a prompt instead of 4; detector "
         "mask2former-swin-small-coco-instance instead of mmdet's Mask2Former Swin-S; colours in float32"
     )
-    seen = [one for item in read_items(project / "outputs/scores/base/geneval.items.jsonl") for one in item.details]
-    assert all(detail["seen"] or detail["reasons"] for detail in seen)
+    calls = [
+        entry for item in read_items(project / "outputs/scores/base/geneval.items.jsonl") for entry in item.details
+    ]
+    assert all(detail["seen"] or detail["reasons"] for detail in calls)
 
     (folder / "00000/samples/0001.png").write_bytes(b"no image")
     score(config, project, "base", "geneval")
@@ -97,8 +99,8 @@ def test_images_made_elsewhere(config, project, use_model, artist, tmp_path):
     assert [row["file"] for row in rows if row.get("missing")] == [
         "00000/samples/0001.png", "00080/samples/0000.png", "00080/samples/0001.png"
     ]  # fmt: skip
-    made = {row["file"]: row for row in read_manifest(project / "outputs/samples/base/geneval")}
-    assert all(made[row["file"]]["metadata"] == row["metadata"] for row in rows)
+    created = {row["file"]: row for row in read_manifest(project / "outputs/samples/base/geneval")}
+    assert all(created[row["file"]]["metadata"] == row["metadata"] for row in rows)
     (elsewhere / "00179/metadata.jsonl").write_text('{"prompt": "a photo of two suns"}\n')
     with pytest.raises(UserError, match="is about 'a photo of two suns' and not"):
         bench.existing_samples(elsewhere)
@@ -134,12 +136,12 @@ class RecordedDetector:
         self.case, self.palette = case, palette
 
     def detect(self, images):
-        found = []
-        for one in self.case["detections"]:
-            *box, confidence = (np.float32(value) for value in one["row"])
-            mask = np.asarray(Image.open(PIPELINE / one["mask"]).convert("1")) if one.get("mask") else None
-            found.append(MaskedDetection(OBJECTS.index(one["cls"]), confidence, tuple(box), mask))
-        return [found] * len(images)
+        result = []
+        for entry in self.case["detections"]:
+            *box, confidence = (np.float32(value) for value in entry["row"])
+            mask = np.asarray(Image.open(PIPELINE / entry["mask"]).convert("1")) if entry.get("mask") else None
+            result.append(MaskedDetection(OBJECTS.index(entry["cls"]), confidence, tuple(box), mask))
+        return [result] * len(images)
 
     def colors(self, pixels, objects, name):
         detector = geneval.GenevalDetector.__new__(geneval.GenevalDetector)
@@ -152,7 +154,7 @@ class RecordedDetector:
 
     def images(self, crops):
         small = [np.asarray(crop.resize((16, 16), Image.Resampling.NEAREST), np.float32) for crop in crops]
-        return np.stack([one.mean(axis=(0, 1)) / np.float32(255) - np.float32(0.4627) for one in small])
+        return np.stack([entry.mean(axis=(0, 1)) / np.float32(255) - np.float32(0.4627) for entry in small])
 
 
 def test_the_recorded_scenes_get_the_originals_verdicts(tmp_path):
@@ -166,9 +168,9 @@ def test_the_recorded_scenes_get_the_originals_verdicts(tmp_path):
         rows = [{"file": "0.png", "metadata": case["metadata"]}]
         detector = RecordedDetector(case, recorded["color_rgb"])
         [(value, detail)] = geneval._judge_batch(detector, rows, tmp_path)
-        kept = Counter((one["name"], tuple(one["box"])) for one in detail["seen"])
+        remaining = Counter((entry["name"], tuple(entry["box"])) for entry in detail["seen"])
         expected = Counter((n, tuple(row[:4])) for n, rows in case["expect"]["details"].items() for row in rows)
-        if (value == 1) != case["expect"]["correct"] or kept != expected:
+        if (value == 1) != case["expect"]["correct"] or remaining != expected:
             wrong.append((case["image"], value, detail, case["expect"]))
     assert not wrong
 

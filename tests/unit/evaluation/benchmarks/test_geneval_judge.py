@@ -64,8 +64,8 @@ def test_the_folder_is_genevals(cutouts, tmp_path, config, project):
 def test_from_cut_outs_to_an_answer(folder_of_cutouts, project, judges, tmp_path, monkeypatch, capsys):
     """With tiny random judges, whose opinion means nothing; every image has one."""
     shutil.copytree(judges, project / "data/judges")
-    whole = geneval.Geneval.__init__
-    monkeypatch.setattr(geneval.Geneval, "__init__", lambda self, s, r, d: whole(self, s, r, d, short_side=64))
+    complete = geneval.Geneval.__init__
+    monkeypatch.setattr(geneval.Geneval, "__init__", lambda self, s, r, d: complete(self, s, r, d, short_side=64))
     monkeypatch.setattr(geneval_judge, "ROOT", project)
     images = str(tmp_path / "images")
     assert main(["compose", images, "--cutouts", str(folder_of_cutouts), "--images", "2", "--size", "96"]) == 0
@@ -75,9 +75,9 @@ def test_from_cut_outs_to_an_answer(folder_of_cutouts, project, judges, tmp_path
     assert answer["judge"]["name"] == "mask2former-swin-small-coco-instance+clip-vit-large-patch14"
     assert set(answer["agreement"]) == set(TASKS)
     printed = capsys.readouterr().out
-    for task, found in answer["agreement"].items():
-        assert found["right"] == found["wrong"] > 0
-        assert f"{found['wrong_recognised']} of {found['wrong']}" in printed.split(task)[1]
+    for task, detections in answer["agreement"].items():
+        assert detections["right"] == detections["wrong"] > 0
+        assert f"{detections['wrong_recognised']} of {detections['wrong']}" in printed.split(task)[1]
 
 
 def test_agreement_counts_both_kinds():
@@ -89,16 +89,18 @@ def test_agreement_counts_both_kinds():
 
     def asked(verdict):
         return agreement(
-            truths, [ItemScore("x", one["category"], (verdict(one),), (one["file"],)) for one in truths]
+            truths, [ItemScore("x", entry["category"], (verdict(entry),), (entry["file"],)) for entry in truths]
         ).values()
 
     assert all(
-        one == {"right": 3, "right_recognised": 3, "wrong": 3, "wrong_recognised": 0} for one in asked(lambda one: 1.0)
+        entry == {"right": 3, "right_recognised": 3, "wrong": 3, "wrong_recognised": 0}
+        for entry in asked(lambda entry: 1.0)
     )
     assert all(
-        one["right_recognised"] == one["wrong_recognised"] == 3 for one in asked(lambda one: float(one["right"]))
+        entry["right_recognised"] == entry["wrong_recognised"] == 3
+        for entry in asked(lambda entry: float(entry["right"]))
     )
-    assert all(one["right_recognised"] == one["wrong_recognised"] == 0 for one in asked(lambda one: None))
+    assert all(entry["right_recognised"] == entry["wrong_recognised"] == 0 for entry in asked(lambda entry: None))
 
 
 def test_mistakes_of_the_user(tmp_path, capsys):

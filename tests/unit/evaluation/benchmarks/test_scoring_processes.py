@@ -30,8 +30,8 @@ def made(project: Path, name: str, *words: str) -> Config:
 
 def _score(root: Path, name: str) -> None:
     """In chunks of eight samples, so that a few are enough for several processes; notes who was asked what."""
-    whole, reply = geneval.Geneval.__init__, VisionLanguageModel.reply
-    geneval.Geneval.__init__ = lambda self, s, r, d: whole(self, s, r, d, short_side=64)
+    original_init, reply = geneval.Geneval.__init__, VisionLanguageModel.reply
+    geneval.Geneval.__init__ = lambda self, s, r, d: original_init(self, s, r, d, short_side=64)
     judge_batch = geneval._judge_batch
 
     def judging(detector, rows, folder):
@@ -53,24 +53,24 @@ def _score(root: Path, name: str) -> None:
 def taken(root: Path, name: str) -> tuple[dict[str, bytes], list[Counter[str]]]:
     """The score files, and what each process was asked; both are removed."""
     files = {path.name: path.read_bytes() for path in (root / "outputs/scores/base").iterdir()}
-    asked = [Counter(path.read_text().splitlines()) for path in sorted(root.glob("judged-*.txt"))]
+    requests = [Counter(path.read_text().splitlines()) for path in sorted(root.glob("judged-*.txt"))]
     shutil.rmtree(root / "outputs/scores")
     shutil.rmtree(root / ".reca/replies", ignore_errors=True)
     for path in root.glob("judged-*.txt"):
         path.unlink()
-    return files, asked
+    return files, requests
 
 
 def check_shared(root: Path, name: str, sizes: tuple[int, ...]) -> None:
     assert ranks(1, _score, root, name) == [0]
-    alone, (everything,) = taken(root, name)
+    single, (everything,) = taken(root, name)
     assert set(everything.values()) == {1}
     for size in sizes:
         assert ranks(size, _score, root, name) == [0] * size
-        together, asked = taken(root, name)
-        assert together == alone
-        assert len(asked) == size, "each process judges something"
-        assert sum(asked, Counter()) == everything, "nothing is judged twice"
+        together, requests = taken(root, name)
+        assert together == single
+        assert len(requests) == size, "each process judges something"
+        assert sum(requests, Counter()) == everything, "nothing is judged twice"
 
 
 def test_any_number_of_processes_finds_the_same_in_images(project, use_model, artist, judges):
@@ -108,7 +108,7 @@ def test_two_writers_lose_no_reply(tmp_path):
 
 
 def _write(path: Path) -> None:
-    mine = ReplyFile(path)
+    own_lines = ReplyFile(path)
     for number in range(50):
-        mine.add(Reply(f"{os.environ['RANK']}-{number}", "mark", "answered", "x" * 20_000))
+        own_lines.add(Reply(f"{os.environ['RANK']}-{number}", "mark", "answered", "x" * 20_000))
         ReplyFile(path)

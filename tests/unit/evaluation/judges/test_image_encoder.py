@@ -43,12 +43,12 @@ def test_features_are_the_networks_own(tmp_path, save):
     save(tmp_path)
     images = [Image.fromarray(getattr(data, name)()) for name in ("astronaut", "coffee", "chelsea")]
     encoder = ImageEncoder.load(tmp_path, torch.device("cpu"))
-    found = encoder.directions(images)
-    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
-    np.testing.assert_allclose(found[1:2], encoder.directions(images[1:2]), atol=1e-5)
+    values = encoder.directions(images)
+    np.testing.assert_allclose(np.linalg.norm(values, axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(values[1:2], encoder.directions(images[1:2]), atol=1e-5)
     pixels = encoder._processor(images=images[:1], return_tensors="pt")["pixel_values"]
     assert pixels.shape == (1, 3, 16, 16)
-    assert found[0] @ found[1] < 0.9999, "unlike images are not alike"
+    assert values[0] @ values[1] < 0.9999, "unlike images are not alike"
 
 
 def test_what_is_no_encoder_is_told(tmp_path):
@@ -59,7 +59,7 @@ def test_what_is_no_encoder_is_told(tmp_path):
         ImageEncoder.load(tmp_path, torch.device("cpu"))
     save_dinov2(tmp_path)
     weights = tmp_path / "model.safetensors"
-    kept = {name: tensor for name, tensor in load_file(weights).items() if "layernorm.weight" not in name}
-    save_file(kept, weights, {"format": "pt"})
+    remaining = {name: tensor for name, tensor in load_file(weights).items() if "layernorm.weight" not in name}
+    save_file(remaining, weights, {"format": "pt"})
     with pytest.raises(ValueError, match=r"lacks 1 weights of its image encoder, such as layernorm\.weight"):
         ImageEncoder.load(tmp_path, torch.device("cpu"))

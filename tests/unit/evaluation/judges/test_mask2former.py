@@ -29,15 +29,17 @@ def test_patch_merging_reads_the_same_neighbours():
     weight = torch.randn(5, 12)
     unfolded = torch.nn.functional.unfold(image, 2, stride=2).transpose(1, 2) @ weight.T
     x = image.permute(0, 2, 3, 1)
-    joined = torch.cat([x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]], dim=-1)
-    assert torch.allclose(joined.reshape(1, 4, 12) @ mmdet._neighbours_first(weight).T, unfolded, atol=1e-5)
+    merged = torch.cat([x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]], dim=-1)
+    assert torch.allclose(merged.reshape(1, 4, 12) @ mmdet._neighbours_first(weight).T, unfolded, atol=1e-5)
 
 
 def test_the_official_sizes_are_those_of_swin_s():
     with torch.device("meta"):
-        made = Mask2FormerForUniversalSegmentation(mmdet.official_config())
+        created = Mask2FormerForUniversalSegmentation(mmdet.official_config())
     unused = 2 * 768  # a last norm that mmdet does not have
-    assert sum(parameter.numel() for parameter in made.parameters()) == 68_739_547 + unused  # counted in mmdet 2.28.2
+    assert (
+        sum(parameter.numel() for parameter in created.parameters()) == 68_739_547 + unused
+    )  # counted in mmdet 2.28.2
 
 
 @pytest.mark.parametrize(

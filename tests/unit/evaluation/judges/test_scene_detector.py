@@ -55,14 +55,14 @@ def test_the_card_describes_these_weights():
 
 @pytest.mark.parametrize("size", [32, 48, 96])
 def test_larger_images_are_read_as_well_and_boxes_grow_with_them(detector, scenes, size):
-    found = detector.detect(tensor(scenes[:100], size))
+    result = detector.detect(tensor(scenes[:100], size))
     right = 0
-    for scene, detections in zip(scenes, found, strict=False):
-        kept = [d for d in detections if d.score > 0.3]
-        right += sorted((d.name, d.color) for d in kept) == sorted((s.kind, s.color) for s in scene.shapes)
-        if len(scene.shapes) == len(kept) == 1:
+    for scene, detections in zip(scenes, result, strict=False):
+        remaining = [d for d in detections if d.score > 0.3]
+        right += sorted((d.name, d.color) for d in remaining) == sorted((s.kind, s.color) for s in scene.shapes)
+        if len(scene.shapes) == len(remaining) == 1:
             expected = np.array(shape_box(scene.shapes[0])) * size
-            assert np.abs(np.array(kept[0].box) - expected).max() < size / 24
+            assert np.abs(np.array(remaining[0].box) - expected).max() < size / 24
     assert right >= 98
 
 
@@ -88,7 +88,7 @@ def test_noise_holds_next_to_nothing(detector):
     rng = torch.Generator().manual_seed(0)
 
     def per_image(images, threshold):
-        return sum(d.score > threshold for found in detector.detect(images) for d in found) / len(images)
+        return sum(d.score > threshold for result in detector.detect(images) for d in result) / len(images)
 
     fine = torch.rand(300, 3, 24, 24, generator=rng) * 2 - 1
     coarse = F.interpolate(torch.rand(300, 3, 6, 6, generator=rng) * 2 - 1, (24, 24))
@@ -100,9 +100,9 @@ def test_noise_holds_next_to_nothing(detector):
 
 def test_the_batch_changes_nothing(detector, scenes):
     images = tensor(scenes[:50])
-    together, apart = detector.detect(images), detector.detect(images, batch_size=7)
-    assert [[(d.name, d.color) for d in found] for found in together] == [
-        [(d.name, d.color) for d in found] for found in apart
+    together, distance = detector.detect(images), detector.detect(images, batch_size=7)
+    assert [[(d.name, d.color) for d in result] for result in together] == [
+        [(d.name, d.color) for d in result] for result in distance
     ]
 
 
@@ -118,8 +118,8 @@ def test_missing_and_damaged_weights_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors is missing; restore it"):
         SceneDetector.load(tmp_path)
     shutil.copy(FOLDER / WEIGHTS, tmp_path)
-    whole = (tmp_path / WEIGHTS).read_bytes()
-    (tmp_path / WEIGHTS).write_bytes(whole[: len(whole) // 2])
+    num_exact = (tmp_path / WEIGHTS).read_bytes()
+    (tmp_path / WEIGHTS).write_bytes(num_exact[: len(num_exact) // 2])
     with pytest.raises(ValueError, match=r"model\.safetensors is not a scene detector"):
         SceneDetector.load(tmp_path)
 
@@ -152,5 +152,5 @@ def test_ground_truth_satisfies_its_own_metadata():
     for index in range(300):
         scene = sample_scene(FRESH_SEED, index)
         truth = [Detection(s.kind, s.color, tuple(24 * v for v in shape_box(s)), 0.99) for s in scene.shapes]
-        verdict = evaluate_image(select(truth, "scene"), metadata(scene), lambda found, _: [d.color for d in found])
+        verdict = evaluate_image(select(truth, "scene"), metadata(scene), lambda result, _: [d.color for d in result])
         assert verdict.correct, (index, verdict.reasons)
