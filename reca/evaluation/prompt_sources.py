@@ -6,6 +6,7 @@ use compares the files with the SHA-256 in ``sources.json``.
 """
 
 import json
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +16,6 @@ from reca.runtime.hashing import file_digest
 FOLDER = Path("data/benchmarks")
 RECORD = "sources.json"
 """Record of a download: file -> URL and SHA-256."""
-_WISE = "https://github.com/PKU-YuanGroup/WISE", "9391e95552db88efe5bd6fd2582fcec580adbbfd"
-_IMGEDIT = "https://github.com/PKU-YuanGroup/ImgEdit", "c14480ac5e7b622e08cd8c46f96624a48eb9ab46"
 
 
 @dataclass(frozen=True)
@@ -48,38 +47,13 @@ class PublishedFiles:
     licence: str = ""
 
 
-SOURCES = {
-    "dpgbench": PublishedFiles(
-        files=(
-            SourceFile(
-                "dpg_bench.csv",
-                "https://github.com/TencentQQGYLab/ELLA",
-                "025f650e9b36b9603d606042635d98da09e870de",
-                "dpg_bench/dpg_bench.csv",
-            ),
-        ),
-        licence="Apache-2.0, TencentQQGYLab/ELLA (questions after DSG, j-min/DSG)",
-    ),
-    "wise": PublishedFiles(
-        files=(
-            SourceFile("cultural_common_sense.json", *_WISE, "data/cultural_common_sense.json"),
-            SourceFile("spatio-temporal_reasoning.json", *_WISE, "data/spatio-temporal_reasoning.json"),
-            SourceFile("natural_science.json", *_WISE, "data/natural_science.json"),
-        ),
-        licence="none stated by PKU-YuanGroup/WISE: for your own use only, do not pass on",
-    ),
-    "imgedit": PublishedFiles(
-        files=(
-            SourceFile("basic_edit.json", *_IMGEDIT, "Benchmark/Basic/basic_edit.json"),
-            SourceFile("Benchmark.tar", "https://huggingface.co/datasets/sysuyy/ImgEdit/resolve/main/Benchmark.tar"),
-        ),
-        licence="none stated by PKU-YuanGroup/ImgEdit; the photographs keep their own rights: do not pass on",
-    ),
-    "gedit": PublishedFiles(
-        dataset="stepfun-ai/GEdit-Bench@50766778e2a737474c7e9bdf84cdce82c3ea3f4f",
-        licence="MIT by its card, stepfun-ai/GEdit-Bench",
-    ),
-}
+def _read_sources() -> dict[str, PublishedFiles]:
+    table = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
+    files = {name: tuple(SourceFile(**file) for file in entry.pop("files", ())) for name, entry in table.items()}
+    return {name: PublishedFiles(files[name], **entry) for name, entry in table.items()}
+
+
+SOURCES = _read_sources()
 """Files by benchmark. WISE's *verified* version has no address here: its three files are copied in by hand."""
 
 

@@ -1,6 +1,8 @@
 """Names and numbers of the report in words: titles of benchmarks, labels of categories, changes in points."""
 
+import tomllib
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -14,34 +16,8 @@ class BenchmarkText:
     """The task given to the model, and the meaning of 100 %."""
 
 
-BENCHMARKS = {
-    "scenes": BenchmarkText(
-        title="Drawing what the prompt says",
-        short="Drawing",
-        question=(
-            "The model draws every prompt several times; a detector looks for what the prompt names, and an image is "
-            "right only if everything is there. 100 % means every image of every category is right; the overall "
-            "score is the plain mean of the six categories, as in GenEval."
-        ),
-    ),
-    "understanding": BenchmarkText(
-        title="Answering questions about images",
-        short="Understanding",
-        question=(
-            "The model is asked about images it never trained on. 100 % means every answer is right. Alignment trains "
-            "the drawing half, so here the aim is to lose nothing."
-        ),
-    ),
-    "fidelity": BenchmarkText(
-        title="Rebuilding an image from its own embeddings",
-        short="Reconstruction",
-        question=(
-            "The model reads an image it never trained on into its understanding embeddings, and draws it again from "
-            "those alone: the very task that alignment trains. 100 % means everything that is checked survives."
-        ),
-    ),
-}
-
+TEXTS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
+BENCHMARKS = {name: BenchmarkText(**entry) for name, entry in TEXTS.items()}
 _CATEGORIES = {"two_object": "two objects", "color_attr": "color attribution"}
 
 

@@ -26,8 +26,9 @@ JUDGING = ("reca.evaluation.judges", "reca.evaluation.benchmarks.geneval.detecti
 
 
 def sources() -> list[str]:
-    """Return the sources of images: the modules of ``reca/data/sources``."""
-    return sorted(path.stem for path in (PACKAGE / "data/sources").glob("[a-z]*.py") if path.stem != "base")
+    """Return the sources of images: the modules of ``reca/data/sources`` with a function ``from_config``."""
+    paths = (PACKAGE / "data/sources").glob("*.py")
+    return sorted(path.stem for path in paths if "def from_config(" in path.read_text())
 
 
 def families() -> list[str]:

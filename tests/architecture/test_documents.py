@@ -31,6 +31,17 @@ def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) < 250
 
 
+def test_the_readme_lists_every_file() -> None:
+    tree = (ROOT / "README.md").read_text().split("## The tree\n```\n")[1].split("```")[0]
+    paths = [path for top in ("reca", "flows", "tools") for path in (ROOT / top).rglob("*.py")]
+    summarised = (ROOT / "tools/memory", ROOT / "tools/tiny_bases")  # one line each
+    names = {path.name for path in paths if path.parent not in summarised and path.name != "__init__.py"}
+    missing = names - set(re.findall(r"\w+\.py", tree))
+    assert not missing, f"README.md: add {sorted(missing)} to the tree"
+    gone = set(re.findall(r"\w+\.py", tree)) - names
+    assert not gone, f"README.md: {sorted(gone)} are no longer there"
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_commands_in_documents_exist(path) -> None:
     for words in commands(path.read_text()):
