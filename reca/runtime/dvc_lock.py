@@ -20,6 +20,8 @@ RESULT = "result.json"
 def read_lock(root: Path) -> dict[str, Any]:
     """Return the ``stages`` of ``dvc.lock``; empty if there is no file.
 
+    DVC keeps the records of stages that ``dvc.yaml`` no longer has; they are left out.
+
     Raises:
         UserError: The file is not in DVC's format.
     """
@@ -32,6 +34,10 @@ def _read_stages(path: Path, _modified: int) -> dict[str, Any]:
     try:
         content = yaml_io.load(path)
         stages: dict[str, Any] = content["stages"]
+        graph = path.with_name("dvc.yaml")
+        if graph.is_file():
+            names = yaml_io.load(graph)["stages"]
+            stages = {name: record for name, record in stages.items() if name.partition("@")[0] in names}
         recorded_hashes(stages)
     except (yaml_io.YAMLError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
         problem = " ".join(str(error).split())

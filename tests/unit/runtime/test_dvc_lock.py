@@ -103,3 +103,11 @@ def without_null(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: without_null(inner) for key, inner in value.items() if inner is not None}
     return value
+
+
+def test_records_of_stages_that_the_graph_no_longer_has_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "dvc.yaml").write_text("stages:\n  score:\n    cmd: echo\n")
+    (tmp_path / "dvc.lock").write_text(
+        "schema: '2.0'\nstages:\n  score@base-scenes:\n    cmd: echo\n  score-base@scenes:\n    cmd: echo\n"
+    )
+    assert read_lock(tmp_path).keys() == {"score@base-scenes"}
