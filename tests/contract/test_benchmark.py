@@ -121,12 +121,10 @@ def test_finished_samples_are_scored_by_category(name: str, tmp_path: Path) -> N
     assert scores.weights == {key: weight for key, weight in bench.weights.items() if key in scores.categories}
 
 
-@pytest.mark.parametrize("name", OFFLINE)
+@pytest.mark.parametrize("name", [name for name in OFFLINE if name != "understanding"])  # whose samples are text
 def test_damaged_sample_is_counted_as_failed(name: str, tmp_path: Path) -> None:
     bench = load(name)
     rows = make(bench, few_rows(bench), tmp_path)
-    if "file" not in rows[0]:
-        pytest.skip("its samples have no files")
     (tmp_path / rows[0]["file"]).write_bytes(b"not an image")
     scores = scores_of(bench, rows, tmp_path)
     items = read_items(tmp_path / f"scores/{name}.items.jsonl")
