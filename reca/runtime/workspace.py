@@ -4,9 +4,9 @@
 (docs/decisions.md, "the params race").
 """
 
+import configparser
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -20,14 +20,11 @@ from filelock import FileLock, Timeout
 from reca.config import ROOT
 from reca.runtime.dvc_lock import read_lock
 from reca.runtime.errors import UserError
-from reca.runtime.files import write_text
 
 WORKSPACES = "RECA_WORKSPACES"
 KEPT_WORKSPACES = 2
 """Number of finished worktrees to keep, so that their outputs can be inspected."""
 DVC = (sys.executable, "-m", "dvc")
-REMOTE = re.compile(r"^(\S+)\s+(\S.*?)(\s+\(default\))?$", re.MULTILINE)
-"""A line of `dvc remote list`: name, absolute URL, whether it is the default."""
 BENCHMARK_OUTPUTS = (("outputs", "samples"), ("outputs", "scores"))
 """Folders with an entry per benchmark."""
 _held: set[Path] = set()
@@ -143,8 +140,7 @@ def isolated_worktree(root: Path, state: Path, run_id: str, log: Callable[[str],
     prune_worktrees(root, state, folder)
     worktree = folder / run_id
     folder.mkdir(parents=True, exist_ok=True)
-    run_tool(["git", "worktree", "add", "--detach", str(worktree), "HEAD"], root)
-    has_remote = _share_dvc(root, worktree)
+    has_remote = add_worktree(root, worktree, "HEAD")
     run_tool([*DVC, "checkout", "--allow-missing", "--quiet"], worktree)
     commit = run_tool(["git", "rev-parse", "--short", "HEAD"], worktree).strip()
     log(f"working on commit {commit} in {worktree}; uncommitted changes of {root} are not included")
@@ -156,20 +152,28 @@ def isolated_worktree(root: Path, state: Path, run_id: str, log: Callable[[str],
             log(f"the results are in the local cache only, because `dvc push` failed: {error}")
 
 
-def _share_dvc(root: Path, worktree: Path) -> bool:
-    """Give a worktree the project's cache and remotes by absolute path; return whether there is a default remote."""
-    cache = run_tool([*DVC, "cache", "dir"], root).strip()
-    remotes = REMOTE.findall(run_tool([*DVC, "remote", "list"], root))
-    local = root / ".dvc/config.local"
-    text = local.read_text() if local.is_file() else ""
-    if "[cache]" not in text:
-        text += f'[cache]\n    dir = {cache}\n    type = "reflink,hardlink,copy"\n'
-    for name, url, _ in remotes:
-        section = f"""['remote "{name}"']"""
-        if section not in text:
-            text += f"{section}\n    url = {url}\n"
-    write_text(worktree / ".dvc/config.local", text)
-    return any(default for _, _, default in remotes)
+def add_worktree(root: Path, worktree: Path, commit: str) -> bool:
+    """Check a commit out into a new folder that uses the project's DVC cache and remotes.
+
+    Returns:
+        Whether the project has a default remote.
+
+    Raises:
+        UserError: git or DVC fail.
+    """
+    run_tool(["git", "worktree", "add", "--quiet", "--detach", str(worktree), commit], root)
+    settings = configparser.ConfigParser(interpolation=None)
+    settings.read([root / ".dvc/config", root / ".dvc/config.local"])
+    for section in settings.values():
+        url = section.get("url", "")
+        if url and "://" not in url:  # relative to the file; pathlib keeps an absolute path
+            section["url"] = str((root / ".dvc" / url).resolve())
+    if not settings.has_section("cache"):
+        settings["cache"] = {"type": "reflink,hardlink,copy"}
+    settings["cache"]["dir"] = run_tool([*DVC, "cache", "dir"], root).strip()
+    with (worktree / ".dvc/config.local").open("w") as file:
+        settings.write(file)
+    return settings.has_option("core", "remote")
 
 
 def prune_worktrees(root: Path, state: Path, folder: Path) -> None:
@@ -200,22 +204,25 @@ def remove_unlisted_outputs(root: Path, benchmarks: Collection[str]) -> list[str
     return sorted(removed)
 
 
-def run_tool(command: list[str], folder: Path) -> str:
-    """Run a short git or DVC command and return its output.
+def run_tool(command: list[str], folder: Path, show_output: bool = False, **variables: str) -> str:
+    """Run a git or DVC command with further environment variables.
+
+    Returns:
+        Its output, unless it was shown in the terminal.
 
     Raises:
         UserError: The tool is not installed or fails; contains its error message.
     """
     words = " ".join(command[2:] if command[0] == sys.executable else command)
-    # COLUMNS: DVC prints lists as tables and would break a long path over two lines.
-    environment = {**os.environ, "DVC_NO_ANALYTICS": "1", "GIT_TERMINAL_PROMPT": "0", "COLUMNS": "10000"}
+    environment = {**os.environ, "DVC_NO_ANALYTICS": "1", "GIT_TERMINAL_PROMPT": "0", **variables}
+    output = None if show_output else subprocess.PIPE
     try:
-        process = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        process = subprocess.run(command, cwd=folder, env=environment, stdout=output, stderr=output, text=True)
     except FileNotFoundError:
         raise UserError(f"`{words}` cannot run: {command[0]} is not installed") from None
     if process.returncode != 0:
-        raise UserError(f"`{words}` failed in {folder}: {' '.join(process.stderr.split())[:600]}")
-    return process.stdout
+        raise UserError(f"`{words}` failed in {folder}: {' '.join((process.stderr or 'see above').split())[:600]}")
+    return process.stdout or ""
 
 
 def prepare_dvc(root: Path) -> str | None:

@@ -4,15 +4,13 @@
 """
 
 import argparse
-import configparser
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +22,7 @@ from reca.config import Config, flatten, yaml_io
 from reca.runtime.errors import UserError
 from reca.runtime.files import write_text
 from reca.runtime.hashing import weights_digest
+from reca.runtime.workspace import DVC, add_worktree, run_tool
 from reca.tracking import registry, runs
 from reca.tracking.lineage import LOCK, current_versions
 from reca.tracking.registry import Version
@@ -122,7 +121,7 @@ def reproduce_command(arguments: argparse.Namespace, root: Path) -> int:
         print(f"note: {note}")
     from_scratch = getattr(arguments, "from_scratch", True)
     with checkout_worktree(root, record) as worktree:
-        prepare_worktree(worktree, root, record)
+        prepare_worktree(worktree, record)
         run_stages(worktree, from_scratch)
         rows = compare(record, worktree)
         equal = all(row.equal for row in rows)
@@ -205,22 +204,29 @@ def checkout_worktree(root: Path, record: VersionRecord) -> Iterator[Path]:
     commit = record.lineage["git"]["commit"]
     if commit is None:
         raise UserError(f"{record.version} cannot be reproduced: {record.lineage['git']['note']}")
-    if not _succeeds(["git", "cat-file", "-e", f"{commit}^{{commit}}"], root):
-        raise UserError(f"commit {commit} of {record.version} is not in this repository; get it with `git fetch --all`")
+    try:
+        run_tool(["git", "cat-file", "-e", f"{commit}^{{commit}}"], root)
+    except UserError:
+        message = f"commit {commit} of {record.version} is not in this repository; get it with `git fetch --all`"
+        raise UserError(message) from None
     with tempfile.TemporaryDirectory(prefix="reca-reproduce-") as folder:
         worktree = Path(folder) / "project"
-        _run(["git", "worktree", "add", "--quiet", "--detach", str(worktree), commit], root)
+        add_worktree(root, worktree, commit)
         try:
             yield worktree
         finally:
-            _succeeds(["git", "worktree", "remove", "--force", str(worktree)], root)
+            with suppress(UserError):  # git forgets a worktree whose folder is gone
+                run_tool(["git", "worktree", "remove", "--force", str(worktree)], root)
 
 
-def prepare_worktree(worktree: Path, root: Path, record: VersionRecord) -> None:
+def prepare_worktree(worktree: Path, record: VersionRecord) -> None:
     """Apply the recorded parameters, hashes and changes to a worktree, and get the data from DVC's cache or remote."""
     patch = record.files / "uncommitted.patch"
-    if patch.is_file() and not _succeeds(["git", "apply", "--whitespace=nowarn", str(patch)], worktree):
-        raise UserError(f"the recorded changes of {record.version} do not apply to their commit; see {patch}")
+    if patch.is_file():
+        try:
+            run_tool(["git", "apply", "--whitespace=nowarn", str(patch)], worktree)
+        except UserError as error:
+            raise UserError(f"the recorded changes of {record.version} do not apply to their commit: {error}") from None
     if (record.files / LOCK).is_file():
         shutil.copyfile(record.files / LOCK, worktree / LOCK)
     parameters = yaml_io.load(record.files / PARAMS)
@@ -229,11 +235,10 @@ def prepare_worktree(worktree: Path, root: Path, record: VersionRecord) -> None:
     pointer = record.lineage["data_pointer"]
     if pointer:
         write_text(worktree / pointer, (record.files / Path(pointer).name).read_text())
-    _share_cache(worktree, root)
     # Only the data is needed: everything else is made again. Data missing from the cache comes from the remote.
-    _succeeds([*_dvc(), "checkout", "--quiet", "--allow-missing"], worktree)
+    _run([*DVC, "checkout", "--quiet", "--allow-missing"], worktree)
     if pointer and not (worktree / record.lineage["data_path"]).exists():
-        _run([*_dvc(), "pull", pointer], worktree)
+        _run([*DVC, "pull", pointer], worktree)
 
 
 def run_stages(worktree: Path, from_scratch: bool) -> None:
@@ -243,7 +248,7 @@ def run_stages(worktree: Path, from_scratch: bool) -> None:
         UserError: A stage failed; its output was printed.
     """
     forced = ["--force", "--no-run-cache"] if from_scratch else ["--pull"]
-    _run([*_dvc(), "--wait-for-lock", "repro", *forced], worktree, show_output=True)
+    _run([*DVC, "--wait-for-lock", "repro", *forced], worktree, show_output=True)
 
 
 def compare(record: VersionRecord, worktree: Path) -> list[ReproducedValue]:
@@ -268,44 +273,7 @@ def format_table(rows: Sequence[ReproducedValue]) -> Iterator[str]:
         yield f"{row.name:{width}}  {row.recorded[:20]:20}  {row.reproduced[:20]:20}  {sign}"
 
 
-def _share_cache(worktree: Path, root: Path) -> None:
-    """Configure a worktree for the project's DVC cache and remotes, relative paths of remotes included."""
-    settings = configparser.ConfigParser(interpolation=None)
-    settings.read([root / ".dvc/config", root / ".dvc/config.local"])
-    if not settings.has_section("cache"):
-        settings.add_section("cache")
-    settings["cache"]["dir"] = _run([*_dvc(), "cache", "dir"], root).strip()
-    for section in settings.values():
-        url = section.get("url", "")
-        if url and "://" not in url:
-            section["url"] = str((root / ".dvc" / url).resolve())
-    with (worktree / ".dvc/config.local").open("w") as file:
-        settings.write(file)
-
-
-def _dvc() -> list[str]:
-    return [sys.executable, "-m", "dvc"]
-
-
-def _environment(worktree: Path) -> dict[str, str]:
-    """Return an environment in which ``python`` is this interpreter and imports the worktree's code."""
+def _run(command: list[str], worktree: Path, show_output: bool = False) -> None:
+    """Run a command in a worktree with this interpreter as ``python``, importing the worktree's code."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    return {**os.environ, "PATH": path, "PYTHONPATH": str(worktree)}
-
-
-def _run(command: Sequence[str], folder: Path, show_output: bool = False) -> str:
-    """Run a command in a folder and return its output; with ``show_output`` it goes to the terminal instead.
-
-    Raises:
-        UserError: The command failed.
-    """
-    output = None if show_output else subprocess.PIPE
-    process = subprocess.run(command, cwd=folder, env=_environment(folder), stdout=output, stderr=output, text=True)
-    if process.returncode != 0:
-        words = " ".join(command).replace(" ".join(_dvc()), "dvc")
-        raise UserError(f"`{words}` failed in {folder}" + (f": {process.stderr.strip()}" if process.stderr else ""))
-    return process.stdout or ""
-
-
-def _succeeds(command: Sequence[str], folder: Path) -> bool:
-    return subprocess.run(command, cwd=folder, env=_environment(folder), capture_output=True).returncode == 0
+    run_tool(command, worktree, show_output, PATH=path, PYTHONPATH=str(worktree))
