@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from reca.data.images import decode
 from reca.evaluation.judges.local_models import explain_load_errors
 
 
@@ -34,10 +34,7 @@ class VisionLanguageModel:
     @torch.inference_mode()
     def reply(self, text: str, images: Sequence[Path], max_tokens: int) -> str:
         """Return the greedy answer to one question; the images come before its text."""
-        loaded_images = []
-        for path in images:
-            with Image.open(path) as image:
-                loaded_images.append(image.convert("RGB"))
+        loaded_images = [decode(path.read_bytes()) for path in images]
         content: list[dict[str, Any]] = [{"type": "image"} for _ in loaded_images]
         messages: list[dict[str, Any]] = [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
         prompt = self._processor.apply_chat_template(messages, add_generation_prompt=True)
