@@ -21,14 +21,12 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from bench.steps import environment_info
+from bench.steps import environment_info, stopwatch
 from reca.config import ROOT, Config, compose
 from reca.evaluation.judges.scene_detector import SceneDetector
 from reca.evaluation.judges.scene_judge import FOLDER
@@ -123,27 +121,6 @@ def measure(config: Config) -> dict[str, float]:
         "judge_seconds": judge[0],
         "load_seconds": load[0],
     }
-
-
-@contextmanager
-def stopwatch(owner: Any, name: str) -> Iterator[list[float]]:
-    """Time a function of a module or class during the block; the yielded list contains its total seconds."""
-    original, seconds = getattr(owner, name), [0.0]
-
-    def timed(*arguments: Any, **options: Any) -> Any:
-        start = time.perf_counter()
-        try:
-            return original(*arguments, **options)
-        finally:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            seconds[0] += time.perf_counter() - start
-
-    setattr(owner, name, timed)
-    try:
-        yield seconds
-    finally:
-        setattr(owner, name, original)
 
 
 if __name__ == "__main__":

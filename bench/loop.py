@@ -10,7 +10,8 @@ L_RecA alone on rendered scenes, from the extract cache, float32 on the CPU; wei
     data_wait             share of the loop's steps spent waiting for batches, without prefetching and with two
                           micro-batches prefetched
     extract_over_bare     images per second of the stage `extract` (decoding, encoding, writing, digests) over those of
-                          the two encoders alone; loading the weights is subtracted; the median of three
+                          the two encoders alone; loading the weights is timed inside the stage and subtracted;
+                          the median of three
 
 Loop and bare steps alternate, so that changes of the machine's speed affect both; reported are medians.
 JSON goes to bench/results/loop.json. Run on an idle machine.
@@ -32,16 +33,17 @@ import torch
 
 from bench.extraction import BareEncoders
 from bench.models import build
-from bench.steps import BenchBatch, Trainer, environment_info, time_call
+from bench.steps import BenchBatch, Trainer, environment_info, stopwatch, time_call
 from reca.config import ROOT, Config, compose
 from reca.data.embeddings import Embeddings
 from reca.models.base import Semantic, Target, UnifiedModel
-from reca.models.loading import base_folder, load_base, load_encoders
+from reca.models.loading import base_folder, load_base
 from reca.models.prompts import choose_templates
 from reca.runtime.distributed import SINGLE_PROCESS, configure_device
 from reca.runtime.files import write_json
 from reca.runtime.signals import StopRequest
-from reca.stages.extract import DATASET, EMBEDDINGS, extract
+from reca.stages import extract as extract_stage
+from reca.stages.extract import DATASET, EMBEDDINGS
 from reca.stages.ingest import ingest
 from reca.training.loader import MicroBatch, MicroBatchLoader, TrainingData
 from reca.training.loop import Run, SpikeGuard, train_step
@@ -109,14 +111,12 @@ def measure(size: str, root: Path, options: argparse.Namespace, threads: int) ->
     with redirect_stdout(StringIO()):
         ingest(config, root)
     configure_device("cpu", threads)
-    base, load_options = base_folder(config.model.checkpoint, root), config.model.load_options(root)
     ratios = []
     for _ in range(options.extractions):
         shutil.rmtree(root / config.paths.state, ignore_errors=True)
-        loading = time_call(partial(load_encoders, config.model.family, base, load_options, CPU), CPU)
-        with redirect_stdout(StringIO()):
-            stage_seconds = time_call(lambda: extract(config, root), CPU) - loading
-        ratios.append(round(encoders(config, root) / stage_seconds, 3))
+        with redirect_stdout(StringIO()), stopwatch(extract_stage, "load_encoders") as loading:
+            stage_seconds = time_call(lambda: extract_stage.extract(config, root), CPU)
+        ratios.append(round(encoders(config, root) / (stage_seconds - loading[0]), 3))
     extraction = {"extract_over_bare": statistics.median(ratios), "all_extract_over_bare": ratios}
     return {**steps(config, root, options.steps), **extraction}
 

@@ -5,7 +5,8 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,27 @@ def time_call(work: Callable[[], object], device: torch.device) -> float:
     work()
     _wait(device)
     return time.perf_counter() - start
+
+
+@contextmanager
+def stopwatch(owner: Any, name: str) -> Iterator[list[float]]:
+    """Time a function of a module or class during the block; the yielded list contains its total seconds."""
+    original, seconds = getattr(owner, name), [0.0]
+
+    def timed(*arguments: Any, **options: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return original(*arguments, **options)
+        finally:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds[0] += time.perf_counter() - start
+
+    setattr(owner, name, timed)
+    try:
+        yield seconds
+    finally:
+        setattr(owner, name, original)
 
 
 def _wait(device: torch.device) -> None:

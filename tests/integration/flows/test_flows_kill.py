@@ -19,7 +19,7 @@ def test_signal_ends_the_run_and_its_children(server, train_only, project, comma
     assert run.returncode == 130, output
     assert "interrupted" in output
     assert "Traceback" not in output
-    gone(pids, 5)
+    gone(pids)
 
 
 def test_run_without_a_worker_ends_when_it_is_cancelled_on_prefects_pages(
@@ -36,7 +36,7 @@ def test_run_without_a_worker_ends_when_it_is_cancelled_on_prefects_pages(
         client.set_flow_run_state(log.name, Cancelling())
         output, _ = run.communicate(timeout=300)
         assert run.returncode == 130, output
-        gone(pids, 5)
+        gone(pids)
         assert client.read_flow_run(log.name).state.name == "Cancelled"
 
 

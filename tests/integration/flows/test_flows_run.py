@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 import yaml
@@ -129,7 +128,6 @@ def test_second_run_in_the_project_names_the_first(project, command):
     )
     with subprocess.Popen([sys.executable, "-c", holder], cwd=project, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "locked\n"
-        began = time.monotonic()
         second = command("run")
         output, _ = second.communicate(timeout=300)
         process.kill()
@@ -138,9 +136,7 @@ def test_second_run_in_the_project_names_the_first(project, command):
     assert str(process.pid) in output
     assert "--isolated" in output
     assert "Traceback" not in output
-    assert not (project / ".reca/prefect").exists(), (
-        f"a server was started although the run was refused, within {time.monotonic() - began} s"
-    )
+    assert not (project / ".reca/prefect").exists(), "a server was started although the run was refused"
 
 
 def test_gpu_stages_run_one_at_a_time(run_flow, events, monkeypatch, tmp_path):

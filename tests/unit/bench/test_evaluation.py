@@ -21,7 +21,9 @@ def test_quick_run_writes_a_consistent_result(tmp_path: Path, capsys: pytest.Cap
         assert row["images_per_second"] == pytest.approx(12 / row["generate_seconds"], rel=0.01)
         assert 0 < row["model_seconds"] < row["generate_seconds"]
         assert 0 < row["judge_seconds"] < row["score_seconds"]
-        assert 0 < row["outside_the_model"] < 1
+        total = row["generate_seconds"] + row["score_seconds"]
+        inside = (row["model_seconds"] + row["judge_seconds"]) / total
+        assert row["outside_the_model"] == pytest.approx(1 - inside, abs=1e-3)
     single, batched = (answer["ways"][way]["images_per_second"] for way in ("single", "batched"))
     assert answer["batched_over_single"] == pytest.approx(batched / single, rel=0.01)
     assert "outside model and judge" in capsys.readouterr().out
