@@ -55,8 +55,8 @@ def test_every_parameter_that_the_code_reads_is_tracked(stage: StageDefinition) 
                 or of_other_benchmark(key, choice["${item.benchmark}"])
             ):
                 continue
-            leaves = {leaf for leaf in keys() if within(leaf, key)} - {name for name in keys() if has_parts(name)}
-            untracked = {leaf for leaf in leaves - TRAINING_ONLY if not any(within(leaf, param) for param in declared)}
+            leaves = {leaf for leaf in leaf_keys() if within(leaf, key)} - TRAINING_ONLY
+            untracked = {leaf for leaf in leaves if not any(within(leaf, param) for param in declared)}
             assert not untracked, f"{stage.name} reads config.{read}: name {', '.join(sorted(untracked))} in its params"
 
 
@@ -64,8 +64,10 @@ def within(key: str, section: str) -> bool:
     return f"{key}.".startswith(f"{section}.")
 
 
-def has_parts(key: str) -> bool:
-    return any(other != key and within(other, key) for other in keys())
+@cache
+def leaf_keys() -> frozenset[str]:
+    """Return the keys without the sections."""
+    return keys() - {".".join(key.split(".")[:-1]) for key in keys()}
 
 
 def of_other_benchmark(key: str, benchmark: str) -> bool:
