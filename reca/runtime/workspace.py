@@ -205,7 +205,7 @@ def remove_unlisted_outputs(root: Path, benchmarks: Collection[str]) -> list[str
 
 
 def run_tool(command: list[str], folder: Path, show_output: bool = False, **variables: str) -> str:
-    """Run a git or DVC command with further environment variables.
+    """Run a git or DVC command with further environment variables; ``python`` in stages is this interpreter.
 
     Returns:
         Its output, unless it was shown in the terminal.
@@ -214,7 +214,8 @@ def run_tool(command: list[str], folder: Path, show_output: bool = False, **vari
         UserError: The tool is not installed or fails; contains its error message.
     """
     words = " ".join(command[2:] if command[0] == sys.executable else command)
-    environment = {**os.environ, "DVC_NO_ANALYTICS": "1", "GIT_TERMINAL_PROMPT": "0", **variables}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    environment = {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1", "GIT_TERMINAL_PROMPT": "0", **variables}
     output = None if show_output else subprocess.PIPE
     try:
         process = subprocess.run(command, cwd=folder, env=environment, stdout=output, stderr=output, text=True)

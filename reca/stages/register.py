@@ -20,7 +20,7 @@ from reca.runtime import system_metrics
 from reca.runtime.errors import UserError
 from reca.runtime.files import write_json
 from reca.tracking import registry, runs
-from reca.tracking.lineage import Lineage, check_outputs, check_params, collect_lineage, uncommitted_patch
+from reca.tracking.lineage import Lineage, check_params, check_up_to_date, collect_lineage, uncommitted_patch
 from reca.tracking.registry import Version
 
 MODEL, REPORT, SCORES, CURVES = "outputs/model", "outputs/report", "outputs/scores", "outputs/curves"
@@ -34,10 +34,10 @@ def register(config: Config, root: Path) -> None:
     """Register the model in ``outputs/`` as ``challenger``, and as ``champion`` too if the promotion rules pass.
 
     Raises:
-        UserError: Outputs are missing or differ from what DVC recorded, or MLflow's store cannot be used.
+        UserError: A stage is stale, an output is missing or was changed by hand, or MLflow's store cannot be used.
     """
     check_params(root)
-    check_outputs(root, (MODEL, REPORT))
+    check_up_to_date(root)
     lineage = collect_lineage(config, root)
     report = _read_json(root / REPORT / "verdict.json")
     deltas = {name: BenchmarkDelta.from_dict(d) for name, d in _read_json(root / REPORT / "deltas.json").items()}

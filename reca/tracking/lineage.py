@@ -7,19 +7,22 @@ absent.
 import configparser
 import hashlib
 import json
+import os
 import platform
 import re
 import subprocess
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from reca.config import Config
+from reca.config import Config, flatten
 from reca.runtime.dvc_lock import LOCK, parameter_differences, read_lock, recorded_hashes
 from reca.runtime.errors import UserError
 from reca.runtime.hashing import json_digest, weights_digest
+from reca.runtime.workspace import DVC, run_tool
 
 RESULT_SECTIONS = ("model", "data", "extract", "train", "generate", "evaluate", "register", "seed")
 """The sections of the configuration that change a result."""
@@ -172,9 +175,16 @@ def read_git(root: Path, generated: tuple[str, ...] = GENERATED_FILES) -> Git:
 
 
 def uncommitted_patch(root: Path, limit_bytes: int = 4_000_000) -> str | None:
-    """Return the diff of tracked files against HEAD; ``None`` without a diff or git, or above the limit."""
+    """Return the diff against HEAD with new files; ``None`` without a diff or git, or above the limit."""
     excluded = [f":(exclude){name}" for name in GENERATED_FILES]
-    patch = _git(root, "diff", "--binary", "HEAD", "--", ".", *excluded)
+    new = (_git(root, "ls-files", "--others", "--exclude-standard", "-z") or "").split("\0")
+    if sum((root / name).stat().st_size for name in new if name and (root / name).is_file()) > limit_bytes:
+        return None
+    with tempfile.TemporaryDirectory() as folder:  # an index of its own: the user's stays as it is
+        index = {"GIT_INDEX_FILE": f"{folder}/index"}
+        _git(root, "read-tree", "HEAD", **index)
+        _git(root, "add", "--all", "--", ".", *excluded, **index)
+        patch = _git(root, "diff", "--cached", "--binary", "HEAD", "--", ".", *excluded, **index)
     return patch if patch and len(patch) <= limit_bytes else None
 
 
@@ -192,24 +202,28 @@ def check_params(root: Path) -> None:
             )
 
 
-def check_outputs(root: Path, paths: tuple[str, ...]) -> None:
-    """Check that outputs are those in ``dvc.lock``, by hashing them as DVC does.
+def check_up_to_date(root: Path) -> None:
+    """Check by DVC that all stages are up to date: parameters, code, data and the bytes of outputs.
 
     Raises:
-        UserError: An output is missing, or was changed or written by hand.
+        UserError: Some are stale; the message names the first stages, and what changed.
     """
-    recorded = {out["path"]: out for stage in read_lock(root).values() for out in stage.get("outs", [])}
-    for path in paths:
-        if path not in recorded:
-            continue
-        if not (root / path).exists():
-            raise UserError(f"{root / path} is missing; restore it with `dvc checkout {path}` or run `reca run`")
-        if dvc_md5(root / path) != recorded[path]["md5"]:
-            raise UserError(
-                f"{root / path} differs from the one in dvc.lock: it was changed by hand, or its stage was run without "
-                f"DVC, so its lineage would be false. Restore it with `dvc checkout --force {path}`, or make it "
-                "again with `reca run`"
-            )
+    if not ((root / ".dvc").is_dir() and (root / "dvc.yaml").is_file()):
+        return  # without DVC; the lineage says so
+    if fingerprints := [name for name in ("code", "base") if name in read_lock(root)]:  # hash today's code and base
+        run_tool([*DVC, "repro", "--quiet", "--single-item", *fingerprints], root)
+    status = json.loads(run_tool([*DVC, "status", "--json"], root))
+    if stale := [f"{stage} ({_cause(changes)})" for stage, changes in status.items()]:
+        raise UserError(
+            f"not registered, because the outputs are not those of this project any more: {_some(stale)}. Run "
+            "`reca run`, which makes stale outputs again, or go back to the parameters, code and data that made them"
+        )
+
+
+def _cause(changes: Sequence[str | Mapping[str, Any]]) -> str:
+    """Return the changes of a stage in `dvc status` as words: ``changed deps: outputs/model modified``."""
+    kinds = [{change: ""} if isinstance(change, str) else flatten(dict(change)) for change in changes]
+    return "; ".join(f"{key.replace('.', ': ', 1)} {how}".strip() for kind in kinds for key, how in kind.items())
 
 
 def dvc_md5(path: Path) -> str:
@@ -231,15 +245,16 @@ def _evidence_digest(report: Path) -> str:
     return json_digest([benchmark_set, deltas], 32)
 
 
-def _git(root: Path, *arguments: str) -> str | None:
+def _git(root: Path, *arguments: str, **variables: str) -> str | None:
+    command = ["git", "-C", str(root), *arguments]
     try:
-        process = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
+        process = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError, UnicodeDecodeError):
         return None
     return process.stdout
 
 
-def _some(names: tuple[str, ...], most: int = 3) -> str:
+def _some(names: Sequence[str], most: int = 3) -> str:
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest
 

@@ -5,9 +5,7 @@
 
 import argparse
 import json
-import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -236,9 +234,9 @@ def prepare_worktree(worktree: Path, record: VersionRecord) -> None:
     if pointer:
         write_text(worktree / pointer, (record.files / Path(pointer).name).read_text())
     # Only the data is needed: everything else is made again. Data missing from the cache comes from the remote.
-    _run([*DVC, "checkout", "--quiet", "--allow-missing"], worktree)
+    run_tool([*DVC, "checkout", "--quiet", "--allow-missing"], worktree)
     if pointer and not (worktree / record.lineage["data_path"]).exists():
-        _run([*DVC, "pull", pointer], worktree)
+        run_tool([*DVC, "pull", pointer], worktree)
 
 
 def run_stages(worktree: Path, from_scratch: bool) -> None:
@@ -248,7 +246,8 @@ def run_stages(worktree: Path, from_scratch: bool) -> None:
         UserError: A stage failed; its output was printed.
     """
     forced = ["--force", "--no-run-cache"] if from_scratch else ["--pull"]
-    _run([*DVC, "--wait-for-lock", "repro", *forced], worktree, show_output=True)
+    command = [*DVC, "--wait-for-lock", "repro", *forced]
+    run_tool(command, worktree, show_output=True, PYTHONPATH=str(worktree))  # the worktree's code
 
 
 def compare(record: VersionRecord, worktree: Path) -> list[ReproducedValue]:
@@ -271,9 +270,3 @@ def format_table(rows: Sequence[ReproducedValue]) -> Iterator[str]:
     for row in rows:
         sign = "equal" if row.equal else "DIFFERS"
         yield f"{row.name:{width}}  {row.recorded[:20]:20}  {row.reproduced[:20]:20}  {sign}"
-
-
-def _run(command: list[str], worktree: Path, show_output: bool = False) -> None:
-    """Run a command in a worktree with this interpreter as ``python``, importing the worktree's code."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    run_tool(command, worktree, show_output, PATH=path, PYTHONPATH=str(worktree))

@@ -10,11 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from reca.runtime.errors import UserError
 from reca.stages.register import register
-from reca.tracking.lineage import check_outputs, check_params, dvc_md5, read_git, read_lock, recorded_hashes
+from reca.tracking.lineage import check_params, check_up_to_date, dvc_md5, read_git, read_lock, recorded_hashes
 from reca.tracking.reproduce import lineage_command, reproduce_command, rollback_command
 
 NAME = "reca-janus_tiny"
@@ -113,7 +115,7 @@ def test_hashes_equal_those_of_dvc(tracked: Project) -> None:
     hashes = recorded_hashes(read_lock(tracked.root))
     for path in ("outputs/model", "outputs/report", "conf/data/scenes.yaml"):
         assert dvc_md5(tracked.root / path) == hashes[path], path
-    check_outputs(tracked.root, ("outputs/model", "outputs/report"))
+    check_up_to_date(tracked.root)
     recorded = read_lock(tracked.root)["train"]["params"]["params.yaml"]
     assert recorded["train"] == tracked.config.to_dict()["train"]  # floats such as 1e-05 included
     check_params(tracked.root)
@@ -142,16 +144,19 @@ def test_version_is_reproduced_from_its_commit(
 
 def test_uncommitted_code_is_recorded_and_applied(tracked: Project, capfd: pytest.CaptureFixture[str]) -> None:
     (tracked.root / "train.py").write_text(TRAIN.replace('["seed"]', '["seed"] + 7'))
+    (tracked.root / "noise.txt").write_text("a new file changes the weights")
     dvc(tracked, "repro")
     register(tracked.config, tracked.root)
+    assert run(tracked, "git", "status", "--porcelain", "noise.txt") == "?? noise.txt\n"  # the index is as it was
     run(tracked, "git", "checkout", "--quiet", "--", "train.py")
+    (tracked.root / "noise.txt").unlink()
 
     assert reproduce_command(options(model=f"{NAME}@challenger"), tracked.root) == 0
-    assert "1 uncommitted file: train.py" in capfd.readouterr().out
+    assert "2 uncommitted files: noise.txt, train.py" in capfd.readouterr().out
 
 
 def test_differences_are_printed_with_their_cause(tracked: Project, capfd: pytest.CaptureFixture[str]) -> None:
-    (tracked.root / "noise.txt").write_text("an untracked file changes the weights")
+    (tracked.root / "noise.txt").write_text("n" * 4_000_001)  # changes the weights, and is too large to be recorded
     dvc(tracked, "repro", "--force", "--no-run-cache")
     register(tracked.config, tracked.root)
 
@@ -162,6 +167,35 @@ def test_differences_are_printed_with_their_cause(tracked: Project, capfd: pytes
     assert "DIFFERS" in output
     assert "NOT reproduced" in output
     assert "noise.txt" in output  # why
+
+
+def edit_parameters(project: Project) -> None:
+    params = (project.root / "params.yaml").read_text()
+    (project.root / "params.yaml").write_text(params.replace("max_steps: 600", "max_steps: 601"))
+
+
+EDITS = {
+    "parameters": (edit_parameters, r"train \(changed deps: params\.yaml\.train modified\)"),
+    "code": (lambda p: (p.root / "train.py").write_text(TRAIN + "\n"), r"train \(changed deps: train\.py modified\)"),
+    "weights": (
+        lambda p: save_file({"weight": np.zeros(8)}, p.root / "outputs/model/model.safetensors"),
+        r"train \(changed outs: outputs/model modified\), report \(changed deps: outputs/model modified\)",
+    ),
+    "one stage": (
+        lambda p: (edit_parameters(p), dvc(p, "repro", "--single-item", "train")),
+        r"report \(changed deps: outputs/model modified\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_stale_outputs_are_not_registered(tracked: Project, edit: str) -> None:
+    change, cause = EDITS[edit]
+    change(tracked)
+    config = type(tracked.config).load(tracked.root / "params.yaml")
+    with pytest.raises(UserError, match=f"^not registered.*{cause}.*`reca run`"):
+        register(config, tracked.root)
+    assert not (tracked.root / "mlruns/artifacts").exists()  # no run was logged
 
 
 def test_version_without_commit_is_refused(project: Project) -> None:
