@@ -30,7 +30,7 @@ from bench.steps import environment_info, stopwatch
 from reca.config import ROOT, Config, compose
 from reca.evaluation.judges.scene_detector import SceneDetector
 from reca.evaluation.judges.scene_judge import FOLDER
-from reca.models.base import family_class
+from reca.models.loading import family_class
 from reca.runtime.files import write_json
 from reca.stages import generate as generate_stage
 from reca.stages.score import score

@@ -38,7 +38,6 @@ from reca.config import ROOT, Config, compose
 from reca.data.embeddings import Embeddings
 from reca.models.base import Semantic, Target, UnifiedModel
 from reca.models.loading import base_folder, load_base
-from reca.models.prompts import choose_templates
 from reca.runtime.distributed import SINGLE_PROCESS, configure_device
 from reca.runtime.files import write_json
 from reca.runtime.signals import StopRequest
@@ -46,9 +45,10 @@ from reca.stages import extract as extract_stage
 from reca.stages.extract import DATASET, EMBEDDINGS
 from reca.stages.ingest import ingest
 from reca.training.loader import MicroBatch, MicroBatchLoader, TrainingData
-from reca.training.loop import Run, SpikeGuard, train_step
-from reca.training.losses import Mixture, TrainingBatch, build_mixture
+from reca.training.losses import TrainingBatch, choose_templates
+from reca.training.mixture import Mixture, build_mixture
 from reca.training.optimizer import build_optimizer, freeze, set_training_mode
+from reca.training.step import Run, SpikeGuard, train_step
 
 RESULT = Path(__file__).parent / "results/loop.json"
 CPU = torch.device("cpu")

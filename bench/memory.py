@@ -29,7 +29,7 @@ from bench.models import build
 from bench.sizes import FAMILIES
 from bench.steps import environment_info
 from reca.runtime.files import write_json
-from reca.training.losses import build_mixture
+from reca.training.mixture import build_mixture
 from tools.memory.step import Plan, estimate_step, measure_step
 
 ROOT = Path(__file__).parents[1]

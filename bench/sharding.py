@@ -25,13 +25,14 @@ from safetensors.torch import load_file, save_file
 
 from bench.models import build
 from reca.config import ROOT
-from reca.models.base import load_model
+from reca.models.loading import load_model
 from reca.runtime.distributed import init_distributed
 from reca.runtime.files import write_json
 from reca.runtime.ports import free_port
 from reca.runtime.seeding import SampleRng
 from reca.training.fsdp import shard_model
-from reca.training.optimizer import build_optimizer, clip_gradients, freeze
+from reca.training.optimizer import build_optimizer, freeze
+from reca.training.step import clip_gradients
 
 RESULT = ROOT / "bench/results/sharding.json"
 SIZES = (1, 2, 4)

@@ -16,9 +16,10 @@ import transformers
 from torch import Tensor
 
 from reca.models.base import Semantic, Target, UnifiedModel
-from reca.models.prompts import choose_templates
 from reca.runtime.seeding import SampleRng
-from reca.training.optimizer import build_optimizer, freeze, set_learning_rate, set_training_mode
+from reca.training.losses import choose_templates
+from reca.training.optimizer import build_optimizer, freeze, set_training_mode
+from reca.training.step import set_learning_rate
 
 
 @dataclass(frozen=True)

@@ -158,7 +158,7 @@ class TrainSection(Section):
     captions: Literal["sparse", "full"]
     """Caption of the text-to-image loss, where the data has both: the two controls of docs/experiments.md."""
     prompt_templates: PositiveInt | None
-    """Number of prompt templates for L_RecA; ``None``: all of reca/models/prompts.py."""
+    """Number of prompt templates for L_RecA; ``None``: all of reca/training/losses.txt."""
     dialogues: str | None = None
     """JSON file in LLaVA's format for the understanding loss; ``None``: the data's own questions."""
     dialogue_images: str | None = None

@@ -8,19 +8,17 @@ Where the rows of a shard differ in shape (``resize: fit``), the tensor is packe
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from reca.data.packed import pack, unpack
 from reca.runtime.errors import UserError
-from reca.runtime.files import atomic_file, write_json
 from reca.runtime.hashing import file_digest
 
 INDEX = "index.json"
@@ -29,6 +27,7 @@ PACKED_FORMAT = 2
 """Format number of a cache with packed rows; a program that only reads the other format would misread it."""
 SHAPES = ".shapes"
 HINT = "run `reca extract` again"
+Shapes = Sequence[tuple[int, ...]]
 
 
 class EmbeddingsError(UserError):
@@ -54,33 +53,6 @@ class Field:
     """Shape of an image's row; ``None``: rows differ."""
     dtype: str
     """Type on disk."""
-
-
-def to_smallest_int(rows: Sequence[Tensor]) -> list[Tensor]:
-    """Convert codes (int64) per image to int16 if all fit, else to int32."""
-    largest = max(int(row.max()) for row in rows)
-    return [row.to(torch.int16 if largest <= torch.iinfo(torch.int16).max else torch.int32) for row in rows]
-
-
-def write_shard(path: Path, ids: Sequence[str], fields: Mapping[str, Sequence[Tensor]]) -> Shard:
-    """Write one shard atomically: per field one tensor for each id, in the type to store."""
-    tensors: dict[str, Tensor] = {}
-    for name, rows in fields.items():
-        values, shapes = pack(rows)
-        tensors[name] = values.contiguous().cpu()
-        if shapes is not None:
-            tensors[f"{name}{SHAPES}"] = torch.tensor(shapes, dtype=torch.int32)
-    with atomic_file(path) as temporary:
-        save_file(tensors, temporary)
-    return Shard(path.name, file_digest(path), path.stat().st_size, list(ids))
-
-
-def write_index(folder: Path, shards: Sequence[Shard], fields: Mapping[str, Field], **facts: Any) -> None:
-    """Write ``index.json``, which makes the folder a cache."""
-    described = {name: asdict(field) for name, field in fields.items()}
-    version = FORMAT if all(field.shape is not None for field in fields.values()) else PACKED_FORMAT
-    index = {"format": version, "fields": described, **facts, "shards": [asdict(shard) for shard in shards]}
-    write_json(folder / INDEX, index)
 
 
 def check_shard(folder: Path, shard: Shard) -> None:
@@ -169,3 +141,55 @@ class Embeddings:
             except SafetensorError as error:
                 raise EmbeddingsError(f"{path} is not a safetensors file with {field!r} ({error}); {HINT}") from None
         return self._mapped[number, field]
+
+
+@dataclass(frozen=True)
+class PackedTensor:
+    """One tensor per image of a batch, of equal or different shapes."""
+
+    values: Tensor
+    """(B, …), or (N,) where rows differ in shape; see :func:`pack`."""
+    shapes: Shapes | None = None
+    """Shape of every row; ``None``: all are equal."""
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[Tensor]) -> Self:
+        """Pack one tensor per image."""
+        return cls(*pack(rows))
+
+    def rows(self) -> list[Tensor]:
+        """Return one tensor per image; views of ``values``."""
+        return unpack(self.values, self.shapes)
+
+
+def map_tensors(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Apply a function to every tensor of a batch: a tensor, a list of tensors, or a :class:`PackedTensor`."""
+    if isinstance(batch, PackedTensor):
+        return replace(batch, values=function(batch.values))
+    return [function(tensor) for tensor in batch] if isinstance(batch, list) else function(batch)
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Copy a batch to a device; from pinned memory the copy is asynchronous."""
+    return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def pin_memory(batch: Any, device: torch.device) -> Any:
+    """Pin a batch's memory where ``device`` is a GPU, so that it can copy asynchronously."""
+    return map_tensors(batch, Tensor.pin_memory) if device.type == "cuda" else batch
+
+
+def pack(rows: Sequence[Tensor]) -> tuple[Tensor, Shapes | None]:
+    """Stack rows of equal shape to (B, …) and ``None``; flatten and concatenate others to (N,), with their shapes."""
+    shapes = [tuple(row.shape) for row in rows]
+    if len(set(shapes)) == 1:
+        return torch.stack(list(rows)), None
+    return torch.cat([row.flatten() for row in rows]), shapes
+
+
+def unpack(values: Tensor, shapes: Shapes | None) -> list[Tensor]:
+    """Undo :func:`pack`; the results are views of ``values``."""
+    if shapes is None:
+        return list(values)
+    flat = values.split([math.prod(shape) for shape in shapes])
+    return [row.view(shape) for row, shape in zip(flat, shapes, strict=True)]

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from reca.data.images import decode, signature
+from reca.data.image_formats import signature
+from reca.data.images import decode
 from reca.data.sources.base import Description, Item
 
 IMAGES_PER_SHARD = 2048

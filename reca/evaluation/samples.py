@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from reca.data.images import BadImage, decode, signature
+from reca.data.image_formats import signature
+from reca.data.images import BadImage, decode
 from reca.runtime.errors import UserError
 from reca.runtime.files import write_text
 

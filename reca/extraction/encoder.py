@@ -2,22 +2,22 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from reca.data.embeddings import pin_memory, to_device
 from reca.data.images import resize_images
-from reca.data.packed import pin_memory, to_device
 from reca.extraction.cache import Rounding, Row, rounding
 from reca.models.base import Images, UnifiedModel
 from reca.runtime.prefetch import Prefetcher
-from reca.runtime.seeding import ForbiddenRng
+from reca.runtime.seeding import SampleRng
 
 
 class Reader(Protocol):
-    """The methods of :class:`reca.data.manifest.ImageReader` that are called here, by several threads at once."""
+    """The methods of :class:`reca.data.images.ImageReader` that are called here, by several threads at once."""
 
     def size(self, image_id: str, /) -> tuple[int, int]:
         """Return height and width of an image in pixels."""
@@ -118,3 +118,14 @@ class _EncodedBatch:
             errors = [Rounding(*error) for error in self.errors.tolist()]
         for row, name in enumerate(self.ids):
             yield name, ({field: tensor[row] for field, tensor in values.items()}, errors[row])
+
+
+class ForbiddenRng(SampleRng):
+    """A stream that raises on every draw: it guards code that must be deterministic."""
+
+    def __init__(self, message: str) -> None:
+        self._message = message
+
+    def __getattr__(self, name: str) -> NoReturn:
+        # Reached for the seeds and generators, which this class does not have.
+        raise TypeError(self._message)

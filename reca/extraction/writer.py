@@ -1,14 +1,19 @@
-"""Writing shards on a thread while later images are encoded."""
+"""Writing the shards and the index of embeddings, on a thread while later images are encoded."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
+import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
-from reca.data.embeddings import Field, to_smallest_int, write_shard
+from reca.data.embeddings import FORMAT, INDEX, PACKED_FORMAT, SHAPES, Field, Shard, pack
 from reca.extraction.cache import FinishedShard, Row, metadata_path, shard_path
+from reca.runtime.files import atomic_file, write_json
+from reca.runtime.hashing import file_digest
 
 
 class EmbeddingsWriter:
@@ -58,3 +63,30 @@ def _write(folder: Path, number: int, ids: Sequence[str], rows: Mapping[str, Row
     FinishedShard(write_shard(shard_path(folder, number), ids, stored), fields, costs).write(
         metadata_path(folder, number)
     )
+
+
+def write_shard(path: Path, ids: Sequence[str], fields: Mapping[str, Sequence[Tensor]]) -> Shard:
+    """Write one shard atomically: per field one tensor for each id, in the type to store."""
+    tensors: dict[str, Tensor] = {}
+    for name, rows in fields.items():
+        values, shapes = pack(rows)
+        tensors[name] = values.contiguous().cpu()
+        if shapes is not None:
+            tensors[f"{name}{SHAPES}"] = torch.tensor(shapes, dtype=torch.int32)
+    with atomic_file(path) as temporary:
+        save_file(tensors, temporary)
+    return Shard(path.name, file_digest(path), path.stat().st_size, list(ids))
+
+
+def write_index(folder: Path, shards: Sequence[Shard], fields: Mapping[str, Field], **facts: Any) -> None:
+    """Write ``index.json``, which makes the folder a cache."""
+    described = {name: asdict(field) for name, field in fields.items()}
+    version = FORMAT if all(field.shape is not None for field in fields.values()) else PACKED_FORMAT
+    index = {"format": version, "fields": described, **facts, "shards": [asdict(shard) for shard in shards]}
+    write_json(folder / INDEX, index)
+
+
+def to_smallest_int(rows: Sequence[Tensor]) -> list[Tensor]:
+    """Convert codes (int64) per image to int16 if all fit, else to int32."""
+    largest = max(int(row.max()) for row in rows)
+    return [row.to(torch.int16 if largest <= torch.iinfo(torch.int16).max else torch.int32) for row in rows]

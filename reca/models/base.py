@@ -16,21 +16,17 @@ Three rules hold for all families:
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from reca.data.packed import PackedTensor
+from reca.data.embeddings import PackedTensor
 from reca.data.resize import Resize
 from reca.runtime.seeding import SampleRng
 
 Cacheable = Literal["semantic", "target"]
-
-FAMILIES = tuple(sorted(path.parent.name for path in Path(__file__).parent.glob("*/model.py")))
-"""Names of all families: the folders next to this file that have a ``model.py``."""
 
 RECONSTRUCTION_PROMPT = "describe the image in detail"
 """Template under which every family reconstructs images in evaluation."""
@@ -81,7 +77,7 @@ class Semantic(PackedTensor):
 
     @property
     def embeds(self) -> Tensor:
-        """(B, N, D); flat where images differ in shape, see :class:`reca.data.packed.PackedTensor`."""
+        """(B, N, D); flat where images differ in shape, see :class:`reca.data.embeddings.PackedTensor`."""
         return self.values
 
 
@@ -89,7 +85,7 @@ class Target(PackedTensor):
     """The training target of image generation; carries no gradient.
 
     Codes (B, T) int64, latents (B, C, h, w), or posterior moments (B, 2C, h, w); flat where images differ in
-    shape, see :class:`reca.data.packed.PackedTensor`.
+    shape, see :class:`reca.data.embeddings.PackedTensor`.
     """
 
 
@@ -252,24 +248,3 @@ class ImageEditor(ABC):
         self, images: Sequence[Tensor], instructions: Sequence[str], sampling: Sampling, rng: SampleRng
     ) -> list[Tensor]:
         """Return each image (3, H, W) in [-1, 1] changed as its instruction says; the family chooses the size."""
-
-
-def family_class(family: str) -> type[UnifiedModel]:
-    """Return the subclass of :class:`UnifiedModel` that ``reca/models/<family>/model.py`` defines.
-
-    Raises:
-        ValueError: There is no such family.
-    """
-    if family not in FAMILIES:
-        raise ValueError(f"unknown model family {family!r}; known: {', '.join(FAMILIES)}")
-    module = import_module(f"reca.models.{family}.model")
-    return next(
-        value
-        for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, UnifiedModel) and value.__module__ == module.__name__
-    )
-
-
-def load_model(family: str, checkpoint: Path, options: Mapping[str, Any], device: torch.device | None) -> UnifiedModel:
-    """Load a checkpoint of ``family``; see :meth:`UnifiedModel.load`."""
-    return family_class(family).load(checkpoint, options, device)

@@ -1,14 +1,39 @@
-"""The base model of a run: its folder, its digest, and loading it with messages for users."""
+"""Loading a model by its family's name; the base model of a run, its digest, and messages for users."""
 
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from reca.models.base import UnifiedModel, load_model
+from reca.models.base import UnifiedModel
 from reca.runtime.errors import UserError
 from reca.runtime.hashing import folder_digest, weights_digest
+
+FAMILIES = tuple(sorted(path.parent.name for path in Path(__file__).parent.glob("*/model.py")))
+"""Names of all families: the folders next to this file that have a ``model.py``."""
+
+
+def family_class(family: str) -> type[UnifiedModel]:
+    """Return the subclass of :class:`UnifiedModel` that ``reca/models/<family>/model.py`` defines.
+
+    Raises:
+        ValueError: There is no such family.
+    """
+    if family not in FAMILIES:
+        raise ValueError(f"unknown model family {family!r}; known: {', '.join(FAMILIES)}")
+    module = import_module(f"reca.models.{family}.model")
+    return next(
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, UnifiedModel) and value.__module__ == module.__name__
+    )
+
+
+def load_model(family: str, checkpoint: Path, options: Mapping[str, Any], device: torch.device | None) -> UnifiedModel:
+    """Load a checkpoint of ``family``; see :meth:`UnifiedModel.load`."""
+    return family_class(family).load(checkpoint, options, device)
 
 
 def base_folder(checkpoint: str, root: Path) -> Path:

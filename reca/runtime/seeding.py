@@ -6,7 +6,7 @@ replay draws that another program recorded.
 
 import hashlib
 from collections.abc import Sequence
-from typing import NoReturn, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -63,14 +63,3 @@ class SampleRng:
         uniform = self.uniform(name, logits.shape[1:-1]).to(logits.device)
         cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1)
         return (cumulative <= uniform[..., None].double() * cumulative[..., -1:]).sum(dim=-1)
-
-
-class ForbiddenRng(SampleRng):
-    """A stream that raises on every draw: it guards code that must be deterministic."""
-
-    def __init__(self, message: str) -> None:
-        self._message = message
-
-    def __getattr__(self, name: str) -> NoReturn:
-        # Reached for the seeds and generators, which this class does not have.
-        raise TypeError(self._message)

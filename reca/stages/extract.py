@@ -13,11 +13,12 @@ from typing import Any
 import torch
 
 from reca.config import Config
-from reca.data.embeddings import check_shard, write_index
-from reca.data.manifest import MANIFEST, ImageReader
+from reca.data.embeddings import check_shard
+from reca.data.images import ImageReader
+from reca.data.manifest import MANIFEST
 from reca.extraction import cache
 from reca.extraction.encoder import Encoder
-from reca.extraction.writer import EmbeddingsWriter
+from reca.extraction.writer import EmbeddingsWriter, write_index
 from reca.models.loading import base_digest, base_folder, load_encoders
 from reca.runtime.code_digest import code_digest
 from reca.runtime.distributed import DistributedContext, configure_device, init_distributed
@@ -45,7 +46,8 @@ def extract(config: Config, root: Path) -> None:
     end_with_parent()
     base = base_folder(config.model.checkpoint, root)
     device = configure_device(config.hardware.device, config.hardware.threads)
-    with init_distributed(device) as distributed, ImageReader(root / DATASET) as reader:
+    reader = ImageReader(root / DATASET)
+    with init_distributed(device) as distributed:
         state = root / config.paths.state / "extract" / _fingerprint(config, root, base)
         lock = file_lock(cache.lock_path(state), f"the extraction {state.name}")
         with lock if distributed.is_main_process else nullcontext():

@@ -101,7 +101,7 @@ def load_checkpoint(config: Config, folder: Path, root: Path, device: "torch.dev
     import torch
     from safetensors import SafetensorError
 
-    from reca.models.base import load_model
+    from reca.models.loading import load_model
 
     torch.set_num_threads(config.hardware.generate_threads)
     try:

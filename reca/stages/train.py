@@ -24,9 +24,11 @@ from reca.training.checkpoint import CheckpointStore, TrainState, fingerprint
 from reca.training.compile import compile_blocks, enable_flex_attention
 from reca.training.fsdp import gather_parameters, shard_model
 from reca.training.loader import TrainingData
-from reca.training.loop import Run, train_model
-from reca.training.losses import KINDS, Mixture, build_mixture
+from reca.training.loop import train_model
+from reca.training.losses import KINDS
+from reca.training.mixture import Mixture, build_mixture
 from reca.training.precision import bf16_safe_parameters, move_to
+from reca.training.step import Run
 
 DATASET = Path("outputs/dataset")
 EMBEDDINGS = Path("outputs/embeddings")

@@ -34,7 +34,7 @@ class TextToImageModel(PythonModel):
 
         import torch  # takes seconds: missing weights are reported before
 
-        from reca.models.base import load_model
+        from reca.models.loading import load_model
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = load_model(self._settings["family"], checkpoint, self._settings["options"], device)

@@ -1,33 +1,34 @@
-"""Batches of training: which samples form a step, and reading them while earlier ones are computed."""
+"""Batches of training: which samples form a step, and reading them while earlier ones are computed.
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+The order of samples is a pure function of (seed, stream, step), so a resumed run needs no saved sampler state.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import pyarrow.compute as pc
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 
 from reca.config import TrainSection
 from reca.data.dialogues import Dialogues
 from reca.data.embeddings import Embeddings
-from reca.data.images import resize_images
-from reca.data.manifest import ImageReader, read_manifest
+from reca.data.images import ImageReader, resize_images
 from reca.data.resize import Resize
-from reca.data.sampler import EpochSampler
 from reca.models.base import Cacheable, Dialogue, Images, Semantic, Target, UnifiedModel
-from reca.models.prompts import choose_templates
 from reca.runtime.distributed import SINGLE_PROCESS, DistributedContext
-from reca.runtime.errors import UserError
 from reca.runtime.prefetch import Prefetcher
 from reca.runtime.seeding import derive_seed
-from reca.training.losses import Kind, Mixture, TrainingBatch
+from reca.training.losses import Kind, TrainingBatch, choose_templates
+from reca.training.mixture import Mixture
+from reca.training.samples import check_stored, read_samples
 
 HELD_OUT = "held_out"
-HELD_OUT_IMAGES = 128
-"""Enough for a loss whose noise is far below its change during a run; more images only cost time."""
-CAPTION_COLUMNS = {"sparse": "caption", "full": "full_caption"}
+EPOCHS_IN_MEMORY = 2  # a batch may straddle two epochs
 Stored = TypeVar("Stored", Semantic, Target)
 
 
@@ -64,6 +65,43 @@ def split_micro_batches(
     return micro_batches + [MicroBatch(kind, noise_key, ids[:1], is_padding=True)] * padding
 
 
+class EpochSampler:
+    """An endless stream of ids: every epoch is a new permutation of all ids.
+
+    The order depends on the set of ids, the seed and the stream's name; not on the order in which the ids are
+    given, nor on the world size: every rank computes the whole step and takes its shard.
+
+    Args:
+        ids: Distinct names of the samples.
+        seed: The run's seed.
+        stream: Name of the stream; streams with the same seed are independent.
+
+    Raises:
+        ValueError: There are no ids, or an id occurs twice.
+    """
+
+    def __init__(self, ids: Iterable[str], seed: int, stream: str) -> None:
+        self._ids: Sequence[str] = sorted(ids)
+        if not self._ids:
+            raise ValueError(f"the stream {stream!r} has no samples to draw from")
+        if len(set(self._ids)) < len(self._ids):
+            raise ValueError(f"the stream {stream!r} was given an id twice")
+        self._seed, self._stream = seed, stream
+        self._order = lru_cache(EPOCHS_IN_MEMORY)(self._permutation)
+
+    def step(self, step: int, size: int) -> list[str]:
+        """Return the ``size`` ids of a step; steps count from 1."""
+        return self.take((step - 1) * size, size)
+
+    def take(self, start: int, count: int) -> list[str]:
+        """Return elements ``start`` to ``start + count`` of the stream."""
+        positions = (divmod(position, len(self._ids)) for position in range(start, start + count))
+        return [self._ids[self._order(epoch)[index]] for epoch, index in positions]
+
+    def _permutation(self, epoch: int) -> NDArray[np.int64]:
+        return np.random.default_rng(derive_seed(self._seed, self._stream, epoch)).permutation(len(self._ids))
+
+
 class TrainingData:
     """Training and held-out samples of a run.
 
@@ -98,58 +136,17 @@ class TrainingData:
     ) -> None:
         self.mixture, self.device = mixture, device
         self._spec, self._cacheable, self._embeddings = model.spec, model.cacheable, embeddings
-        self._seed, self._templates, self._custom_dialogues = seed, settings.prompt_templates, dialogues
+        self._seed, self._templates, self._dialogues = seed, settings.prompt_templates, dialogues
         self._reader = ImageReader(dataset)
-        column = CAPTION_COLUMNS[settings.captions]
-        table = read_manifest(dataset, ["id", "split", column, "ground_truth"])
-        train = table.filter(pc.equal(table["split"], "train"))
-        held_out = table.filter(pc.equal(table["split"], "held_out")).slice(0, HELD_OUT_IMAGES)
-        if not len(train):
-            raise UserError(f"{dataset} has no training images; lower data.held_out_fraction or add images")
-        ids = train["id"].to_pylist()
-        self.held_out: list[str] = held_out["id"].to_pylist()
-        self._captions = _captions(train, column) | _captions(held_out, column)
-        self._questions: dict[str, list[dict[str, str]]] = {}
-        self._check_cache([*ids, *self.held_out])
-        if mixture.counts["text_to_image"]:
-            self._check_captions(ids, column)
-        self._image_sampler = EpochSampler(ids, seed, "images") if mixture.images else None
-        self._dialogue_sampler: EpochSampler | None = None
-        if mixture.counts["understanding"] and dialogues is not None:
-            self._dialogue_sampler = EpochSampler(dialogues.conversations, seed, "dialogues")
-        elif mixture.counts["understanding"]:
-            self._questions = _questions(train)
-            if not self._questions:
-                raise UserError(
-                    "train.mixture.understanding is positive, but no training image has questions; "
-                    "set train.mixture.understanding=0, or train.dialogues to a JSON file in LLaVA's format"
-                )
-            self._dialogue_sampler = EpochSampler(self._questions, seed, "dialogues")
-
-    def _check_cache(self, ids: Sequence[str]) -> None:
-        stored = set(self._embeddings.ids)
-        absent = [name for name in ids if name not in stored] if self._cacheable else []
-        if absent:
-            raise UserError(
-                f"{len(absent)} of {len(ids)} images are not in {self._embeddings.folder} (the first is "
-                f"{absent[0]}); run `reca extract` again"
-            )
-        for name in sorted(self._cacheable):
-            self._embeddings.rows(name, ids[:1])
-
-    def _check_captions(self, ids: Sequence[str], column: str) -> None:
-        without = [name for name in ids if name not in self._captions]
-        if without:
-            raise UserError(
-                f"train.mixture.text_to_image is positive, but {len(without)} of {len(ids)} training images have no "
-                f"{column!r} in the manifest (the first is {without[0]}); set train.mixture.text_to_image=0, or give "
-                "every image a caption"
-            )
-
-    @property
-    def samples_per_step(self) -> int:
-        """Samples of a step, of all losses."""
-        return sum(self.mixture.counts.values())
+        counts = mixture.counts
+        need_questions = counts["understanding"] > 0 and dialogues is None
+        samples = read_samples(dataset, settings.captions, counts["text_to_image"] > 0, need_questions)
+        check_stored(embeddings, model.cacheable, [*samples.train, *samples.held_out])
+        self.held_out, self._captions, self._questions = samples.held_out, samples.captions, samples.questions
+        # Both image losses share one stream, so that RecA and its control see the same images.
+        self._images = EpochSampler(samples.train, seed, "images")
+        names: Iterable[str] = samples.questions if dialogues is None else dialogues.conversations
+        self._conversations = EpochSampler(names, seed, "dialogues") if counts["understanding"] else None
 
     @property
     def held_out_kinds(self) -> tuple[Kind, ...]:
@@ -159,24 +156,24 @@ class TrainingData:
         captioned = all(name in self._captions for name in self.held_out)
         return ("reconstruction", "text_to_image") if captioned else ("reconstruction",)
 
-    def step(self, step: int) -> dict[Kind, list[str]]:
-        """Return a step's ids by loss; both image losses share one stream, so RecA and control see the same images."""
+    def step(self, step: int) -> dict[Kind, Sequence[str]]:
+        """Return a step's ids by loss."""
         counts = self.mixture.counts
-        ids: dict[Kind, list[str]] = {}
-        if self._image_sampler is not None:
-            images = self._image_sampler.step(step, self.mixture.images)
-            ids["reconstruction"] = images[: counts["reconstruction"]]
-            ids["text_to_image"] = images[counts["reconstruction"] :]
-        if self._dialogue_sampler is not None:
-            ids["understanding"] = self._dialogue_sampler.step(step, counts["understanding"])
+        images = self._images.step(step, counts["reconstruction"] + counts["text_to_image"])
+        ids: dict[Kind, Sequence[str]] = {
+            "reconstruction": images[: counts["reconstruction"]],
+            "text_to_image": images[counts["reconstruction"] :],
+        }
+        if self._conversations is not None:
+            ids["understanding"] = self._conversations.step(step, counts["understanding"])
         return {kind: names for kind, names in ids.items() if names}
 
     def read(self, kind: Kind, ids: Sequence[str], noise_key: tuple[object, ...]) -> TrainingBatch:
         """Return the batch of some samples on the CPU; the only method that reads files."""
         seeds = [derive_seed(self._seed, *noise_key, kind, name) for name in ids]
         if kind == "understanding":
-            images, dialogues = self._read_dialogues(ids, seeds)
-            return TrainingBatch(kind, seeds, images, dialogues=dialogues)
+            images, dialogues = zip(*map(self._read_dialogue, ids, seeds), strict=True)
+            return TrainingBatch(kind, seeds, resize_images(images, self._spec.understanding), dialogues=dialogues)
         target = self._read_cached("target", ids, Target) or self._read_pixels(ids, self._spec.generation)
         if kind == "text_to_image":
             return TrainingBatch(kind, seeds, None, target, [self._captions[name] for name in ids])
@@ -189,20 +186,13 @@ class TrainingData:
     def _read_pixels(self, ids: Sequence[str], resize: Resize) -> Images:
         return resize_images([self._reader.load(name) for name in ids], resize)
 
-    def _read_dialogues(self, ids: Sequence[str], seeds: Sequence[int]) -> tuple[Images, list[Dialogue]]:
-        """Return images for the understanding encoder, and one question about each."""
-        resize = self._spec.understanding
-        if self._custom_dialogues is None:
-            dialogues = [self._choose_question(name, seed) for name, seed in zip(ids, seeds, strict=True)]
-            return self._read_pixels(ids, resize), dialogues
-        pairs = [self._custom_dialogues.take(name, seed) for name, seed in zip(ids, seeds, strict=True)]
-        dialogues = [Dialogue(question, answer) for _, (question, answer) in pairs]
-        return resize_images([image for image, _ in pairs], resize), dialogues
-
-    def _choose_question(self, name: str, seed: int) -> Dialogue:
+    def _read_dialogue(self, name: str, seed: int) -> tuple[Image.Image, Dialogue]:
+        if self._dialogues is not None:
+            image, pair = self._dialogues.take(name, seed)
+            return image, Dialogue(*pair)
         questions = self._questions[name]
         question = questions[derive_seed("question", seed) % len(questions)]
-        return Dialogue(question["text"], question["answer"])
+        return self._reader.load(name), Dialogue(question["text"], question["answer"])
 
 
 class MicroBatchLoader:
@@ -268,17 +258,3 @@ class LossBatches:
 
     def __iter__(self) -> Iterator[TrainingBatch]:
         return map(self.load, self.micro_batches)
-
-
-def _captions(table: Any, column: str) -> dict[str, str]:
-    pairs = zip(table["id"].to_pylist(), table[column].to_pylist(), strict=True)
-    return {name: caption for name, caption in pairs if caption}
-
-
-def _questions(table: Any) -> dict[str, list[dict[str, str]]]:
-    questions: dict[str, list[dict[str, str]]] = {}
-    for name, text in zip(table["id"].to_pylist(), table["ground_truth"].to_pylist(), strict=True):
-        truth: Mapping[str, Any] = json.loads(text) if text else {}
-        if truth.get("questions"):
-            questions[name] = truth["questions"]
-    return questions

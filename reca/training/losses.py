@@ -13,20 +13,28 @@ h_v are the embeddings of image I_gt from the model's own understanding encoder,
     OpenUni.reconstruction_loss   flow matching of the latents
 
 L_t2i is the same loss given a caption instead of h_v; L_i2t is the cross-entropy of an answer given image and question.
+
+A template says nothing about the image; it only has to be a request that understanding models answer in detail. Many
+wordings keep the model from tying reconstruction to a single phrase. The list, ``losses.txt``, is our own.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
 
-from reca.data.packed import pin_memory, to_device
+from reca.data.embeddings import pin_memory, to_device
 from reca.models.base import Dialogue, Loss, Semantic, Target, UnifiedModel
 from reca.runtime.seeding import SampleRng, derive_seed
 
 Kind = Literal["reconstruction", "text_to_image", "understanding"]
 KINDS: tuple[Kind, ...] = ("reconstruction", "text_to_image", "understanding")
+TEMPLATES = tuple(Path(__file__).with_suffix(".txt").read_text().splitlines())
+"""Prompts of L_RecA."""
+SIMPLE = 8
+"""Number of templates at the start of the list in plain lower-case words, for tiny models with a small vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -86,65 +94,25 @@ def compute_loss(model: UnifiedModel, batch: TrainingBatch, autocast: torch.auto
     return replace(loss, n_targets=0) if batch.is_padding else loss
 
 
+def choose_templates(seeds: Sequence[int], count: int | None = None) -> list[str]:
+    """Return one template per seed; the same seed gives the same template in every process.
+
+    Args:
+        seeds: One seed per sample.
+        count: Number of templates to choose from, the first of the list; ``None``: all.
+
+    Raises:
+        ValueError: ``count`` is not between 1 and the number of templates.
+    """
+    limit = len(TEMPLATES) if count is None else count
+    if not 1 <= limit <= len(TEMPLATES):
+        raise ValueError(f"train.prompt_templates is {limit}; there are {len(TEMPLATES)} templates: choose 1 to that")
+    return [TEMPLATES[derive_seed("template", seed) % limit] for seed in seeds]
+
+
 def _encode_target(model: UnifiedModel, batch: TrainingBatch) -> Target:
     if isinstance(batch.target, Target):
         return batch.target
     # A separate random stream, so that caching targets does not change the noise of the loss.
     rng = SampleRng([derive_seed(seed, "target") for seed in batch.seeds])
     return model.encode_target(batch.target, rng)
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """Composition of an optimizer step.
-
-    Both image losses share the step's images in proportion to their weights, so that RecA (1 : 1) and its control
-    (0 : 1) see equally many images and cost equally much. Dialogues are added to them.
-    """
-
-    counts: Mapping[Kind, int]
-    """Samples per loss in a step; 0 for a loss with weight 0."""
-    loss_weights: Mapping[Kind, float]
-    """λ of equation 3, normalised so that λ_RecA + λ_t2i = 1."""
-
-    @property
-    def images(self) -> int:
-        """Images of both image losses in a step."""
-        return self.counts["reconstruction"] + self.counts["text_to_image"]
-
-    @property
-    def kinds(self) -> tuple[Kind, ...]:
-        """Losses with a positive weight, in the order of :data:`KINDS`."""
-        return tuple(kind for kind in KINDS if self.counts[kind])
-
-
-def build_mixture(weights: Mapping[Kind, float], global_batch_size: int) -> Mixture:
-    """Turn the weights of ``train.mixture`` into sample counts and λ.
-
-    ``reconstruction`` and ``text_to_image`` split ``global_batch_size`` images in proportion to their weights.
-    ``understanding`` is relative to both together: 0.25 means one dialogue for every fourth image, in addition, and
-    λ_i2t = 0.25. With both image weights 0, only dialogues remain.
-
-    Raises:
-        ValueError: A weight is negative, all are 0, or a positive one is too small to get a single sample.
-    """
-    if min(weights.values()) < 0 or not any(weights.values()):
-        raise ValueError(f"train.mixture must be non-negative with at least one positive weight, got {dict(weights)}")
-    total = weights["reconstruction"] + weights["text_to_image"]
-    loss_weights: dict[Kind, float] = {
-        "reconstruction": weights["reconstruction"] / total if total else 0.0,
-        "text_to_image": weights["text_to_image"] / total if total else 0.0,
-        "understanding": weights["understanding"],
-    }
-    counts: dict[Kind, int] = {
-        "reconstruction": round(loss_weights["reconstruction"] * global_batch_size),
-        "understanding": round(loss_weights["understanding"] * global_batch_size),
-    }
-    counts["text_to_image"] = global_batch_size - counts["reconstruction"] if total else 0
-    for kind in KINDS:
-        if weights[kind] > 0 and not counts[kind]:
-            raise ValueError(
-                f"train.mixture.{kind}={weights[kind]} gets no sample out of train.global_batch_size="
-                f"{global_batch_size}; raise one of the two, or set the weight to 0"
-            )
-    return Mixture(counts, loss_weights)

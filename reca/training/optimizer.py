@@ -1,12 +1,9 @@
-"""AdamW over the trained parameters, and the learning rate as a function of the step."""
+"""AdamW over the trained parameters, which are chosen here too."""
 
-import math
-from collections.abc import Iterable, Mapping
-from typing import Literal
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import nn
 
 from reca.training.low_bit_adamw import LowBitAdamW, StateDtype
 
@@ -62,42 +59,3 @@ def build_optimizer(
         return LowBitAdamW(groups, state_dtype, lr=0.0, betas=betas, eps=eps)
     on_cuda = all(parameter.is_cuda for parameter in parameters.values())
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=on_cuda)
-
-
-def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
-    """Scale all gradients down so that their joint norm is at most ``max_norm``; returns the norm before, a scalar.
-
-    With sharded parameters it is a collective, and the norm is that of the full gradients.
-    """
-    parameters = list(parameters)
-    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-    if isinstance(norm, DTensor):
-        norm = norm.full_tensor()
-    nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
-    return norm
-
-
-def learning_rate(
-    step: int,
-    peak: float,
-    schedule: Literal["constant", "cosine"],
-    warmup_steps: int,
-    max_steps: int,
-    floor: float = 0.0,
-) -> float:
-    """Return the rate of a step, counted from 1: a linear warm-up to ``peak``, then constant or half a cosine.
-
-    The cosine ends at step ``max_steps``, even if the run is shorter, at ``floor`` times the peak.
-    """
-    if step < warmup_steps:
-        return peak * step / warmup_steps
-    if schedule == "constant" or max_steps == warmup_steps:
-        return peak
-    progress = (step - warmup_steps) / (max_steps - warmup_steps)
-    return peak * (floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2)
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the rate of all parameter groups."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate

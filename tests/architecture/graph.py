@@ -11,7 +11,7 @@ import yaml
 
 from reca.config import ROOT
 from reca.config.evaluate import BENCHMARKS
-from reca.models.base import FAMILIES
+from reca.models.loading import FAMILIES
 from reca.runtime.code_digest import sources, stage_modules, syntax_tree
 
 CODE = "outputs/fingerprint/code.json"

@@ -18,7 +18,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from reca.models.base import FAMILIES, UnifiedModel
+from reca.models.base import UnifiedModel
+from reca.models.loading import FAMILIES
 from tests.parity.comparison import GRADIENT_NORM, RecordedRng, Recording, Row
 
 CPU = torch.device("cpu")

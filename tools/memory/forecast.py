@@ -18,7 +18,8 @@ from reca.config import Config
 from reca.models.base import UnifiedModel
 from reca.models.loading import load_base
 from reca.runtime.errors import UserError
-from reca.training.losses import KINDS, build_mixture
+from reca.training.losses import KINDS
+from reca.training.mixture import build_mixture
 from reca.training.precision import bf16_safe_parameters, bfloat16_holds
 from tools.memory.accelerators import Accelerator, select_accelerator
 from tools.memory.build import build

@@ -1,6 +1,6 @@
 """Memory and operations of one optimizer step on a device, from running it on fake tensors.
 
-The code that runs is that of training: the family's losses, :func:`reca.training.loop.accumulate`, clipping and the
+The code that runs is that of training: the family's losses, :func:`reca.training.step.accumulate`, clipping and the
 optimizer, over :mod:`tools.memory.simulation`. The peak is the maximum over the phases of a step
 
     peak = max over phases of (weights + moments + gradients so far + the phase's own tensors)
@@ -24,14 +24,14 @@ import torch
 from torch import Tensor, nn
 
 from reca.models.base import Dialogue, Loss, Semantic, Target, UnifiedModel
-from reca.models.prompts import choose_templates
 from reca.runtime.distributed import DistributedContext
 from reca.runtime.seeding import SampleRng
 from reca.training.activation_checkpointing import blocks, checkpoint_blocks
-from reca.training.loop import accumulate
-from reca.training.losses import Kind, Mixture, TrainingBatch, compute_loss
+from reca.training.losses import Kind, TrainingBatch, choose_templates, compute_loss
 from reca.training.low_bit_adamw import StateDtype, state_bytes
+from reca.training.mixture import Mixture
 from reca.training.optimizer import build_optimizer, freeze, set_training_mode
+from reca.training.step import accumulate
 from tools.memory.flops import flops_of
 from tools.memory.simulation import FakeTensorHelpers, LiveBytes, to_fake
 

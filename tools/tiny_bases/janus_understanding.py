@@ -22,7 +22,7 @@ from torch import Tensor
 from reca.data.synthetic.scenes import Scene, SceneQuestion, full_caption, questions
 from reca.models.base import Semantic
 from reca.models.janus.model import Janus
-from reca.models.prompts import SIMPLE, TEMPLATES
+from reca.training.losses import SIMPLE, TEMPLATES
 from tools.tiny_bases.evaluation import answer_scores, question_loss
 from tools.tiny_bases.probes import Probes
 from tools.tiny_bases.scene_labels import (

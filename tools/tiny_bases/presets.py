@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from reca.config import ROOT, compose
 from reca.data.synthetic.scenes import COLORS, NUMBERS, RELATIONS, SHAPES, plural
-from reca.models.prompts import TEMPLATES
+from reca.training.losses import TEMPLATES
 
 UNKNOWN = "<unk>"
 QUESTION_WORDS = "a an and of photo what color is the how many are there where relative to shape yes no"

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from reca.data.synthetic.scenes import Scene, SceneQuestion, questions, sparse_caption
-from reca.models.base import Target, UnifiedModel, load_model
+from reca.models.base import Target, UnifiedModel
+from reca.models.loading import load_model
 from reca.runtime.hashing import json_digest
 from reca.runtime.seeding import SampleRng
 from tools.tiny_bases import bagel_tiny, harmon_tiny, openuni_tiny, showo_tiny

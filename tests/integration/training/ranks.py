@@ -12,7 +12,7 @@ import torch
 import reca.runtime.files
 import reca.training.checkpoint
 from reca.cli import main
-from reca.models.base import FAMILIES
+from reca.models.loading import FAMILIES
 from reca.runtime.ports import free_port
 from reca.stages import evaluate, extract, generate, train  # noqa: F401
 from reca.training.metrics import CurveFile

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from reca.config import Config, compose
-from reca.data.manifest import ImageReader, read_manifest
+from reca.data.images import ImageReader
+from reca.data.manifest import read_manifest
 from reca.stages.extract import extract
 from reca.stages.ingest import ingest
 from tests.unit.data.pictures import png

@@ -9,8 +9,8 @@ from PIL import Image
 
 from reca.config import Config, compose
 from reca.data.embeddings import INDEX, Embeddings
-from reca.data.manifest import load_images
-from reca.models.base import load_model
+from reca.data.images import load_images
+from reca.models.loading import load_model
 from reca.runtime.seeding import SampleRng
 from reca.stages.extract import extract
 from reca.stages.generate import generate

@@ -9,9 +9,9 @@ import torch
 
 from reca.config import Config
 from reca.data.embeddings import Embeddings
-from reca.data.images import square_tensor
-from reca.data.manifest import load_images, read_manifest
-from reca.models.base import load_model
+from reca.data.images import load_images, square_tensor
+from reca.data.manifest import read_manifest
+from reca.models.loading import load_model
 from reca.runtime.errors import UserError
 from reca.runtime.seeding import SampleRng
 from reca.stages.extract import extract

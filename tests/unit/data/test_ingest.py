@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from reca.config import Config, FolderData, ScenesData
-from reca.data.images import decode
-from reca.data.manifest import load_images, read_manifest
+from reca.data.images import decode, load_images
+from reca.data.manifest import read_manifest
 from reca.data.synthetic.scenes import Scene, Shape, render
 from reca.runtime.errors import UserError
 from reca.runtime.files import write_text

@@ -12,14 +12,8 @@ from hypothesis import strategies as st
 
 from reca.config import WebDatasetData
 from reca.data import shards as shards_module
-from reca.data.manifest import (
-    ImageReader,
-    assign_split,
-    ensure_one_held_out,
-    load_images,
-    read_manifest,
-    write_manifest,
-)
+from reca.data.images import ImageReader, load_images
+from reca.data.manifest import assign_split, ensure_one_held_out, read_manifest, write_manifest
 from reca.data.shards import DecodedImage, ShardWriter, TempImageStore
 from reca.data.sources.base import Item
 from reca.data.sources.webdataset import WebDatasetSource
@@ -65,20 +59,9 @@ def test_images_load_by_split_and_by_id_in_any_order(dataset: Path) -> None:
         assert image.tobytes() == picture(seed=int(key, 16)).tobytes()
 
 
-def test_open_shards_are_limited(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reca.data.manifest.OPEN_SHARDS", 2)
-    with ImageReader(dataset) as reader:
-        keys = reader.ids()
-        random.Random(0).shuffle(keys)
-        for key in keys * 3:
-            assert reader.load(key).tobytes() == picture(seed=int(key, 16)).tobytes()
-            assert len(reader._open) <= 2
-
-
-def test_reader_is_thread_safe(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reca.data.manifest.OPEN_SHARDS", 1)  # threads evict each other's shards
-    before = open_files()
-    with ImageReader(dataset) as reader, ThreadPoolExecutor(8) as pool:
+def test_reader_is_thread_safe_and_leaves_no_file_open(dataset: Path) -> None:
+    before, reader = open_files(), ImageReader(dataset)
+    with ThreadPoolExecutor(8) as pool:
         keys = random.Random(0).choices(reader.ids(), k=400)
         for key, image in zip(keys, pool.map(reader.load, keys), strict=True):
             assert image.tobytes() == picture(seed=int(key, 16)).tobytes()

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from reca.runtime.seeding import ForbiddenRng, SampleRng
+from reca.extraction.encoder import ForbiddenRng
+from reca.runtime.seeding import SampleRng
 
 DRAWS: list[Callable[[SampleRng], object]] = [
     lambda rng: rng.normal("x"),

@@ -14,7 +14,8 @@ from torch.distributed.tensor import DTensor
 
 from reca.training.checkpoint import CheckpointStore, restore
 from reca.training.low_bit_adamw import StateDtype, block_length, from_codes, levels, state_bytes, to_bfloat16, to_codes
-from reca.training.optimizer import build_optimizer, freeze, set_learning_rate
+from reca.training.optimizer import build_optimizer, freeze
+from reca.training.step import set_learning_rate
 from tests.contract.test_model_family import load, losses
 
 CPU = torch.device("cpu")

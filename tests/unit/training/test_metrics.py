@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from reca.training.loop import Diverged, SpikeGuard
 from reca.training.metrics import CurveFile, copy_alarm, read_curve
+from reca.training.step import Diverged, SpikeGuard
 
 COLUMNS = ("step", "loss", "rate")
 

@@ -1,43 +1,11 @@
-"""Learning rate by step, weight decay, freezing."""
+"""Weight decay and freezing."""
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
-from reca.training.optimizer import build_optimizer, freeze, learning_rate, set_learning_rate, set_training_mode
-
-STEPS = {"warmup": st.integers(0, 50), "rest": st.integers(1, 500)}
-
-
-@given(**STEPS, peak=st.floats(1e-7, 1))
-def test_cosine_from_peak_to_five_percent(warmup: int, rest: int, peak: float) -> None:
-    last = warmup + rest
-    rates = [learning_rate(step, peak, "cosine", warmup, last, 0.05) for step in range(max(warmup, 1), last + 1)]
-    assert rates[-1] == pytest.approx(0.05 * peak)
-    assert rates == sorted(rates, reverse=True)
-    if warmup:
-        assert rates[0] == peak
-    middle = warmup + rest / 2
-    if rest % 2 == 0:
-        assert learning_rate(int(middle), peak, "cosine", warmup, last, 0.05) == pytest.approx(peak * 1.05 / 2)
-
-
-@given(**STEPS, peak=st.floats(1e-7, 1))
-def test_warm_up_is_linear_and_constant_is_constant(warmup: int, rest: int, peak: float) -> None:
-    for step in range(1, warmup + rest + 1):
-        expected = peak * min(1.0, step / warmup) if warmup else peak
-        assert learning_rate(step, peak, "constant", warmup, warmup + rest) == pytest.approx(expected)
-
-
-def test_a_run_may_stop_before_its_cosine_ends() -> None:
-    assert learning_rate(500, 1e-3, "cosine", 0, 1000, 0.05) == pytest.approx(1e-3 * 1.05 / 2)
-    assert learning_rate(500, 1e-3, "cosine", 0, 500, 0.05) == pytest.approx(1e-3 * 0.05)
-
-
-def test_all_warm_up() -> None:
-    assert learning_rate(10, 1e-3, "cosine", 10, 10) == 1e-3
+from reca.training.optimizer import build_optimizer, freeze, set_training_mode
+from reca.training.step import set_learning_rate
 
 
 def test_vectors_do_not_decay() -> None:

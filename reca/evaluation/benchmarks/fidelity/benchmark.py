@@ -32,8 +32,8 @@ import numpy as np
 from PIL import Image
 
 from reca.config import Config, FidelitySettings, ScenesData
+from reca.data.embeddings import to_device
 from reca.data.images import resize_images
-from reca.data.packed import to_device
 from reca.data.synthetic.scenes import Scene, metadata, relation, render, sample_scene
 from reca.evaluation import geneval_rules as geneval
 from reca.evaluation.benchmark import Benchmark, ItemScore, Judge
@@ -147,7 +147,7 @@ class Fidelity(Benchmark):
         if self._image_size is not None:
             pixels = render([self._scenes[row["scene"]] for row in rows], self._image_size)
             return [Image.fromarray(image) for image in pixels]
-        from reca.data.manifest import load_images
+        from reca.data.images import load_images
 
         return [image for _, image in load_images(self._dataset, [row["prompt_id"] for row in rows])]
 

@@ -12,7 +12,8 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from reca.config import CollagesData, Config
-from reca.data.manifest import load_images, read_manifest
+from reca.data.images import load_images
+from reca.data.manifest import read_manifest
 from reca.data.sources.collages import CollagesSource
 from reca.data.synthetic.collages import (
     PACKAGE_FOLDER,

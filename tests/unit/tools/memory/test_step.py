@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from reca.config import ROOT, compose
-from reca.models.base import FAMILIES, UnifiedModel, load_model
+from reca.models.base import UnifiedModel
 from reca.models.harmon.diffusion_head import DiffusionHead
-from reca.training.losses import build_mixture
+from reca.models.loading import FAMILIES, load_model
+from reca.training.mixture import build_mixture
 from reca.training.precision import bf16_safe_parameters
 from tools.memory.build import build
 from tools.memory.sizes import PUBLISHED

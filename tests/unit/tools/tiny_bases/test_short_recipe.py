@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from reca.config import ROOT
-from reca.models.base import load_model
+from reca.models.loading import load_model
 from tools.tiny_bases import short_recipe
 from tools.tiny_bases.__main__ import main
 from tools.tiny_bases.base_card import model_card

@@ -1,82 +1,60 @@
-"""Micro-batches change memory and speed, never the gradient."""
+"""Order of samples, micro-batches of the ranks, reading ahead."""
 
 import threading
+from collections import Counter
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from reca.models.base import Loss
 from reca.runtime.distributed import SINGLE_PROCESS, DistributedContext
 from reca.runtime.errors import UserError
-from reca.training.loader import MicroBatchLoader, split_micro_batches
-from reca.training.loop import accumulate
+from reca.training.loader import EpochSampler, MicroBatchLoader, split_micro_batches
 from reca.training.losses import Kind, TrainingBatch
-from reca.training.optimizer import clip_gradients
+
+SIZES = {"n": st.integers(1, 40), "size": st.integers(1, 50), "seed": st.integers(0, 2**31)}
 
 
-def mean_loss(weight: nn.Parameter, part: list[tuple[float, int]]) -> Loss:
-    """Return the mean over the targets of samples (x, number of targets), like answers of unequal length."""
-    targets = sum(count for _, count in part)
-    total = sum(count * (weight * x).square().sum() for x, count in part)
-    return Loss(total / targets, targets)
+def ids(n: int) -> list[str]:
+    return [f"{number:016x}" for number in range(n)]
 
 
-samples = st.lists(st.tuples(st.floats(-2, 2), st.integers(1, 9)), min_size=1, max_size=12)
+@given(**SIZES, epochs=st.integers(1, 4))
+def test_every_id_occurs_once_per_epoch(n: int, size: int, seed: int, epochs: int) -> None:
+    sampler = EpochSampler(ids(n), seed, "images")
+    steps = -(-epochs * n // size)
+    stream = [name for step in range(1, steps + 1) for name in sampler.step(step, size)]
+    for epoch in range(epochs):
+        assert Counter(stream[epoch * n : (epoch + 1) * n]) == Counter(ids(n))
 
 
-@given(samples=samples, earlier=samples, size=st.integers(1, 12), share=st.floats(0.1, 2))
-def test_accumulated_gradient_is_that_of_the_whole_batch(samples, earlier, size: int, share: float) -> None:
-    def gradient(size: int) -> tuple[torch.Tensor, float]:
-        weight = nn.Parameter(torch.tensor([0.5, -1.5], dtype=torch.float64))
-        accumulate([weight], [earlier], 0.3, lambda part: mean_loss(weight, part))
-        parts = [micro_batch.ids for micro_batch in split_micro_batches("reconstruction", (), samples, size)]
-        value = accumulate([weight], parts, share, lambda part: mean_loss(weight, part))
-        assert weight.grad is not None
-        return weight.grad, float(value)
-
-    weight = nn.Parameter(torch.tensor([0.5, -1.5], dtype=torch.float64))
-    expected = 0.3 * mean_loss(weight, earlier).value + share * mean_loss(weight, samples).value
-    expected.backward()
-    accumulated, value = gradient(size)
-    assert torch.allclose(accumulated, weight.grad, rtol=1e-12, atol=1e-12)
-    assert value == pytest.approx(float(mean_loss(weight, samples).value.detach()))
+@given(**SIZES, step=st.integers(1, 200))
+def test_steps_do_not_depend_on_earlier_calls(n: int, size: int, seed: int, step: int) -> None:
+    walked = EpochSampler(ids(n), seed, "images")
+    for earlier in range(1, step):
+        walked.step(earlier, size)
+    fresh = EpochSampler(reversed(ids(n)), seed, "images")
+    assert walked.step(step, size) == fresh.step(step, size)
 
 
-def test_accumulation_keeps_gradients_that_a_loss_does_not_reach() -> None:
-    first, second = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
-    parts = [[(1.0, 1)], [(1.0, 1)]]
-    accumulate([first, second], parts, 1.0, lambda part: mean_loss(first, part))
-    accumulate([first, second], parts, 1.0, lambda part: mean_loss(second, part))
-    assert float(first.grad) == float(second.grad) == 2.0
+def test_order_depends_on_epoch_seed_and_stream() -> None:
+    sampler = EpochSampler(ids(100), 0, "images")
+    first = sampler.take(0, 100)
+    assert first != sampler.take(100, 100)
+    assert first != EpochSampler(ids(100), 1, "images").take(0, 100)
+    assert first != EpochSampler(ids(100), 0, "dialogues").take(0, 100)
 
 
-class DeviceSyncs(TorchDispatchMode):
-    """Counts reads of a tensor's value by the CPU, which are device syncs on a GPU."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func is torch.ops.aten._local_scalar_dense.default
-        return func(*args, **(kwargs or {}))
+def test_order_is_equal_on_every_machine() -> None:
+    assert EpochSampler("abcdefgh", 0, "images").take(0, 8) == list("bcgdhafe")
 
 
-@pytest.mark.parametrize("parts", [[[(1.0, 1), (2.0, 2)]], [[(1.0, 1)], [(2.0, 2)]]], ids=["one pass", "two"])
-def test_accumulation_and_clipping_need_no_device_sync(parts: list[list[tuple[float, int]]]) -> None:
-    weight = nn.Parameter(torch.tensor([0.5, -1.5]))
-    with DeviceSyncs() as syncs:
-        value = accumulate([weight], parts, 0.5, lambda part: mean_loss(weight, part))
-        norm = clip_gradients([weight], 1.0)
-    assert syncs.count == 0
-    with DeviceSyncs() as syncs:
-        assert float(value) == pytest.approx(7.5)
-        assert float(norm) > 1
-    assert syncs.count == 2
+def test_empty_or_repeated_ids_are_errors() -> None:
+    with pytest.raises(ValueError, match="no samples"):
+        EpochSampler([], 0, "images")
+    with pytest.raises(ValueError, match="twice"):
+        EpochSampler(["a", "a"], 0, "images")
 
 
 @given(count=st.integers(1, 20), size=st.integers(1, 6), world_size=st.integers(1, 5))

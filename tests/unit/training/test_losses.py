@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from reca.models.prompts import SIMPLE, TEMPLATES, choose_templates
+from reca.training.losses import SIMPLE, TEMPLATES, choose_templates
 
 
 def test_templates_are_many_and_distinct() -> None:
