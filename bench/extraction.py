@@ -46,7 +46,7 @@ SECONDS = 4.0
 
 
 class InMemoryImages:
-    """JPEGs in memory with the interface of :class:`reca.data.manifest.ImageReader`."""
+    """JPEGs in memory with the interface of :class:`reca.data.images.ImageReader`."""
 
     def __init__(self) -> None:
         noise = np.random.default_rng(0).integers(0, 256, (FILES, HEIGHT // 16, WIDTH // 16, 3), dtype=np.uint8)

@@ -21,7 +21,7 @@ def build(family: str, numbers: Numbers, options: Mapping[str, Any], device: tor
     """Build a model with freshly initialised float32 weights, in evaluation mode.
 
     Args:
-        family: One of :data:`reca.models.base.FAMILIES`.
+        family: One of :data:`reca.models.loading.FAMILIES`.
         numbers: Sizes as in :mod:`tools.memory.sizes`.
         options: The family's options, from the ``model`` section of the configuration.
         device: Device of the weights; on ``meta`` they take no memory.

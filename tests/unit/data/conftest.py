@@ -4,12 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 
 from reca.config import Config, compose
 
-settings.register_profile("reca", deadline=None, max_examples=60)  # machines may be busy
-settings.load_profile("reca")
 FolderOf = Callable[[dict[str, bytes]], Path]
 
 

@@ -14,7 +14,7 @@ from reca.config import ROOT, Config, compose
 from reca.data.synthetic.scenes import COLORS, NUMBERS, SHAPES, Scene, Shape, plural, relation, render
 from reca.evaluation.judges.scene_detector import SceneDetector
 from reca.evaluation.samples import to_tensor
-from reca.models import base
+from reca.models import loading
 from reca.models.base import ImageSpec, Sampling, Semantic
 from reca.runtime.seeding import SampleRng
 
@@ -143,7 +143,7 @@ def use_model(monkeypatch: pytest.MonkeyPatch) -> Callable[[type], None]:
     monkeypatch.setattr(Perfect, "drawn_prompts", [])
 
     def use(kind: type) -> None:
-        monkeypatch.setattr(base, "family_class", lambda family: kind)
+        monkeypatch.setattr(loading, "family_class", lambda family: kind)
 
     use(Perfect)
     return use
