@@ -13,6 +13,8 @@ import pytest
 
 from reca.config import ROOT
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 PROJECT = ("conf", "reca", "tools", "tests", "dvc.yaml", "params.yaml", "pyproject.toml")
 FAMILY_CONFIG = '''
@@ -110,9 +112,10 @@ def project(tmp_path: Path) -> Path:
     return root
 
 
-def run_pytest(root: Path, *arguments: str) -> str:
-    """Run the copy's own tests over the copy's own code."""
-    return run(root, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments)
+def run_pytest(root: Path, contract: str, chosen: str) -> str:
+    """Run the copy's own contract and two guards over the copy's own code, in one process; a line per test."""
+    checks = ("tests/architecture/test_configuration.py", "tests/architecture/test_graph.py")
+    return run(root, "-m", "pytest", "-v", "-p", "no:cacheprovider", contract, *checks, "-k", chosen)
 
 
 def run(root: Path, *arguments: str) -> str:
@@ -173,10 +176,8 @@ def test_a_family_needs_its_folder_and_the_documented_edits(project: Path) -> No
     edits = documented_edits("Add a model family")
     assert changed_files(project, "reca/models/toy/") == filled(edits, "toy")
     assert len(edits) <= 3
-    output = run_pytest(project, "tests/contract/test_model_family.py", "-k", "toy_tiny")
-    assert re.search(r"\d\d passed", output), output
-    checks = ("tests/architecture/test_configuration.py", "tests/architecture/test_graph.py")
-    run_pytest(project, *checks, "-k", "conf or depends_on_the_digest")
+    output = run_pytest(project, "tests/contract/test_model_family.py", "toy_tiny or conf or depends_on_the_digest")
+    assert len(re.findall(r"^tests/contract/.*toy_tiny.* PASSED", output, re.MULTILINE)) >= 10, output
 
 
 def test_a_benchmark_needs_its_folder_and_the_documented_edits(project: Path) -> None:
@@ -190,10 +191,9 @@ def test_a_benchmark_needs_its_folder_and_the_documented_edits(project: Path) ->
     edits = documented_edits("Add a benchmark")
     assert changed_files(project, "reca/evaluation/benchmarks/toy/") == filled(edits, "toy")
     assert len(edits) <= 3
-    output = run_pytest(project, "tests/contract/test_benchmark.py", "-k", "toy")
-    assert re.search(r"4 passed", output), output
-    checks = ("tests/architecture/test_configuration.py", "tests/architecture/test_graph.py")
-    run_pytest(project, *checks, "-k", "not dvc_settings")
+    contract = "tests/contract/test_benchmark.py"
+    output = run_pytest(project, contract, "toy or not test_benchmark and not dvc_settings")
+    assert len(re.findall(r"^tests/contract/.*toy.* PASSED", output, re.MULTILINE)) == 4, output
 
 
 def test_a_stage_needs_its_module_and_the_documented_edits(project: Path) -> None:
@@ -210,4 +210,4 @@ def test_a_stage_needs_its_module_and_the_documented_edits(project: Path) -> Non
     for words in (["compose", "data.num_images=8"], ["ingest"], ["count"]):
         run(project, "-m", "reca", *words)
     assert json.loads((project / "outputs/count/result.json").read_text())["images"] == 8
-    run_pytest(project, "tests/architecture/test_graph.py", "-k", "count")
+    run(project, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/architecture/test_graph.py", "-k", "count")

@@ -24,6 +24,8 @@ from flows.graph import read_graph
 from reca.config import ROOT, compose
 from reca.tracking.lineage import dvc_md5, read_lock, recorded_hashes
 
+pytestmark = pytest.mark.slow
+
 SMALL = ("data.num_images=24",)
 BENCHMARKS = ("scenes", "understanding", "fidelity")
 TRAIN_COLUMNS = ("loss", "loss_reconstruction", "loss_text_to_image", "loss_understanding")

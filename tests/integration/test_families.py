@@ -23,6 +23,8 @@ from reca.stages.train import train
 from reca.training.metrics import CurveFile
 from tests.unit.data.pictures import photographs
 
+pytestmark = pytest.mark.slow
+
 PRESETS = ("openuni_tiny", "showo_tiny", "bagel_tiny", "harmon_tiny")  # janus_tiny: tests/integration/training
 GOLDEN = Path(__file__).with_name("golden_curves.json")
 """Losses of four steps from random weights, by preset; to be recorded again only if a change is meant to move them."""

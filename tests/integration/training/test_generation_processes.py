@@ -17,6 +17,8 @@ from reca.stages import generate as stage
 from tests.integration.training.ranks import ranks
 from tools.tiny_bases.janus_tiny import build
 
+pytestmark = pytest.mark.slow
+
 SMALL = (
     "model.checkpoint=base",
     "evaluate.benchmarks=[scenes,fidelity]",

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ABSENT = ("hydra", "omegaconf", "prefect", "dvc", "mlflow", "diffusers", "pandas", "datasets", "matplotlib", "rich")
 AS_IF_NOT_INSTALLED = f"""
 import sys

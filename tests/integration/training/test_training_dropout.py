@@ -14,6 +14,8 @@ from tests.integration.training.ranks import ranks
 from tests.integration.training.test_training_sharded import assert_same_curves, drop_activations
 from tools.tiny_bases.harmon_tiny import build
 
+pytestmark = pytest.mark.slow
+
 WORDS = (
     "model=harmon_tiny",
     *SMALL,

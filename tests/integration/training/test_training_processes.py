@@ -18,6 +18,8 @@ from reca.training.loader import TrainingData
 from tests.integration.training.conftest import poisoned
 from tests.integration.training.ranks import CHILD_SECONDS, ranks
 
+pytestmark = pytest.mark.slow
+
 SPEED = "images_per_second"
 
 

@@ -17,6 +17,8 @@ from reca.training import loop
 from reca.training.metrics import CurveFile
 from tests.integration.training.ranks import CHILD_SECONDS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def straight(template: Path, tmp_path_factory: pytest.TempPathFactory):

@@ -18,6 +18,8 @@ from reca.training.loader import TrainingData
 from tests.integration.training.conftest import SMALL, TrainingProject
 from tests.integration.training.ranks import ranks
 
+pytestmark = pytest.mark.slow
+
 PRESETS = ("openuni_tiny", "showo_tiny", "bagel_tiny", "harmon_tiny")
 UNEVEN = ("train.global_batch_size=6", "hardware.micro_batch_size=1")
 """Three samples a loss: one of two ranks pads with a micro-batch that does not count."""

@@ -16,6 +16,8 @@ import torch
 from reca.runtime.errors import UserError
 from reca.stages.register import register
 
+pytestmark = pytest.mark.slow
+
 Project = Any  # the class in conftest.py
 ASK = """
 import base64, io, json, sys

@@ -11,6 +11,8 @@ from reca.training.compile import compile_blocks, enable_flex_attention
 from reca.training.optimizer import build_optimizer
 from tests.contract.test_model_family import PRESETS, dropping, load, losses
 
+pytestmark = pytest.mark.slow
+
 BFLOAT16_LOSS, BFLOAT16_DIRECTION = 0.02, 0.95
 """How far bfloat16 may be from float32: a loss, relatively; the cosine between the gradients."""
 

@@ -18,6 +18,8 @@ from reca.training.optimizer import build_optimizer, freeze
 from reca.training.step import set_learning_rate
 from tests.contract.test_model_family import load, losses
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 LOW_BIT: tuple[StateDtype, ...] = ("bfloat16", "8bit")
 CURVE_DISTANCE = {"bfloat16": 1e-4, "8bit": 1e-3}
