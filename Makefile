@@ -21,7 +21,7 @@ demo: setup   ## set up, then run the main job on the embedded default
 	@.venv/bin/reca demo
 
 test: setup   ## set up, then run the tests (make test ARGS="tests/unit -k name")
-	@.venv/bin/python -m pytest --numprocesses 3 --dist loadgroup --no-loadscope-reorder $(ARGS)
+	@.venv/bin/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: setup   ## static checks: style, types, import contracts, docstrings
 	.venv/bin/ruff check .

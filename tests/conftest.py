@@ -1,7 +1,7 @@
 """What every test starts from."""
 
 import os
-from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,17 +12,22 @@ from hypothesis import settings
 
 settings.register_profile("reca", deadline=None, max_examples=60)  # machines may be busy
 settings.load_profile("reca")
-FLOWS = Path(__file__).parent / "integration/flows"
+FLOWS = "tests/integration/flows"
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give a worker whole files, the flows' together, because they share a server; files with slow tests come first.
-
-    A slow file at the end would keep the other workers waiting. Three workers fill two cores: the flows' mostly waits.
-    """
+    """Put files with slow tests first: at the end, they would keep the other workers waiting."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
-    for item in items:
-        group = "flows" if item.path.is_relative_to(FLOWS) else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.hookimpl(optionalhook=True)  # xdist's
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give a worker whole files, and all of the flows' to one worker, because they share a server."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return FLOWS if nodeid.startswith(FLOWS) else super()._split_scope(nodeid)
+
+    return ByFile(config, log)
