@@ -167,24 +167,15 @@ def _stage(options: argparse.Namespace) -> int:
     _end_with_guard()
     if options.verb in PER_BENCHMARK_STAGES:
         os.environ.setdefault("OMP_NUM_THREADS", str(config.hardware.generate_threads))
-    if config.hardware.devices > 1 and _is_shared(options, config):
-        from reca.runtime.launch import launch_all, launched
+    if options.verb == "train" and config.hardware.devices > 1 and "RANK" not in os.environ:  # not a rank already
+        from reca.runtime.launch import launch_all
 
-        if not launched():
-            command = [sys.executable, "-m", "reca", *sys.argv[1:]]
-            return launch_all(command, config.hardware, independent_ranks=options.verb != "train")
+        return launch_all([sys.executable, "-m", "reca", *sys.argv[1:]], config.hardware)
     stage = getattr(importlib.import_module(f"reca.stages.{options.verb}"), options.verb)
     arguments = (options.variant, options.benchmark) if options.verb in PER_BENCHMARK_STAGES else ()
     keywords = {name: value for name in STAGE_OPTIONS if (value := getattr(options, name, None))}
     stage(config, root, *arguments, **keywords)
     return 0
-
-
-def _is_shared(options: argparse.Namespace, config: Config) -> bool:
-    """Return whether several processes share the work of a stage."""
-    if options.verb == "score" and not options.from_replies and not options.dry_run:
-        return config.evaluate.uses_local_judge(options.benchmark)
-    return options.verb in ("extract", "train", "generate")
 
 
 def add_evaluation(verb: Callable[..., argparse.ArgumentParser]) -> None:

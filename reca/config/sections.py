@@ -274,12 +274,15 @@ class HardwareSection(Section):
 
     device: Literal["auto", "cpu", "cuda"]
     processes: PositiveInt
-    """Processes per node in extraction, training, generation and scoring: one per device."""
+    """Processes per node in training, and in extraction, generation and scoring by Ray: one per device."""
     nodes: PositiveInt
     """Hosts, each with ``processes``; all see the project and ``paths.state`` on a shared disk."""
     multinode_launcher: str
     """Command prefix that starts a command once on every node and sets its rank: srun, mpirun, or a script that sets
     RECA_NODE_RANK. ``{nodes}`` in it is replaced by their number."""
+    ray: str | None = Field(pattern=r"^(local|.+:\d+)$")
+    """Devices of extraction, generation and scoring: ``local`` starts Ray on this host, HOST:PORT joins a cluster;
+    ``None``: one device, without Ray."""
     shard: bool
     """Shard trained and frozen parameters over the training processes (FSDP2) instead of replicating them; no
     effect on a single process."""

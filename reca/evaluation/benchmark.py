@@ -221,12 +221,13 @@ def read_items(path: Path) -> list[ItemScore]:
         raise UserError(f"{path} is missing: score the samples first with `reca score`")
     try:
         rows = [json.loads(line) for line in path.read_text().split("\n") if line]  # texts may hold other line ends
-        return [_item(row) for row in rows]
+        return [read_item(row) for row in rows]
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} is damaged ({error}); delete it and run `reca score` again") from None
 
 
-def _item(row: Mapping[str, Any]) -> ItemScore:
+def read_item(row: Mapping[str, Any]) -> ItemScore:
+    """Return the item of a line of ``<benchmark>.items.jsonl``."""
     lists = (tuple(row[key]) for key in ("values", "files", "details"))
     return ItemScore(row["prompt_id"], row["category"], *lists)
 

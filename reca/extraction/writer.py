@@ -23,8 +23,8 @@ class EmbeddingsWriter:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._submitted = folder, set[int]()
-        self._thread, self._last = ThreadPoolExecutor(1, thread_name_prefix="shards"), Future[None]()
+        self._folder, self._last = folder, Future[None]()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="shards")
         self._last.set_result(None)
 
     def __enter__(self) -> Self:
@@ -38,16 +38,7 @@ class EmbeddingsWriter:
     def write(self, number: int, ids: Sequence[str], rows: Mapping[str, Row]) -> None:
         """Submit a shard after waiting for the previous one, so that at most two are in memory."""
         self._last.result()
-        self._submitted.add(number)
         self._last = self._thread.submit(_write, self._folder, number, ids, rows)
-
-    def images(self, parts: Sequence[Sequence[str]]) -> int:
-        """Count the images in shards that this rank has submitted or any rank has written."""
-        return sum(
-            len(ids)
-            for number, ids in enumerate(parts)
-            if number in self._submitted or metadata_path(self._folder, number).exists()
-        )
 
 
 def _write(folder: Path, number: int, ids: Sequence[str], rows: Mapping[str, Row]) -> None:

@@ -10,7 +10,6 @@ for finished batches, so that a later complete generation makes the rest only; e
 
 import argparse
 import hashlib
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -22,11 +21,10 @@ from reca.config.evaluate import PUBLISHED, sampling_settings
 from reca.evaluation.benchmark import Benchmark, load_benchmark
 from reca.evaluation.early_stopping import decide, shuffle_prompts
 from reca.evaluation.samples import Row, read_manifest, row_key
-from reca.runtime.distributed import DistributedContext, choose_device, init_distributed
+from reca.runtime.distributed import choose_device
 from reca.runtime.errors import UserError
 from reca.runtime.files import write_json
 from reca.runtime.hashing import file_digest, json_digest, weights_digest
-from reca.runtime.launch import launch_all, launched
 from reca.runtime.progress import Progress
 from reca.stages import generate as generation
 from reca.stages.result import read_result
@@ -57,19 +55,14 @@ def evaluate(options: argparse.Namespace, root: Path) -> None:
     if options.stop_early:
         _stop_early(config, root, options)
         return
-    if config.hardware.devices > 1 and not launched():
-        if status := launch_all([sys.executable, "-m", "reca", *sys.argv[1:]], config.hardware, independent_ranks=True):
-            raise SystemExit(status)
-        return
     output = Path(options.output) if options.output else root / EVALUATIONS / _name(config, options)
-    with init_distributed(config.hardware.device) as distributed:
-        for name in config.evaluate.benchmarks:
-            bench = load_benchmark(name, config, root)
-            if options.images is None:
-                _evaluate_checkpoint(bench, config, root, output, options, distributed)
-            else:
-                _evaluate_images(bench, config, Path(options.images), output, options, distributed)
-        print(f"evaluate: {output}")
+    for name in config.evaluate.benchmarks:
+        bench = load_benchmark(name, config, root)
+        if options.images is None:
+            _evaluate_checkpoint(bench, config, root, output, options)
+        else:
+            _evaluate_images(bench, config, Path(options.images), output, options)
+    print(f"evaluate: {output}")
 
 
 def _override(word: str) -> str:
@@ -98,23 +91,15 @@ def _fetch(config: Config, root: Path, with_model: bool) -> None:
 
 
 def _evaluate_checkpoint(
-    bench: Benchmark,
-    config: Config,
-    root: Path,
-    output: Path,
-    options: argparse.Namespace,
-    distributed: DistributedContext,
+    bench: Benchmark, config: Config, root: Path, output: Path, options: argparse.Namespace
 ) -> None:
     folder = output / "samples" / bench.name
     checkpoint = weights_digest(generation.checkpoint_folder(config, root, "base"))
-    complete = _has_samples(folder, config, bench.name, checkpoint)
-    distributed.barrier()  # all ranks have looked before the first one writes
-    if not complete:
+    if not _has_samples(folder, config, bench.name, checkpoint):
         generation.generate(config, root, "base", bench.name, output=output / "samples")
-        distributed.barrier()
-    if options.grids and bench.name == "dpgbench" and distributed.is_main_process:
+    if options.grids and bench.name == "dpgbench":
         _write_grids(folder, Path(options.grids))
-    _score(bench, config, folder, read_manifest(folder), read_result(folder), output, options, distributed)
+    _score(bench, config, folder, read_manifest(folder), read_result(folder), output, options)
 
 
 def _write_grids(folder: Path, target: Path) -> None:
@@ -146,14 +131,7 @@ def _has_samples(folder: Path, config: Config, name: str, checkpoint: str) -> bo
     return same and result["checkpoint"] == checkpoint and params["generate"] == values["generate"]
 
 
-def _evaluate_images(
-    bench: Benchmark,
-    config: Config,
-    folder: Path,
-    output: Path,
-    options: argparse.Namespace,
-    distributed: DistributedContext,
-) -> None:
+def _evaluate_images(bench: Benchmark, config: Config, folder: Path, output: Path, options: argparse.Namespace) -> None:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
     rows = bench.existing_samples(folder)
@@ -166,7 +144,7 @@ def _evaluate_images(
             f"({bench.name} has {', '.join(categories)})"
         )
     result = {"params": {"generate": {"images": str(folder)}}, "checkpoint": f"images:{_digest(folder, existing)}"}
-    _score(bench, config, folder, rows, result, output, options, distributed)
+    _score(bench, config, folder, rows, result, output, options)
 
 
 def _digest(folder: Path, rows: Sequence[Row]) -> str:
@@ -182,7 +160,6 @@ def _score(
     result: Mapping[str, Any],
     output: Path,
     options: argparse.Namespace,
-    distributed: DistributedContext,
 ) -> None:
     bench.configure_judge(output / "replies", only_stored=options.from_replies and bench.asks_model)
     if options.dry_run and bench.asks_model:
@@ -190,7 +167,7 @@ def _score(
     elif options.dry_run:
         print(f"evaluate {bench.name}: {len(rows)} samples; no judge is asked, so this costs nothing but time")
     else:
-        measure(bench, config, "evaluated", folder, rows, result, output / "scores", distributed)
+        measure(bench, config, "evaluated", folder, rows, result, output / "scores", not options.from_replies)
 
 
 @dataclass

@@ -2,11 +2,11 @@
 
 The model declares which fields may be stored (``cacheable``). Finished shards stay under the state folder
 (:mod:`reca.extraction.cache`) and are linked into the output at the end: a killed run resumes from them, and after a
-change of the data only new images are encoded. The output is the same in all cases.
+change of the data only new images are encoded. The output is the same in all cases and on any number of devices.
 """
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,14 @@ import torch
 from reca.config import Config
 from reca.data.embeddings import check_shard
 from reca.data.images import ImageReader
-from reca.data.manifest import MANIFEST
+from reca.data.manifest import MANIFEST, read_manifest
 from reca.extraction import cache
 from reca.extraction.encoder import Encoder
 from reca.extraction.writer import EmbeddingsWriter, write_index
 from reca.models.loading import base_digest, base_folder, load_encoders
 from reca.runtime.code_digest import code_digest
-from reca.runtime.distributed import DistributedContext, configure_device, init_distributed
+from reca.runtime.distributed import configure_device
+from reca.runtime.fan_out import fan_out
 from reca.runtime.files import atomic_folder
 from reca.runtime.hashing import file_digest, json_digest
 from reca.runtime.locks import file_lock, friendly_io_errors
@@ -38,26 +39,18 @@ IGNORED_MODEL_KEYS = {"name", "hub", "prompt_dropout"}
 def extract(config: Config, root: Path) -> None:
     """Write ``outputs/embeddings``: safetensors shards, ``index.json``, ``result.json``.
 
-    The ranks (:func:`init_distributed`) share the shards, whose bytes do not depend on the world size.
-
     Raises:
         UserError: Data set or base model are absent or damaged, or the disk is full or read-only.
     """
     end_with_parent()
     base = base_folder(config.model.checkpoint, root)
-    device = configure_device(config.hardware.device, config.hardware.threads)
-    reader = ImageReader(root / DATASET)
-    with init_distributed(device) as distributed:
-        state = root / config.paths.state / "extract" / _fingerprint(config, root, base)
-        lock = file_lock(cache.lock_path(state), f"the extraction {state.name}")
-        with lock if distributed.is_main_process else nullcontext():
-            with friendly_io_errors(state, "embeddings"):
-                finished = _finish(config, reader, base, root, state, device, distributed)
-            if not distributed.is_main_process:
-                return
-            with friendly_io_errors(root / EMBEDDINGS, "embeddings"):
-                _publish(config, state, root / EMBEDDINGS, finished)
-            cache.remove_old(state)
+    state = root / config.paths.state / "extract" / _fingerprint(config, root, base)
+    with file_lock(cache.lock_path(state), f"the extraction {state.name}"):
+        with friendly_io_errors(state, "embeddings"):
+            finished = _finish(config, base, root, state)
+        with friendly_io_errors(root / EMBEDDINGS, "embeddings"):
+            _publish(config, state, root / EMBEDDINGS, finished)
+        cache.remove_old(state)
 
 
 def _fingerprint(config: Config, root: Path, base: Path) -> str:
@@ -71,52 +64,53 @@ def _fingerprint(config: Config, root: Path, base: Path) -> str:
     return f"{json_digest(how, 16)}-{json_digest(what, 16)}"
 
 
-def _finish(
-    config: Config,
-    reader: ImageReader,
-    base: Path,
-    root: Path,
-    state: Path,
-    device: torch.device,
-    distributed: DistributedContext,
-) -> list[cache.FinishedShard]:
+def _finish(config: Config, base: Path, root: Path, state: Path) -> list[cache.FinishedShard]:
     """Encode what earlier attempts have not, and return all shards."""
-    ids, size = reader.ids(), config.extract.images_per_shard
+    ids, size = read_manifest(root / DATASET, ["id"])["id"].to_pylist(), config.extract.images_per_shard
     shards = [ids[start : start + size] for start in range(0, len(ids), size)]
-    if distributed.is_main_process:
-        cache.remove_incomplete(state, shards)
-    distributed.barrier()
+    cache.remove_incomplete(state, shards)
     unfinished = [number for number in range(len(shards)) if not cache.metadata_path(state, number).exists()]
-    if distributed.is_main_process and unfinished:
-        cache.link_reusable(state, {name for number in unfinished for name in shards[number]})
-    distributed.barrier()  # every rank must list the unfinished shards before one is written
-    finished = len(ids) - sum(len(shards[number]) for number in unfinished)
-    if finished:
-        print(f"{finished} of {len(ids)} images were extracted by an earlier attempt", flush=True)
+    new = {name for number in unfinished for name in shards[number]}
+    done = len(ids) - len(new)
+    if done:
+        print(f"{done} of {len(ids)} images were extracted by an earlier attempt", flush=True)
     if unfinished:
-        reusable = cache.ReusableRows(state)
-        new = [name for number in unfinished for name in shards[number] if name not in reusable.ids]
-        if reusable.ids:
-            reused = len(ids) - finished - len(new)
-            print(f"{reused} images are taken from earlier extractions, {len(new)} are new", flush=True)
-        family, options = config.model.family, config.model.load_options(root)
-        model = load_encoders(family, base, options, device) if new else None
-        batch_size, prefetch = config.hardware.micro_batch_size, config.hardware.prefetch
-        dtype = getattr(torch, config.extract.dtype)
-        encoder = Encoder(model, reader, device, batch_size, dtype, prefetch) if model else None
-        progress = Progress(len(ids), "images", start=finished)
-        with EmbeddingsWriter(state) as writer:
-            for number in distributed.shard(unfinished):
-                images_before = writer.images(shards)
-                rows = {name: reusable.row(name) for name in shards[number] if name in reusable.ids}
-                if encoder is not None:
-                    for name, row in encoder.rows([name for name in shards[number] if name not in reusable.ids]):
-                        rows[name] = row
-                        progress.update(images_before + len(rows))
-                writer.write(number, shards[number], rows)
-        distributed.barrier()
-        progress.update(len(ids))
+        cache.link_reusable(state, new)
+        if reused := len(new & cache.ReusableRows(state).ids):
+            print(f"{reused} images are taken from earlier extractions, {len(new) - reused} are new", flush=True)
+    progress = Progress(len(ids), "images", start=done)
+    items = [(number, shards[number]) for number in unfinished]
+    for images in fan_out(items, partial(_ShardEncoder, config, base, root, state), config.hardware):
+        done += images
+        progress.update(done)
     return [cache.FinishedShard.read(cache.metadata_path(state, number)) for number in range(len(shards))]
+
+
+class _ShardEncoder:
+    """Writes shards on one device, from new and from reusable rows; yields numbers of images."""
+
+    def __init__(self, config: Config, base: Path, root: Path, state: Path) -> None:
+        self._config, self._base, self._root, self._state = config, base, root, state
+        self._reusable = cache.ReusableRows(state)
+
+    def __call__(self, shards: Iterable[tuple[int, list[str]]]) -> Iterator[int]:
+        with friendly_io_errors(self._state, "embeddings"), EmbeddingsWriter(self._state) as writer:
+            for number, ids in shards:
+                rows = {name: self._reusable.row(name) for name in ids if name in self._reusable.ids}
+                yield len(rows)
+                if new := [name for name in ids if name not in rows]:
+                    for name, row in self._encoder.rows(new):
+                        rows[name] = row
+                        yield 1
+                writer.write(number, ids, rows)
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        hardware, model = self._config.hardware, self._config.model
+        device = configure_device(hardware.device, hardware.threads)
+        encoders = load_encoders(model.family, self._base, model.load_options(self._root), device)
+        dtype, reader = getattr(torch, self._config.extract.dtype), ImageReader(self._root / DATASET)
+        return Encoder(encoders, reader, device, hardware.micro_batch_size, dtype, hardware.prefetch)
 
 
 def _publish(config: Config, state: Path, output: Path, shards: Sequence[cache.FinishedShard]) -> None:

@@ -1,22 +1,23 @@
 """``generate``: make a benchmark's samples with the base or the aligned model.
 
 Finished batches are stored in the state folder, under a digest of everything that changes them; a killed run resumes
-from there. The output folder appears at the end, complete. Several processes share the batches, which do not depend on
-the world size.
+from there. The output folder appears at the end, complete. The batches do not depend on the number of devices.
 """
 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reca.config import Config
 from reca.evaluation.benchmark import Benchmark, load_benchmark
 from reca.evaluation.samples import Row, row_key, write_manifest
-from reca.runtime.distributed import DistributedContext, choose_device, init_distributed
+from reca.runtime.distributed import choose_device
 from reca.runtime.errors import UserError
+from reca.runtime.fan_out import fan_out
 from reca.runtime.files import atomic_folder, write_json
 from reca.runtime.hashing import file_digest, json_digest, weights_digest
 from reca.runtime.progress import Progress
@@ -50,15 +51,9 @@ def generate(config: Config, root: Path, variant: str, benchmark: str, *, output
     checkpoint = weights_digest(folder)
     shared = {**config.generate.model_dump(mode="json"), "checkpoint": checkpoint}
     owner = variant if output is None else "evaluated"
-    device = choose_device(config.hardware.device)
-    with init_distributed(device) as distributed:
-        plan = _plan(bench, distributed)
-        state = state_folder(config, root, owner, benchmark, plan, shared)
-        finished = _finish(
-            bench, plan, state, distributed, lambda: load_checkpoint(config, folder, root, device), config
-        )
-    if not distributed.is_main_process:
-        return
+    plan = bench.plan()
+    state = state_folder(config, root, owner, benchmark, plan, shared)
+    finished = _finish(bench, plan, state, config, root, folder)
     rows = [{**finished[row_key(row)], **shared} for row in plan]
     with atomic_folder((output or root / "outputs/samples" / variant) / benchmark) as target:
         for name in (name for row in rows for name in _files(row)):
@@ -111,41 +106,35 @@ def load_checkpoint(config: Config, folder: Path, root: Path, device: "torch.dev
     return model.eval()
 
 
-def _plan(bench: Benchmark, distributed: DistributedContext) -> list[Row]:
-    """Return the plan; the main process computes it first, because some benchmarks unpack their data for it."""
-    plan = bench.plan() if distributed.is_main_process else []
-    distributed.barrier()
-    return plan or bench.plan()
-
-
 def _finish(
-    bench: Benchmark,
-    plan: Sequence[Row],
-    state: Path,
-    distributed: DistributedContext,
-    load: "Callable[[], UnifiedModel]",
-    config: Config,
+    bench: Benchmark, plan: Sequence[Row], state: Path, config: Config, root: Path, checkpoint: Path
 ) -> dict[str, Row]:
-    """Return all samples by key; every process makes its shard of the missing ones."""
+    """Make the samples that earlier attempts have not, and return all by key."""
     finished = finished_samples(state)
-    distributed.barrier()  # all ranks have read the same samples before the first one adds to them
     done, size = len(finished), config.hardware.generate_batch_size
     if done:
         print(f"{done} of {len(plan)} samples of {bench.name} exist already", flush=True)
-    # The whole plan is split, not the missing rows: a sample's batch does not depend on attempts or the world size.
+    # The whole plan is split, not the missing rows: a sample's batch does not depend on attempts or devices.
     batches = [plan[start : start + size] for start in range(0, len(plan), size)]
     unfinished = [[row for row in batch if row_key(row) not in finished] for batch in batches]
-    local_batches = distributed.shard([batch for batch in unfinished if batch])
     progress = Progress(len(plan), "samples", start=done)
-    if local_batches:
-        model = load()
-        for batch in local_batches:
-            make_batch(bench, model, batch, config, state)
-            done += len(batch) * distributed.world_size  # the other ranks are about as fast
-            progress.update(min(done, len(plan) - 1))
-    distributed.barrier()
-    progress.update(len(plan))
+    make_worker = partial(_SampleMaker, bench, config, root, checkpoint, state)
+    for samples in fan_out([batch for batch in unfinished if batch], make_worker, config.hardware):
+        done += samples
+        progress.update(done)
     return finished_samples(state)
+
+
+class _SampleMaker:
+    """Makes batches of samples on one device; yields their sizes."""
+
+    def __init__(self, bench: Benchmark, config: Config, root: Path, checkpoint: Path, state: Path) -> None:
+        self._bench, self._config, self._state = bench, config, state
+        self._model = load_checkpoint(config, checkpoint, root, choose_device(config.hardware.device))
+
+    def __call__(self, batches: Iterable[Sequence[Row]]) -> Iterator[int]:
+        for batch in batches:
+            yield len(make_batch(self._bench, self._model, batch, self._config, self._state))
 
 
 def make_batch(bench: Benchmark, model: "UnifiedModel", batch: Sequence[Row], config: Config, state: Path) -> list[Row]:

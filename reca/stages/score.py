@@ -1,26 +1,28 @@
 """``score``: judge a benchmark's samples, and write scores with confidence intervals.
 
-Processes share the samples of a local judge (:meth:`reca.config.EvaluateSection.uses_local_judge`).
+Devices share the samples of a local judge (:meth:`reca.config.EvaluateSection.uses_local_judge`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from reca.config import Config
 from reca.config.evaluate import sampling_settings
-from reca.evaluation.benchmark import Benchmark, ItemScore, Scores, load_benchmark, values_of, write_items
+from reca.evaluation.benchmark import Benchmark, ItemScore, Scores, load_benchmark, read_item, values_of, write_items
 from reca.evaluation.samples import Row, read_manifest
 from reca.evaluation.statistics import OVERALL, Estimate, intervals
-from reca.runtime.distributed import SINGLE_PROCESS, DistributedContext, init_distributed
 from reca.runtime.errors import UserError
+from reca.runtime.fan_out import fan_out
 from reca.runtime.files import write_json
 from reca.runtime.progress import Progress
 from reca.stages.result import read_result
 
 CHUNK_SIZE = 64
-"""Samples that a process judges before it takes the next."""
+"""Samples that a device judges before it takes the next."""
 INCOMPLETE = "variant: official but for the values that failed"
 """The protocol of a score that lacks only failed values to be official."""
 
@@ -49,8 +51,7 @@ def score(
     if dry_run:
         print(f"score {variant} {benchmark}: {bench.estimate(rows, folder)}")
         return
-    with init_distributed(config.hardware.device) as distributed:
-        measure(bench, config, variant, folder, rows, generation, root / "outputs/scores" / variant, distributed)
+    measure(bench, config, variant, folder, rows, generation, root / "outputs/scores" / variant, not from_replies)
 
 
 def measure(
@@ -61,7 +62,7 @@ def measure(
     rows: Sequence[Row],
     generation: Mapping[str, Any],
     output: Path,
-    distributed: DistributedContext = SINGLE_PROCESS,
+    on_devices: bool = True,
 ) -> None:
     """Judge samples and write both score files.
 
@@ -73,17 +74,15 @@ def measure(
         rows: The rows of its manifest.
         generation: ``result.json`` of the stage that made the samples.
         output: The folder of the score files.
-        distributed: The processes that judge.
+        on_devices: Whether a local judge may be asked; ``False`` if only stored replies count.
 
     Raises:
         UserError: The samples cannot be judged, or none could be scored.
     """
-    if config.evaluate.uses_local_judge(bench.name):
-        items = _score_distributed(bench, rows, folder, distributed)
+    if on_devices and config.evaluate.uses_local_judge(bench.name):
+        items = _score_on_devices(bench, rows, folder, config)
     else:
-        items = bench.score(rows, folder) if distributed.is_main_process else []
-    if not distributed.is_main_process:
-        return
+        items = bench.score(rows, folder)
     scores = _summarise(bench, items, config, variant, generation)
     write_items(output / f"{bench.name}.items.jsonl", items)
     write_json(output / f"{bench.name}.json", scores.model_dump(mode="json"))
@@ -94,29 +93,35 @@ def measure(
     print(f"score {variant} {bench.name}: {interval}{failed}{judge}")
 
 
-def _score_distributed(
-    bench: Benchmark, rows: Sequence[Row], folder: Path, distributed: DistributedContext
-) -> list[ItemScore]:
-    """Return all items, in order, on the main process; every process judges its shard of the samples.
+def _score_on_devices(bench: Benchmark, rows: Sequence[Row], folder: Path, config: Config) -> list[ItemScore]:
+    """Return all items, in order.
 
-    The chunks do not depend on the world size, so an image is judged in the same batch in any number of processes.
+    The chunks do not depend on the number of devices, so an image is judged in the same batch on any number.
     """
-    chunks = _chunks(rows)
-    progress, done = Progress(len(rows), "samples"), 0
-    scored: dict[str, list[ItemScore]] = {}
-    for number in distributed.shard(range(len(chunks))):
-        if bench.asks_model:
-            bench.ask(chunks[number], folder)  # its replies are stored in a file that all processes share
-        else:
-            scored[str(number)] = bench.score(chunks[number], folder)
-        done += len(chunks[number]) * distributed.world_size  # the other ranks are about as fast
-        progress.update(min(done, len(rows)))
-    scored = distributed.all_gather(scored)
-    if not distributed.is_main_process:
-        return []
+    chunks, scored = _chunks(rows), dict[int, list[Row]]()
+    progress = Progress(len(rows), "samples")
+    for number, items in fan_out(list(enumerate(chunks)), partial(_ChunkJudge, bench, folder), config.hardware):
+        scored[number] = items
+        progress.update(sum(len(chunks[done]) for done in scored))
     if bench.asks_model:
         return bench.score(rows, folder)
-    return [item for number in range(len(chunks)) for item in scored[str(number)]]
+    return [read_item(item) for number in range(len(chunks)) for item in scored[number]]
+
+
+@dataclass(frozen=True)
+class _ChunkJudge:
+    """Judges numbered chunks on one device; yields their numbers and their items as JSON values."""
+
+    bench: Benchmark
+    folder: Path
+
+    def __call__(self, chunks: Iterable[tuple[int, Sequence[Row]]]) -> Iterator[tuple[int, list[Row]]]:
+        for number, rows in chunks:
+            if self.bench.asks_model:
+                self.bench.ask(rows, self.folder)  # its replies are stored in a file that all workers share
+                yield number, []
+            else:
+                yield number, [asdict(item) for item in self.bench.score(rows, self.folder)]
 
 
 def _chunks(rows: Sequence[Row]) -> list[list[Row]]:

@@ -1,5 +1,6 @@
 """The contract of :mod:`reca.evaluation.benchmark`, tested on every benchmark that needs no download or endpoint."""
 
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -87,6 +88,14 @@ def scores_of(bench: Benchmark, rows: Sequence[Row], folder: Path) -> Scores:
     generation = {"params": {"generate": {}}, "checkpoint": "stub"}
     measure(bench, config_for(bench.name), "evaluated", folder, rows, generation, folder / "scores")
     return read_scores(folder / f"scores/{bench.name}.json")
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_benchmarks_reach_other_processes(name: str, tmp_path: Path) -> None:
+    bench = load_benchmark(name, compose([f"evaluate.benchmarks=[{name}]"]), tmp_path)
+    if bench.asks_model:
+        bench.configure_judge(tmp_path / "replies")
+    assert type(pickle.loads(pickle.dumps(bench))) is type(bench)
 
 
 @pytest.mark.parametrize("name", OFFLINE)

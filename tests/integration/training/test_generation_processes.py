@@ -1,19 +1,21 @@
-"""Several processes make the samples that one makes, and a lost one costs its share."""
+"""Any number of workers makes the samples that one makes, and a killed generation costs its unfinished batch."""
 
 import os
 import shutil
 import signal
-import subprocess
-import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from reca.config import ROOT, Config, compose
+from reca.evaluation.benchmark import Benchmark
 from reca.evaluation.samples import Row
-from reca.runtime.signals import LostProcess
+from reca.models.base import UnifiedModel
 from reca.stages import generate as stage
+from tests.fan_outs import one_worker_per_item
 from tests.integration.training.ranks import ranks
 from tools.tiny_bases.janus_tiny import build
 
@@ -59,67 +61,45 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-def _generate(root: Path, benchmark: str) -> None:
-    stage.generate(Config.load(root / "params.yaml"), root, "base", benchmark)
-
-
-@pytest.mark.parametrize(("benchmark", "size"), [("scenes", 3), ("fidelity", 4)])
-def test_samples_are_byte_equal_for_any_world_size(alone: Path, made_nowhere: Path, benchmark: str, size: int) -> None:
-    """Five images of fidelity are three batches: the fourth process has none. An evaluation below has two processes."""
-    assert ranks(size, _generate, made_nowhere, benchmark) == [0] * size
+@pytest.mark.parametrize("benchmark", ["scenes", "fidelity"])
+def test_samples_are_byte_equal_for_any_number_of_workers(
+    alone: Path, made_nowhere: Path, benchmark: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "fan_out", one_worker_per_item)
+    stage.generate(Config.load(made_nowhere / "params.yaml"), made_nowhere, "base", benchmark)
     folder = f"outputs/samples/base/{benchmark}"
     assert contents(made_nowhere / folder) == contents(alone / folder)
     assert not list((made_nowhere / ".reca/samples/base" / benchmark).iterdir())
 
 
-def test_a_lost_process_costs_its_share(alone: Path, made_nowhere: Path) -> None:
-    assert ranks(2, _lose_the_second, made_nowhere) == [LostProcess.STATUS, -signal.SIGKILL]
+def test_a_killed_generation_costs_its_batch(alone: Path, made_nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ranks(1, _kill_in_the_third_batch, made_nowhere) == [-signal.SIGKILL]
     (state,) = (made_nowhere / ".reca/samples/base/scenes").iterdir()
-    assert len(list(state.glob("*.png"))) == 2 + 6, "one batch of the lost process, all three of the other"
+    assert len(list(state.glob("part-*.json"))) == 2
     assert not (made_nowhere / SCENES).exists()
-    assert ranks(3, _generate_and_tell, made_nowhere) == [0] * 3
-    output = [path.read_text().split() for path in sorted(made_nowhere.glob("made-*.txt"))]
-    assert [len(samples) for samples in output] == [2, 2], "what was finished is not made again"
+    damaged = sorted(state.glob("*.png"))[0]
+    damaged.write_bytes(damaged.read_bytes()[:-1])  # and the disk lost the end of a sample: its batch is made again
+    made, original = list[str](), stage.make_batch
+
+    def make(bench: Benchmark, model: UnifiedModel, batch: Sequence[Row], config: Config, state: Path) -> list[Row]:
+        made.extend(row["file"] for row in batch)
+        return original(bench, model, batch, config, state)
+
+    monkeypatch.setattr(stage, "make_batch", make)
+    stage.generate(Config.load(made_nowhere / "params.yaml"), made_nowhere, "base", "scenes")
+    rows = (made_nowhere / SCENES / "manifest.jsonl").read_text().count("\n")
+    assert len(made) == rows - 2 - 1, "all but one whole batch and the intact half of the other"
     assert contents(made_nowhere / SCENES) == contents(alone / SCENES)
 
 
-def _lose_the_second(root: Path) -> None:
-    original, batches = stage.make_batch, []
+def _kill_in_the_third_batch(root: Path) -> None:
+    original, batches = stage.make_batch, list[bool]()
 
-    def make(*arguments: object) -> None:
-        if os.environ["RANK"] == "1" and batches:
+    def make(*arguments: Any) -> list[Row]:
+        if len(batches) == 2:
             os.kill(os.getpid(), signal.SIGKILL)
         batches.append(True)
-        original(*arguments)
+        return original(*arguments)
 
     stage.make_batch = make
-    _generate(root, "scenes")
-
-
-def _generate_and_tell(root: Path) -> None:
-    original = stage.make_batch
-
-    def make(bench: object, model: object, batch: list[Row], *arguments: object) -> None:
-        with (root / f"made-{os.environ['RANK']}.txt").open("a") as file:
-            file.writelines(f"{row['file']}\n" for row in batch)
-        original(bench, model, batch, *arguments)
-
-    stage.make_batch = make
-    _generate(root, "scenes")
-
-
-def test_evaluate_splits_samples_over_two_processes(alone: Path, made_nowhere: Path) -> None:
-    """The real command, which starts the processes itself and scores in the first one alone."""
-    words = ("evaluate", *SMALL, "evaluate.benchmarks=[scenes]", "hardware.processes=2", "--output", "measured")
-    done = subprocess.run(
-        [sys.executable, "-m", "reca", *words],
-        cwd=made_nowhere,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stderr
-    assert contents(made_nowhere / "measured/samples/scenes") == contents(alone / SCENES)
-    assert (made_nowhere / "measured/scores/scenes.json").is_file()
-    assert done.stdout.count("score evaluated scenes") == 1
+    stage.generate(Config.load(root / "params.yaml"), root, "base", "scenes")

@@ -1,27 +1,19 @@
 """Extraction that is killed goes on where it was, and never hands out half a shard."""
 
 import json
-import os
 import re
 import shutil
-import signal
 import subprocess
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
-import torch
 
-from reca.config import Config
-from reca.data.embeddings import Embeddings
 from reca.data.manifest import read_manifest
-from reca.extraction.cache import Row
-from reca.extraction.writer import EmbeddingsWriter
 from reca.runtime.errors import UserError
-from reca.runtime.signals import LostProcess
 from reca.stages.extract import extract
+from reca.stages.ingest import ingest
 from reca.stages.train import train
-from tests.integration.training.ranks import ranks
+from tests.fan_outs import one_worker_per_item
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -66,36 +58,29 @@ def test_prefetching_does_not_change_embeddings(project, template: Path) -> None
     assert contents(project.root) == contents(template)
 
 
-def _lose_the_second(root: Path) -> None:
-    original = EmbeddingsWriter.write
-
-    def write(self: EmbeddingsWriter, number: int, ids: Sequence[str], rows: Mapping[str, Row]) -> None:
-        if os.environ["RANK"] == "1" and number > 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        original(self, number, ids, rows)
-
-    EmbeddingsWriter.write = write  # type: ignore[method-assign]
-    extract(Config.load(root / "params.yaml"), root)
-
-
-def test_a_lost_process_costs_its_share(project, template: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_embeddings_are_byte_equal_for_any_number_of_workers(
+    project, template: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for folder in ("outputs/embeddings", ".reca"):
         shutil.rmtree(project.root / folder, ignore_errors=True)
-    project.configure("extract.images_per_shard=8")
-    assert ranks(2, _lose_the_second, project.root) == [LostProcess.STATUS, -signal.SIGKILL]
-    images = len(read_manifest(template / "outputs/dataset"))
-    notes = sorted(int(note.stem.removeprefix("shard-")) for note in state(project.root).glob("shard-*.json"))
-    # Whether the shard that the lost process was given before was whole by then is a matter of luck.
-    assert set(range(0, -(-images // 8), 2)) <= set(notes) <= {1, *range(0, -(-images // 8), 2)}
+    monkeypatch.setattr("reca.stages.extract.fan_out", one_worker_per_item)
     extract(project.config, project.root)
-    assert "images were extracted by an earlier attempt" in capsys.readouterr().out
-    extracted, expected = (
-        Embeddings.open(project.root / "outputs/embeddings"),
-        Embeddings.open(template / "outputs/embeddings"),
-    )
-    assert len(extracted.ids) == images
-    for field in ("semantic", "target"):
-        assert all(map(torch.equal, extracted.rows(field, extracted.ids), expected.rows(field, extracted.ids)))
+    assert contents(project.root) == contents(template)
+    assert not list((project.root / ".reca/extract").glob("*/reusable"))
+
+
+def test_reused_rows_are_byte_equal_for_any_number_of_workers(
+    project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extract(project.config, project.root)
+    config = project.configure("data.num_images=52", "extract.images_per_shard=10")
+    ingest(config, project.root)
+    shutil.copytree(project.root, tmp_path / "scratch", ignore=shutil.ignore_patterns(".reca"))
+    extract(config, tmp_path / "scratch")
+    monkeypatch.setattr("reca.stages.extract.fan_out", one_worker_per_item)
+    extract(config, project.root)
+    for path in (tmp_path / "scratch/outputs/embeddings").iterdir():
+        assert (project.root / "outputs/embeddings" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_other_base_shares_nothing(project) -> None:

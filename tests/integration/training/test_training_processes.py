@@ -10,8 +10,6 @@ import torch
 
 from reca.config import Config
 from reca.runtime.distributed import init_distributed
-from reca.stages.extract import extract
-from reca.stages.ingest import ingest
 from reca.stages.result import read_result
 from reca.stages.train import train
 from reca.training.loader import TrainingData
@@ -109,25 +107,6 @@ def _train_poisoned(root: Path) -> None:
     if os.environ["RANK"] == "1":
         TrainingData.read = poisoned(TrainingData.read, step=5)
     _stage(train, root)
-
-
-def test_extraction_on_two_ranks_writes_the_same_bytes(project, template: Path) -> None:
-    shutil.rmtree(project.root / "outputs/embeddings")
-    assert ranks(2, _stage, extract, project.root) == [0, 0]
-    for path in (template / "outputs/embeddings").iterdir():
-        assert (project.root / "outputs/embeddings" / path.name).read_bytes() == path.read_bytes()
-    assert not list((project.root / ".reca/extract").glob("*/reusable"))
-
-
-def test_extraction_of_more_images_on_two_ranks_writes_the_same_bytes(project, tmp_path: Path) -> None:
-    assert ranks(2, _stage, extract, project.root) == [0, 0]
-    config = project.configure("data.num_images=52", "extract.images_per_shard=10")
-    ingest(config, project.root)
-    shutil.copytree(project.root, tmp_path / "scratch", ignore=shutil.ignore_patterns(".reca"))
-    assert ranks(2, _stage, extract, project.root) == [0, 0]
-    extract(config, tmp_path / "scratch")
-    for path in (tmp_path / "scratch/outputs/embeddings").iterdir():
-        assert (project.root / "outputs/embeddings" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_all_reduced_gradients_are_bit_equal_on_every_rank(tmp_path: Path) -> None:

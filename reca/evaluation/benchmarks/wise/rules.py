@@ -10,7 +10,6 @@ There are two benchmarks of that name. *Legacy* (the paper, and RecA's tables) h
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Literal
 
 CATEGORIES = ("CULTURE", "TIME", "SPACE", "BIOLOGY", "PHYSICS", "CHEMISTRY")
@@ -58,14 +57,14 @@ LEGACY = WiseVersion(
     name="legacy",
     last_ids=(400, 567, 700, 800, 900, 1000),
     weights=(0.4, 0.167, 0.133, 0.1, 0.1, 0.1),
-    components=MappingProxyType({"consistency": 0.7, "realism": 0.2, "aesthetic_quality": 0.1}),
+    components={"consistency": 0.7, "realism": 0.2, "aesthetic_quality": 0.1},
     highest=2,
 )
 VERIFIED = WiseVersion(
     name="verified",
     last_ids=(400, 520, 640, 760, 880, 1000),
     weights=(0.4, 0.12, 0.12, 0.12, 0.12, 0.12),
-    components=MappingProxyType({"score": 1.0}),
+    components={"score": 1.0},
     highest=1,
 )
 VERSIONS = {version.name: version for version in (LEGACY, VERIFIED)}

@@ -1,4 +1,4 @@
-"""Several processes judge what one judges, where a network judges on this machine."""
+"""Any number of workers judges what one judges, where a network judges on this machine."""
 
 import os
 import shutil
@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from reca.cli import _is_shared, parser
 from reca.config import Config, compose
 from reca.evaluation.benchmarks.geneval import benchmark as geneval
 from reca.evaluation.judges.reply_cache import Reply, ReplyFile
 from reca.evaluation.judges.vision_language import VisionLanguageModel
 from reca.stages import score as stage
 from reca.stages.generate import generate
+from tests.fan_outs import no_worker, one_worker_per_item
 from tests.integration.training.ranks import ranks
 from tests.unit.evaluation.judges.test_vision_language import save_judge
 
@@ -28,59 +28,61 @@ def made(project: Path, name: str, *words: str) -> Config:
     return config
 
 
-def _score(root: Path, name: str) -> None:
-    """In chunks of eight samples, so that a few are enough for several processes; notes who was asked what."""
-    original_init, reply = geneval.Geneval.__init__, VisionLanguageModel.reply
-    geneval.Geneval.__init__ = lambda self, s, r, d: original_init(self, s, r, d, short_side=64)
-    judge_batch = geneval._judge_batch
+@pytest.fixture
+def requests(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """What the workers were asked: a list per worker; chunks have eight samples."""
+    requests: list[list[str]] = []
+    init, reply, judge_batch = geneval.Geneval.__init__, VisionLanguageModel.reply, geneval._judge_batch
+
+    def start(worker, *arguments):
+        requests.append([])
+        return start_worker(worker, *arguments)
 
     def judging(detector, rows, folder):
-        note([row["file"] for row in rows])
+        requests[-1] += [row["file"] for row in rows]
         return judge_batch(detector, rows, folder)
 
     def asking(self, text, images, *more):
-        note([f"{path.name} {text}" for path in images])
+        requests[-1] += [f"{path.name} {text}" for path in images]
         return reply(self, text, images, *more)
 
-    def note(lines):
-        with (root / f"judged-{os.environ.get('RANK', 'alone')}.txt").open("a") as file:
-            file.writelines(f"{' '.join(line.split())}\n" for line in lines)
+    start_worker = stage._ChunkJudge.__call__
+    monkeypatch.setattr(stage._ChunkJudge, "__call__", start)
+    monkeypatch.setattr(geneval.Geneval, "__init__", lambda self, s, r, d: init(self, s, r, d, short_side=64))
+    monkeypatch.setattr(geneval, "_judge_batch", judging)
+    monkeypatch.setattr(VisionLanguageModel, "reply", asking)
+    monkeypatch.setattr(stage, "CHUNK_SIZE", 8)
+    return requests
 
-    stage.CHUNK_SIZE, geneval._judge_batch, VisionLanguageModel.reply = 8, judging, asking
-    stage.score(Config.load(root / "params.yaml"), root, "base", name)
 
-
-def taken(root: Path, name: str) -> tuple[dict[str, bytes], list[Counter[str]]]:
-    """The score files, and what each process was asked; both are removed."""
-    files = {path.name: path.read_bytes() for path in (root / "outputs/scores/base").iterdir()}
-    requests = [Counter(path.read_text().splitlines()) for path in sorted(root.glob("judged-*.txt"))]
-    shutil.rmtree(root / "outputs/scores")
+def scored(root: Path, name: str) -> dict[str, bytes]:
+    """The score files of a new scoring; no file of an earlier one is left."""
+    shutil.rmtree(root / "outputs/scores", ignore_errors=True)
     shutil.rmtree(root / ".reca/replies", ignore_errors=True)
-    for path in root.glob("judged-*.txt"):
-        path.unlink()
-    return files, requests
+    stage.score(Config.load(root / "params.yaml"), root, "base", name)
+    return {path.name: path.read_bytes() for path in (root / "outputs/scores/base").iterdir()}
 
 
-def check_shared(root: Path, name: str, sizes: tuple[int, ...]) -> None:
-    assert ranks(1, _score, root, name) == [0]
-    single, (everything,) = taken(root, name)
+def check_shared(root: Path, name: str, requests: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    single = scored(root, name)
+    (everything,) = map(Counter, requests)
     assert set(everything.values()) == {1}
-    for size in sizes:
-        assert ranks(size, _score, root, name) == [0] * size
-        together, requests = taken(root, name)
-        assert together == single
-        assert len(requests) == size, "each process judges something"
-        assert sum(requests, Counter()) == everything, "nothing is judged twice"
+    requests.clear()
+    monkeypatch.setattr(stage, "fan_out", one_worker_per_item)
+    assert scored(root, name) == single
+    assert len(requests) > 1
+    assert all(requests), "each worker judges something"
+    assert sum(map(Counter, requests), Counter()) == everything, "nothing is judged twice"
 
 
-def test_any_number_of_processes_finds_the_same_in_images(project, use_model, artist, judges):
+def test_any_number_of_workers_finds_the_same_in_images(project, use_model, artist, judges, requests, monkeypatch):
     use_model(artist)
     shutil.copytree(judges, project / "data/judges")
     made(project, "geneval", "+evaluate.geneval.images_per_prompt=3")
-    check_shared(project, "geneval", (2, 3))
+    check_shared(project, "geneval", requests, monkeypatch)
 
 
-def test_any_number_of_processes_asks_a_local_model_once(wise_prompts, use_model, artist):
+def test_any_number_of_workers_asks_a_local_model_once(wise_prompts, use_model, artist, requests, monkeypatch):
     """It gives the same scores whatever it is asked, for they are its first word, and all words are as likely."""
     use_model(artist)
     folder = wise_prompts / "judge"
@@ -91,15 +93,11 @@ def test_any_number_of_processes_asks_a_local_model_once(wise_prompts, use_model
     network.save_pretrained(folder)
     judge = "{model: tiny, folder: judge, max_tokens: 1, temperature: 0.0}"
     made(wise_prompts, "wise", f"+evaluate.wise.judge={judge}")
-    check_shared(wise_prompts, "wise", (2,))
-
-
-@pytest.mark.parametrize("words", [("--from-replies",), ("--dry-run",)])
-def test_what_asks_nobody_is_one_process(words):
-    config = compose(["evaluate.benchmarks=[wise]", "+evaluate.wise.judge.folder=judge"])
-    assert _is_shared(parser().parse_args(["score", "base", "wise"]), config)
-    assert not _is_shared(parser().parse_args(["score", "base", "wise", *words]), config)
-    assert not _is_shared(parser().parse_args(["score", "base", "scenes"]), config)
+    check_shared(wise_prompts, "wise", requests, monkeypatch)
+    monkeypatch.setattr(stage, "fan_out", no_worker)
+    config = Config.load(wise_prompts / "params.yaml")
+    stage.score(config, wise_prompts, "base", "wise", from_replies=True)
+    stage.score(config, wise_prompts, "base", "wise", dry_run=True)
 
 
 def test_two_writers_lose_no_reply(tmp_path):
