@@ -1,7 +1,6 @@
 """The processes of a stage: device, threads and collectives."""
 
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -9,7 +8,6 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 from reca.runtime.errors import UserError
-from reca.runtime.signals import LostProcess
 
 if TYPE_CHECKING:
     import torch
@@ -104,7 +102,7 @@ class DistributedContext:
         """Return when every rank has called it.
 
         Raises:
-            LostProcess: A rank has died.
+            SystemExit: A rank has died.
         """
         if self.world_size == 1:
             return
@@ -113,13 +111,8 @@ class DistributedContext:
         try:
             # An all-reduce on the CPU, because gloo notices when another process has died.
             torch.distributed.all_reduce(torch.zeros(1))
-        except RuntimeError as error:
-            print(
-                "reca: another process of this stage has died. Finished work is kept; run the same command again to "
-                f"continue ({str(error).splitlines()[0]})",
-                file=sys.stderr,
-            )
-            raise LostProcess from None
+        except RuntimeError:  # the launcher reports which one
+            raise SystemExit(os.EX_TEMPFAIL) from None
 
     def all_reduce_gradients(self, parameters: Sequence["torch.nn.Parameter"], stop_requested: bool) -> bool:
         """Sum the gradients over all ranks in place; FSDP has done so already for sharded parameters.
@@ -173,14 +166,13 @@ SINGLE_PROCESS = DistributedContext()
 
 
 @contextmanager
-def init_distributed(device: "torch.device | str", sharded: bool = False) -> Iterator[DistributedContext]:
+def init_distributed(device: "torch.device", sharded: bool = False) -> Iterator[DistributedContext]:
     """Join the process group of the launcher, if there is one; stdout of all ranks but 0 is discarded.
 
-    A launcher, ours or torchrun, sets RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. Nested calls return
-    the context of the same process group.
+    A launcher, ours or torchrun, sets RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
 
     Args:
-        device: Of this process; a name is resolved by :func:`choose_device`, and only if there are several processes.
+        device: Of this process.
         sharded: Whether the ranks are to shard the model's parameters; ignored for a single process.
 
     Raises:
@@ -191,10 +183,6 @@ def init_distributed(device: "torch.device | str", sharded: bool = False) -> Ite
         return
     import torch
 
-    device = choose_device(device) if isinstance(device, str) else device
-    if torch.distributed.is_initialized():
-        yield DistributedContext(torch.distributed.get_rank(), torch.distributed.get_world_size(), device, sharded)
-        return
     on_cuda = device.type == "cuda"
     if on_cuda:
         local_rank, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()

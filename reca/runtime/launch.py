@@ -1,5 +1,6 @@
-"""Starting one process per device, on one host or several."""
+"""Starting training, one process per device, on one host or several, by torchelastic (the engine of ``torchrun``)."""
 
+import logging
 import os
 import shlex
 import signal
@@ -9,162 +10,117 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import IO
+from pathlib import Path
+from typing import Any
 
 from reca.config.sections import HardwareSection
 from reca.runtime.errors import UserError
 from reca.runtime.ports import free_port
-from reca.runtime.signals import GUARD, LostProcess, StopRequest, end_with_parent
+from reca.runtime.signals import GUARD, StopRequest, end_with_parent
 
-GRACE_SECONDS = 30.0
-"""Time for the other ranks when one has failed, because rank 0 may be writing a checkpoint."""
-POLL_SECONDS = 0.1
+SHUTDOWN_SECONDS = 120
+"""Time for ranks that are being stopped, because they may be writing a checkpoint."""
 STDERR_TAIL_CHARS = 10_000
 """Length of a failed rank's stderr that is printed."""
 NODE_STOP_SIGNAL = signal.SIGUSR1
 """Signal to a multi-node launcher: srun and mpirun forward it, but on SIGTERM srun kills its tasks at once."""
 RENDEZVOUS = "RECA_RENDEZVOUS"
-"""Environment variable with HOST:PORT of rank 0 of a multi-node run."""
-NODE_RANKS = ("RECA_NODE_RANK", "SLURM_NODEID", "OMPI_COMM_WORLD_RANK")
-"""Environment variables with the number of the node; the first one set counts."""
+"""Environment variable with HOST:PORT, where the nodes of a multi-node run meet."""
 
 
-def launched() -> bool:
-    """Return whether this process was started by a launcher."""
-    return "RANK" in os.environ
+def launch_all(command: Sequence[str], hardware: HardwareSection) -> int:
+    """Run a command on all devices of all nodes, and return its exit status as :func:`launch` does.
 
-
-def launch_all(command: Sequence[str], hardware: HardwareSection, independent_ranks: bool = False) -> int:
-    """Run a command on all devices of all nodes.
-
-    On one node that is :func:`launch`. For several, ``hardware.multinode_launcher`` starts the same command on each of
-    them, which comes here again and then knows its node.
-
-    Returns:
-        0, or the exit status of a process that failed.
+    For several nodes ``hardware.multinode_launcher`` starts the same command on each, which comes here again.
 
     Raises:
-        UserError: The launcher cannot be started, or does not number the nodes.
+        UserError: The launcher cannot be started.
     """
-    if hardware.nodes == 1:
-        return launch(command, hardware.processes, independent_ranks=independent_ranks)
-    if rendezvous := os.environ.get(RENDEZVOUS):
-        rank = next((os.environ[name] for name in NODE_RANKS if name in os.environ), None)
-        if rank is None:
-            raise UserError(
-                f"hardware.multinode_launcher sets none of {', '.join(NODE_RANKS)}, so a node does not know its number"
-            )
-        node = Node(int(rank), hardware.nodes, *rendezvous.rsplit(":", 1))
-        return launch(command, hardware.processes, node, independent_ranks)
+    rendezvous = os.environ.get(RENDEZVOUS)
+    if hardware.nodes == 1 or rendezvous:
+        return launch(command, hardware.processes, hardware.nodes, rendezvous)
     environment = {**os.environ, RENDEZVOUS: f"{socket.gethostname()}:{free_port()}"}
     environment.pop(GUARD, None)  # a process of this host, which only this process can watch
-    launcher = hardware.multinode_launcher.replace("{nodes}", str(hardware.nodes))
-    words = [*shlex.split(launcher), *command]
+    words = [*shlex.split(hardware.multinode_launcher.replace("{nodes}", str(hardware.nodes))), *command]
     with StopRequest() as stop:
         end_with_parent()
         try:
-            process = subprocess.Popen(words, env=environment, close_fds=False)
+            process = subprocess.Popen(words, env=environment)
         except OSError as error:
             raise UserError(f"hardware.multinode_launcher cannot be started: {words[0]}: {error.strerror}") from None
-        try:
-            _wait([process], stop, NODE_STOP_SIGNAL)
-        finally:
-            process.kill()  # no effect if it has ended
-            process.wait()
-    return process.returncode if process.returncode >= 0 else 128 - process.returncode
+        while process.poll() is None and stop.signal_number is None:
+            time.sleep(0.1)
+        if stop.signal_number is not None:
+            process.send_signal(NODE_STOP_SIGNAL)
+        return _status(process.wait())
 
 
-@dataclass(frozen=True)
-class Node:
-    """One of the hosts that share a command."""
+def launch(command: Sequence[str], processes: int, nodes: int = 1, rendezvous: str | None = None) -> int:
+    """Run a command once per rank on this node; a signal is forwarded to the ranks, once.
 
-    rank: int = 0
-    count: int = 1
-    address: str = "127.0.0.1"
-    """Address of the node with rank 0."""
-    port: str = ""
-    """Free on the node with rank 0."""
-
-
-def launch(command: Sequence[str], processes: int, node: Node | None = None, independent_ranks: bool = False) -> int:
-    """Run a command once per rank on this node.
-
-    Not accelerate's launcher: on the CPU it starts one process unless ``--multi_gpu`` is given, and it turns every
-    exit status into 1, whereas ours distinguish a user's mistake from an interruption.
+    ``torchrun`` and ``accelerate launch`` use the same engine, but make 1 of every exit status.
 
     Args:
         command: Program and arguments.
         processes: Ranks on this node.
-        node: This node; ``None`` if it is the only one.
-        independent_ranks: Ranks synchronise only at the end. When one is killed (not failed), the others then finish
-            their shares first; otherwise they are ended after :data:`GRACE_SECONDS`.
+        nodes: Hosts that share the command.
+        rendezvous: HOST:PORT where they meet; ``None`` for one host.
 
     Returns:
-        0, or the exit status of the rank that failed first.
+        0, the exit status of the rank that failed first, or 128 + signal.
     """
-    node = node or Node(port=str(free_port()))
-    shared = {"WORLD_SIZE": str(processes * node.count), "MASTER_ADDR": node.address, "MASTER_PORT": node.port}
-    with StopRequest() as stop, ExitStack() as files:
-        end_with_parent()
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std, errors
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    end_with_parent()
+    logging.disable(logging.ERROR)  # torchelastic's own account of failures; ours is below
+    with tempfile.TemporaryDirectory(prefix="reca-ranks-") as logs:
         # Only rank 0's stderr is passed through, because all ranks report the same user errors.
-        errors = [None, *(files.enter_context(tempfile.TemporaryFile()) for _ in range(1, processes))]
-        ranks = list[subprocess.Popen[bytes]]()
+        stderr = DefaultLogsSpecs(logs, tee={0: Std.ERR}, redirects=dict.fromkeys(range(1, processes), Std.ERR))
+        config = LaunchConfig(
+            nodes,
+            nodes,
+            processes,
+            stderr,
+            run_id="reca",
+            role="",
+            rdzv_backend="c10d",
+            rdzv_endpoint=rendezvous or "localhost:0",
+            max_restarts=0,
+            log_line_prefix_template="$role_name",  # that is, none
+            local_addr=socket.gethostname() if rendezvous else "127.0.0.1",
+            signals_to_handle="SIGTERM,SIGINT,SIGUSR1",
+            shutdown_timeout=SHUTDOWN_SECONDS,
+        )
         try:
-            for rank, error in enumerate(errors):
-                rank_variables = {"RANK": str(node.rank * processes + rank), "LOCAL_RANK": str(rank)}
-                # close_fds=False: every rank inherits the flow's locks on devices.
-                ranks.append(
-                    subprocess.Popen(command, env=os.environ | shared | rank_variables, stderr=error, close_fds=False)
-                )
-            # Stopped by SIGTERM, never SIGINT, which a terminal has sent to every rank already.
-            first = _wait(ranks, stop, signal.SIGTERM, independent_ranks)
-        finally:
-            for process in ranks:
-                process.kill()  # no effect if it has ended
-                process.wait()
-        if first is None:
+            elastic_launch(config, command[0])(*command[1:])
             return 0
-        status = ranks[first].returncode
-        if status < 0 and stop.signal_number is None:
-            print(f"process {first} of {processes} was killed by signal {-status}", file=sys.stderr)
-        elif status != ranks[0].returncode and (error := errors[first]) is not None:
-            print(f"process {first} of {processes} failed:\n{_tail(error)}", file=sys.stderr)
-        return status if status > 0 else 128 - status
+        except errors.ChildFailedError as error:
+            return _report(list(error.failures.values()), processes, Path(logs))
+        except Exception as error:
+            # The signal's exception may also arise in a `finally` of torchelastic, which then fails with another one.
+            stopped = error if isinstance(error, SignalException) else error.__context__
+            if not isinstance(stopped, SignalException):
+                raise
+            return 128 + (signal.SIGTERM if stopped.sigval == NODE_STOP_SIGNAL else stopped.sigval)
+        finally:
+            logging.disable(logging.NOTSET)
 
 
-def _wait(
-    ranks: Sequence[subprocess.Popen[bytes]],
-    stop: StopRequest,
-    stop_signal: signal.Signals,
-    independent_ranks: bool = False,
-) -> int | None:
-    """Wait until all have ended, or one has failed and ``GRACE_SECONDS`` are over; return the first that failed."""
-    first, deadline, forwarded = None, float("inf"), False
-    while any(process.poll() is None for process in ranks) and time.monotonic() < deadline:
-        if stop.signal_number is not None and not forwarded:
-            for process in ranks:
-                process.send_signal(stop_signal)
-            forwarded = True
-        first = _failed(ranks) if first is None else first
-        if deadline == float("inf") and any(
-            process.poll() and not (independent_ranks and _lost(process)) for process in ranks
-        ):
-            deadline = time.monotonic() + GRACE_SECONDS
-        time.sleep(POLL_SECONDS)
-    return _failed(ranks) if first is None else first
+def _report(failures: list[Any], processes: int, logs: Path) -> int:
+    """Print the words of the rank that failed first, unless rank 0 has said the same; return its exit status."""
+    # torchelastic lists later failures after it, and those that it found at the same time by rank.
+    together = [failure for failure in failures if failure.timestamp <= failures[0].timestamp + 1]
+    consequences = (-signal.SIGTERM, os.EX_TEMPFAIL)  # stopped by torchelastic; found at a barrier that a rank is gone
+    first = min(together, key=lambda failure: (failure.exitcode in consequences, failure.exitcode > 0))
+    name = f"process {first.local_rank} of {processes}"
+    words = {path.parent.name: path.read_text(errors="replace") for path in logs.rglob("stderr.log")}
+    if first.exitcode < 0:
+        print(f"{name} was killed by signal {-first.exitcode}", file=sys.stderr)
+    elif (text := words[str(first.local_rank)]) not in words["0"]:
+        print(f"{name} failed:\n{text[-STDERR_TAIL_CHARS:]}", file=sys.stderr)
+    return _status(first.exitcode)
 
 
-def _failed(ranks: Sequence[subprocess.Popen[bytes]]) -> int | None:
-    return next((rank for rank, process in enumerate(ranks) if process.poll()), None)
-
-
-def _lost(process: subprocess.Popen[bytes]) -> bool:
-    """Return whether the rank was killed, or found at a barrier that another rank was."""
-    return process.returncode is not None and (process.returncode < 0 or process.returncode == LostProcess.STATUS)
-
-
-def _tail(file: IO[bytes]) -> str:
-    file.seek(0)
-    return file.read().decode(errors="replace")[-STDERR_TAIL_CHARS:]
+def _status(returncode: int) -> int:
+    return returncode if returncode >= 0 else 128 - returncode

@@ -24,15 +24,6 @@ def end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-class LostProcess(SystemExit):
-    """Another rank has died."""
-
-    STATUS = os.EX_TEMPFAIL
-
-    def __init__(self) -> None:
-        super().__init__(self.STATUS)
-
-
 class Interrupted(SystemExit):
     """A signal has stopped the run after its last step was saved; the exit status is 128 + signal, as in a shell."""
 
