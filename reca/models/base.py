@@ -13,6 +13,7 @@ Three rules hold for all families:
 ``tests/contract`` runs over every family.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -118,6 +119,10 @@ class Sampling:
     """Second guidance weight, towards the source image of an edit; 1 disables it."""
     size: tuple[int, int] | None = None
     """Height and width in pixels, where a family keeps the shape of images; ``None``: the family's square."""
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.guidance_scale < math.inf and 0 < self.temperature < math.inf and (self.num_steps or 1) > 0):
+            raise ValueError(f"guidance_scale must be at least 0, temperature and num_steps above 0: {self}")
 
 
 @dataclass(frozen=True)

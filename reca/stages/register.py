@@ -24,7 +24,7 @@ from reca.tracking.lineage import Lineage, check_params, check_up_to_date, colle
 from reca.tracking.registry import Version
 
 MODEL, REPORT, SCORES, CURVES = "outputs/model", "outputs/report", "outputs/scores", "outputs/curves"
-REQUIREMENTS = ("mlflow", "torch", "transformers", "safetensors", "numpy", "pillow")
+REQUIREMENTS = ("mlflow", "torch", "transformers", "diffusers", "safetensors", "numpy", "pillow")
 """Packages that the registered model needs to generate images."""
 NO_CHAMPION = "there is no champion yet"
 STATE_FILE = "register.json"

@@ -1,11 +1,13 @@
 """The registered model, loaded and called like a user would: by MLflow, from another folder, in another process."""
 
+import ast
 import base64
 import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,11 @@ import mlflow
 import pytest
 import torch
 
+from reca.models.base import Sampling
+from reca.models.loading import FAMILIES
+from reca.runtime.code_digest import imported_modules, module_path
 from reca.runtime.errors import UserError
-from reca.stages.register import register
+from reca.stages.register import REQUIREMENTS, register
 
 pytestmark = pytest.mark.slow
 
@@ -77,6 +82,30 @@ def test_version_generates_with_its_own_code_from_any_folder(served: Callable[..
     assert str(project.root / "mlruns/artifacts") in answer["code"]
     (requirements,) = (project.root / "mlruns/artifacts").rglob("model*/**/requirements.txt")
     assert f"torch=={torch.__version__.split('+')[0]}" in requirements.read_text().splitlines()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_requirements_name_the_libraries_of_every_family(family: str) -> None:
+    loaded = {"reca.tracking.serving", f"reca.models.{family}.model"}
+    queue = list(loaded)
+    while queue:
+        new = imported_modules(queue.pop()) - loaded
+        loaded |= new
+        queue += new
+    trees = [ast.parse(module_path(module).read_text()) for module in loaded]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    libraries = {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"reca"}
+    distributions = packages_distributions()
+    assert {"mlflow", "torch", "transformers"} <= libraries
+    assert {name for name in libraries if set(REQUIREMENTS).isdisjoint(distributions[name])} == set()
+
+
+@pytest.mark.parametrize("params", [{"temperature": -1.0}, {"guidance_scale": float("nan")}, {"num_steps": -4}])
+def test_sampling_that_no_sampler_can_use_is_refused(params: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="must be at least 0, temperature and num_steps above 0"):
+        Sampling(**{"guidance_scale": 1.0, **params})
 
 
 def test_large_weights_are_registered_by_reference(
