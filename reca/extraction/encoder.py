@@ -2,28 +2,17 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from reca.data.embeddings import pin_memory, to_device
-from reca.data.images import resize_images
+from reca.data.images import ImageReader, resize_images
 from reca.extraction.cache import Rounding, Row, rounding
 from reca.models.base import Images, UnifiedModel
 from reca.runtime.prefetch import Prefetcher
 from reca.runtime.seeding import SampleRng
-
-
-class Reader(Protocol):
-    """The methods of :class:`reca.data.images.ImageReader` that are called here, by several threads at once."""
-
-    def size(self, image_id: str, /) -> tuple[int, int]:
-        """Return height and width of an image in pixels."""
-
-    def load(self, image_id: str, /) -> Image.Image:
-        """Return an image, upright RGB."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +21,11 @@ class Encoder:
 
     An image's values depend on the image alone, up to rounding: a batch holds images of equal shape, and the last one
     is filled up, so they are bit-equal for equal ``batch_size``, device and number of threads, in any order and on any
-    number of ranks. Other batch sizes make libraries choose other kernels, whose sums differ in the last bits.
+    number of devices. Other batch sizes make libraries choose other kernels, whose sums differ in the last bits.
     """
 
     model: UnifiedModel
-    reader: Reader
+    reader: ImageReader
     device: torch.device
     batch_size: int
     dtype: torch.dtype
