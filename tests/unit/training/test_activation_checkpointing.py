@@ -13,8 +13,12 @@ from tests.contract.test_model_family import PRESETS, dropping, load, losses
 
 pytestmark = pytest.mark.slow
 
-BFLOAT16_LOSS, BFLOAT16_DIRECTION = 0.02, 0.95
-"""How far bfloat16 may be from float32: a loss, relatively; the cosine between the gradients."""
+BFLOAT16_LOSS, BFLOAT16_DIRECTION = 0.02, 0.99
+"""How far bfloat16 may be from float32: a loss, relatively; the cosine between the gradients.
+
+Four times the largest errors that were measured with and without vector instructions: 4.9e-3 (2.5 times the unit
+roundoff, 2^-9), and 1 - cosine = 4.3e-4, which grows with the square of an error.
+"""
 
 
 def fresh(preset: str) -> UnifiedModel:
