@@ -17,7 +17,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from bench.alignment import CPU_SECONDS, measure, pooled, prepare, read_values, run_arm
+from bench.alignment import CPU_SECONDS, measure, pool_seeds, prepare, read_values, run_arm
 from reca.config import ROOT, compose
 from reca.evaluation.statistics import OVERALL, paired_delta
 from reca.runtime.files import write_json
@@ -99,11 +99,11 @@ def compare(work: Path, seeds: list[int]) -> dict[str, Any]:
             "train_cpu_seconds": [json.loads((root / CPU_SECONDS).read_text())["train"] for root in roots],
         }
         for benchmark in BENCHMARKS:
-            base = pooled([read_values(work / "base", "base", benchmark)] * len(roots))
-            aligned = pooled([read_values(root, "aligned", benchmark) for root in roots])
+            base = pool_seeds([read_values(work / "base", "base", benchmark)] * len(roots))
+            aligned = pool_seeds([read_values(root, "aligned", benchmark) for root in roots])
             entry[benchmark] = {
                 category: [round(number, 4) for number in (delta.delta, delta.low, delta.high)]
-                for category, delta in paired_delta(base, aligned).items()
+                for category, delta in paired_delta(base, aligned).by_name().items()
             }
         results["settings"][setting] = entry
     return results

@@ -1,6 +1,6 @@
 """Effect of RecA: base, RecA and two controls with the same images and compute, on prompts fixed in advance.
 
-    python -m bench.alignment --seeds 0 1
+    python -m bench.alignment --model janus_tiny --seeds 0 1
 
 All arms start from the same base and take the same number of steps on the same images:
 
@@ -10,7 +10,7 @@ All arms start from the same base and take the same number of steps on the same 
 
 900 prompts (150 in each of GenEval's six categories), 4 images each, scored once per arm and seed. Intervals:
 paired bootstrap over prompts, the seeds of an arm averaged per prompt; they do not cover the choice of base.
-The table is printed and written to bench/results/alignment.json.
+The table is printed and written to bench/results/alignment-MODEL.json.
 """
 
 import argparse
@@ -50,22 +50,24 @@ COMPARISONS = (("reca", "sparse"), ("reca", "base"), ("sparse", "base"), ("dense
 def main() -> None:
     """Run the missing arms, then compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="janus_tiny")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
-    parser.add_argument("--work", type=Path, default=ROOT / ".reca/alignment", help="folder of the arms")
+    parser.add_argument("--work", type=Path, help="folder of the arms; default: .reca/alignment/MODEL")
     parser.add_argument("--compare-only", action="store_true", help="do not train; compare existing arms")
     parser.add_argument("overrides", nargs="*", help="Hydra overrides for all arms")
     options = parser.parse_args()
-    options.work = options.work.resolve()  # links inside must not depend on the working directory
+    work = (options.work or ROOT / ".reca/alignment" / options.model).resolve()  # links inside must be absolute
+    shared = [f"model={options.model}", *PROMPTS, *options.overrides]
     if not options.compare_only:
         for seed in options.seeds:
-            data = prepare(options.work / f"seed-{seed}", [*PROMPTS, *options.overrides, f"seed={seed}"])
+            data = prepare(work / f"seed-{seed}", [*shared, f"seed={seed}"])
             for arm in options.arms:
-                overrides = [*PROMPTS, *options.overrides, f"seed={seed}", *ARMS[arm]]
-                run_arm(options.work / f"seed-{seed}" / arm, data, compose(overrides))
-        measure(options.work / "base", compose([*PROMPTS, *options.overrides]), "base")
-    results = compare(options.work, options.seeds, options.arms)
-    write_json(ROOT / "bench/results/alignment.json", results)
+                run_arm(work / f"seed-{seed}" / arm, data, compose([*shared, f"seed={seed}", *ARMS[arm]]))
+        measure(work / "base", compose(shared), "base")
+    base = weights_digest(ROOT / compose(shared).model.checkpoint)
+    results = {"model": options.model, "base": base, **compare(work, options.seeds, options.arms)}
+    write_json(ROOT / f"bench/results/alignment-{options.model}.json", results)
     print(table(results))
 
 
@@ -129,7 +131,7 @@ def pool_seeds(seeds: Sequence[Mapping[str, Mapping[str, list[float]]]]) -> Valu
 
 def compare(work: Path, seeds: Sequence[int], arms: Sequence[str]) -> dict[str, Any]:
     """Return means of all arms and paired differences, with seeds pooled and separately."""
-    results: dict[str, Any] = {"seeds": list(seeds), "base": weights_digest(ROOT / "data/bases/janus_tiny")}
+    results: dict[str, Any] = {"seeds": list(seeds)}
     for benchmark in ("scenes", "fidelity", "understanding"):
         items = {"base": [read_values(work / "base", "base", benchmark)] * len(seeds)}
         for arm in arms:
