@@ -4,8 +4,9 @@
 
 Every rank loads the same files, keeps its shard (:func:`reca.training.fsdp.shard_model`) and makes a step of AdamW.
 Counted is anonymous memory (RssAnon of /proc/self/status) beyond that after process-group initialisation; mapped files
-are shared page cache and not in it. Peaks are sampled every few milliseconds. A single rank is not sharded. JSON goes
-to bench/results/sharding.json, in MiB.
+are shared page cache and not in it. Peaks are sampled every few milliseconds. A single rank is not sharded. A last
+process saves and loads a checkpoint of 768 MiB; counted is what that takes beyond the state. JSON goes to
+bench/results/sharding.json, in MiB.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from bench.models import build
 from reca.config import ROOT
@@ -30,6 +32,7 @@ from reca.runtime.distributed import init_distributed
 from reca.runtime.files import write_json
 from reca.runtime.ports import free_port
 from reca.runtime.seeding import SampleRng
+from reca.training import checkpoint
 from reca.training.fsdp import shard_model
 from reca.training.optimizer import build_optimizer, freeze
 from reca.training.step import clip_gradients
@@ -61,6 +64,8 @@ def main() -> None:
             result["files"][name] = {str(size): run_ranks(size, measure, model) for size in SIZES}
             for size, memory in result["files"][name].items():
                 print(f"{name}, {size} processes: {memory}", flush=True)
+        (result["checkpoint"],) = run_ranks(1, measure_checkpoint, Path(folder))
+        print(f"checkpoint: {result['checkpoint']}", flush=True)
     write_json(options.output, result)
 
 
@@ -122,6 +127,31 @@ def measure(folder: Path) -> dict[str, int]:
         memory |= {"training, peak": peak[0] - before, "trained": anonymous() - before}
         distributed.barrier()
         return {name: round(value / MIB) for name, value in memory.items()}
+
+
+def measure_checkpoint(folder: Path, weight_mib: int = 16, file_bytes: int = checkpoint.FILE_BYTES) -> dict[str, int]:
+    """Measure the memory of saving and loading 16 weights and their float32 moments, beyond that of the state."""
+    checkpoint.FILE_BYTES = file_bytes
+    parameters = {str(number): nn.Parameter(torch.zeros(weight_mib, MIB // 4)) for number in range(16)}
+    optimizer = build_optimizer(parameters, (0.9, 0.95), 0.0)
+    for parameter in parameters.values():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    state = sum(value.nbytes for value in checkpoint._tensors(parameters, optimizer).values())
+    store = checkpoint.CheckpointStore(folder, "a" * 16, 1)
+    before = anonymous()
+    with track_peak() as saving:
+        store.save(1, parameters, optimizer, {}, {})
+    optimizer.state.clear()
+    empty = anonymous()
+    with track_peak() as loading:
+        saved = store.latest()
+        assert saved is not None
+        checkpoint.restore(saved, parameters, optimizer)
+    moments = state - sum(parameter.nbytes for parameter in parameters.values())
+    memory = {"state": state, "saving": saving[0] - before, "loading": loading[0] - empty - moments}
+    return {name: round(value / MIB) for name, value in memory.items()}
 
 
 def anonymous() -> int:

@@ -1,35 +1,40 @@
 """Checkpoints: one folder per step, under the fingerprint of all settings and inputs that change the weights.
 
-``<state>/checkpoints/<fingerprint>/000100/`` holds ``part-00001-of-00001.safetensors`` (the trained parameters and
-their optimizer state) and ``meta.json``. If parameters are sharded, every rank writes a part with its rows, and a run
-can resume on any number of ranks. Data order, noise and learning rate are functions of (seed, step), so they need no
-saving. A run never reads the folder of another fingerprint.
+``<state>/checkpoints/<fingerprint>/000100/`` holds the trained parameters and their optimizer state, which
+``torch.distributed.checkpoint`` writes as ``shard-<rank>-model-<file>-of-<files>.safetensors`` and reads on any number
+of ranks, and ``meta.json``, which is written last. Data order, noise and learning rate are functions of (seed, step),
+so they need no saving. A run never reads the folder of another fingerprint.
 """
 
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from reca.config import Config
 from reca.runtime.distributed import SINGLE_PROCESS, DistributedContext
 from reca.runtime.errors import UserError
-from reca.runtime.files import atomic_folder, sync, write_json
+from reca.runtime.files import atomic_folder, write_json
 from reca.runtime.hashing import file_digest, json_digest
 from reca.runtime.locks import file_lock, friendly_io_errors
-from reca.training.fsdp import local_shard, shard_like
+from reca.training.fsdp import zeros_like_rows
 
 META = "meta.json"
-PART = re.compile(r"part-\d{5}-of-\d{5}\.safetensors")
+SHARD_FILE = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
+FILE_BYTES, MAX_FILES = 2**26, 64
+"""Of a rank's files. torch makes a file in memory before it writes it, so small files keep memory flat."""
+NO_GROUP_WARNING = "torch.distributed is disabled, unavailable or uninitialized"
 WEIGHT = "weight"
 """Key prefix of the parameters; the other prefixes are the optimizer's names for its state."""
 STEP = re.compile(r"\d{6,}")
@@ -57,8 +62,9 @@ class Checkpoint:
     """One saved step."""
 
     step: int
-    parts: Sequence[Path]
-    """Files with some rows of every tensor each, in the order of the rows."""
+    folder: Path
+    tensors: Mapping[str, Any]
+    """torch's ``TensorStorageMetadata`` by ``kind/name``: size and dtype of each tensor."""
     facts: Mapping[str, Any]
     """The run's history (:class:`TrainState`)."""
 
@@ -67,7 +73,7 @@ def fingerprint(config: Config, dataset: str, base: str) -> str:
     """Return a digest (16 hex digits) of the settings and inputs that change the weights.
 
     The ``hardware`` section is left out: micro-batch size, compilation, world size and sharding change the weights only
-    by rounding (and, with ``train.optimizer_state_dtype=8bit``, by other random numbers in rounding).
+    by rounding.
 
     Args:
         config: The run's configuration.
@@ -121,7 +127,7 @@ class CheckpointStore:
     ) -> None:
         """Save a step atomically, then remove the steps beyond ``keep_checkpoints``.
 
-        Collective. Rank 0 creates the folder, and renames it to its final name when all parts are written.
+        Collective. Rank 0 creates the folder, and renames it to its final name when all files are written.
 
         Args:
             step: Optimizer steps so far.
@@ -132,21 +138,18 @@ class CheckpointStore:
             distributed: The ranks of the run.
 
         Raises:
-            UserError: The disk is full or read-only; earlier checkpoints are still there.
+            UserError: On every rank: the disk of one is full or read-only, or they do not share it. Earlier
+                checkpoints are still there.
         """
-        if not (distributed.is_main_process or distributed.sharded):
-            return
-        writers = distributed if distributed.sharded else SINGLE_PROCESS
         with friendly_io_errors(self.folder, f"the checkpoint of step {step}"), ExitStack() as stack:
             temporary = stack.enter_context(atomic_folder(self.path(step))) if distributed.is_main_process else Path()
-            part = (
-                Path(writers.broadcast(str(temporary)))
-                / f"part-{writers.rank + 1:05d}-of-{writers.world_size:05d}.safetensors"
-            )
-            save_file(_local_tensors(parameters, optimizer), part)
-            sync(part)
-            files = writers.all_gather({part.name: _identity(part)})
+            temporary = Path(distributed.broadcast(str(temporary)))
+            _write(temporary, _tensors(parameters, optimizer), distributed)
+            own_files = sorted(temporary.glob(f"shard-{distributed.rank + 1:05d}-*"))
+            files = distributed.all_gather({path.name: _identity(path) for path in own_files})
             if distributed.is_main_process:
+                if not all((temporary / name).is_file() for name in files):
+                    raise UserError(f"the processes do not share {self.folder}; paths.state must be shared")
                 meta = {"fingerprint": self.fingerprint, "step": step, "files": files, "facts": facts, "params": params}
                 write_json(temporary / META, meta)
         if distributed.is_main_process:
@@ -180,52 +183,79 @@ class CheckpointStore:
             owner, facts, files = meta["fingerprint"], meta["facts"], meta["files"]
             if owner != self.fingerprint:
                 raise CorruptCheckpoint(f"it belongs to another run ({owner})")
-            if not files or not all(PART.fullmatch(name) for name in files):
-                raise CorruptCheckpoint(f"its files ({', '.join(files)}) are not those that this version writes")
+            names = sorted({path.name for path in folder.glob("*.safetensors")} | files.keys())
+            if not files or not all(name in files and SHARD_FILE.fullmatch(name) for name in names):
+                raise CorruptCheckpoint(f"its files ({', '.join(names)}) are not those that this version writes")
             for name, identity in files.items():
                 _check(folder / name, identity)
-                with safe_open(folder / name, "pt"):  # must be readable
-                    pass
+            with _dcp() as dcp:
+                tensors = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
         except FileNotFoundError as error:
             raise CorruptCheckpoint(f"{Path(error.filename).name} is missing") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CorruptCheckpoint(f"{META} is damaged ({error!r})") from None
         except (SafetensorError, OSError) as error:
             raise CorruptCheckpoint(f"it cannot be read ({error})") from None
-        return Checkpoint(step, [folder / name for name in sorted(files)], facts)
+        return Checkpoint(step, folder, tensors, facts)
 
 
-def _local_tensors(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return this rank's rows of all parameters and their optimizer state, by ``kind/name``."""
-    tensors: dict[str, Tensor] = {}
-    for name, parameter in parameters.items():
-        for kind, value in {WEIGHT: parameter, **optimizer.state.get(parameter, {})}.items():
-            tensors[f"{kind}/{name}"] = local_shard(value)[0].cpu().contiguous()
-    return tensors
+def _tensors(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return all parameters and their optimizer state by ``kind/name``."""
+    return {
+        f"{kind}/{name}": value.detach().contiguous()
+        for name, parameter in parameters.items()
+        for kind, value in {WEIGHT: parameter, **optimizer.state.get(parameter, {})}.items()
+    }
 
 
-def restore(
-    checkpoint: Checkpoint, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, folder: Path
-) -> None:
+@contextmanager
+def _dcp() -> Iterator[Any]:
+    """Yield ``torch.distributed.checkpoint``, of which only the safetensors storage is used: it reads no pickle."""
+    from torch.distributed import checkpoint as dcp
+
+    warnings.filterwarnings("ignore", NO_GROUP_WARNING, UserWarning)
+    try:
+        yield dcp
+    except dcp.CheckpointException as error:  # a BaseException, raised on every rank, with the errors of some
+        raise next(iter(error.failures.values()))[0] from None
+
+
+def _write(folder: Path, tensors: dict[str, Tensor], distributed: DistributedContext) -> None:
+    """Write this rank's rows; of tensors that are not sharded every rank writes some."""
+    sizes = [(value.to_local() if isinstance(value, DTensor) else value).nbytes for value in tensors.values()]
+    file_bytes = max(FILE_BYTES, sum(sizes) // MAX_FILES)
+    files = {key: end // file_bytes + 1 for key, end in zip(tensors, accumulate(sizes), strict=True)}
+    with _dcp() as dcp:
+        writer = dcp.HuggingFaceStorageWriter(str(folder), files, save_distributed=True)
+        dcp.save(tensors, storage_writer=writer, no_dist=distributed.world_size == 1)
+
+
+def restore(checkpoint: Checkpoint, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
     """Load a checkpoint's weights and optimizer state in place; for sharded parameters, this rank's rows.
 
     Raises:
         UserError: The model trains other parameters, because the code has changed.
     """
-    with ExitStack() as stack:
-        stored = _Stored([stack.enter_context(safe_open(part, "pt")) for part in checkpoint.parts])
-        expected = {name: tuple(value.shape) for name, value in parameters.items()}
-        shapes = {name: stored.shape(WEIGHT, name) for name in stored.names(WEIGHT)}
-        if expected != shapes:
-            name = min(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name))
-            raise UserError(f"{folder} was written by other code: {name} differs; remove the folder and train again")
-        kinds = stored.kinds() - {WEIGHT}
-        for name, parameter in parameters.items():
-            stored.fill(parameter, WEIGHT, name)
-            optimizer.state[parameter] = {
-                kind: stored.like(parameter, kind, name) for kind in kinds if name in stored.names(kind)
-            }
-    optimizer.load_state_dict(optimizer.state_dict())  # moves the state to the optimizer's devices and types
+    expected = {f"{WEIGHT}/{name}": value.shape for name, value in parameters.items()}
+    shapes = {key: tensor.size for key, tensor in checkpoint.tensors.items() if key.startswith(f"{WEIGHT}/")}
+    if expected != shapes:
+        key = min(key for key in expected.keys() | shapes.keys() if expected.get(key) != shapes.get(key))
+        where, name = checkpoint.folder, key.removeprefix(f"{WEIGHT}/")
+        raise UserError(f"{where} was written by other code: {name} differs; remove the folder and train again")
+    tensors: dict[str, Tensor] = {}
+    for key, tensor in checkpoint.tensors.items():
+        kind, name = key.split("/", 1)
+        parameter, dtype = parameters[name], tensor.properties.dtype
+        if kind == WEIGHT:
+            tensors[key] = parameter.detach()
+            continue
+        if tensor.size:
+            value = zeros_like_rows(parameter, tensor.size[1:], dtype)
+        else:  # the step, which only torch's fused kernel wants on the device
+            value = torch.zeros((), dtype=dtype, device=parameter.device if optimizer.defaults["fused"] else None)
+        tensors[key] = optimizer.state[parameter][kind] = value
+    with _dcp() as dcp:  # without collectives, because every rank knows which rows it needs
+        dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(str(checkpoint.folder)), no_dist=True)
 
 
 def resume(
@@ -256,7 +286,7 @@ def resume(
         print(f"{store.path(checkpoint.step)} is finished, but by other code: training again", flush=True)
         checkpoint = None
     if checkpoint is not None:
-        restore(checkpoint, parameters, optimizer, store.path(checkpoint.step))
+        restore(checkpoint, parameters, optimizer)
     if distributed.is_main_process:
         store.remove(beyond=checkpoint.step if checkpoint is not None else -1)
     if checkpoint is None:
@@ -269,48 +299,6 @@ def resume(
             print("WARNING the code of training has changed since that checkpoint was written", flush=True)
             state.code.append([checkpoint.step + 1, code])
     return checkpoint.step, state
-
-
-class _Stored:
-    """Tensors ``kind/name`` whose rows are split over one or many files, read on demand."""
-
-    def __init__(self, parts: Sequence[Any]) -> None:
-        self._parts = parts
-        self._names: dict[str, set[str]] = {}
-        for key in parts[0].keys():  # noqa: SIM118 (a file, which has no iterator)
-            kind, name = key.split("/", 1)
-            self._names.setdefault(kind, set()).add(name)
-
-    def kinds(self) -> set[str]:
-        return set(self._names)
-
-    def names(self, kind: str) -> set[str]:
-        return self._names.get(kind, set())
-
-    def shape(self, kind: str, name: str) -> tuple[int, ...]:
-        shapes = [part.get_slice(f"{kind}/{name}").get_shape() for part in self._parts]
-        return (sum(shape[0] for shape in shapes), *shapes[0][1:])
-
-    def like(self, parameter: nn.Parameter, kind: str, name: str) -> Tensor:
-        """Return optimizer state of a parameter: a scalar, or a tensor with its rows that is sharded like it."""
-        stored = self._parts[0].get_slice(f"{kind}/{name}")
-        if not (shape := stored.get_shape()):
-            number: Tensor = self._parts[0].get_tensor(f"{kind}/{name}")
-            return number.clone()
-        shard = local_shard(parameter)[0]
-        state = shard_like(parameter, torch.zeros(len(shard), *shape[1:], dtype=stored[:0].dtype, device=shard.device))
-        self.fill(state, kind, name)
-        return state
-
-    def fill(self, target: Tensor, kind: str, name: str) -> None:
-        rows, first = local_shard(target)
-        end, offset = first + len(rows), 0
-        for part in self._parts:
-            stored = part.get_slice(f"{kind}/{name}")
-            low, high = max(first, offset), min(end, offset + stored.get_shape()[0])
-            if low < high:
-                rows[low - first : high - first] = stored[low - offset : high - offset]
-            offset += stored.get_shape()[0]
 
 
 def _identity(path: Path) -> dict[str, Any]:

@@ -7,13 +7,14 @@ that all code of a pass may read these weights. Frozen parameters are sharded to
 """
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import zeros as distributed_zeros
 
 from reca.models.base import UnifiedModel
 from reca.training.activation_checkpointing import blocks
@@ -99,17 +100,12 @@ def local_shard(tensor: Tensor) -> tuple[Tensor, int]:
     return shard.detach(), min(rows_per_rank * mesh.get_local_rank(), rows)
 
 
-def shard_like(parameter: Tensor, rows: Tensor) -> Tensor:
-    """Return a tensor that is sharded like a parameter, from this rank's rows.
-
-    Args:
-        parameter: Sharded or not.
-        rows: As many as :func:`local_shard` of the parameter; further dimensions are free.
-    """
+def zeros_like_rows(parameter: Tensor, row: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Return zeros with the rows of a parameter, each of shape ``row``: as many, and sharded like it."""
+    size = [*parameter.shape[:1], *row]
     if not isinstance(parameter, DTensor):
-        return rows
-    shape = torch.Size([*parameter.shape[:1], *rows.shape[1:]])
-    stride = torch.empty(shape, device="meta").stride()
-    mesh, placements = parameter.device_mesh, parameter.placements
-    sharded: Tensor = DTensor.from_local(rows, mesh, placements, run_check=False, shape=shape, stride=stride)
-    return sharded
+        return torch.zeros(size, dtype=dtype, device=parameter.device)
+    zeros: Tensor = distributed_zeros(
+        size, dtype=dtype, device_mesh=parameter.device_mesh, placements=parameter.placements
+    )
+    return zeros

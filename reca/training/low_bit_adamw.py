@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
 from reca.runtime.seeding import derive_seed
-from reca.training.fsdp import shard_like
+from reca.training.fsdp import zeros_like_rows
 
 LowBitDtype = Literal["bfloat16", "8bit"]
 StateDtype = Literal["float32", "bfloat16", "8bit"]
@@ -28,15 +28,15 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 LONGEST_BLOCK, SHORTEST_BLOCK = 256, 32
 SMALLEST = 4096
 """Parameters with fewer values, vectors, and rows that do not divide into blocks use bfloat16 instead of 8 bits."""
+DRAWN_VALUES = 2**20
+"""Random numbers of a generator: enough to be fast, and few for a rank to draw beyond its own rows."""
 
 
 class LowBitAdamW(torch.optim.AdamW):
     """AdamW with moments in few bytes, which are saved and loaded in their storage types.
 
     The random numbers of the rounding are a function of the parameter's position in the groups, the step and the row
-    within this rank's shard. So a run that resumes on as many ranks is bit-equal, and so are ranks that hold the whole
-    parameter. On another number of ranks sharded rows are rounded by other random numbers: the moments then differ by
-    up to one level, as they do between seeds.
+    of the whole parameter. So equal gradients have equal results, bit for bit, on any number of ranks, sharded or not.
 
     Args:
         groups: As for ``torch.optim.AdamW``.
@@ -86,26 +86,18 @@ class LowBitAdamW(torch.optim.AdamW):
             eps=group["eps"],
             maximize=False,
         )
-        generator = torch.Generator(values.device).manual_seed(derive_seed("moments", number, int(steps)))
         for name, moment in zip(MOMENTS, moments, strict=True):
-            for key, stored in self._quantize(name, moment, block_length(parameter), generator).items():
-                state[key] = shard_like(parameter, stored)
+            noise = uniform_rows(parameter, derive_seed("moments", number, int(steps), name))
+            for key, stored in self._quantize(name, moment, block_length(parameter), noise).items():
+                if key not in state:
+                    state[key] = zeros_like_rows(parameter, stored.shape[1:], stored.dtype)
+                _local(state[key]).copy_(stored)
 
-    def _quantize(self, name: str, moment: Tensor, block: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def _quantize(self, name: str, moment: Tensor, block: int, noise: Tensor) -> dict[str, Tensor]:
         if self._state_dtype == "bfloat16" or not block:
-            return {name: to_bfloat16(moment, generator)}
-        codes, scales = to_codes(moment.sqrt() if name == "exp_avg_sq" else moment, block, name == "exp_avg", generator)
+            return {name: to_bfloat16(moment, noise)}
+        codes, scales = to_codes(moment.sqrt() if name == "exp_avg_sq" else moment, block, name == "exp_avg", noise)
         return {name: codes, f"{name}_scale": scales}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state in its storage types: torch would convert every moment to the parameter's type."""
-        super().load_state_dict({**state_dict, "state": {}})
-        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
-        for number, state in state_dict["state"].items():
-            device = parameters[number].device
-            self.state[parameters[number]] = {
-                key: value.clone() if key == "step" else value.to(device, copy=True) for key, value in state.items()
-            }
 
 
 def block_length(parameter: Tensor) -> int:
@@ -125,21 +117,38 @@ def state_bytes(parameter: Tensor, state_dtype: StateDtype) -> int:
     return (8 if state_dtype == "float32" else 4) * length
 
 
-def to_bfloat16(values: Tensor, generator: torch.Generator) -> Tensor:
-    """Round float32 stochastically to one of the two neighbours in bfloat16."""
-    below = torch.randint(1 << 16, values.shape, generator=generator, device=values.device, dtype=torch.int32)
+def uniform_rows(parameter: Tensor, seed: int) -> Tensor:
+    """Draw from [0, 1) for this rank's rows; each :data:`DRAWN_VALUES` of the whole parameter have their own seed."""
+    result = torch.empty_like(_local(parameter), dtype=torch.float32, memory_format=torch.contiguous_format)
+    flat, row = result.view(-1), parameter.shape[1:].numel()
+    first = parameter.__create_chunk_list__()[0].offsets[0] * row if isinstance(parameter, DTensor) else 0
+    last = first + len(flat)
+    for start in range(first // DRAWN_VALUES * DRAWN_VALUES, last, DRAWN_VALUES):
+        generator = torch.Generator(result.device).manual_seed(derive_seed(seed, start))
+        count = min(DRAWN_VALUES, parameter.numel() - start)
+        low, high = max(first, start), min(last, start + count)
+        drawn = torch.rand(count, generator=generator, device=result.device)
+        flat[low - first : high - first] = drawn[low - start : high - start]
+    return result
+
+
+def to_bfloat16(values: Tensor, noise: Tensor) -> Tensor:
+    """Round float32 stochastically, by noise from [0, 1), to one of the two neighbours in bfloat16."""
+    below = (noise * (1 << 16)).int()
     return ((values.view(torch.int32) + below) & -(1 << 16)).view(torch.float32).bfloat16()
 
 
-def to_codes(values: Tensor, block: int, signed: bool, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Round values (R, ...) stochastically to levels: uint8 codes (R, ...) and float32 scales (R, blocks)."""
+def to_codes(values: Tensor, block: int, signed: bool, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Round values (R, ...) stochastically, by noise from [0, 1): uint8 codes (R, ...), float32 scales (R, blocks)."""
     table = levels(signed, values.device)
     blocks = values.flatten(1).unflatten(1, (-1, block))
     scales = blocks.abs().amax(-1)
     shares = blocks / scales.clamp(min=torch.finfo(torch.float32).tiny)[..., None]
     upper = torch.bucketize(shares, table, out_int32=True).clamp_(1, len(table) - 1)
     low, high = table[upper - 1], table[upper]
-    rises = torch.rand(shares.shape, generator=generator, device=values.device) < (shares - low) / (high - low)
+    if not signed:  # roots, whose squares are to be right on average
+        shares, low, high = shares.square(), low.square(), high.square()
+    rises = noise.view_as(shares) < (shares - low) / (high - low)
     return (upper - 1 + rises).to(torch.uint8).view(values.shape), scales
 
 

@@ -132,7 +132,7 @@ def test_run_stopped_after_every_step_is_bit_equal(
     assert [
         path for path in weights if (tmp_path / "interrupted" / path).read_bytes() != (root / path).read_bytes()
     ] == []
-    (saved,) = (tmp_path / "interrupted/.reca/checkpoints").glob("*/000004/part-*.safetensors")
+    (saved,) = (tmp_path / "interrupted/.reca/checkpoints").glob("*/000004/shard-*.safetensors")
     assert all(".lora_" in name for name in load_file(saved)) == (adapter != "null")
     base = {path.relative_to(root / "base") for path in (root / "base").rglob("*") if path.is_file()}
     written = {

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 import reca.runtime.files
-import reca.training.checkpoint
 from reca.cli import main
 from reca.models.loading import FAMILIES
 from reca.runtime.ports import free_port
@@ -55,7 +54,7 @@ def start_slowly(stage: str, root: Path) -> BaseProcess:
 def _slow_stage(stage: str, root: Path) -> None:
     os.chdir(root)
     torch.set_num_threads(1)
-    reca.runtime.files.sync = reca.training.checkpoint.sync = _slowed(reca.runtime.files.sync)
+    reca.runtime.files.sync = _slowed(reca.runtime.files.sync)
     CurveFile.add = _slowed(CurveFile.add)  # type: ignore[method-assign]
     sys.exit(main([stage]))
 

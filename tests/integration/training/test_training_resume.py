@@ -59,7 +59,7 @@ def test_resume_is_bit_equal_after_four_kinds_of_interruption(project, straight:
     project.kill_when("train", lambda: project.recorded() >= 5)
     assert project.steps() == ["000003"]
 
-    project.kill_when("train", lambda: any(project.checkpoints.glob(".000006.*/part-*")))
+    project.kill_when("train", lambda: any(project.checkpoints.glob(".000006.*/shard-*")))
     assert project.steps() == ["000003"]
 
     child = project.start("train", slowly=True)
@@ -102,7 +102,7 @@ def test_resume_is_bit_equal_with_low_bit_moments(project, state_dtype: str, mon
     interrupt_at(monkeypatch, 2)
     with pytest.raises(Interrupted):
         train(project.config, project.root)
-    saved = load_file(project.checkpoints / "000002/part-00001-of-00001.safetensors")
+    saved = load_file(project.checkpoints / "000002/shard-00001-model-00001-of-00001.safetensors")
     stored = {value.dtype for key, value in saved.items() if key.startswith("exp_avg")}
     assert stored == {torch.bfloat16} | ({torch.uint8, torch.float32} if state_dtype == "8bit" else set())
     train(project.config, project.root)
@@ -115,7 +115,7 @@ def test_resume_skips_a_corrupt_checkpoint(
     interrupt_at(monkeypatch, 7)
     with pytest.raises(Interrupted):
         train(project.config, project.root)
-    torn = project.checkpoints / "000007" / "part-00001-of-00001.safetensors"
+    torn = project.checkpoints / "000007" / "shard-00001-model-00001-of-00001.safetensors"
     torn.write_bytes(torn.read_bytes()[:-1])
     train(project.config, project.root)
     output = capsys.readouterr().out

@@ -114,7 +114,10 @@ def test_sharded_training_equals_replicated_for_every_family(preset: str, templa
     _train(replicated.root)
     assert ranks(2, _train, sharded.root) == [0, 0]
     assert_same(sharded, replicated)
-    assert parts(sharded, 2) == ["part-00001-of-00002.safetensors", "part-00002-of-00002.safetensors"]
+    assert parts(sharded, 2) == [
+        "shard-00001-model-00001-of-00001.safetensors",
+        "shard-00002-model-00001-of-00001.safetensors",
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import resource
 import shutil
 import signal
@@ -12,15 +13,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
+from bench.sharding import measure_checkpoint, run_ranks
 from reca.config import Config, compose
 from reca.runtime.errors import UserError
 from reca.runtime.hashing import file_digest
 from reca.training.checkpoint import META, CheckpointStore, fingerprint, restore
 from reca.training.optimizer import build_optimizer
 
-PART = "part-00001-of-00001.safetensors"
+SHARD = "shard-00001-model-00001-of-00001.safetensors"
 
 
 @pytest.fixture
@@ -55,7 +58,7 @@ def test_what_was_saved_comes_back(tmp_path: Path, network: dict[str, nn.Paramet
     assert (checkpoint.step, checkpoint.facts) == (3, {"seconds": 1.5})
     other = {name: nn.Parameter(torch.zeros_like(value)) for name, value in network.items()}
     fresh = build_optimizer(other, (0.9, 0.95), 0.01)
-    restore(checkpoint, other, fresh, tmp_path)
+    restore(checkpoint, other, fresh)
     assert all(torch.equal(other[name], value) for name, value in network.items())
     for name, value in network.items():
         for key, state in optimizer.state[value].items():
@@ -112,10 +115,10 @@ DAMAGE = {
     "half a meta": lambda folder: _truncate(folder / META),
     "other meta": lambda folder: (folder / META).write_text("[]"),
     "no files in meta": lambda folder: _rename(folder, {}),
-    "another version's files": lambda folder: _rename(folder, {PART: "model.safetensors"}),
-    "no tensors": lambda folder: (folder / PART).unlink(),
-    "truncated tensors": lambda folder: _truncate(folder / PART),
-    "flipped bit in the tensors": lambda folder: _flip(folder / PART),
+    "another version's files": lambda folder: _rename(folder, {SHARD: "part-00001-of-00001.safetensors"}),
+    "no tensors": lambda folder: (folder / SHARD).unlink(),
+    "truncated tensors": lambda folder: _truncate(folder / SHARD),
+    "flipped bit in the tensors": lambda folder: _flip(folder / SHARD),
     "empty folder": lambda folder: [path.unlink() for path in folder.iterdir()],
 }
 
@@ -134,33 +137,74 @@ def test_torn_checkpoint_is_passed_over_aloud(
 
 def test_nothing_whole_means_nothing(tmp_path: Path, network: dict[str, nn.Parameter]) -> None:
     save(checkpoints := store(tmp_path), network, 10)
-    _truncate(checkpoints.path(10) / PART)
+    _truncate(checkpoints.path(10) / SHARD)
     assert checkpoints.latest() is None
 
 
-def test_a_pickle_that_runs_code_is_not_loaded(tmp_path: Path, network: dict[str, nn.Parameter]) -> None:
-    """Only tensors are read, even with a matching hash."""
+def _replace(folder: Path, state: object) -> None:
+    """Put a pickle in place of the tensors, with a matching hash."""
+    torch.save(state, folder / SHARD)
+    meta = json.loads((folder / META).read_text())
+    meta["files"][SHARD] = {"size": (folder / SHARD).stat().st_size, "sha256": file_digest(folder / SHARD)}
+    (folder / META).write_text(json.dumps(meta))
 
+
+POISON = {
+    ".metadata": (2, lambda folder, state: (folder / ".metadata").write_bytes(pickle.dumps(state))),
+    "a shard of the pickle format": (2, lambda folder, state: torch.save(state, folder / "__0_0.distcp")),
+    "optimizer.bin": (2, lambda folder, state: torch.save(state, folder / "optimizer.bin")),
+    "one more file of tensors": (1, lambda folder, state: torch.save(state, folder / f"more-{SHARD}")),
+    "in place of the tensors": (1, _replace),
+}
+"""Where a pickle is put, and the step that is still found."""
+
+
+@pytest.mark.parametrize(("step", "poison"), POISON.values(), ids=POISON.keys())
+def test_a_pickle_anywhere_in_a_checkpoint_runs_nothing(
+    tmp_path: Path, network: dict[str, nn.Parameter], step: int, poison
+) -> None:
     class Evil:
         def __reduce__(self):
             return (os.mkdir, (str(tmp_path / "owned"),))
 
     save(checkpoints := store(tmp_path), network, 1, 2)
-    folder = checkpoints.path(2)
-    torch.save({"state": Evil()}, folder / PART)
-    meta = json.loads((folder / META).read_text())
-    meta["files"][PART] = {"size": (folder / PART).stat().st_size, "sha256": file_digest(folder / PART)}
-    (folder / META).write_text(json.dumps(meta))
+    poison(checkpoints.path(2), {"state": Evil()})
     checkpoint = checkpoints.latest()
     assert checkpoint is not None
-    assert checkpoint.step == 1
+    assert checkpoint.step == step
+    restore(checkpoint, network, build_optimizer(network, (0.9, 0.95), 0.01))
     assert not (tmp_path / "owned").exists()
+
+
+def test_one_process_needs_no_process_group(tmp_path: Path, network: dict[str, nn.Parameter]) -> None:
+    save(checkpoints := store(tmp_path), network, 1)
+    checkpoint = checkpoints.latest()
+    assert checkpoint is not None
+    restore(checkpoint, network, build_optimizer(network, (0.9, 0.95), 0.01))
+    assert not torch.distributed.is_initialized()
+
+
+def test_large_state_is_split_over_files(
+    tmp_path: Path, network: dict[str, nn.Parameter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch makes a whole file in memory; the largest tensor here has 256 bytes."""
+    monkeypatch.setattr("reca.training.checkpoint.FILE_BYTES", 300)
+    save(checkpoints := store(tmp_path), network, 1)
+    checkpoint = checkpoints.latest()
+    assert checkpoint is not None
+    files = list(checkpoint.folder.glob("*.safetensors"))
+    contents = [sum(value.nbytes for value in load_file(path).values()) for path in files]
+    assert len(files) > 2
+    assert max(contents) < 300 + 256
+    other = {name: nn.Parameter(torch.zeros_like(value)) for name, value in network.items()}
+    restore(checkpoint, other, build_optimizer(other, (0.9, 0.95), 0.01))
+    assert all(torch.equal(other[name], value) for name, value in network.items())
 
 
 def test_leftovers_of_a_killed_save_are_cleaned(tmp_path: Path, network: dict[str, nn.Parameter]) -> None:
     save(checkpoints := store(tmp_path), network, 1)
     (checkpoints.folder / ".000002.abcdef").mkdir()
-    (checkpoints.folder / ".000002.abcdef" / PART).write_bytes(b"half")
+    (checkpoints.folder / ".000002.abcdef" / SHARD).write_bytes(b"half")
     assert checkpoints.steps() == [1]
     checkpoints.clean()
     assert [path.name for path in checkpoints.folder.iterdir()] == ["000001"]
@@ -172,7 +216,15 @@ def test_other_parameters_are_refused(tmp_path: Path, network: dict[str, nn.Para
     assert checkpoint is not None
     fewer = dict(list(network.items())[:-1])
     with pytest.raises(UserError, match=r"written by other code: 1\.bias differs; remove the folder"):
-        restore(checkpoint, fewer, build_optimizer(fewer, (0.9, 0.95), 0), checkpoints.path(1))
+        restore(checkpoint, fewer, build_optimizer(fewer, (0.9, 0.95), 0))
+
+
+def test_saving_and_loading_copy_a_file_not_the_state(tmp_path: Path) -> None:
+    """A state of 192 MiB in files of 16 MiB: memory beyond the state, in a process of its own."""
+    (memory,) = run_ranks(1, measure_checkpoint, tmp_path, 4, 2**24)
+    assert memory["state"] == 192
+    assert memory["saving"] < 48
+    assert memory["loading"] < 16
 
 
 # -- fingerprint --------------------------------------------------------------------------------------------------
