@@ -30,7 +30,8 @@ import torch
 from bench.models import build
 from bench.sizes import FAMILIES
 from bench.steps import Trainer, environment_info, make_batch, time_call
-from reca.models.base import Sampling, UnifiedModel
+from reca.models.base import UnifiedModel
+from reca.models.sampling import Sampling
 from reca.runtime.files import write_json
 from reca.runtime.seeding import SampleRng
 

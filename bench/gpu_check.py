@@ -34,7 +34,8 @@ import torch
 from bench.models import build, full_float32
 from bench.sizes import FAMILIES
 from bench.steps import BenchBatch, make_batch
-from reca.models.base import Dialogue, Loss, Sampling, Semantic, Target, UnifiedModel
+from reca.models.base import Dialogue, Loss, Semantic, Target, UnifiedModel
+from reca.models.sampling import Sampling
 from reca.runtime.seeding import SampleRng
 from reca.training.compile import compile_blocks, enable_flex_attention
 

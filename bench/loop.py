@@ -38,7 +38,8 @@ from reca.config import ROOT, Config, compose
 from reca.data.embeddings import Embeddings
 from reca.models.base import Semantic, Target, UnifiedModel
 from reca.models.loading import base_folder, load_base
-from reca.runtime.distributed import SINGLE_PROCESS, configure_device
+from reca.runtime.device import configure_device
+from reca.runtime.distributed import SINGLE_PROCESS
 from reca.runtime.files import write_json
 from reca.runtime.signals import StopRequest
 from reca.stages import extract as extract_stage

@@ -108,12 +108,12 @@ def write_model(folder: Path, layers: int, dtype: torch.dtype) -> None:
 
 def measure(folder: Path) -> dict[str, int]:
     """Measure this rank's memory."""
-    with init_distributed(CPU, sharded=True) as distributed:
+    with init_distributed(CPU) as distributed:
         before = anonymous()
         with track_peak() as peak:
-            model = load_model("janus", folder, OPTIONS, None if distributed.sharded else CPU)
-            if distributed.sharded:
-                shard_model(model, CPU)
+            model = load_model("janus", folder, OPTIONS, None if distributed.world_size > 1 else CPU)
+            if distributed.world_size > 1:
+                shard_model(model, CPU, distributed.mesh_shape("all"))
         memory = {"whole": sum(value.numel() * 4 for value in model.parameters()), "loading, peak": peak[0] - before}
         memory["loaded"] = anonymous() - before
         parameters = freeze(model, set(model.trainable()))

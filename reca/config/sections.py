@@ -283,9 +283,9 @@ class HardwareSection(Section):
     ray: str | None = Field(pattern=r"^(local|.+:\d+)$")
     """Devices of extraction, generation and scoring: ``local`` starts Ray on this host, HOST:PORT joins a cluster;
     ``None``: one device, without Ray."""
-    shard: bool
-    """Shard trained and frozen parameters over the training processes (FSDP2) instead of replicating them; no
-    effect on a single process."""
+    shard: Literal["none", "host", "all"]
+    """Training processes over which all parameters are sharded (FSDP2): none, every process then has the whole model;
+    those of a host, which replicates it across hosts (HSDP); or all. No effect on a single process."""
     micro_batch_size: PositiveInt
     """Images per forward pass in training and extraction."""
     generate_batch_size: PositiveInt

@@ -16,8 +16,8 @@ from typing import Any, Self
 from PIL import Image
 
 from reca.config import Config
-from reca.data.image_formats import signature
-from reca.data.images import BadImage, decode
+from reca.data.image_formats import BadImage, signature
+from reca.data.images import decode
 from reca.runtime.errors import UserError
 from reca.runtime.hashing import file_digest
 from reca.runtime.seeding import derive_seed

@@ -17,6 +17,21 @@ SIGNATURES = {
 HEIC = re.compile(rb"....ftyp(heic|heix|hevc|mif1|msf1)", re.DOTALL)
 
 
+class BadImage(Exception):
+    """Bytes that are not a usable image.
+
+    Args:
+        reason: A slug to count by: ``empty``, ``not-an-image``, ``unsupported``, ``too-many-pixels``, ``too-small``,
+            ``truncated`` or ``broken``.
+        detail: A sentence for people, the same on every machine.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
 def signature(data: bytes) -> str | None:
     """Return the format that the first bytes of a file announce, or ``None``."""
     for pattern, kind in SIGNATURES.items():

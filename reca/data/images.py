@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
-from reca.data.image_formats import FORMATS, HEIC, damage_reason, signature
+from reca.data.image_formats import FORMATS, HEIC, BadImage, damage_reason, signature
 from reca.data.manifest import Split, read_manifest, repair_hint
 from reca.runtime.errors import UserError
 
@@ -18,21 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from reca.data.resize import Resize
-
-
-class BadImage(Exception):
-    """Bytes that are not a usable image.
-
-    Args:
-        reason: A slug to count by: ``empty``, ``not-an-image``, ``unsupported``, ``too-many-pixels``, ``too-small``,
-            ``truncated`` or ``broken``.
-        detail: A sentence for people, the same on every machine.
-    """
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
 
 
 class ImageReader:

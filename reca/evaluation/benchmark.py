@@ -23,7 +23,8 @@ from reca.runtime.errors import UserError
 from reca.runtime.files import write_text
 
 if TYPE_CHECKING:
-    from reca.models.base import Sampling, UnifiedModel
+    from reca.models.base import UnifiedModel
+    from reca.models.sampling import Sampling
 
 ModelVariant = Literal["base", "aligned"]
 """The two models of a run."""

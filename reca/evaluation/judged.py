@@ -25,7 +25,8 @@ from reca.runtime.errors import UserError
 from reca.runtime.seeding import derive_seed
 
 if TYPE_CHECKING:
-    from reca.models.base import Sampling, UnifiedModel
+    from reca.models.base import UnifiedModel
+    from reca.models.sampling import Sampling
 
 S = TypeVar("S", bound=JudgedBenchmarkSettings)
 

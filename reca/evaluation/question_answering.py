@@ -40,7 +40,8 @@ from reca.runtime.files import atomic_folder, write_text
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from reca.models.base import Sampling, UnifiedModel
+    from reca.models.base import UnifiedModel
+    from reca.models.sampling import Sampling
 
 TABLE = "questions.jsonl"
 IMAGE_COLUMNS = ("image", "image_1")
@@ -127,7 +128,8 @@ class QuestionSet(Benchmark):
         return [{**row, "answer": answer} for row, answer in zip(rows, answers, strict=True)]
 
     def _image(self, row: Row) -> "Image":
-        from reca.data.images import BadImage, decode
+        from reca.data.image_formats import BadImage
+        from reca.data.images import decode
 
         try:
             return pad_to_square(decode((self._folder / row["image"]).read_bytes()))

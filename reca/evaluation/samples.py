@@ -10,15 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from reca.data.image_formats import signature
-from reca.data.images import BadImage, decode
+from reca.data.image_formats import BadImage, signature
+from reca.data.images import decode
 from reca.runtime.errors import UserError
 from reca.runtime.files import write_text
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from reca.models.base import Sampling, UnifiedModel
+    from reca.models.base import UnifiedModel
+    from reca.models.sampling import Sampling
 
 MANIFEST = "manifest.jsonl"
 FORMATS = ("PNG", "JPEG", "WEBP")

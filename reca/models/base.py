@@ -13,7 +13,6 @@ Three rules hold for all families:
 ``tests/contract`` runs over every family.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 
 from reca.data.embeddings import PackedTensor
 from reca.data.resize import Resize
+from reca.models.sampling import Sampling
 from reca.runtime.seeding import SampleRng
 
 Cacheable = Literal["semantic", "target"]
@@ -104,25 +104,6 @@ class Loss:
         """Sum over the targets and their number, (2,) float64, detached; micro-batches add up to the global batch."""
         value = self.value.detach().double()
         return torch.stack([value * self.n_targets, torch.full_like(value, self.n_targets)])
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Settings of image generation, under the names that diffusers uses."""
-
-    guidance_scale: float
-    """Weight of classifier-free guidance; 1 disables it."""
-    temperature: float = 1.0
-    num_steps: int | None = None
-    """Sampler steps; ``None``: the family's default. Autoregressive families ignore it."""
-    image_guidance_scale: float = 1.0
-    """Second guidance weight, towards the source image of an edit; 1 disables it."""
-    size: tuple[int, int] | None = None
-    """Height and width in pixels, where a family keeps the shape of images; ``None``: the family's square."""
-
-    def __post_init__(self) -> None:
-        if not (0 <= self.guidance_scale < math.inf and 0 < self.temperature < math.inf and (self.num_steps or 1) > 0):
-            raise ValueError(f"guidance_scale must be at least 0, temperature and num_steps above 0: {self}")
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,30 @@
-"""Sampling that all families share: classifier-free guidance and greedy decoding."""
+"""Sampling that all families share: its settings, classifier-free guidance and greedy decoding."""
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Settings of image generation, under the names that diffusers uses."""
+
+    guidance_scale: float
+    """Weight of classifier-free guidance; 1 disables it."""
+    temperature: float = 1.0
+    num_steps: int | None = None
+    """Sampler steps; ``None``: the family's default. Autoregressive families ignore it."""
+    image_guidance_scale: float = 1.0
+    """Second guidance weight, towards the source image of an edit; 1 disables it."""
+    size: tuple[int, int] | None = None
+    """Height and width in pixels, where a family keeps the shape of images; ``None``: the family's square."""
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.guidance_scale < math.inf and 0 < self.temperature < math.inf and (self.num_steps or 1) > 0):
+            raise ValueError(f"guidance_scale must be at least 0, temperature and num_steps above 0: {self}")
 
 
 def classifier_free_guidance(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:

@@ -21,7 +21,7 @@ from reca.config.evaluate import PUBLISHED, sampling_settings
 from reca.evaluation.benchmark import Benchmark, load_benchmark
 from reca.evaluation.early_stopping import decide, shuffle_prompts
 from reca.evaluation.samples import Row, read_manifest, row_key
-from reca.runtime.distributed import choose_device
+from reca.runtime.device import choose_device
 from reca.runtime.errors import UserError
 from reca.runtime.files import write_json
 from reca.runtime.hashing import file_digest, json_digest, weights_digest

@@ -21,7 +21,7 @@ from reca.extraction.encoder import Encoder
 from reca.extraction.writer import EmbeddingsWriter, write_index
 from reca.models.loading import base_digest, base_folder, load_encoders
 from reca.runtime.code_digest import code_digest
-from reca.runtime.distributed import configure_device
+from reca.runtime.device import configure_device
 from reca.runtime.fan_out import fan_out
 from reca.runtime.files import atomic_folder
 from reca.runtime.hashing import file_digest, json_digest

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from reca.config import Config
 from reca.evaluation.benchmark import Benchmark, load_benchmark
 from reca.evaluation.samples import Row, row_key, write_manifest
-from reca.runtime.distributed import choose_device
+from reca.runtime.device import choose_device
 from reca.runtime.errors import UserError
 from reca.runtime.fan_out import fan_out
 from reca.runtime.files import atomic_folder, write_json
@@ -141,7 +141,7 @@ def make_batch(bench: Benchmark, model: "UnifiedModel", batch: Sequence[Row], co
     """Make some samples in ``state``; their index is written last, so samples with an index are complete."""
     import torch
 
-    from reca.models.base import Sampling
+    from reca.models.sampling import Sampling
 
     state.mkdir(parents=True, exist_ok=True)
     with torch.inference_mode():

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from reca.config import CollagesData, Config, ScenesData
-from reca.data.images import BadImage
+from reca.data.image_formats import BadImage
 from reca.data.manifest import assign_split, ensure_one_held_out, write_manifest
 from reca.data.shards import DecodedImage, ShardWriter, TempImageStore
 from reca.data.sources import open_source

@@ -12,7 +12,8 @@ from reca.data.embeddings import Embeddings
 from reca.data.manifest import MANIFEST, read_manifest
 from reca.models.base import UnifiedModel
 from reca.models.loading import base_digest, base_folder, load_base
-from reca.runtime.distributed import DistributedContext, configure_device, init_distributed
+from reca.runtime.device import configure_device
+from reca.runtime.distributed import DistributedContext, init_distributed
 from reca.runtime.errors import UserError
 from reca.runtime.files import atomic_folder, write_json
 from reca.runtime.hashing import checkpoint_digests, file_digest
@@ -53,7 +54,7 @@ def train(config: Config, root: Path) -> None:
     """
     end_with_parent()
     device = configure_device(config.hardware.device, config.hardware.threads)
-    with StopRequest() as stop, init_distributed(device, config.hardware.shard) as distributed:
+    with StopRequest() as stop, init_distributed(device) as distributed:
         mixture = _mixture(config)
         base = base_folder(config.model.checkpoint, root)
         read_manifest(root / DATASET, ["id"])
@@ -104,8 +105,8 @@ def _load_model(
     if config.hardware.gradient_checkpointing:
         checkpoint_blocks(model)
     bf16 = bf16_safe_parameters(model) if config.train.precision == "bfloat16" else []
-    if distributed.sharded:
-        shard_model(model, device, bf16)
+    if distributed.world_size > 1:
+        shard_model(model, device, distributed.mesh_shape(config.hardware.shard), bf16)
     else:
         move_to(model, device, bf16)
     return model

@@ -52,7 +52,7 @@ class TextToImageModel(PythonModel):
             Base64 of PNG bytes, in the order of the prompts. The same prompt and seed give the same image in any
             batch.
         """
-        from reca.models.base import Sampling
+        from reca.models.sampling import Sampling
         from reca.runtime.seeding import SampleRng, derive_seed
 
         parameters = {**self._settings["sampling"], **(params or {})}

@@ -1,9 +1,11 @@
-"""Fully sharded data parallelism (FSDP2, arXiv 2304.11277).
+"""Data parallelism over a device mesh (replicas, ranks of a replica), by FSDP2 (arXiv 2304.11277).
 
-Every rank keeps some rows of every parameter, its gradient and its optimizer state. A block is gathered for its
-forward and backward pass. The parameters outside the blocks (embeddings, heads, last norms, position tables) form one
-more unit, which is gathered at the first call of :data:`FORWARD_METHODS` and kept until the backward pass ends, so
-that all code of a pass may read these weights. Frozen parameters are sharded too, and need no gradient reduction.
+(N, 1) replicates the model as DDP does, (1, N) shards it over all ranks, (hosts, ranks per host) shards it inside a
+host and replicates it across hosts (HSDP). Every rank keeps some rows of every parameter, its gradient and its
+optimizer state; with (N, 1) these are all rows. A block is gathered for its forward and backward pass. The parameters
+outside the blocks (embeddings, heads, last norms, position tables) form one more unit, which is gathered at the first
+call of :data:`FORWARD_METHODS` and kept until the backward pass ends, so that all code of a pass may read these
+weights. Frozen parameters are sharded too, and need no gradient reduction.
 """
 
 import warnings
@@ -32,8 +34,10 @@ VIEW_WARNING = "FSDP2-wrapped module .* returned a view tensor"
 """torch warns of results that are views, because changing one in place would lose a hook. Ours are not changed."""
 
 
-def shard_model(model: UnifiedModel, device: torch.device, bf16: Iterable[str] = ()) -> None:
-    """Shard every parameter over the default process group, in place and on the rank's device.
+def shard_model(
+    model: UnifiedModel, device: torch.device, mesh_shape: tuple[int, int], bf16: Iterable[str] = ()
+) -> None:
+    """Shard every parameter over the ranks, in place and on the rank's device.
 
     Collective. Parameter names stay the same, the parameters are new objects. The model is sharded unit by unit: if it
     was loaded as views of its files, a rank allocates no more than its rows and one unit.
@@ -41,12 +45,13 @@ def shard_model(model: UnifiedModel, device: torch.device, bf16: Iterable[str] =
     Args:
         model: Not sharded, on the CPU or the device.
         device: Of the shards.
+        mesh_shape: See :meth:`reca.runtime.distributed.DistributedContext.mesh_shape`.
         bf16: As for :func:`reca.training.precision.move_to`; a unit may mix types as long as its trained parameters
             have one.
     """
     bf16_parameters = {model.get_parameter(name) for name in bf16}
     warnings.filterwarnings("ignore", VIEW_WARNING, UserWarning)
-    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    mesh = init_device_mesh(device.type, mesh_shape, mesh_dim_names=("replicate", "shard"))
     for unit in (*blocks(model), model):
         for tensor in _tensors(unit):
             tensor.data = to_storage_dtype(tensor.data, tensor in bf16_parameters)
@@ -88,16 +93,6 @@ def gather_parameters(model: nn.Module, keep: bool) -> None:
                 full = parameter.full_tensor().detach()
                 full_parameters[parameter] = nn.Parameter(full.cpu(), requires_grad=False) if keep else parameter
             setattr(module, name, full_parameters[parameter])
-
-
-def local_shard(tensor: Tensor) -> tuple[Tensor, int]:
-    """Return this rank's rows of a tensor, as a view, and the index of the first; all rows if it is not sharded."""
-    if not isinstance(tensor, DTensor):
-        return tensor.detach(), 0
-    rows, mesh = tensor.shape[0], tensor.device_mesh
-    rows_per_rank = -(-rows // mesh.size())  # as torch.chunk does: the last ranks may have fewer rows, or none
-    shard: Tensor = tensor.to_local()
-    return shard.detach(), min(rows_per_rank * mesh.get_local_rank(), rows)
 
 
 def zeros_like_rows(parameter: Tensor, row: Sequence[int], dtype: torch.dtype) -> Tensor:

@@ -53,13 +53,11 @@ def split_micro_batches(
 ) -> list[MicroBatch]:
     """Return this rank's micro-batches of at most ``size`` samples.
 
-    Sharded parameters are gathered by collectives in every forward pass, so all ranks then need equally many
+    Gradients, and sharded parameters, pass through collectives in every pass, so all ranks need equally many
     micro-batches: a rank with fewer samples pads with a sample of another rank, whose loss does not count.
     """
     shard = distributed.shard(ids)
     micro_batches = [MicroBatch(kind, noise_key, shard[start : start + size]) for start in range(0, len(shard), size)]
-    if not distributed.sharded:
-        return micro_batches
     largest_shard = -(-len(ids) // distributed.world_size)
     padding = -(-largest_shard // size) - len(micro_batches)
     return micro_batches + [MicroBatch(kind, noise_key, ids[:1], is_padding=True)] * padding
@@ -91,11 +89,7 @@ class EpochSampler:
 
     def step(self, step: int, size: int) -> list[str]:
         """Return the ``size`` ids of a step; steps count from 1."""
-        return self.take((step - 1) * size, size)
-
-    def take(self, start: int, count: int) -> list[str]:
-        """Return elements ``start`` to ``start + count`` of the stream."""
-        positions = (divmod(position, len(self._ids)) for position in range(start, start + count))
+        positions = (divmod(position, len(self._ids)) for position in range((step - 1) * size, step * size))
         return [self._ids[self._order(epoch)[index]] for epoch, index in positions]
 
     def _permutation(self, epoch: int) -> NDArray[np.int64]:

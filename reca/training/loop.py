@@ -102,7 +102,7 @@ def held_out_losses(run: Run, loader: MicroBatchLoader) -> dict[Kind, float]:
         sums = torch.zeros(2, dtype=torch.float64, device=run.data.device)
         for batch in batches:
             sums += compute_loss(run.model, batch, run.autocast).sums
-        total, n_targets = run.distributed.all_reduce_(sums).tolist()
+        total, n_targets = run.distributed.all_reduce(sums).tolist()
         losses[kind] = total / n_targets
     set_training_mode(run.model)
     return losses

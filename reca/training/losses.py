@@ -53,7 +53,7 @@ class TrainingBatch:
     dialogues: Sequence[Dialogue] = ()
     """Questions and answers for understanding."""
     is_padding: bool = False
-    """``True`` if the batch only takes part in the collectives of sharded parameters, and must not count."""
+    """``True`` if the batch only takes part in the collectives of a pass, and must not count."""
 
     def pin_memory(self, device: torch.device) -> Self:
         """Return the batch in page-locked memory if ``device`` is a GPU."""

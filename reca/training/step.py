@@ -2,14 +2,15 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
-from typing import Literal, Protocol, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from reca.config import TrainSection
@@ -18,7 +19,7 @@ from reca.runtime.distributed import SINGLE_PROCESS, DistributedContext
 from reca.runtime.errors import UserError
 from reca.runtime.seeding import derive_seed
 from reca.runtime.signals import StopRequest
-from reca.training.loader import MicroBatchLoader, TrainingData
+from reca.training.loader import LossBatches, MicroBatchLoader, TrainingData
 from reca.training.losses import Kind, compute_loss
 
 SPIKE_FACTOR = 10.0
@@ -28,7 +29,6 @@ SPIKE_WINDOW = 50
 """Steps of the running median."""
 MIN_SPIKE_STEPS = 20
 """Steps before the median means anything."""
-Item = TypeVar("Item", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,13 @@ def train_step(
     torch.manual_seed(derive_seed(run.seed, "train", step, *([distributed.rank] if distributed.rank else [])))
     optimizer.zero_grad(set_to_none=True)
     loss_of = partial(compute_loss, run.model, autocast=run.autocast)
-    means: dict[Kind, Tensor] = {}
+    means, trained = dict[Kind, Tensor](), list(parameters.values())
     for kind, batches in loader.step(step).items():
-        means[kind] = accumulate(list(parameters.values()), batches, loss_weights[kind], loss_of, distributed)
-    stop_requested = distributed.all_reduce_gradients(list(parameters.values()), stop.signal_number is not None)
+        means[kind] = accumulate(run.model, trained, batches, loss_weights[kind], loss_of, distributed)
     norm = clip_gradients(parameters.values(), settings.max_grad_norm)
+    stop_requests = distributed.all_reduce(norm.new_tensor(stop.signal_number is not None, dtype=torch.float64))
     # One device sync for all numbers of the step, because the guard must see them before the weights move.
-    *values, grad_norm = torch.stack([*means.values(), norm.double()]).tolist()
+    *values, grad_norm, stops = torch.stack([*means.values(), norm.double(), stop_requests]).tolist()
     losses = dict(zip(means, values, strict=True))
     loss = sum(loss_weights[kind] * value for kind, value in losses.items())
     guard.check(step, loss, grad_norm)
@@ -95,29 +95,23 @@ def train_step(
     set_learning_rate(optimizer, rate)
     optimizer.step()
     row = {"step": step, "loss": loss, **{f"loss_{kind}": value for kind, value in losses.items()}}
-    return row | {"learning_rate": rate, "grad_norm": grad_norm}, stop_requested
-
-
-class SizedIterable(Protocol[Item]):
-    """Anything with a length that can be iterated over once."""
-
-    def __len__(self) -> int: ...
-    def __iter__(self) -> Iterator[Item]: ...
+    return row | {"learning_rate": rate, "grad_norm": grad_norm}, stops > 0
 
 
 def accumulate(
+    model: nn.Module,
     parameters: Sequence[nn.Parameter],
-    batches: SizedIterable[Item],
+    batches: LossBatches | Sequence[Any],
     loss_weight: float,
-    loss_of: Callable[[Item], Loss],
+    loss_of: Callable[[Any], Loss],
     distributed: DistributedContext = SINGLE_PROCESS,
 ) -> Tensor:
     """Add ``loss_weight`` times the gradient of the mean loss over all targets of all ranks' batches.
 
     The number of targets is known only after the last batch (answers differ in length, masks are random), so the
-    gradients of the batches are summed apart from earlier ones and divided at the end. A rank, which may have no
-    batch, adds its own summands only: :meth:`DistributedContext.all_reduce_gradients` completes the sum, for all
-    losses at once.
+    gradients of the batches are summed apart from earlier ones and divided at the end. Over several ranks FSDP sums
+    them in the backward pass (:mod:`reca.training.fsdp`); replicas only in that of the last batch, in one message.
+    While FSDP has gathered a unit, ``model.parameters()`` are other objects, so the trained ones are given.
 
     Returns:
         The mean loss, float64 on the device, without a device sync.
@@ -131,11 +125,15 @@ def accumulate(
     for parameter in parameters:
         parameter.grad = None
     sums = torch.zeros(2, dtype=torch.float64, device=parameters[0].device)
-    for batch in batches:
+    first = parameters[0]
+    is_replica = isinstance(first, DTensor) and first.device_mesh.shape[-1] == 1
+    for number, batch in enumerate(batches, 1):
+        if is_replica and isinstance(model, FSDPModule):  # not for shards, which would have to keep whole gradients
+            model.set_requires_gradient_sync(number == len(batches))
         loss = loss_of(batch)
         (loss.value * loss.n_targets).backward()
         sums += loss.sums
-    total, n_targets = distributed.all_reduce_(sums)
+    total, n_targets = distributed.all_reduce(sums)
     for parameter, previous_grad in zip(parameters, previous_grads, strict=True):
         if parameter.grad is None:
             parameter.grad = previous_grad

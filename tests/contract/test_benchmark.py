@@ -12,7 +12,8 @@ from reca.config import ROOT, Config, compose
 from reca.config.evaluate import BENCHMARKS
 from reca.evaluation.benchmark import Benchmark, Scores, load_benchmark, read_items, read_scores
 from reca.evaluation.samples import Row, row_key
-from reca.models.base import ImageSpec, Sampling, Semantic
+from reca.models.base import ImageSpec, Semantic
+from reca.models.sampling import Sampling
 from reca.runtime.hashing import file_digest
 from reca.runtime.seeding import SampleRng
 from reca.stages.score import measure

@@ -19,9 +19,10 @@ from torch.utils._pytree import tree_leaves
 from reca.config import ROOT, compose
 from reca.data.images import square_tensor
 from reca.data.synthetic.scenes import render, sample_scene
-from reca.models.base import Dialogue, Loss, Sampling, Semantic, UnifiedModel
+from reca.models.base import Dialogue, Loss, Semantic, UnifiedModel
 from reca.models.harmon.dropout import SampleDropout
 from reca.models.loading import load_model
+from reca.models.sampling import Sampling
 from reca.runtime.seeding import SampleRng
 
 PRESETS = sorted(path.stem for path in (ROOT / "conf/model").glob("*_tiny.yaml"))

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from reca.models.bagel.model import Bagel
-from reca.models.base import Dialogue, Loss, Sampling, Semantic, Target
+from reca.models.base import Dialogue, Loss, Semantic, Target
+from reca.models.sampling import Sampling
 from reca.runtime.seeding import SampleRng
 from tools.tiny_bases import bagel_tiny
 

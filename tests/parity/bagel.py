@@ -32,7 +32,7 @@ from reca.models.bagel.sampling import (
     squared_errors,
 )
 from reca.models.bagel.vision import unpatchify
-from reca.models.base import Sampling
+from reca.models.sampling import Sampling
 from reca.models.weights import read_weights
 from tests.parity.comparison import EMBEDDING, LOSS, THROUGH_VAE, RecordedRng, Recording, options_of, relative_error
 

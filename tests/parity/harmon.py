@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reca.models.base import Sampling, Target
+from reca.models.base import Target
 from reca.models.harmon.checkpoint import load_network
 from reca.models.harmon.diffusion_head import TRAINING_STEPS, NoiseSchedule
 from reca.models.harmon.mar import mask_first
 from reca.models.harmon.model import ChatTurn, Harmon
+from reca.models.sampling import Sampling
 from tests.parity.comparison import LOSS, THROUGH_VAE, RecordedRng, Recording, options_of
 from tests.parity.tokens import unpadded
 

@@ -15,8 +15,9 @@ from torch import Tensor
 from transformers import JanusForConditionalGeneration
 from transformers.utils import logging as transformers_logging
 
-from reca.models.base import Sampling, Target
+from reca.models.base import Target
 from reca.models.janus.model import BOI, IMAGE, Janus, read_config
+from reca.models.sampling import Sampling
 from reca.runtime.seeding import SampleRng
 from tests.parity.comparison import EMBEDDING, LOSS, THROUGH_VAE, Recording, options_of
 from tests.parity.tokens import RecordedTokenizer, prompts, unpadded

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from transformers.initialization import no_init_weights
 
-from reca.models.base import Loss, Sampling, Target
+from reca.models.base import Loss, Target
 from reca.models.openuni.checkpoint import read_checkpoint
 from reca.models.openuni.model import IMAGE, NUM_STEPS, OpenUni
 from reca.models.openuni.network import VISION, OpenUniNetwork
 from reca.models.openuni.vision_language import names_to_official
+from reca.models.sampling import Sampling
 from reca.models.weights import load_strictly
 from reca.runtime.seeding import SampleRng
 from tests.parity.comparison import EMBEDDING, LOSS, THROUGH_VAE, RecordedRng, Recording, options_of, relative_error

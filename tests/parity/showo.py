@@ -19,7 +19,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from reca.models.base import Sampling, Semantic, Target
+from reca.models.base import Semantic, Target
+from reca.models.sampling import Sampling
 from reca.models.showo.model import Showo
 from reca.models.showo.sampling import random_mask
 from reca.models.showo.sequence import FEATURE_ID, TokenBatch, generation_sequences, reconstruction_sequences

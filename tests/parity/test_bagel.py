@@ -13,8 +13,9 @@ from reca.data.resize import Resize
 from reca.models.bagel.model import Bagel
 from reca.models.bagel.network import BagelNetwork, Markers, Sizes
 from reca.models.bagel.sampling import fit
-from reca.models.base import Dialogue, Loss, Sampling, Semantic
+from reca.models.base import Dialogue, Loss, Semantic
 from reca.models.loading import load_model
+from reca.models.sampling import Sampling
 from reca.models.weights import write_weights
 from reca.runtime.seeding import SampleRng
 from tests.parity import bagel

@@ -10,13 +10,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from reca.models.autoencoder_kl import Kl16Sizes, to_official, to_stock
-from reca.models.base import Dialogue, Sampling, Semantic, Target, UnifiedModel
+from reca.models.base import Dialogue, Semantic, Target, UnifiedModel
 from reca.models.harmon.checkpoint import complete_mar_config
 from reca.models.harmon.diffusion_head import cosine_betas, spaced_steps
 from reca.models.harmon.mar import VisibleTokens, mask_first, mask_ratios, unmasking_schedule
 from reca.models.harmon.model import Harmon
 from reca.models.harmon.network import HarmonNetwork
 from reca.models.loading import load_model
+from reca.models.sampling import Sampling
 from reca.models.weights import write_weights
 from reca.runtime.seeding import SampleRng
 from tests.parity.comparison import options_of

@@ -8,10 +8,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from reca.models.base import Dialogue, Sampling, UnifiedModel
+from reca.models.base import Dialogue, UnifiedModel
 from reca.models.loading import load_model
 from reca.models.openuni.model import OpenUni
 from reca.models.openuni.network import OpenUniNetwork
+from reca.models.sampling import Sampling
 from reca.models.weights import write_weights
 from reca.runtime.seeding import SampleRng
 from tests.parity.comparison import options_of

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel, PhiConfig
 
-from reca.models.base import Dialogue, Loss, Sampling, Semantic
+from reca.models.base import Dialogue, Loss, Semantic
 from reca.models.loading import load_model
+from reca.models.sampling import Sampling
 from reca.models.showo.autoencoder import Magvit, MagvitSizes
 from reca.models.showo.checkpoint import ShowoParts, build_vocabulary, empty_phi, empty_projector
 from reca.models.showo.model import Showo

@@ -17,6 +17,7 @@ import torch
 from reca.config import Config
 from reca.models.base import UnifiedModel
 from reca.models.loading import load_base
+from reca.runtime.distributed import DistributedContext
 from reca.runtime.errors import UserError
 from reca.training.losses import KINDS
 from reca.training.mixture import build_mixture
@@ -78,8 +79,8 @@ def forecast(config: Config, root: Path) -> Forecast:
         step = estimate_step(model, build_plan(config, names))
     except ValueError as error:
         raise UserError(f"this configuration cannot be run: {error}") from None
-    shards = config.hardware.devices if config.hardware.shard else 1
-    step = shard_step(step, shards)
+    ranks = DistributedContext(world_size=config.hardware.devices, ranks_per_host=config.hardware.processes)
+    step = shard_step(step, *ranks.mesh_shape(config.hardware.shard))
     room = None if device is None else USABLE_FRACTION * device.memory
     fits = None if room is None else max(step.peak, step.extract_peak) <= room
     seconds, assumptions = _seconds(config, root, step, device)
@@ -177,12 +178,14 @@ def build_plan(config: Config, bf16_parameters: frozenset[str]) -> Plan:
     )
 
 
-def shard_step(step: Step, shards: int) -> Step:
-    """Divide weights, gradients and moments over ranks (FSDP2), which gather two units at a time.
+def shard_step(step: Step, replicas: int, shards: int) -> Step:
+    """Divide weights, gradients and moments over a replica's ranks (FSDP2), which gather two units at a time.
+
+    Where there is one rank per replica, the units are copies of its weights.
 
     ``extract`` is not sharded. This has not been compared with a measurement.
     """
-    if shards == 1:
+    if replicas * shards == 1:
         return step
     shares = {name: -(-getattr(step, name) // shards) for name in ("weights", "gradients", "moments")}
     return replace(step, activations=step.activations + 2 * step.largest_unit, **shares)
@@ -211,8 +214,8 @@ def suggest_changes(config: Config, step: Step, room: float) -> tuple[str, ...]:
         )
         if config.train.adapter is None:
             suggestions.append("train.adapter='{rank: 64, alpha: 128}': gradients and moments of adapters only")
-        if not hardware.shard:
-            suggestions.append("hardware.shard=true with hardware.processes=N: each device stores an N-th of these")
+        if hardware.shard == "none":
+            suggestions.append("hardware.shard=all with hardware.processes=N: each device stores an N-th of these")
     return tuple(suggestions)
 
 

@@ -98,7 +98,7 @@ class Step:
 class FakeProcessGroup(DistributedContext):
     """A process group of equal ranks without communication."""
 
-    def all_reduce_(self, values: Tensor) -> Tensor:
+    def all_reduce(self, values: Tensor) -> Tensor:
         """Return the values unchanged."""
         return values
 
@@ -135,7 +135,7 @@ def measure_step(model: UnifiedModel, plan: Plan) -> Step:
     optimizer = build_optimizer(parameters, plan.betas, plan.weight_decay, no_weight_decay=model.no_weight_decay)
     with live:
         moments = _init_moments(parameters, optimizer)
-        flops = {kind: _run_loss(live, peaks, parameters, inputs, plan, kind) for kind in plan.mixture.kinds}
+        flops = {kind: _run_loss(live, peaks, model, inputs, plan, kind) for kind in plan.mixture.kinds}
         if not plan.fused:
             live.restart()
             nn.utils.clip_grad_norm_(parameters.values(), 1.0)
@@ -198,7 +198,7 @@ def _init_moments(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim
 def _run_loss(
     live: LiveBytes,
     peaks: dict[str, int],
-    parameters: Mapping[str, nn.Parameter],
+    model: UnifiedModel,
     inputs: "_Inputs",
     plan: Plan,
     kind: Kind,
@@ -211,7 +211,8 @@ def _run_loss(
     live.restart()
     work = partial(
         accumulate,
-        list(parameters.values()),
+        model,
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
         micro_batches,
         plan.mixture.loss_weights[kind],
         partial(inputs.loss, kind),

@@ -11,7 +11,7 @@ from PIL import Image
 from reca.evaluation.benchmark import Judge
 from reca.evaluation.judges import local_models
 from reca.evaluation.samples import Row, UnreadableSample, read_image
-from reca.runtime.distributed import choose_device
+from reca.runtime.device import choose_device
 from reca.runtime.errors import UserError
 
 if TYPE_CHECKING:

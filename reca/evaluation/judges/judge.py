@@ -12,7 +12,7 @@ from reca.evaluation.benchmark import Judge
 from reca.evaluation.judges.client import Backoff, Endpoint, ask, estimate
 from reca.evaluation.judges.reply_cache import Reply, ReplyFile
 from reca.evaluation.judges.requests import FREE, CostEstimate, JudgeSampling, Prices, Request, check_keys, fingerprint
-from reca.runtime.distributed import choose_device
+from reca.runtime.device import choose_device
 from reca.runtime.errors import UserError
 from reca.runtime.progress import Progress
 

@@ -41,11 +41,11 @@ from reca.models.base import (
     ImageEditor,
     ImageSpec,
     Loss,
-    Sampling,
     Semantic,
     Target,
     UnifiedModel,
 )
+from reca.models.sampling import Sampling
 from reca.runtime.files import atomic_folder
 from reca.runtime.seeding import SampleRng, derive_seed
 

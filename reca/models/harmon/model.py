@@ -22,22 +22,12 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer
 from transformers.cache_utils import DynamicCache
 
-from reca.models.base import (
-    RECONSTRUCTION_PROMPT,
-    Cacheable,
-    Dialogue,
-    ImageSpec,
-    Loss,
-    Sampling,
-    Semantic,
-    Target,
-    UnifiedModel,
-)
+from reca.models.base import RECONSTRUCTION_PROMPT, Cacheable, Dialogue, ImageSpec, Loss, Semantic, Target, UnifiedModel
 from reca.models.harmon.checkpoint import load_network
 from reca.models.harmon.diffusion_head import TRAINING_STEPS
 from reca.models.harmon.mar import VisibleTokens, gather_tokens, mask_first, random_mask, unmasking_schedule
 from reca.models.harmon.network import CLASS_EMBEDDING, HarmonNetwork, Prefix
-from reca.models.sampling import greedy_decode
+from reca.models.sampling import Sampling, greedy_decode
 from reca.models.tokens import IGNORE_INDEX, masked_indices, next_token_loss
 from reca.models.weights import write_weights
 from reca.runtime.files import atomic_folder, write_json

@@ -32,18 +32,8 @@ from transformers import AutoTokenizer, JanusConfig, JanusForConditionalGenerati
 from transformers.cache_utils import DynamicCache
 from transformers.utils import logging as transformers_logging
 
-from reca.models.base import (
-    RECONSTRUCTION_PROMPT,
-    Cacheable,
-    Dialogue,
-    ImageSpec,
-    Loss,
-    Sampling,
-    Semantic,
-    Target,
-    UnifiedModel,
-)
-from reca.models.sampling import classifier_free_guidance, greedy_decode
+from reca.models.base import RECONSTRUCTION_PROMPT, Cacheable, Dialogue, ImageSpec, Loss, Semantic, Target, UnifiedModel
+from reca.models.sampling import Sampling, classifier_free_guidance, greedy_decode
 from reca.models.tokens import last_tokens_mask, next_token_loss, pad_token_ids
 from reca.models.weights import read_weights
 from reca.runtime.files import atomic_folder

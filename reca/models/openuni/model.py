@@ -20,20 +20,10 @@ from transformers import AutoTokenizer
 from transformers.cache_utils import DynamicCache
 from transformers.initialization import no_init_weights
 
-from reca.models.base import (
-    RECONSTRUCTION_PROMPT,
-    Cacheable,
-    Dialogue,
-    ImageSpec,
-    Loss,
-    Sampling,
-    Semantic,
-    Target,
-    UnifiedModel,
-)
+from reca.models.base import RECONSTRUCTION_PROMPT, Cacheable, Dialogue, ImageSpec, Loss, Semantic, Target, UnifiedModel
 from reca.models.openuni.checkpoint import read_checkpoint
 from reca.models.openuni.network import OpenUniNetwork
-from reca.models.sampling import greedy_decode
+from reca.models.sampling import Sampling, greedy_decode
 from reca.models.tokens import last_tokens_mask, next_token_loss, pad_token_ids
 from reca.models.weights import load_strictly, write_weights
 from reca.runtime.files import atomic_folder

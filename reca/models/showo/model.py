@@ -23,18 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from reca.models.base import (
-    RECONSTRUCTION_PROMPT,
-    Cacheable,
-    Dialogue,
-    ImageSpec,
-    Loss,
-    Sampling,
-    Semantic,
-    Target,
-    UnifiedModel,
-)
-from reca.models.sampling import classifier_free_guidance, greedy_decode
+from reca.models.base import RECONSTRUCTION_PROMPT, Cacheable, Dialogue, ImageSpec, Loss, Semantic, Target, UnifiedModel
+from reca.models.sampling import Sampling, classifier_free_guidance, greedy_decode
 from reca.models.showo.checkpoint import ShowoParts, read_checkpoint, write_checkpoint
 from reca.models.showo.sampling import random_mask, sample_codes
 from reca.models.showo.sequence import (

@@ -10,7 +10,8 @@ from reca.evaluation.samples import Row, UnreadableSample, draw_samples, read_im
 from reca.runtime.seeding import derive_seed
 
 if TYPE_CHECKING:
-    from reca.models.base import Sampling, UnifiedModel
+    from reca.models.base import UnifiedModel
+    from reca.models.sampling import Sampling
 
 
 class ToyBenchmark(Benchmark):

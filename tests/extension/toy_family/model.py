@@ -16,11 +16,11 @@ from reca.models.base import (
     Images,
     ImageSpec,
     Loss,
-    Sampling,
     Semantic,
     Target,
     UnifiedModel,
 )
+from reca.models.sampling import Sampling
 from reca.models.weights import load_strictly, read_json, read_weights, write_weights
 from reca.runtime.files import atomic_folder, write_text
 from reca.runtime.seeding import SampleRng, derive_seed

@@ -23,11 +23,11 @@ MODELS = [f"reca.models.{family}.model" for family in FAMILIES]
 SERVER.set_forkserver_preload([__name__, *MODELS, "pyarrow.dataset", "torch._inductor.config"])
 
 
-def ranks(size: int, function, *arguments) -> list[int | None]:
-    """Run a function on ``size`` ranks; returns their exit statuses."""
+def ranks(size: int, function, *arguments, hosts: int = 1) -> list[int | None]:
+    """Run a function on ``size`` ranks, which count as those of ``hosts`` hosts; returns their exit statuses."""
     port = free_port()
     started: list[BaseProcess] = [
-        SERVER.Process(target=_as_rank, args=(rank, size, port, function, *arguments)) for rank in range(size)
+        SERVER.Process(target=_as_rank, args=(rank, size, hosts, port, function, *arguments)) for rank in range(size)
     ]
     for process in started:
         process.start()
@@ -37,8 +37,9 @@ def ranks(size: int, function, *arguments) -> list[int | None]:
     return [process.exitcode for process in started]
 
 
-def _as_rank(rank: int, size: int, port: int, function, *arguments) -> None:
-    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+def _as_rank(rank: int, size: int, hosts: int, port: int, function, *arguments) -> None:
+    variables = {"RANK": rank, "LOCAL_RANK": rank % (size // hosts), "WORLD_SIZE": size}
+    variables |= {"LOCAL_WORLD_SIZE": size // hosts, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in variables.items()}
     torch.set_num_threads(1)
     function(*arguments)

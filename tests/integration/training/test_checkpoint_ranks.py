@@ -1,5 +1,6 @@
 """Checkpoints that several ranks write together: read by any number of ranks, and refused by all if one fails."""
 
+import math
 import os
 import resource
 from collections.abc import Iterator, Mapping
@@ -32,8 +33,10 @@ from tests.integration.training.ranks import ranks
 CPU = torch.device("cpu")
 STATE_DTYPES: tuple[StateDtype, ...] = get_args(StateDtype)
 MODELS = ("full", "adapters", "odd")
-LAYOUTS = {"four": 4, "two": 2, "two replicated": 2, "one": 1}
-"""Ranks that save; the parameters are sharded unless said otherwise."""
+Mesh = tuple[int, int]
+LAYOUTS: dict[str, Mesh] = {"two hosts of two": (2, 2), "two": (1, 2), "two replicated": (2, 1), "one": (1, 1)}
+"""Meshes (replicas, ranks of a replica) that save."""
+READERS: tuple[Mesh, ...] = ((1, 4), (2, 1), (1, 1))
 ODD_SHAPES = ((3, 2048), (5, 8), (1, 4), (7,), (130, 64, 1, 1))
 """Fewer rows than ranks, uneven rows, vectors, convolutions."""
 
@@ -48,20 +51,20 @@ class Odd(nn.Module):
         self.values = nn.ParameterList([torch.zeros(shape) for shape in ODD_SHAPES])
 
 
-def network(kind: str, sharded: bool) -> dict[str, nn.Parameter]:
+def network(kind: str, mesh: Mesh) -> dict[str, nn.Parameter]:
     """The trained parameters, on which a test steps without a forward pass."""
     if kind == "odd":
         model: nn.Module = Odd()
-        if sharded:
-            fully_shard(model, mesh=init_device_mesh("cpu", (torch.distributed.get_world_size(),)))
+        if mesh != (1, 1):
+            fully_shard(model, mesh=init_device_mesh("cpu", mesh, mesh_dim_names=("replicate", "shard")))
         return dict(model.named_parameters())
     model = load("janus_tiny")
     if kind == "adapters":
         from reca.training.lora import adapt
 
         adapt(model, compose(["train.adapter={rank: 4, alpha: 8}"]).train.adapter, 0)
-    if sharded:
-        shard_model(model, CPU)
+    if mesh != (1, 1):
+        shard_model(model, CPU, mesh)
     return freeze(model, set(model.trainable()))
 
 
@@ -89,7 +92,7 @@ def take_step(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Opt
 def write_straight(folder: Path) -> None:
     """Write the states after two and after three steps on one process."""
     for kind, state_dtype in product(MODELS, STATE_DTYPES):
-        parameters = network(kind, sharded=False)
+        parameters = network(kind, (1, 1))
         optimizer = built(parameters, state_dtype)
         for step in (1, 2, 3):
             take_step(parameters, optimizer, step)
@@ -111,9 +114,9 @@ def assert_equal(
 
 def group(size: int, port: str) -> Iterator[DistributedContext]:
     """Join a group of the first ranks."""
-    os.environ |= {"WORLD_SIZE": str(size), "MASTER_PORT": port}
+    os.environ |= {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_PORT": port}
     if int(os.environ["RANK"]) < size:
-        with init_distributed(CPU, sharded=True) as distributed:
+        with init_distributed(CPU) as distributed:
             yield distributed
 
 
@@ -125,18 +128,18 @@ def _save_and_read(folder: Path, ports: list[str]) -> None:
     """Each layout saves, then each world size reads what each layout has saved, and takes the next step."""
     low_bit_adamw.DRAWN_VALUES, checkpoint.FILE_BYTES = DRAWN_VALUES, FILE_BYTES
     waiting = iter(ports)
-    for layout, size in LAYOUTS.items():
-        for distributed in group(size, next(waiting)):
+    for layout, mesh in LAYOUTS.items():
+        for distributed in group(math.prod(mesh), next(waiting)):
             for kind, state_dtype in product(MODELS, STATE_DTYPES):
-                parameters = network(kind, sharded=layout in ("four", "two"))
+                parameters = network(kind, mesh)
                 optimizer = built(parameters, state_dtype)
                 for step in (1, 2):
                     take_step(parameters, optimizer, step)
                 store(folder, layout, kind, state_dtype).save(2, parameters, optimizer, {}, {}, distributed)
-    for size in (4, 2, 1):
-        for _ in group(size, next(waiting)):
+    for mesh in READERS:
+        for distributed in group(math.prod(mesh), next(waiting)):
             for kind in MODELS:
-                parameters = network(kind, sharded=size > 1)
+                parameters = network(kind, mesh)
                 for state_dtype, layout in product(STATE_DTYPES, LAYOUTS):
                     optimizer = built(parameters, state_dtype)
                     saved = store(folder, layout, kind, state_dtype).latest()
@@ -147,20 +150,21 @@ def _save_and_read(folder: Path, ports: list[str]) -> None:
                             take_step(parameters, optimizer, step)
                         expected = safetensors.torch.load_file(folder / f"{kind}-{state_dtype}-{step}")
                         assert_equal(parameters, optimizer, expected)
+            distributed.barrier()  # rank 0 keeps the address book with which others make the groups of a mesh
 
 
 def test_any_world_size_reads_what_any_other_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights, every kind of optimizer state and the next step are those of one process, bit for bit."""
     monkeypatch.setattr(low_bit_adamw, "DRAWN_VALUES", DRAWN_VALUES)
     write_straight(tmp_path)
-    ports = [str(free_port()) for _ in range(len(LAYOUTS) + 3)]
+    ports = [str(free_port()) for _ in range(len(LAYOUTS) + len(READERS))]
     assert ranks(4, _save_and_read, tmp_path, ports) == [0] * 4
-    for layout, size in LAYOUTS.items():
+    for layout, mesh in LAYOUTS.items():
         folders = list((tmp_path / layout).glob("*/checkpoints/*/000002"))
         assert len(folders) == len(MODELS) * len(STATE_DTYPES)
         for folder in folders:
             names = [path.name for path in folder.iterdir() if path.name != "meta.json"]
-            assert {name.split("-")[1] for name in names} <= {f"{rank + 1:05d}" for rank in range(size)}
+            assert {name.split("-")[1] for name in names} <= {f"{rank + 1:05d}" for rank in range(math.prod(mesh))}
             assert all(name.endswith(".safetensors") for name in names)
 
 
@@ -177,7 +181,7 @@ def broken(*_: object, **__: object) -> bytes:
 def _fail_on_rank_1(folder: Path, failure: str) -> None:
     """Save on two ranks, of which one cannot write; then save again."""
     parameters: dict[str, Any] = {"weight": nn.Parameter(torch.zeros(400, 1000))}
-    with init_distributed(CPU, sharded=True) as distributed:
+    with init_distributed(CPU) as distributed:
         module = nn.ParameterDict(parameters)
         fully_shard(module, mesh=init_device_mesh("cpu", (2,)))
         parameters = dict(module.named_parameters())

@@ -1,24 +1,32 @@
 """Training on several ranks equals training on one, also after a resume on another number of ranks."""
 
+import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from reca.config import Config
+from reca.config import Config, compose
+from reca.models.base import Loss, UnifiedModel
 from reca.runtime.distributed import init_distributed
+from reca.runtime.ports import free_port
 from reca.stages.result import read_result
 from reca.stages.train import train
+from reca.training.fsdp import shard_model
 from reca.training.loader import TrainingData
-from tests.integration.training.conftest import poisoned
+from reca.training.step import accumulate
+from tests.integration.training.conftest import TrainingProject, poisoned
 from tests.integration.training.ranks import CHILD_SECONDS, ranks
 
 pytestmark = pytest.mark.slow
 
-SPEED = "images_per_second"
+STEPS = ("train.max_steps=20",)
 
 
 def _stage(stage, root: Path) -> None:
@@ -30,7 +38,7 @@ def alone(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run on one process."""
     root = tmp_path_factory.mktemp("alone") / "project"
     shutil.copytree(template, root)
-    train(Config.load(root / "params.yaml"), root)
+    train(TrainingProject(root, compose()).configure(*STEPS), root)
     return root
 
 
@@ -45,16 +53,30 @@ def same_curves(alone: Path, project) -> None:
             )
 
 
-@pytest.mark.parametrize("size", [2, 4])
-def test_curves_equal_those_of_one_process(project, alone: Path, size: int) -> None:
+@pytest.mark.parametrize(
+    ("shard", "mesh"), [("none", (2, 1)), ("none", (4, 1)), ("all", (1, 2)), ("host", (2, 2))], ids=str
+)
+def test_curves_equal_those_of_one_process(project, alone: Path, shard: str, mesh: tuple[int, int]) -> None:
     """With four ranks and two dialogues a step, two ranks have no sample of that loss."""
-    assert ranks(size, _stage, train, project.root) == [0] * size
+    project.configure(*STEPS, f"hardware.shard={shard}")
+    replicas, per_replica = mesh
+    size = replicas * per_replica
+    assert ranks(size, _stage, train, project.root, hosts=replicas if shard == "host" else 1) == [0] * size
     same_curves(alone, project)
-    assert project.steps() == ["000006", "000008"]
+    assert project.steps() == ["000018", "000020"]
     expected = type(project)(alone, project.config).weights()
     rate = project.config.train.learning_rate
     for name, value in project.weights().items():  # Adam makes whole steps of gradients that are only rounding
         assert torch.allclose(value, expected[name], rtol=1e-3, atol=rate / 10), name
+
+
+def test_accelerate_launches_training_too(project, alone: Path) -> None:
+    project.configure(*STEPS)
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launcher += ["--main_process_port", str(free_port()), "--mixed_precision", "no", "-m", "reca", "train"]
+    subprocess.run(launcher, cwd=project.root, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
+    same_curves(alone, project)
+    assert list((project.checkpoints / "000020").glob("shard-00002-*")), "two processes wrote the checkpoint"
 
 
 def test_adapters_are_equal_on_every_rank(project) -> None:
@@ -68,7 +90,7 @@ def test_adapters_are_equal_on_every_rank(project) -> None:
 
 def test_run_stopped_on_two_ranks_resumes_on_three_and_one(project, alone: Path) -> None:
     """The real command, stopped as by the flow; resumed on three ranks, then on one."""
-    project.configure("hardware.processes=2", "train.save_every=100")
+    project.configure(*STEPS, "hardware.processes=2", "train.save_every=100")
     child = project.start("train")
     project.wait_for(lambda: project.recorded() >= 1, lambda: child.poll() is None)
     os.killpg(child.pid, signal.SIGTERM)
@@ -109,25 +131,88 @@ def _train_poisoned(root: Path) -> None:
     _stage(train, root)
 
 
-def test_all_reduced_gradients_are_bit_equal_on_every_rank(tmp_path: Path) -> None:
-    assert ranks(4, _add_up, tmp_path) == [0] * 4
-    results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(4)]
-    gradients = [torch.randn(1000, generator=torch.Generator().manual_seed(rank)) for rank in range(4)]
-    for everywhere, by_the_last, by_none, stop_requested in results:
-        assert torch.equal(everywhere, results[0][0])
-        assert torch.allclose(everywhere, sum(gradients, torch.zeros(1000)), atol=1e-5)
-        assert torch.equal(by_the_last, gradients[3])
-        assert by_none is None
-        assert stop_requested == [False, True]
+def test_two_cpu_ranks_are_two(tmp_path: Path) -> None:
+    """accelerate's state takes every CPU process for the only one, unless it is told to use the CPU."""
+    assert ranks(2, _use_collectives, tmp_path) == [0, 0]
+    results = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert [result.pop("rank") for result in results] == [0, 1]
+    assert [result.pop("share") for result in results] == [["a", "c"], ["b"]]
+    shared = {"world_size": 2, "sum": [1.0, 2.5], "broadcast": "from 0", "all_gather": {"0": [0], "1": [1]}}
+    assert results == [shared, shared]
 
 
-def _add_up(folder: Path) -> None:
+def _use_collectives(folder: Path) -> None:
     with init_distributed(torch.device("cpu")) as distributed:
-        everywhere, by_the_last, by_none = (torch.nn.Parameter(torch.zeros(1000)) for _ in range(3))
-        gradient = torch.randn(1000, generator=torch.Generator().manual_seed(distributed.rank))
-        everywhere.grad = gradient.clone()
-        if distributed.rank == 3:
-            by_the_last.grad = gradient.clone()
-        stop_requested = [distributed.all_reduce_gradients([everywhere, by_the_last, by_none], False)]
-        stop_requested.append(distributed.all_reduce_gradients([], distributed.rank == 2))
-        torch.save((everywhere.grad, by_the_last.grad, by_none.grad, stop_requested), folder / f"{distributed.rank}.pt")
+        rank = distributed.rank
+        assert distributed.is_main_process == (rank == 0)
+        assert torch.get_num_threads() == 1
+        result = {"rank": rank, "world_size": distributed.world_size, "share": distributed.shard(["a", "b", "c"])}
+        result |= {"sum": distributed.all_reduce_sum([rank, 1.25]), "broadcast": distributed.broadcast(f"from {rank}")}
+        result["all_gather"] = distributed.all_gather({str(rank): [rank]})
+        distributed.barrier()
+        (folder / f"{rank}.json").write_text(json.dumps(result))
+
+
+class TwoMethods(UnifiedModel):
+    """Parameters of a block, outside it, of an encoder that trains, and one that no loss reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stack = nn.ModuleList([nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 6))])
+        self.scale, self.unread = nn.Parameter(torch.randn(6)), nn.Parameter(torch.ones(5))
+        self.encoder = nn.Parameter(torch.randn(8))
+
+    def encode_semantic(self, values: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return values * self.encoder
+
+    def reconstruction_loss(self, values: torch.Tensor) -> Loss:  # type: ignore[override]
+        return Loss((self.stack[0](values) * self.scale).square().mean(), len(values))
+
+
+TwoMethods.__abstractmethods__ = frozenset()  # type: ignore[attr-defined]
+TARGETS = [[3, 1, 2], [2, 5, 0], [1, 1, 1], [4, 2, 3]]
+"""Targets of the ranks' micro-batches; none: a micro-batch that only takes part."""
+
+
+def test_gradients_are_those_of_one_process_on_every_mesh(tmp_path: Path) -> None:
+    """Micro-batches of unequal size, two losses one after the other."""
+    assert ranks(4, _accumulate, tmp_path, hosts=2) == [0] * 4
+    model = TwoMethods()
+    batch = torch.cat([values for rank in range(4) for values in toy_batches(rank)])
+    first, second = (model.reconstruction_loss(model.encode_semantic(values)) for values in (batch, batch * 2))
+    (0.5 * first.value + 0.25 * second.value).backward()
+    for shard in ("none", "host", "all"):
+        gradients = torch.load(tmp_path / f"{shard}.pt")
+        assert gradients.pop("unread") is None
+        for name, gradient in gradients.items():
+            assert torch.allclose(gradient, model.get_parameter(name).grad, rtol=1e-5, atol=1e-7), (shard, name)
+
+
+def toy_batches(rank: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(rank)
+    return [torch.randn(count, 8, generator=generator) for count in TARGETS[rank]]
+
+
+def _accumulate(folder: Path) -> None:
+    with init_distributed(torch.device("cpu")) as distributed:
+        for shard in ("none", "host", "all"):
+            model = TwoMethods()
+            shard_model(model, torch.device("cpu"), distributed.mesh_shape(shard))
+            parameters = list(model.parameters())
+            with torch.no_grad():  # leaves the parameters outside the block gathered
+                model.reconstruction_loss(torch.ones(1, 8))
+            for weight, factor in ((0.5, 1), (0.25, 2)):
+
+                def loss_of(values: torch.Tensor, model=model, factor=factor) -> Loss:
+                    semantic = model.encode_semantic(values * factor if len(values) else torch.ones(1, 8))
+                    loss = model.reconstruction_loss(semantic)
+                    return Loss(loss.value, len(values))
+
+                accumulate(model, parameters, toy_batches(distributed.rank), weight, loss_of, distributed)
+            gradients = {
+                name: None if value.grad is None else value.grad.full_tensor()
+                for name, value in model.named_parameters()
+            }
+            if distributed.is_main_process:
+                torch.save(gradients, folder / f"{shard}.pt")

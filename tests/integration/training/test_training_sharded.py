@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 PRESETS = ("openuni_tiny", "showo_tiny", "bagel_tiny", "harmon_tiny")
 UNEVEN = ("train.global_batch_size=6", "hardware.micro_batch_size=1")
 """Three samples a loss: one of two ranks pads with a micro-batch that does not count."""
-SHARDED = "hardware.shard=true"
+SHARDED = "hardware.shard=all"
 FLOAT32 = 1e-5
 """Relative tolerance of losses and norms: the unit roundoff of float32 (2^-24 = 6.0e-8) times 168, the root of 28,000
 summed terms, whose rounding errors are random; 2.7e-7 was measured."""
@@ -134,7 +134,7 @@ def replicated(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Trai
 
 def sharded(project: TrainingProject) -> None:
     values = project.config.to_dict()
-    values["hardware"]["shard"] = True
+    values["hardware"]["shard"] = "all"
     (project.root / "params.yaml").write_text(Config.model_validate(values).to_yaml())
 
 

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageOps
 
-from reca.data.images import BadImage, decode, resize_images, square_tensor, to_square
+from reca.data.image_formats import BadImage
+from reca.data.images import decode, resize_images, square_tensor, to_square
 from reca.data.resize import Resize
 from tests.unit.data.pictures import encoded, photographs, picture
 

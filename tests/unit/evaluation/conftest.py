@@ -15,7 +15,8 @@ from reca.data.synthetic.scenes import COLORS, NUMBERS, SHAPES, Scene, Shape, pl
 from reca.evaluation.judges.scene_detector import SceneDetector
 from reca.evaluation.samples import to_tensor
 from reca.models import loading
-from reca.models.base import ImageSpec, Sampling, Semantic
+from reca.models.base import ImageSpec, Semantic
+from reca.models.sampling import Sampling
 from reca.runtime.seeding import SampleRng
 
 DETECTOR = ROOT / "data/bases/scene_detector"

@@ -1,4 +1,4 @@
-"""The process stops on signals and when its parent dies."""
+"""Ranks and meshes; the process stops on signals and when its parent dies."""
 
 import os
 import signal
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from reca.runtime.distributed import DistributedContext
 from reca.runtime.signals import StopRequest
 
 PARENT = """
@@ -74,3 +75,25 @@ def test_a_second_interrupt_ends_at_once() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_single_process_imports_neither_torch_nor_accelerate() -> None:
+    code = """
+import sys
+from reca.runtime.distributed import init_distributed
+with init_distributed(None) as distributed:
+    distributed.barrier()
+    assert distributed.is_main_process and distributed.shard("ab") == "ab" and distributed.all_reduce(3) == 3
+    assert distributed.broadcast("a") == "a" and distributed.all_gather({"a": 1}) == {"a": 1}
+    assert distributed.all_reduce_sum([1, 2]) == [1, 2]
+assert not {"torch", "accelerate"} & sys.modules.keys()
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "WORLD_SIZE"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+def test_mesh_has_every_rank_once() -> None:
+    ranks = DistributedContext(world_size=8, ranks_per_host=4)
+    assert ranks.mesh_shape("none") == (8, 1)
+    assert ranks.mesh_shape("host") == (2, 4)
+    assert ranks.mesh_shape("all") == (1, 8)

@@ -248,7 +248,7 @@ def test_fingerprint_changes_with_the_science(default: Config) -> None:
 
 def test_fingerprint_ignores_speed_place_and_housekeeping(default: Config) -> None:
     same = [
-        "hardware.micro_batch_size=7", "hardware.threads=1", "hardware.shard=true", "paths.state=/elsewhere",
+        "hardware.micro_batch_size=7", "hardware.threads=1", "hardware.shard=all", "paths.state=/elsewhere",
         "train.save_every=5", "train.eval_every=5", "train.keep_checkpoints=9", "generate.guidance_scale=5",
         "tracking.experiment=x",
         "evaluate.scenes.seed=9",

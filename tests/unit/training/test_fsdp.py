@@ -1,10 +1,8 @@
-"""What sharded training relies on; that it works is shown by tests/integration/training/test_training_sharded.py."""
+"""What training on several ranks relies on; tests/integration/training/test_training_sharded.py shows that it works."""
 
 import pytest
-import torch
 from torch import nn
 
-from reca.runtime.distributed import BUCKET_BYTES, _buckets
 from reca.training.activation_checkpointing import blocks
 from tests.contract.test_model_family import PRESETS, load, losses
 
@@ -34,14 +32,3 @@ def test_blocks_are_called_and_have_parts() -> None:
     level = Level()
     model = nn.Sequential(nn.ModuleList([layer, lone, level]), nn.Linear(1, 1))
     assert list(blocks(model)) == [layer, level.block[0]]
-
-
-def test_buckets_keep_order_types_and_size() -> None:
-    quarter = BUCKET_BYTES // 16
-    sizes = [quarter, 1, quarter, 3 * quarter, 9 * quarter, 1, 1]
-    gradients = [torch.empty(size, device="meta") for size in sizes]
-    gradients.append(torch.empty(1, dtype=torch.float64, device="meta"))
-    buckets = list(_buckets(gradients))
-    assert [id(gradient) for bucket in buckets for gradient in bucket] == [id(gradient) for gradient in gradients]
-    assert [len(bucket) for bucket in buckets] == [3, 1, 1, 2, 1]
-    assert all(len(bucket) == 1 or sum(gradient.nbytes for gradient in bucket) <= BUCKET_BYTES for bucket in buckets)

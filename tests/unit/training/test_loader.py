@@ -40,14 +40,14 @@ def test_steps_do_not_depend_on_earlier_calls(n: int, size: int, seed: int, step
 
 def test_order_depends_on_epoch_seed_and_stream() -> None:
     sampler = EpochSampler(ids(100), 0, "images")
-    first = sampler.take(0, 100)
-    assert first != sampler.take(100, 100)
-    assert first != EpochSampler(ids(100), 1, "images").take(0, 100)
-    assert first != EpochSampler(ids(100), 0, "dialogues").take(0, 100)
+    first = sampler.step(1, 100)
+    assert first != sampler.step(2, 100)
+    assert first != EpochSampler(ids(100), 1, "images").step(1, 100)
+    assert first != EpochSampler(ids(100), 0, "dialogues").step(1, 100)
 
 
 def test_order_is_equal_on_every_machine() -> None:
-    assert EpochSampler("abcdefgh", 0, "images").take(0, 8) == list("bcgdhafe")
+    assert EpochSampler("abcdefgh", 0, "images").step(1, 8) == list("bcgdhafe")
 
 
 def test_empty_or_repeated_ids_are_errors() -> None:
@@ -58,19 +58,18 @@ def test_empty_or_repeated_ids_are_errors() -> None:
 
 
 @given(count=st.integers(1, 20), size=st.integers(1, 6), world_size=st.integers(1, 5))
-def test_sharded_ranks_have_equally_many_micro_batches(count: int, size: int, world_size: int) -> None:
+def test_ranks_have_equally_many_micro_batches(count: int, size: int, world_size: int) -> None:
     ids = [str(number) for number in range(count)]
     kind, noise_key = "reconstruction", ("train", 1)
     plans = [
-        split_micro_batches(kind, noise_key, ids, size, DistributedContext(rank, world_size, sharded=True))
+        split_micro_batches(kind, noise_key, ids, size, DistributedContext(rank, world_size))
         for rank in range(world_size)
     ]
     assert len({len(plan) for plan in plans}) == 1
     assert all(1 <= len(micro_batch.ids) <= size for plan in plans for micro_batch in plan)
     real = [[micro_batch for micro_batch in plan if not micro_batch.is_padding] for plan in plans]
     assert sorted(name for plan in real for micro_batch in plan for name in micro_batch.ids) == sorted(ids)
-    for rank, plan in enumerate(real):
-        assert plan == split_micro_batches(kind, noise_key, ids, size, DistributedContext(rank, world_size))
+    assert world_size > 1 or plans == real
 
 
 class NamedData:

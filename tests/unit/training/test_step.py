@@ -26,9 +26,9 @@ samples = st.lists(st.tuples(st.floats(-2, 2), st.integers(1, 9)), min_size=1, m
 def test_accumulated_gradient_is_that_of_the_whole_batch(samples, earlier, size: int, share: float) -> None:
     def gradient(size: int) -> tuple[torch.Tensor, float]:
         weight = nn.Parameter(torch.tensor([0.5, -1.5], dtype=torch.float64))
-        accumulate([weight], [earlier], 0.3, lambda part: mean_loss(weight, part))
+        accumulate(nn.Module(), [weight], [earlier], 0.3, lambda part: mean_loss(weight, part))
         parts = [micro_batch.ids for micro_batch in split_micro_batches("reconstruction", (), samples, size)]
-        value = accumulate([weight], parts, share, lambda part: mean_loss(weight, part))
+        value = accumulate(nn.Module(), [weight], parts, share, lambda part: mean_loss(weight, part))
         assert weight.grad is not None
         return weight.grad, float(value)
 
@@ -43,8 +43,8 @@ def test_accumulated_gradient_is_that_of_the_whole_batch(samples, earlier, size:
 def test_accumulation_keeps_gradients_that_a_loss_does_not_reach() -> None:
     first, second = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
     parts = [[(1.0, 1)], [(1.0, 1)]]
-    accumulate([first, second], parts, 1.0, lambda part: mean_loss(first, part))
-    accumulate([first, second], parts, 1.0, lambda part: mean_loss(second, part))
+    accumulate(nn.Module(), [first, second], parts, 1.0, lambda part: mean_loss(first, part))
+    accumulate(nn.Module(), [first, second], parts, 1.0, lambda part: mean_loss(second, part))
     assert float(first.grad) == float(second.grad) == 2.0
 
 
@@ -64,7 +64,7 @@ class DeviceSyncs(TorchDispatchMode):
 def test_accumulation_and_clipping_need_no_device_sync(parts: list[list[tuple[float, int]]]) -> None:
     weight = nn.Parameter(torch.tensor([0.5, -1.5]))
     with DeviceSyncs() as syncs:
-        value = accumulate([weight], parts, 0.5, lambda part: mean_loss(weight, part))
+        value = accumulate(nn.Module(), [weight], parts, 0.5, lambda part: mean_loss(weight, part))
         norm = clip_gradients([weight], 1.0)
     assert syncs.count == 0
     with DeviceSyncs() as syncs:

@@ -46,7 +46,8 @@ from reca.runtime.seeding import SampleRng, derive_seed
 
 if TYPE_CHECKING:
     from reca.evaluation.judges.scene_detector import Detection
-    from reca.models.base import Sampling, UnifiedModel
+    from reca.models.base import UnifiedModel
+    from reca.models.sampling import Sampling
 
 DATASET = Path("outputs/dataset")
 CATEGORIES = ("similarity", "objects", "counts", "relations", "exact_scene")

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from reca.config.evaluate import GeditSettings
-from reca.data.images import BadImage, decode
+from reca.data.image_formats import BadImage
+from reca.data.images import decode
 from reca.evaluation import prompt_sources
 from reca.evaluation.benchmark import ItemScore, items_by_prompt
 from reca.evaluation.benchmarks.gedit import rules

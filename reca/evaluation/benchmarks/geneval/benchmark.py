@@ -37,14 +37,15 @@ from reca.evaluation.samples import (
     group_by_size,
     read_image,
 )
-from reca.runtime.distributed import choose_device
+from reca.runtime.device import choose_device
 from reca.runtime.errors import UserError
 from reca.runtime.files import write_text
 from reca.runtime.seeding import derive_seed
 
 if TYPE_CHECKING:
     from reca.evaluation.benchmarks.geneval.detections import MaskedDetection
-    from reca.models.base import Sampling, UnifiedModel
+    from reca.models.base import UnifiedModel
+    from reca.models.sampling import Sampling
 
 OFFICIAL_CLIP = "openai/clip-vit-large-patch14"
 BATCH = 4

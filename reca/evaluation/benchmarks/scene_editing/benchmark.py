@@ -24,7 +24,8 @@ from reca.runtime.seeding import derive_seed
 
 if TYPE_CHECKING:
     from reca.evaluation.judges.scene_detector import Detection
-    from reca.models.base import Sampling, UnifiedModel
+    from reca.models.base import UnifiedModel
+    from reca.models.sampling import Sampling
 
 
 class SceneEditing(Benchmark):

@@ -17,7 +17,8 @@ from reca.evaluation.benchmark import Benchmark, ItemScore, Judge
 from reca.evaluation.samples import Row
 
 if TYPE_CHECKING:
-    from reca.models.base import Sampling, UnifiedModel
+    from reca.models.base import UnifiedModel
+    from reca.models.sampling import Sampling
 
 SCENE_SIZE = 24
 """Side in pixels of the rendered scenes if the training data are not scenes."""

@@ -25,7 +25,8 @@ from transformers import (
 )
 
 from reca.evaluation.benchmarks.geneval.prompts import COLORS, OBJECTS
-from reca.models.base import ImageSpec, Sampling
+from reca.models.base import ImageSpec
+from reca.models.sampling import Sampling
 from reca.runtime.seeding import SampleRng
 
 SMALL = 64

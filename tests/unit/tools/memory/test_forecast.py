@@ -85,8 +85,9 @@ def test_extraction_that_does_not_fit_gets_a_suggestion() -> None:
 
 
 def test_sharding_divides_persistent_memory_and_gathers_two_units() -> None:
-    assert shard_step(STEP, 1) == STEP
-    assert shard_step(STEP, 4) == replace(STEP, weights=10, gradients=4, moments=8, activations=80 + 2 * 12)
+    assert shard_step(STEP, 1, 1) == STEP
+    assert shard_step(STEP, 4, 1) == replace(STEP, activations=80 + 2 * 12)
+    assert shard_step(STEP, 2, 4) == replace(STEP, weights=10, gradients=4, moments=8, activations=80 + 2 * 12)
 
 
 def test_bfloat16_parameters_follow_the_checkpoints_values(tmp_path: Path) -> None:
