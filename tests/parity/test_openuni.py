@@ -174,7 +174,7 @@ def test_bad_checkpoints_are_refused(base: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="1 missing: meta_queries"):
         load(tmp_path)
     save_file({**state, "meta_queries": queries[:3].clone()}, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=r"meta_queries \(3, 96\), expected \(8, 96\)"):
+    with pytest.raises(ValueError, match=r"meta_queries \(3, 96\), expected \(16, 96\)"):
         load(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="has no weights"):
@@ -184,7 +184,7 @@ def test_bad_checkpoints_are_refused(base: Path, tmp_path: Path) -> None:
 def test_bad_inputs_are_refused(model: UnifiedModel, base: Path) -> None:
     with pytest.raises(ValueError, match="tokens"):
         model.generate(["a circle and " * 200], FEW, SampleRng([1]))
-    with pytest.raises(ValueError, match="multiple of 2"):
+    with pytest.raises(ValueError, match="multiple of 4"):
         model.encode_target(pictures(1, 3), SampleRng([1]))
     with pytest.raises(ValueError, match="shape"):
         model.encode_semantic(pictures(1)[0])

@@ -1,7 +1,7 @@
 """Make the base of a tiny preset, or the scene detector, again: ``python -m tools.tiny_bases [NAME]``.
 
-``model=janus_tiny`` (the default) takes about an hour and a half on one core, ``model=openuni_tiny`` three quarters of
-an hour, ``scene_detector`` an hour, the other bases a few minutes each.
+``model=janus_tiny`` (the default) takes about an hour and a half on one core, ``scene_detector`` an hour, the other
+bases a few minutes each.
 """
 
 import argparse
@@ -13,23 +13,16 @@ import torch
 
 from reca.config import ROOT, ConfigError
 from reca.runtime.errors import UserError
-from tools.tiny_bases import detector, janus_recipe, long_recipe, short_recipe
+from tools.tiny_bases import detector, janus_recipe, short_recipe
 
 
 def main(arguments: Sequence[str]) -> int:
     """Parse the command line and train one base or the detector."""
-    choices = [
-        "model=janus_tiny",
-        "model=openuni_tiny",
-        *(f"model={name}" for name in short_recipe.PRESETS),
-        "scene_detector",
-    ]
+    choices = ["model=janus_tiny", *(f"model={name}" for name in short_recipe.PRESETS), "scene_detector"]
     parser = argparse.ArgumentParser(prog="python -m tools.tiny_bases", description=__doc__)
     parser.add_argument("name", nargs="?", default=choices[0], choices=choices, metavar="NAME", help=", ".join(choices))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--threads", type=int, help="CPU threads, which change the last bits; default: 2, or 1 (Janus, OpenUni)"
-    )
+    parser.add_argument("--threads", type=int, help="CPU threads, which change the last bits; default: 2, or 1 (Janus)")
     parser.add_argument("--out", type=Path, help="default: data/bases/NAME")
     parser.add_argument("--state", type=Path, default=ROOT / ".reca/pretrain", help="folder of finished stages")
     options = parser.parse_args(arguments)
@@ -40,8 +33,6 @@ def main(arguments: Sequence[str]) -> int:
         detector.train_detector(out, options.seed)
     elif name == "janus_tiny":
         janus_recipe.pretrain(janus_recipe.JanusRecipe(options.seed), out, options.state)
-    elif name == "openuni_tiny":
-        long_recipe.pretrain(long_recipe.LongRecipe(options.seed), out, options.state)
     else:
         changes = short_recipe.PRESETS[name].RECIPE_CHANGES
         short_recipe.pretrain(short_recipe.ShortRecipe(name, options.seed, **changes), out, options.state)

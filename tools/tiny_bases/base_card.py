@@ -1,7 +1,5 @@
 """``card.json`` and ``README.md`` of a base: how it was made and how it scores."""
 
-import platform
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,13 +15,6 @@ than it can draw, because its captions for drawing are sparse; that is the gap R
 
 Made by `python -m tools.tiny_bases` (`tools/tiny_bases/janus_recipe.py`); the recipe is below, and in `card.json` for
 machines."""
-LONG = """A base for the measurements of docs/experiments.md: the family's own classes and file layout with small
-numbers (`config.json`), trained from random weights on scenes rendered by `reca/data/synthetic/scenes.py`. It
-understands more than it can draw, because its captions for drawing are sparse; that is the gap RecA closes. Not for
-use on photographs. The states of its queries are called gist states below.
-
-Made by `python -m tools.tiny_bases model={model}` (`tools/tiny_bases/long_recipe.py`); the recipe is below, and in
-`card.json` for machines."""
 OTHERS = """A base with small numbers for the pipeline's tests and first looks: the family's own classes and file
 layout, trained from random weights on scenes rendered by `reca/data/synthetic/scenes.py`. Its recipe is short on
 purpose (a few minutes on one core), so its scores are weak: they show that the network is not random, not how well
@@ -31,14 +22,12 @@ this architecture can learn. Not for use on photographs.
 
 Made by `python -m tools.tiny_bases model={model}` (`tools/tiny_bases/short_recipe.py`); the recipe is below, and in
 `card.json` for machines."""
-ABOUT = {"janus_tiny": JANUS, "openuni_tiny": LONG}
 SCORE_TABLES = (
     ("Answers on held-out scenes, by kind of question", "answer_"),
     ("Linear probes of the gist states: images", "probe_image_"),
     ("Linear probes of the gist states: sentences", "probe_text_"),
     ("Text and image in one space", ("retrieval_", "cosine_")),
     ("Image tokenizer: what the scene detector finds in decoded images", "tokenizer_"),
-    ("Drawing from prompts of the scenes' benchmark, guidance 3", "draws_"),
 )
 
 
@@ -49,9 +38,8 @@ def write_card(
     seeds: Mapping[str, int],
     scores: Mapping[str, float],
     seconds: Mapping[str, float],
-    machine: str | None = None,
 ) -> None:
-    """Write both files next to the weights; with a machine, seconds are CPU seconds on it."""
+    """Write both files next to the weights."""
     card = {
         "model": model,
         "recipe": recipe,
@@ -60,23 +48,14 @@ def write_card(
         "train_seconds": {name: round(value) for name, value in seconds.items()},
         "torch": torch.__version__,
     }
-    if machine:
-        card["machine"] = machine
     write_json(folder / "card.json", card)
     write_text(folder / "README.md", model_card(card))
-
-
-def machine_class() -> str:
-    """Return the kind of processor and the number of threads."""
-    cpuinfo = Path("/proc/cpuinfo")
-    match = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.is_file() else None
-    return f"{match.group(1).strip() if match else platform.machine()}, {torch.get_num_threads()} thread(s)"
 
 
 def model_card(card: Mapping[str, Any]) -> str:
     """Return the Markdown of ``README.md``."""
     recipe, scores = card["recipe"], card["scores"]
-    about = ABOUT.get(card["model"], OTHERS).format(model=card["model"])
+    about = JANUS if card["model"] == "janus_tiny" else OTHERS.format(model=card["model"])
     lines = [f"# {card['model']}", "", about, ""]
     for title, prefix in SCORE_TABLES:
         rows = {name: value for name, value in scores.items() if name.startswith(prefix)}
@@ -89,6 +68,4 @@ def model_card(card: Mapping[str, Any]) -> str:
         lines += [f"| {f'{name} {key}'.strip().replace('_', ' ')} | {setting} |" for key, setting in entries]
     lines += [f"| scenes: {name} | seed {stream['seed']} |" for name, stream in card["scene_streams"].items()]
     lines += [f"| seconds: {name} | {value} |" for name, value in card["train_seconds"].items()]
-    if "machine" in card:
-        lines.append(f"| machine | {card['machine']}; the seconds are CPU seconds |")
     return "\n".join([*lines, f"| torch | {card['torch']} |"]) + "\n"

@@ -1,4 +1,4 @@
-"""Scores of the model cards: answers, scenes found in images after the tokenizer, and drawings from prompts."""
+"""Scores of the model cards: answers to questions, and scenes found in images after the tokenizer."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from reca.config import ROOT
-from reca.data.synthetic.scenes import Scene, SceneQuestion, benchmark_prompts, render
-from reca.evaluation.benchmarks.scenes.benchmark import judge_image
+from reca.data.synthetic.scenes import Scene, SceneQuestion, render
 from reca.evaluation.judges.scene_detector import SceneDetector
-from reca.models.base import Dialogue, Sampling, UnifiedModel
+from reca.models.base import Dialogue, UnifiedModel
 from reca.runtime.seeding import SampleRng
 from tools.tiny_bases.scene_streams import IMAGE_SIZE
 from tools.tiny_bases.training import pixels
@@ -70,25 +69,3 @@ def detector_scores(
                     hits += 1
     count = len(scenes)
     return {"tokenizer_exact": exact / count, "tokenizer_objects": hits / total, "tokenizer_mse": error / count}
-
-
-PROMPT_SEED = 4242
-"""Seed of the prompts of cards and logs; no benchmark uses it."""
-
-
-@torch.no_grad()
-def drawing_scores(
-    model: UnifiedModel, prompts_per_category: int, images_per_prompt: int, guidance: float = 3.0, batch: int = 240
-) -> dict[str, float]:
-    """Share of drawings that are right by GenEval's rules, by category (``draws_…``) and as their mean."""
-    detector = SceneDetector.load(ROOT / "data/bases/scene_detector")
-    prompts = [p for p in benchmark_prompts(PROMPT_SEED, prompts_per_category) for _ in range(images_per_prompt)]
-    right: dict[str, list[float]] = {}
-    for start in range(0, len(prompts), batch):
-        block = prompts[start : start + batch]
-        noise = SampleRng.derived("card", PROMPT_SEED, start, size=len(block))
-        images = model.generate([entry["prompt"] for entry in block], Sampling(guidance), noise)
-        for entry, detections in zip(block, detector.detect(images), strict=True):
-            right.setdefault(f"draws_{entry['tag']}", []).append(judge_image(detections, entry)[0] or 0.0)
-    scores = {name: sum(values) / len(values) for name, values in right.items()}
-    return scores | {"draws_overall": sum(scores.values()) / len(scores)}

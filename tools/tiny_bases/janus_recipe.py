@@ -16,7 +16,7 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 from reca.data.synthetic.scenes import Scene, questions, sparse_caption
 from reca.models.janus.model import Janus
 from reca.runtime.hashing import json_digest
-from tools.tiny_bases import janus_generation, janus_tiny, janus_tokenizer, janus_understanding, understanding
+from tools.tiny_bases import janus_generation, janus_tiny, janus_tokenizer, janus_understanding
 from tools.tiny_bases.base_card import write_card
 from tools.tiny_bases.evaluation import detector_scores
 from tools.tiny_bases.janus_generation import Gallery, GenerationRecipe
@@ -57,7 +57,7 @@ def pretrain(recipe: JanusRecipe, out: Path, state: Path) -> None:
     probes = Probes(janus_tiny.WIDTH)
     grid = janus_tiny.IMAGE_SIZE // janus_tiny.PATCH
     scenes, images = render_stream(STUDY_SEED, recipe.study_images)
-    held_out = understanding.label(*render_stream(HELD_OUT_SEED, recipe.held_out_images), grid, 1)
+    held_out = janus_understanding.label(*render_stream(HELD_OUT_SEED, recipe.held_out_images), grid, 1)
     vq, seconds = model.network.model.vqmodel, dict[str, float]()
     tokenizer_scenes, tokenizer_images = render_stream(TOKENIZER_SEED, recipe.tokenizer_images)
     backgrounds = render_backgrounds(tokenizer_scenes[: recipe.tokenizer_images // 20])
@@ -72,7 +72,7 @@ def pretrain(recipe: JanusRecipe, out: Path, state: Path) -> None:
     )
 
     def train_understanding(report: Report) -> None:
-        data = understanding.label(scenes, images, grid, recipe.seed)
+        data = janus_understanding.label(scenes, images, grid, recipe.seed)
         janus_understanding.train(model, probes, data, recipe.understanding, recipe.seed, report)
 
     def train_encoder(report: Report) -> None:
@@ -99,7 +99,7 @@ def pretrain(recipe: JanusRecipe, out: Path, state: Path) -> None:
     model.network.half()
     model.save_official(out)
     model.network.float()  # the scores are those of the rounded weights
-    scores = understanding.evaluate(janus_understanding.states, model, probes, held_out, recipe.seed)
+    scores = janus_understanding.evaluate(model, probes, held_out, recipe.seed)
     scores |= tokenizer_scores(model, render_stream(HELD_OUT_SEED, recipe.held_out_images)[0])
     seeds = {"study": STUDY_SEED, "tokenizer": TOKENIZER_SEED, "gallery": GALLERY_SEED}
     write_card(out, "janus_tiny", asdict(recipe), seeds, scores, seconds)

@@ -1,6 +1,14 @@
-"""Stage 1 of the recipe of ``janus_tiny``: understand scenes and sentences, and align both in the gist states.
+"""Stage 1 of the long recipe: understand scenes and sentences, and align both in the gist states.
 
-The four losses are those of :mod:`tools.tiny_bases.understanding`; the vision tower is trained by all of them.
+Four losses act together (docs/decisions.md):
+
+1. patch tags on the vision tower: the shape in each patch, learnt in a few hundred steps;
+2. probes on the gist states, shared by image and text: gist k has the facts of the k-th kind of shape (count, color,
+   position), pairs of gists their relation;
+3. alignment: an image and its full caption agree gist by gist (cosine) and as wholes (InfoNCE, CLIP);
+4. answers: the language model's own words, on questions about the image.
+
+The probes are not saved with the base; the model card gives their held-out accuracy next to the answers'.
 """
 
 import random
@@ -8,15 +16,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from reca.data.synthetic.scenes import Scene, SceneQuestion, full_caption, questions
 from reca.models.base import Semantic
 from reca.models.janus.model import Janus
 from reca.training.losses import SIMPLE, TEMPLATES
+from tools.tiny_bases.evaluation import answer_scores, question_loss
 from tools.tiny_bases.probes import Probes
-from tools.tiny_bases.scene_labels import random_statement, to_labels
+from tools.tiny_bases.scene_labels import (
+    UNLABELED,
+    PatchTags,
+    SceneLabels,
+    caption_opening,
+    patch_tags,
+    random_statement,
+    scene_facts,
+    to_labels,
+)
 from tools.tiny_bases.training import Report, one_cycle, pixels, update
-from tools.tiny_bases.understanding import LabeledScenes, weighted_question_loss
 
 
 @dataclass(frozen=True)
@@ -34,6 +53,27 @@ class UnderstandingRecipe:
     practice_questions: int = 64
     learning_rate: float = 2e-3
     statements: int = 60_000
+
+
+@dataclass(frozen=True)
+class LabeledScenes:
+    """Scenes to learn from, with labels, and a full caption and questions per scene."""
+
+    images: Tensor
+    """(N, 3, S, S) uint8"""
+    labels: SceneLabels
+    tags: PatchTags
+    captions: Sequence[str]
+    questions: Sequence[Sequence[SceneQuestion]]
+
+
+def label(scenes: Sequence[Scene], images: Tensor, grid: int, seed: int) -> LabeledScenes:
+    """Label scenes; one full caption and one set of questions each."""
+    rng = random.Random(f"study-{seed}")
+    captions = [caption_opening(rng) + full_caption(scene, rng) for scene in scenes]
+    scene_questions = [questions(scene, rng) for scene in scenes]
+    labels = to_labels([scene_facts(scene) for scene in scenes])
+    return LabeledScenes(images, labels, patch_tags(scenes, grid), captions, scene_questions)
 
 
 def train(
@@ -103,6 +143,15 @@ def train_jointly(
         report(step + 1, steps, f"gists {loss.item():.3f} answers {answers.item():.3f}")
 
 
+def weighted_question_loss(model: Janus, data: LabeledScenes, rows: Tensor, rng: random.Random) -> Tensor:
+    """Loss on a question per scene: relations three times as often, questions that search by color twice."""
+    times = {"relation": 3, "existence": 2, "shape": 2}
+    choices = [
+        [question for question in data.questions[row] for _ in range(times.get(question.kind, 1))] for row in rows
+    ]
+    return question_loss(model, data.images[rows], choices, rng)
+
+
 def train_answers(model: Janus, data: LabeledScenes, recipe: UnderstandingRecipe, seed: int, report: Report) -> None:
     """Train answers alone: the layers up to the gists are frozen, those above learn to put them into words."""
     language_model, generator = model.network.model.language_model, torch.Generator().manual_seed(seed)
@@ -120,6 +169,40 @@ def train_answers(model: Janus, data: LabeledScenes, recipe: UnderstandingRecipe
         report(step + 1, recipe.practice_steps, f"answers {loss.item():.3f}")
 
 
-def states(model: Janus, texts: Sequence[str], semantic: Semantic | None = None) -> Tensor:
-    """Return the gist states (B, 8, D) of captions, or of images with templates."""
-    return model.gist_states(model.prompt_embeds(texts, semantic))
+@torch.no_grad()
+def evaluate(model: Janus, probes: Probes, data: LabeledScenes, seed: int, batch: int = 250) -> dict[str, float]:
+    """Held-out accuracy: the probes' (``probe_…``), alignment, and the model's own answers by kind of question."""
+    rng = random.Random(f"examination-{seed}")
+    images = pixels(data.images)
+    blocks = torch.arange(len(images)).split(batch)
+
+    def text_gists(texts: Sequence[str]) -> Tensor:
+        return torch.cat([model.gist_states(model.prompt_embeds([texts[row] for row in block])) for block in blocks])
+
+    image_gists = torch.cat(
+        [
+            model.gist_states(model.prompt_embeds([TEMPLATES[0]] * len(b), model.encode_semantic(images[b])))
+            for b in blocks
+        ]
+    )
+    caption_gists = text_gists(data.captions)
+    sentences, facts = zip(*(random_statement(rng) for _ in range(len(images))), strict=True)
+    scores = _probe_scores(probes, image_gists, data.labels, "image")
+    scores |= _probe_scores(probes, text_gists(sentences), to_labels(facts), "text")
+    wholes = [F.normalize(probes.whole(gists.flatten(1)), dim=-1) for gists in (image_gists, caption_gists)]
+    retrieved = (wholes[0] @ wholes[1].T).argmax(1) == torch.arange(len(images))
+    scores["retrieval_at_1"] = retrieved.float().mean().item()
+    scores["cosine_matched"] = F.cosine_similarity(image_gists, caption_gists, dim=-1).mean().item()
+    scores["cosine_mismatched"] = F.cosine_similarity(image_gists, caption_gists.roll(1, 0), dim=-1).mean().item()
+    return scores | answer_scores(model, images, data.questions, batch)
+
+
+def _probe_scores(probes: Probes, gists: Tensor, labels: SceneLabels, source: str) -> dict[str, float]:
+    counts, colors = probes.count(gists).argmax(-1), probes.color(gists).argmax(-1)
+    logits, targets = probes.relations(gists, labels)
+    is_present, has_color = labels.counts > 0, labels.colors != UNLABELED
+    return {
+        f"probe_{source}_count": (counts == labels.counts)[is_present].float().mean().item(),
+        f"probe_{source}_color": (colors == labels.colors)[has_color].float().mean().item(),
+        f"probe_{source}_relation": (logits.argmax(-1) == targets).float().mean().item(),
+    }

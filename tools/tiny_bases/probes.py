@@ -1,11 +1,11 @@
-"""Linear probes that supervise patches, words and the states that condition drawing; they are not saved with a base."""
+"""Linear probes that supervise the vision tower's patches and Janus' gist states; they are not saved with a base."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reca.data.synthetic.scenes import COLORS, MAX_OBJECTS, RELATIONS, SHAPES
-from tools.tiny_bases.scene_labels import UNLABELED, PatchTags, SceneLabels, WordTags
+from tools.tiny_bases.scene_labels import UNLABELED, PatchTags, SceneLabels
 
 
 class Probes(nn.Module):
@@ -21,7 +21,6 @@ class Probes(nn.Module):
         self.position = nn.Linear(width, 2)
         self.relation = nn.Sequential(nn.Linear(2 * width, 2 * width), nn.GELU(), nn.Linear(2 * width, len(RELATIONS)))
         self.whole = nn.Linear(slots * width, 64)
-        self.word = nn.Linear(width, len(COLORS) + MAX_OBJECTS + 1 + len(RELATIONS))
         self.log_temperature = nn.Parameter(torch.tensor(2.3))
 
     def tag_loss(self, patches: Tensor, tags: PatchTags) -> Tensor:
@@ -33,15 +32,6 @@ class Probes(nn.Module):
         color = F.cross_entropy(out[..., 1 + slots : 1 + slots + colors][is_present], tags.colors[is_present])
         offset = F.mse_loss(out[..., -2:][is_present], tags.offsets[is_present])
         return 4 * present + kind + color + 5 * offset
-
-    def word_loss(self, nouns: Tensor, tags: WordTags) -> Tensor:
-        """Cross-entropies of the states of nouns (N, D)."""
-        parts = self.word(nouns).split([len(COLORS), MAX_OBJECTS + 1, len(RELATIONS)], dim=1)
-        targets = (tags.colors, tags.counts, tags.relations)
-        losses = [
-            F.cross_entropy(part[t != UNLABELED], t[t != UNLABELED]) for part, t in zip(parts, targets, strict=True)
-        ]
-        return torch.stack(losses).nan_to_num().sum()
 
     def gist_loss(self, gists: Tensor, labels: SceneLabels) -> Tensor:
         """Losses of gist states (B, S, D) against the samples' labels."""

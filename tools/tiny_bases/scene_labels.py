@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from reca.data.synthetic.scenes import COLORS, MAX_OBJECTS, RELATIONS, SHAPES, Scene, phrase, plural, relation
+from reca.data.synthetic.scenes import COLORS, MAX_OBJECTS, RELATIONS, SHAPES, Scene, phrase, relation
 
 UNLABELED = -100
 INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
@@ -148,34 +147,3 @@ def patch_tags(scenes: Sequence[Scene], grid: int) -> PatchTags:
             colors[row, patch] = COLOR_NAMES.index(shape.color)
             offsets[row, patch] = torch.tensor([shape.x * grid - column, shape.y * grid - line])
     return PatchTags(present, kinds, colors, offsets)
-
-
-NOUNS = {word: number for number, kind in enumerate(SHAPES) for word in (kind, plural(kind))}
-
-
-@dataclass(frozen=True)
-class WordTags:
-    """The facts of N nouns in B sentences, each at the noun itself: supervision of a language model's lower layers."""
-
-    rows: Tensor
-    """(N,) the sentence"""
-    words: Tensor
-    """(N,) the noun's place among the sentence's words"""
-    colors: Tensor
-    counts: Tensor
-    relations: Tensor
-    """(N,) position relative to the noun before it"""
-
-
-def word_tags(sentences: Sequence[str], labels: SceneLabels) -> WordTags:
-    """Tag the nouns of sentences that name each kind once."""
-    nouns = [
-        (row, place, NOUNS[word])
-        for row, sentence in enumerate(sentences)
-        for place, word in enumerate(sentence.split())
-        if word in NOUNS
-    ]
-    rows, words, kinds = torch.tensor(nouns, dtype=torch.long).view(-1, 3).T
-    follows = F.pad(rows[1:] == rows[:-1], (min(len(rows), 1), 0))
-    relations = torch.where(follows, labels.relations[rows, kinds, kinds.roll(1)], UNLABELED)
-    return WordTags(rows, words, labels.colors[rows, kinds], labels.counts[rows, kinds], relations)

@@ -1,4 +1,4 @@
-"""The short recipe of the other tiny presets: image autoencoder, understanding, generation.
+"""The short recipe of all tiny presets except Janus': image autoencoder, understanding, generation.
 
 Each stage takes a minute or two on one core. It is enough to run the whole pipeline on a model that is not random, and
 no more: the scores in the model card are weak. The parts that differ between families (which autoencoder, which
@@ -20,7 +20,7 @@ from reca.models.base import Target, UnifiedModel
 from reca.models.loading import load_model
 from reca.runtime.hashing import json_digest
 from reca.runtime.seeding import SampleRng
-from tools.tiny_bases import bagel_tiny, harmon_tiny, showo_tiny
+from tools.tiny_bases import bagel_tiny, harmon_tiny, openuni_tiny, showo_tiny
 from tools.tiny_bases.base_card import write_card
 from tools.tiny_bases.evaluation import answer_scores, detector_scores, question_loss
 from tools.tiny_bases.presets import options_of
@@ -60,6 +60,7 @@ class Preset(Protocol[M]):
 
 
 PRESETS: dict[str, Preset[Any]] = {
+    "openuni_tiny": openuni_tiny,
     "showo_tiny": showo_tiny,
     "bagel_tiny": bagel_tiny,
     "harmon_tiny": harmon_tiny,

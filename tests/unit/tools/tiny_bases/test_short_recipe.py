@@ -58,18 +58,19 @@ def test_short_recipe_makes_a_base_and_reuses_finished_stages(
     assert all(torch.equal(value, second[key]) for key, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["janus_tiny", "openuni_tiny", *PRESETS])
+@pytest.mark.parametrize("name", ["janus_tiny", *PRESETS])
 def test_shipped_cards_are_what_the_code_writes(name: str) -> None:
     folder = ROOT / "data/bases" / name
     card = json.loads((folder / "card.json").read_text())
     assert (folder / "README.md").read_text() == model_card(card)
 
 
-def test_next_stage_preparation_gives_latents_unit_variance() -> None:
+@pytest.mark.parametrize("name", ["openuni_tiny", "harmon_tiny"])
+def test_next_stage_preparation_gives_latents_unit_variance(name: str) -> None:
     torch.manual_seed(0)
-    model = PRESETS["harmon_tiny"].build()
+    model = PRESETS[name].build()
     images = CaptionedScenes.from_seed(1, 32).images
-    PRESETS["harmon_tiny"].prepare_next_stage(model, pixels(images))
+    PRESETS[name].prepare_next_stage(model, pixels(images))
     assert float(short_recipe.encode_targets(model, images).std()) == pytest.approx(1, abs=0.05)
 
 
@@ -94,17 +95,14 @@ def test_command_line_chooses_the_recipe(monkeypatch: pytest.MonkeyPatch, tmp_pa
         "tools.tiny_bases.janus_recipe.pretrain", lambda recipe, out, state: calls.append(("janus_tiny", out))
     )
     monkeypatch.setattr(
-        "tools.tiny_bases.long_recipe.pretrain", lambda recipe, out, state: calls.append(("openuni_tiny", out))
-    )
-    monkeypatch.setattr(
         "tools.tiny_bases.detector.train_detector", lambda out, seed: calls.append(("scene_detector", out))
     )
     monkeypatch.setattr("torch.set_num_threads", lambda count: None)
-    commands = ([], ["model=janus_tiny"], ["model=bagel_tiny"], ["model=openuni_tiny"], ["scene_detector"])
+    commands = ([], ["model=janus_tiny"], ["model=bagel_tiny"], ["scene_detector"])
     for words in (*commands, ["model=showo_tiny", "--out", str(tmp_path)]):
         assert main(words) == 0
     names, folders = zip(*calls, strict=True)
-    assert names == ("janus_tiny", "janus_tiny", "bagel_tiny", "openuni_tiny", "scene_detector", "showo_tiny")
-    assert folders == (*(ROOT / "data/bases" / name for name in names[:5]), tmp_path)
+    assert names == ("janus_tiny", "janus_tiny", "bagel_tiny", "scene_detector", "showo_tiny")
+    assert folders == (*(ROOT / "data/bases" / name for name in names[:4]), tmp_path)
     with pytest.raises(SystemExit):
         main(["model=bagel_7b"])
