@@ -278,8 +278,8 @@ class HardwareSection(Section):
     nodes: PositiveInt
     """Hosts, each with ``processes``; all see the project and ``paths.state`` on a shared disk."""
     multinode_launcher: str
-    """Command prefix that starts a command once on every node and sets its rank: srun, mpirun, or a script that sets
-    RECA_NODE_RANK. ``{nodes}`` in it is replaced by their number."""
+    """Command prefix that starts a command once on every node, such as srun or mpirun; ``{nodes}`` in it is replaced by
+    their number."""
     ray: str | None = Field(pattern=r"^(local|.+:\d+)$")
     """Devices of extraction, generation and scoring: ``local`` starts Ray on this host, HOST:PORT joins a cluster;
     ``None``: one device, without Ray."""

@@ -57,7 +57,7 @@ def base_digest(folder: Path) -> str:
 
 
 def load_base(family: str, folder: Path, options: Mapping[str, Any], device: torch.device | None) -> UnifiedModel:
-    """Load the base model; see :meth:`UnifiedModel.load`.
+    """Load a model for a user, usually the base; see :meth:`UnifiedModel.load`.
 
     Raises:
         UserError: A file of the layout is missing, damaged, or does not fit the others.
@@ -67,9 +67,8 @@ def load_base(family: str, folder: Path, options: Mapping[str, Any], device: tor
     try:
         return load_model(family, folder, options, device)
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(
-            f"the base model in {folder} cannot be loaded: {error}; restore it (`git checkout`, `dvc pull`)"
-        ) from error
+        message = f"the model in {folder} cannot be loaded: {error}; restore it (`git checkout`, `dvc pull`)"
+        raise UserError(message) from error
 
 
 def load_encoders(family: str, folder: Path, options: Mapping[str, Any], device: torch.device) -> UnifiedModel:

@@ -94,16 +94,11 @@ def load_checkpoint(config: Config, folder: Path, root: Path, device: "torch.dev
         UserError: The weights cannot be loaded.
     """
     import torch
-    from safetensors import SafetensorError
 
-    from reca.models.loading import load_model
+    from reca.models.loading import load_base
 
     torch.set_num_threads(config.hardware.generate_threads)
-    try:
-        model = load_model(config.model.family, folder, config.model.load_options(root), device)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"the model in {folder} cannot be loaded: {error}; restore it or make it again") from error
-    return model.eval()
+    return load_base(config.model.family, folder, config.model.load_options(root), device)
 
 
 def _finish(

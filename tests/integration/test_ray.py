@@ -98,7 +98,7 @@ def project(plain: Path, tmp_path: Path) -> Path:
 
 
 def test_killed_worker_costs_its_item(plain: Path, project: Path) -> None:
-    """Start a Ray of this host that the real command joins; it ends with the command."""
+    """The real command starts a Ray of this host, which ends with it."""
     (project / "params.yaml").write_text(compose([*SMALL, "hardware.ray=local"]).to_yaml())
     process = start(project, "-m", "reca", "extract")
     wait_for(lambda: list((project / ".reca/extract").glob("*/shard-*.json")), process)

@@ -98,7 +98,7 @@ def test_bfloat16_storage_is_bit_equal(published: Path, tmp_path: Path) -> None:
 
 
 def test_bfloat16_storage_is_bit_equal_with_sharding(published: Path, tmp_path: Path) -> None:
-    wide, narrow = (copied(published, tmp_path / name, shard=True) for name in ("wide", "narrow"))
+    wide, narrow = (copied(published, tmp_path / name, shard="all") for name in ("wide", "narrow"))
     assert ranks(2, train, wide, False) == [0, 0]
     assert ranks(2, train, narrow, True) == [0, 0]
     assert written(narrow) == written(wide)

@@ -145,13 +145,23 @@ def here(multinode_launcher: str, nodes: int = 2, processes: int = 2) -> Hardwar
     return compose(words).hardware
 
 
-def multinode_launcher(folder: Path, ranks: str) -> str:
-    """A program that starts what follows it on every "node" of this host and fails if any node does."""
-    script = folder / "on_every_node"
-    script.write_text(
-        f'#!/bin/sh\njobs=\nfor n in {ranks}; do "$@" & jobs="$jobs $!"; done\n'
-        "status=0; for job in $jobs; do wait $job || status=$?; done; exit $status\n"
-    )
+LIKE_SRUN = """#!{python}
+import os, signal, subprocess, sys, time
+nodes = [subprocess.Popen(sys.argv[1:]) for _ in range(2)]
+signal.signal(signal.SIGTERM, lambda *_: [node.kill() for node in nodes])
+signal.signal(signal.SIGUSR1, lambda *_: [node.send_signal(signal.SIGUSR1) for node in nodes])
+while (codes := [node.poll() for node in nodes]).count(None) and not any(codes):
+    time.sleep(0.05)
+status = next(filter(None, codes), 0)
+[node.kill() for node in nodes]
+sys.exit(status)
+"""
+
+
+def multinode_launcher(folder: Path) -> str:
+    """A program that starts what follows it on both "nodes" of this host; if one fails, it kills the other, as srun."""
+    script = folder / "like_srun"
+    script.write_text(LIKE_SRUN.format(python=sys.executable))
     script.chmod(0o755)
     return str(script)
 
@@ -173,7 +183,7 @@ assert "RECA_GUARD_PID" not in os.environ
 
 def test_several_nodes_know_their_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RECA_GUARD_PID", "1")
-    launcher, program = multinode_launcher(tmp_path, "0 1"), tmp_path / "program.py"
+    launcher, program = multinode_launcher(tmp_path), tmp_path / "program.py"
     program.write_text(AGAIN.format(launcher=launcher, folder=tmp_path, then=""))
     assert launch_all([sys.executable, str(program)], here(launcher)) == 0
     places = [(tmp_path / str(rank)).read_text().split() for rank in range(4)]
@@ -186,19 +196,8 @@ def test_several_nodes_know_their_places(tmp_path: Path, monkeypatch: pytest.Mon
     assert len({tuple(variables[3:]) for variables in places}) == 1, "all meet at one address"
 
 
-LIKE_SRUN = """#!{python}
-import os, signal, subprocess, sys
-nodes = [subprocess.Popen(sys.argv[1:]) for _ in range(2)]
-signal.signal(signal.SIGTERM, lambda *_: [node.kill() for node in nodes])
-signal.signal(signal.SIGUSR1, lambda *_: [node.send_signal(signal.SIGUSR1) for node in nodes])
-sys.exit(max(node.wait() for node in nodes))
-"""
-
-
 def test_a_signal_reaches_all_nodes(tmp_path: Path) -> None:
-    launcher, program = tmp_path / "like_srun", tmp_path / "program.py"
-    launcher.write_text(LIKE_SRUN.format(python=sys.executable))
-    launcher.chmod(0o755)
+    launcher, program = multinode_launcher(tmp_path), tmp_path / "program.py"
     then = f'folder, rank = "{tmp_path}", os.environ["RANK"]{TOLD}'
     (tmp_path / "places").mkdir()
     program.write_text(AGAIN.format(launcher=launcher, folder=tmp_path / "places", then=then))
@@ -210,7 +209,7 @@ def test_a_signal_reaches_all_nodes(tmp_path: Path) -> None:
 
 
 def test_a_failure_on_another_node_is_the_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    launcher, program = multinode_launcher(tmp_path, "0 1"), tmp_path / "program.py"
+    launcher, program = multinode_launcher(tmp_path), tmp_path / "program.py"
     then = 'sys.exit(2 if os.environ["RANK"] in "23" else 0)'
     program.write_text(AGAIN.format(launcher=launcher, folder=tmp_path, then=then))
     assert launch_all([sys.executable, str(program)], here(launcher)) == 2
