@@ -14,7 +14,7 @@ OPTIONS: dict[str, Any] = {
     "generation_size": None,
     "train_vision": False,
     "prompt_dropout": 0.0,
-    # BAGEL, and Harmon, which stretches
+    # BAGEL; Harmon and Show-o, which stretch
     "resize": "fit",
     "freeze_understanding": True,
     "training_shift": 1.0,
@@ -32,6 +32,8 @@ OPTIONS: dict[str, Any] = {
     # Show-o
     "train_condition": False,
     "template_tokens": 24,
+    "clip_normalization": True,
+    # Show-o and Janus
     "system_prompt": "",
 }
 """All families' options, so that machines without pydantic and Hydra can build them."""

@@ -43,7 +43,10 @@ class _Model(Section):
 
 
 class JanusOptions(Section):
-    """Options of Janus: none."""
+    """Options of Janus."""
+
+    system_prompt: str | None = None
+    """Text before a question; ``None``: the official text; empty: no text."""
 
 
 class JanusModel(_Model):
@@ -72,6 +75,10 @@ class OpenUniModel(_Model):
 class ShowoOptions(Section):
     """Options of Show-o."""
 
+    resize: Literal["stretch", "crop"] = "stretch"
+    """Resizing to a square: ``stretch`` (released RecA) or the centre ``crop``."""
+    clip_normalization: bool = True
+    """Show CLIP the images of questions in its own normalization (official); off: in [-1, 1], as for L_RecA."""
     train_condition: bool = False
     """Also train CLIP's projector and the embedding table by L_RecA; the official code runs both without gradient."""
     template_tokens: PositiveInt = 125

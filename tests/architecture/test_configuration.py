@@ -42,6 +42,13 @@ def test_images_without_captions_train_the_reconstruction_loss_alone(data: str) 
     assert compose(["experiment=smoke", *words]).train.max_steps == 40
 
 
+@pytest.mark.parametrize("size", ["0_5b", "1_5b"])
+def test_harmon_clips_as_its_release_whose_loss_is_a_mean_over_four_micro_batches(size: str) -> None:
+    recipe = compose([f"model=harmon_{size}", f"experiment=harmon_{size}"]).train
+    assert recipe.mixture.reconstruction == recipe.mixture.understanding == 1
+    assert recipe.max_grad_norm / recipe.mixture.reconstruction == 1.0 / (2 / 4)
+
+
 def test_every_group_has_a_choice() -> None:
     groups = {path.name for path in CONF.iterdir() if path.is_dir()}
     assert {choice.parent.name for choice in CHOICES} == groups

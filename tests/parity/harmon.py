@@ -113,22 +113,27 @@ class Replay:
         target = self.target()
         images = self.model.scale_gradient(self.model.semantic_of(target))
         loss = self.diffusion_loss("recon", self.turns("recon", images), target)
-        self.recording.check("recon.loss", loss, LOSS)
-        if any(key.startswith("recon.gradnorm.") for key in self.recording.outputs):
-            loss.backward()
-            self.recording.check_gradients("recon.gradnorm.", self.network.named_parameters())
+        self.check_with_gradients("recon", loss)
 
-    @torch.no_grad()
+    def check_with_gradients(self, part: str, loss: Tensor) -> None:
+        """A loss, and the norms of its gradients if they were recorded."""
+        self.recording.check(f"{part}.loss", loss, LOSS)
+        if any(key.startswith(f"{part}.gradnorm.") for key in self.recording.outputs):
+            loss.backward()
+            self.recording.check_gradients(f"{part}.gradnorm.", self.network.named_parameters())
+
     def text_to_image(self) -> None:
         """The same from text."""
-        self.recording.check("t2i.loss", self.diffusion_loss("t2i", self.turns("t2i"), self.target()), LOSS)
+        self.model.zero_grad()
+        loss = self.diffusion_loss("t2i", self.turns("t2i"), self.target())
+        self.check_with_gradients("t2i", loss)
 
-    @torch.no_grad()
     def understanding(self) -> None:
-        """Cross-entropy of recorded answers."""
-        images = self.model.semantic_of(self.target()).embeds
-        turns = self.turns("i2t", images, self.inputs["i2t.labels"])
-        self.recording.check("i2t.loss", self.model.answer_loss(turns).value, LOSS)
+        """Cross-entropy of recorded answers, and its gradients."""
+        self.model.zero_grad()
+        images = self.model.scale_gradient(self.model.semantic_of(self.target()))
+        loss = self.model.answer_loss(self.turns("i2t", images, self.inputs["i2t.labels"])).value
+        self.check_with_gradients("i2t", loss)
 
     def drawing(self) -> None:
         """Latents, with the recorded order and noise."""

@@ -119,6 +119,23 @@ def test_gradient_of_the_condition_is_scaled(base: Path) -> None:
     assert norms[1][1] == pytest.approx(0.1 * norms[2][1], rel=1e-4)
 
 
+def test_gradient_of_answers_into_the_encoder_is_scaled(base: Path) -> None:
+    norms = {}
+    for scale in (0.0, 0.1, 1.0):
+        scaled = load(base, gradient_scale=scale)
+        scaled.understanding_loss(
+            pictures(1), [Dialogue("what color is the circle", "red")], SampleRng([7])
+        ).value.backward()
+        parameters = dict(scaled.named_parameters())
+        norms[scale] = [
+            0.0 if (gradient := parameters[name].grad) is None else float(gradient.norm())
+            for name in ("network.proj_in.0.weight", "network.llm.model.norm.weight")
+        ]
+    assert norms[0.0][0] == 0
+    assert norms[0.1][0] == pytest.approx(0.1 * norms[1.0][0], rel=1e-4)
+    assert norms[0.1][1] == pytest.approx(norms[1.0][1], rel=1e-6), "only the path through the image is scaled"
+
+
 def test_loss_on_cached_latents_equals_loss_on_images(model: Harmon) -> None:
     live = model.encode_target(pictures(2), SampleRng([1, 2]))
     with torch.no_grad():

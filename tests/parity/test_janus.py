@@ -5,10 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import JanusConfig, JanusForConditionalGeneration
+from transformers.models.janus.processing_janus import DEFAULT_SYSTEM_PROMPT
 
+from reca.models.base import Dialogue
 from reca.models.janus.model import Janus
+from reca.models.sampling import Sampling
+from reca.runtime.seeding import SampleRng
 from tests.parity.comparison import options_of
 from tests.parity.replay import replay
+from tools.tiny_bases import janus_tiny
 
 RECORDING = Path(__file__).parent / "fixtures/janus"
 
@@ -30,6 +35,36 @@ def test_bad_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     with pytest.raises(ValueError, match=r"model\.safetensors"):
         replay("janus", tmp_path)
+
+
+@pytest.mark.parametrize("system_prompt", [None, ""])
+def test_questions_have_the_official_system_prompt_and_drawing_has_none(system_prompt: str | None) -> None:
+    torch.manual_seed(0)
+    model, texts = janus_tiny.build(system_prompt=system_prompt), []
+    tokenizer = model.tokenizer
+
+    class Spy:
+        def __call__(self, rows: list[str], **options: bool) -> object:
+            texts.extend(rows)
+            return tokenizer(rows, **options)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(tokenizer, name)
+
+    model.tokenizer = Spy()
+    expected = (
+        tokenizer.bos_token + (DEFAULT_SYSTEM_PROMPT if system_prompt is None else "") + "<|User|>: <begin_of_image>"
+    )
+    image = torch.zeros(1, 3, 24, 24)
+    with torch.no_grad():
+        model.answer(image, ["what color is the circle"])
+        model.understanding_loss(image, [Dialogue("what color is the circle", "red")], SampleRng([1]))
+    turns = [text for text in texts if "<|User|>" in text]
+    assert len(turns) == 2
+    assert all(turn.startswith(expected) for turn in turns)
+    texts.clear()
+    model.generate(["a red circle"], Sampling(1.0), SampleRng([1]))
+    assert texts[0].startswith(tokenizer.bos_token + "<|User|>: a red circle")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel, PhiConfig
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from reca.models.base import Dialogue, Loss, Semantic
 from reca.models.loading import load_model
@@ -152,6 +153,33 @@ def test_the_loss_on_cached_embeddings_is_the_live_loss(tiny: Showo, by_codes: S
             )
         assert first == second
         assert third == (first if exact else pytest.approx(first, rel=2**-9))  # the unit roundoff of bfloat16
+
+
+@pytest.mark.parametrize("clip_normalization", [True, False])
+def test_clip_sees_images_of_questions_in_its_own_normalization(clip_normalization: bool) -> None:
+    torch.manual_seed(0)
+    model, seen = showo_tiny.build(clip_normalization=clip_normalization), []
+    assert model.clip is not None
+    model.clip.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    images = pictures(2, model.spec.understanding_size)
+    processor = CLIPImageProcessorPil(do_resize=False, do_center_crop=False, do_rescale=False)
+    official = processor(list((images + 1) / 2), return_tensors="pt", input_data_format="channels_first")[
+        "pixel_values"
+    ]
+    with torch.no_grad():
+        model.encode_semantic(images)
+        model.understanding_loss(images, DIALOGUES, SampleRng([7, 8]))
+        model.answer(images, [dialogue.question for dialogue in DIALOGUES])
+    reconstructed, *asked = seen
+    torch.testing.assert_close(reconstructed, images)
+    for pixels in asked:
+        torch.testing.assert_close(pixels, official if clip_normalization else images)
+    assert len(asked) == 2
+
+
+def test_images_are_stretched_as_the_authors_do_unless_told_to_crop(tiny: Showo) -> None:
+    assert tiny.spec.understanding.rule == tiny.spec.generation.rule == "stretch"
+    assert showo_tiny.build(resize="crop").spec.generation.rule == "crop"
 
 
 def test_prompt_dropout_replaces_the_caption_in_training_only(saved: Path) -> None:

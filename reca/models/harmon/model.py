@@ -6,7 +6,8 @@ The networks and their wiring are :mod:`reca.models.harmon.network`; this file a
     L    = diffusion loss of the hidden latents given the visible ones and [user turn: h_v, template]
 
 The encoder is shared, so RecA trains it and h_v moves: only the latents may be cached. Gradients into h_v are scaled
-by 0.1 (official RecA). Prompts are Qwen's chat turns without a system turn; h_v follows the opening of the user turn.
+by 0.1, those of answers too (official RecA). Prompts are Qwen's chat turns without a system turn; h_v follows the
+opening of the user turn.
 """
 
 import math
@@ -252,8 +253,8 @@ class Harmon(UnifiedModel):
 
     def understanding_loss(self, images: Tensor, dialogues: Sequence[Dialogue], rng: SampleRng) -> Loss:
         """Cross-entropy of the answer tokens, end included."""
-        semantic, turns = self.encode_semantic(images, rng), []
-        for image, dialogue in zip(semantic.embeds, dialogues, strict=True):
+        semantic, turns = self.scale_gradient(self.encode_semantic(images, rng)), []
+        for image, dialogue in zip(semantic, dialogues, strict=True):
             question = self._question(dialogue.question, image)
             answer = self._ids(dialogue.answer + END)
             labels = [IGNORE_INDEX] * len(question.ids) + answer

@@ -6,7 +6,7 @@ The network is the stock ``JanusForConditionalGeneration``.
     L_RecA = CE(generation_head(LM([user turn: h_v, template] [boi] codes)), codes)
 
 An image turn is ``<bos><|User|>: <boi> h_v <eoi> text <|Assistant|>:`` as in the official processor;
-generation continues with ``<boi>`` and the codes, one by one.
+generation continues with ``<boi>`` and the codes, one by one. A question has the official system prompt before it.
 
 **Gist tokens** (Mu et al., arXiv 2304.08467), optional, named in the checkpoint's ``config.json`` as
 ``"gist": {"tokens": n, "layer": r, "scale": s}``: n reserved tokens close every user turn. The first r layers read the
@@ -41,6 +41,11 @@ from reca.runtime.seeding import SampleRng
 
 BOI, EOI, IMAGE = "<begin_of_image>", "<end_of_image>", "<image_placeholder>"
 USER, ASSISTANT = "<|User|>:", "<|Assistant|>:"
+SYSTEM_PROMPT = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+    "provides, and assist the user with a variety of tasks using natural language."
+)
+"""Precedes a question, as in the official processor; prompts of generation have none."""
 MAX_ANSWER_TOKENS = 16
 
 
@@ -86,6 +91,8 @@ class Janus(UnifiedModel):
         )
         self.cacheable = frozenset({"target"} if self.train_vision else {"semantic", "target"})
         self._image_text = BOI + IMAGE * self.spec.semantic_tokens + EOI + "\n"
+        system_prompt = SYSTEM_PROMPT if options["system_prompt"] is None else options["system_prompt"]
+        self._system_text = f"{system_prompt}\n\n" if system_prompt else ""
         self._gist_text = "".join(f"<gist_{number}>" for number in range(self.gist_tokens))
         self.freeze()
 
@@ -151,7 +158,11 @@ class Janus(UnifiedModel):
         return Target(codes.view(len(images), -1))
 
     def prompt_embeds(
-        self, texts: Sequence[str], semantic: Semantic | None = None, dropout_mask: Tensor | None = None
+        self,
+        texts: Sequence[str],
+        semantic: Semantic | None = None,
+        dropout_mask: Tensor | None = None,
+        system_text: str = "",
     ) -> PromptEmbeds:
         """Return the embeddings of user turns, gist tokens included.
 
@@ -160,12 +171,14 @@ class Janus(UnifiedModel):
             semantic: Embeddings of an image per sample, inserted before the text; ``None``: no image.
             dropout_mask: Samples whose condition is replaced by padding tokens *inside* the attention mask, (B,) bool,
                 as Janus does for the unconditional half of classifier-free guidance.
+            system_text: Text before the turn.
 
         Raises:
             ValueError: A turn and its answer or image do not fit into the model's context.
         """
         image = "" if semantic is None else self._image_text
-        turns = [f"{self.tokenizer.bos_token}{USER} {image}{text}\n\n{self._gist_text}" for text in texts]
+        opening = f"{self.tokenizer.bos_token}{system_text}{USER} {image}"
+        turns = [f"{opening}{text}\n\n{self._gist_text}" for text in texts]
         closing = "" if self.gist_tokens else ASSISTANT
         ids, mask = self._ids([turn + closing for turn in turns])
         if dropout_mask is not None:
@@ -284,7 +297,8 @@ class Janus(UnifiedModel):
 
     def understanding_loss(self, images: Tensor, dialogues: Sequence[Dialogue], rng: SampleRng) -> Loss:
         """Return the cross-entropy of the answer tokens, end token included."""
-        questions = [f"{self.tokenizer.bos_token}{USER} {self._image_text}{d.question}" for d in dialogues]
+        opening = f"{self.tokenizer.bos_token}{self._system_text}{USER} {self._image_text}"
+        questions = [f"{opening}{d.question}" for d in dialogues]
         ends = [f"\n\n{self._gist_text}{ASSISTANT} {d.answer}{self.tokenizer.eos_token}" for d in dialogues]
         ids, mask = self._ids([question + end for question, end in zip(questions, ends, strict=True)])
         answers = self.tokenizer(
@@ -334,7 +348,7 @@ class Janus(UnifiedModel):
     @torch.no_grad()
     def answer(self, images: Tensor, questions: Sequence[str]) -> list[str]:
         """Return greedy answers of at most ``MAX_ANSWER_TOKENS`` tokens."""
-        prompt = self.prompt_embeds(questions, self.encode_semantic(images))
+        prompt = self.prompt_embeds(questions, self.encode_semantic(images), system_text=self._system_text)
         hidden, mask, cache = prompt.embeds, prompt.mask, DynamicCache()
         if self.gist_tokens:  # prompts end with the gists; the assistant's marker follows them
             marker = self._embed(torch.full((len(hidden), 1), self._id(ASSISTANT), device=hidden.device))

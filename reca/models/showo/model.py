@@ -44,6 +44,8 @@ SYSTEM_PROMPT = (
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 """Precedes the image of a question, in the variant with CLIP (LLaVA's prompt)."""
+CLIP_NORMALIZATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+"""Means and standard deviations of red, green and blue in [0, 1], as CLIP was trained with."""
 NUM_STEPS = 50
 """Default sampling steps: the official benchmarks'."""
 MAX_ANSWER_TOKENS = 32
@@ -68,6 +70,7 @@ class Showo(UnifiedModel):
         self.train_condition = bool(options["train_condition"])
         self.prompt_dropout = float(options["prompt_dropout"])
         self.template_tokens = int(options["template_tokens"])
+        self.clip_normalization = bool(options["clip_normalization"])
         system_prompt = options["system_prompt"]
         self.system_prompt = SYSTEM_PROMPT if system_prompt is None else str(system_prompt)
         self.select_layer = int(parts.config.get("clip_select_layer", -2))
@@ -91,9 +94,8 @@ class Showo(UnifiedModel):
         for name, size in (("generation_size", generation_size), ("understanding_size", understanding_size)):
             if size % step and (self.clip is None or name == "generation_size"):
                 raise ValueError(f"model.{name} is {size}: it must be a multiple of {step}, the pixels per code")
-        return ImageSpec.square(
-            understanding_size, generation_size, semantic_tokens, target_tokens=(generation_size // step) ** 2
-        )
+        sizes = (understanding_size, generation_size, semantic_tokens, (generation_size // step) ** 2)
+        return ImageSpec.square(*sizes, rule=options["resize"])
 
     @classmethod
     def load(cls, checkpoint: Path, options: Mapping[str, Any], device: torch.device | None) -> Self:
@@ -118,14 +120,22 @@ class Showo(UnifiedModel):
     def encode_semantic(self, images: Tensor, rng: SampleRng | None = None) -> Semantic:
         """CLIP features (B, N, D), or the bits of the codes (B, N, d) in {-1, 1}.
 
-        Images of another size are resized bilinearly. CLIP gets them in [-1, 1], without its own normalization, as in
-        the official code. The projector is not applied here: it is trained, and cached embeddings must stay valid.
+        Images of another size are resized bilinearly. For L_RecA CLIP gets them in [-1, 1], without its own
+        normalization, as in the official code. The projector is not applied here: it is trained, and cached embeddings
+        must stay valid.
         """
         if self.clip is None:
             return Semantic(self.magvit.signs(self._codes(_resize(images, self.spec.understanding_size))))
         with torch.set_grad_enabled(self.train_vision and torch.is_grad_enabled()):
             outputs = self.clip(_resize(images, self.clip.config.image_size), output_hidden_states=True)
             return Semantic(outputs.hidden_states[self.select_layer][:, 1:])
+
+    def _asked_about(self, images: Tensor) -> Tensor:
+        """Images of questions, which CLIP gets in its own normalization (official code)."""
+        if self.clip is None or not self.clip_normalization:
+            return images
+        mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in CLIP_NORMALIZATION)
+        return ((images + 1) / 2 - mean) / std
 
     def encode_target(self, images: Tensor, rng: SampleRng) -> Target:
         """MAGVIT-v2 codes (B, T) int64; the encoding draws no noise."""
@@ -222,7 +232,7 @@ class Showo(UnifiedModel):
         Without CLIP the model reads codes of an image of ``spec.understanding_size`` (the official code: of the full
         size; the contract gives all losses one size).
         """
-        semantic = self.encode_semantic(images)
+        semantic = self.encode_semantic(self._asked_about(images))
         questions = self._question_ids([dialogue.question for dialogue in dialogues])
         answers = [[*ids, self.vocabulary.eos] for ids in self.text_ids([f" {d.answer}" for d in dialogues])]
         texts = [question + answer for question, answer in zip(questions, answers, strict=True)]
@@ -311,7 +321,7 @@ class Showo(UnifiedModel):
     @torch.no_grad()
     def answer(self, images: Tensor, questions: Sequence[str]) -> list[str]:
         """Greedy answers, at most ``MAX_ANSWER_TOKENS`` tokens each."""
-        semantic = self.encode_semantic(images)
+        semantic = self.encode_semantic(self._asked_about(images))
         batch = self.understanding_batch(self._question_ids(questions), semantic, pad_left=True)
         embeds, mask, cache = self.embed(batch, semantic), batch.attention_mask, DynamicCache()
 
