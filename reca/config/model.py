@@ -60,7 +60,7 @@ class OpenUniOptions(Section):
     """Options of OpenUni."""
 
     weights: str | None = None
-    """Name of the weights file in ``checkpoint`` if there are several; ``None``: the only one."""
+    """Name of the weights file in the base's folder if there are several; ``None``: the only one."""
     train_transformer: bool = True
     """Train SANA with connector, projector and queries (paper); off: these three only."""
 
@@ -128,7 +128,7 @@ class HarmonOptions(Section):
     resize: Literal["stretch", "crop"] = "stretch"
     """Resizing to a square: ``stretch`` (paper) or the centre ``crop``."""
     weights: str | None = None
-    """Name of the weights in ``checkpoint`` if there are several; ``None``: the only one."""
+    """Name of the weights file in the base's folder if there are several; ``None``: the only one."""
     gradient_scale: NonNegativeFloat = 0.1
     """Scale of the gradient that flows through the condition into the encoder (released RecA)."""
     train_encoder: bool = True

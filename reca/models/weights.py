@@ -17,8 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from reca.runtime.hashing import PICKLED
+
 STEMS = ("model", "diffusion_pytorch_model", "pytorch_model")
-PICKLED = (".pth", ".ckpt", ".pt", ".bin")
 WRAPPERS = ("state_dict", "model", "module")
 """Keys of the weights in files that also hold other training state."""
 SHARD_BYTES = 5 * 2**30
@@ -38,6 +39,30 @@ def find_weights(folder: Path, stems: Iterable[str] = STEMS) -> Path:
             return folder / name
     expected = ", ".join(f"{stem}.safetensors" for stem in stems)
     raise FileNotFoundError(f"{folder} has no weights: expected one of {expected}, or its .index.json")
+
+
+def choose_weights(folder: Path, name: str | None = None) -> Path:
+    """Return a folder's weights, whose name is the authors' choice: ``name``, else a known name, else the only file.
+
+    What we write has a known name, also where the base's was chosen by ``name``.
+
+    Raises:
+        FileNotFoundError: The folder has no weights, or not this file.
+        ValueError: It has several, and ``name`` is ``None``.
+    """
+    if name is not None and (folder / name).is_file():
+        return folder / name
+    try:
+        return find_weights(folder)
+    except FileNotFoundError as error:
+        suffixes = (".safetensors", *PICKLED)
+        files = [path for path in sorted(folder.glob("*")) if path.suffix in suffixes and path.stem != "kl16"]
+        if name is not None or not files:
+            raise FileNotFoundError(f"{error}, nor {name or 'a single .pth'}") from None
+        if len(files) > 1:
+            names = ", ".join(path.name for path in files)
+            raise ValueError(f"{folder} holds {names}: choose one with model.options.weights") from None
+        return files[0]
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

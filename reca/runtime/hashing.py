@@ -7,6 +7,9 @@ from typing import Any
 
 from reca.runtime.errors import UserError
 
+PICKLED = (".pth", ".ckpt", ".pt", ".bin")
+"""Endings of torch's own weight files; all others end in ``.safetensors``."""
+
 
 def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, 64 hex digits."""
@@ -14,15 +17,16 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def folder_digest(folder: Path, pattern: str = "*") -> str:
-    """Return the SHA-256 over relative paths and bytes of the files below ``folder`` that match ``pattern``.
+def folder_digest(folder: Path, *patterns: str) -> str:
+    """Return the SHA-256 over relative paths and bytes of the files below ``folder`` that match a pattern, or of all.
 
     Raises:
         UserError: No file matches.
     """
-    files = sorted(path for path in folder.rglob(pattern) if path.is_file()) if folder.is_dir() else []
+    found = (path for pattern in patterns or ("*",) for path in folder.rglob(pattern))
+    files = sorted({path for path in found if path.is_file()})
     if not files:
-        raise UserError(f"{folder} holds no file that matches {pattern!r}; has the stage that writes it finished?")
+        raise UserError(f"{folder} holds no file {', '.join(patterns)}; has the stage that writes it finished?")
     digest = hashlib.sha256()
     for path in files:
         digest.update(f"{path.relative_to(folder).as_posix()}\0{file_digest(path)}\n".encode())
@@ -31,7 +35,7 @@ def folder_digest(folder: Path, pattern: str = "*") -> str:
 
 def weights_digest(checkpoint: Path) -> str:
     """Return the identity of a model: the digest of a checkpoint folder's weight files alone."""
-    return folder_digest(checkpoint, "*.safetensors")
+    return folder_digest(checkpoint, "*.safetensors", *(f"*{ending}" for ending in PICKLED))
 
 
 def checkpoint_digests(folder: Path) -> dict[str, str]:

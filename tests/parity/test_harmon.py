@@ -20,6 +20,7 @@ from reca.models.loading import load_model
 from reca.models.sampling import Sampling
 from reca.models.weights import write_weights
 from reca.runtime.seeding import SampleRng
+from tests.contract.published import write_harmon_parts
 from tests.parity.comparison import options_of
 from tests.parity.replay import replay
 from tools.tiny_bases import harmon_tiny
@@ -181,16 +182,13 @@ def test_save_official_restores_the_official_names(tmp_path: Path) -> None:
 def authors_layout(base: Path, folder: Path) -> dict[str, str]:
     """The tiny model as the authors publish theirs: a ``.pth`` without autoencoder, ``kl16.ckpt``, Qwen's folder."""
     state, config = load_file(base / "model.safetensors"), json.loads((base / "config.json").read_text())
-    for name in ("llm", "trained", "vae"):
-        (folder / name).mkdir(parents=True)
-    (folder / "llm/config.json").write_text(json.dumps({**config["llm"], "torch_dtype": "bfloat16"}))
+    folders = {"llm": folder / "llm", "checkpoint": folder / "trained", "vae": folder / "vae"}
+    for path in folders.values():
+        path.mkdir(parents=True)
+    write_harmon_parts(state, config.pop("llm"), folders)
+    (folder / "trained/config.json").write_text(json.dumps(config))
     for file in base.glob("tokenizer*"):
         (folder / "llm" / file.name).write_bytes(file.read_bytes())
-    del config["llm"]
-    (folder / "trained/config.json").write_text(json.dumps(config))
-    autoencoder = {key.removeprefix("vae."): value for key, value in state.items() if key.startswith("vae.")}
-    torch.save({"model": autoencoder | {"loss.logvar": torch.zeros(())}}, folder / "vae/kl16.ckpt")
-    torch.save({k: v for k, v in state.items() if not k.startswith("vae.")}, folder / "trained/harmon_tiny.pth")
     return {"llm": str(folder / "llm"), "vae": str(folder / "vae")}
 
 

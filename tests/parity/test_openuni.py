@@ -1,6 +1,5 @@
 """OpenUni against the official code's recorded numbers, the contract on a tiny model, and the real sizes."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,8 @@ from reca.models.loading import load_model
 from reca.models.openuni.model import OpenUni
 from reca.models.openuni.network import OpenUniNetwork
 from reca.models.sampling import Sampling
-from reca.models.weights import write_weights
 from reca.runtime.seeding import SampleRng
+from tests.contract.published import OPENUNI_TRAINED, write_openuni
 from tests.parity.comparison import options_of
 from tests.parity.replay import replay
 from tools.tiny_bases import openuni_tiny
@@ -100,48 +99,36 @@ def test_dropout_hides_text_and_image_in_training_only(base: Path) -> None:
             assert (float(first) == float(second)) is hidden
 
 
-def official_layout(base: Path, folder: Path, trained_prefixes: tuple[str, ...]) -> dict[str, str]:
+def official_layout(base: Path, folder: Path, trained: tuple[str, ...] = OPENUNI_TRAINED) -> dict[str, str]:
     """Write the tiny model in the official layout: parts in folders of their own, trained weights in one ``.pth``."""
     model = load(base)
     assert isinstance(model, OpenUni)
-    state, config = model.network.to_official(), model.network.config
-    for path, values in (
-        ("lmm/config.json", config["lmm"]),
-        ("sana/transformer/config.json", config["transformer"]),
-        ("sana/scheduler/scheduler_config.json", config["sched"]),
-        ("sana/vae/config.json", config["vae"]),
-    ):
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_text(json.dumps(values))
+    folders = {name: folder / name for name in ("lmm", "sana")} | {"vae": folder / "sana/vae"}
+    folders["checkpoint"] = folder / "trained"
+    for path in folders.values():
+        path.mkdir(parents=True)
+    write_openuni(model, folders, trained=trained, dtype=torch.float32)
     model.tokenizer.save_pretrained(folder / "lmm")
-    parts = (("lmm", "lmm", "model"), ("transformer", "sana/transformer", "diffusion_pytorch_model"))
-    for prefix, path, stem in (*parts, ("vae", "sana/vae", "diffusion_pytorch_model")):
-        part = {k.removeprefix(f"{prefix}."): v for k, v in state.items() if k.startswith(f"{prefix}.")}
-        write_weights(part, folder / path, stem)
-    (folder / "trained").mkdir()
-    trained = {key: value for key, value in state.items() if key.startswith(trained_prefixes)}
-    torch.save({"state_dict": trained}, folder / "trained/openuni.pth")
     return {"lmm": str(folder / "lmm"), "sana": str(folder / "sana")}
 
 
 @pytest.mark.parametrize("everything", [False, True])
 def test_official_layout_loads(base: Path, tmp_path: Path, everything: bool) -> None:
-    trained = ("connector.", "projector.", "meta_queries", "transformer.")
-    parts = official_layout(base, tmp_path, (*trained, "lmm.", "vae.") if everything else trained)
+    parts = official_layout(base, tmp_path, OPENUNI_TRAINED + (("lmm.", "vae.") if everything else ()))
     loaded, direct = load(tmp_path / "trained", parts=parts).state_dict(), load(base).state_dict()
     assert loaded.keys() == direct.keys()
     assert all(torch.equal(loaded[name], direct[name]) for name in direct)
 
 
 def test_files_that_do_not_fit_the_official_layout_are_refused(base: Path, tmp_path: Path) -> None:
-    parts = official_layout(base, tmp_path, ("connector.", "projector.", "meta_queries", "transformer."))
+    parts = official_layout(base, tmp_path)
     trained = tmp_path / "trained"
     with pytest.raises(ValueError, match=r"model\.parts\.sana"):
         load(trained, parts={"lmm": parts["lmm"]})
     with pytest.raises(ValueError, match="unknown part 'clip'"):
         load(trained, parts={"clip": parts["lmm"]})
     torch.save({"meta_queries": torch.zeros(2, 2)}, trained / "other.pth")
-    with pytest.raises(FileNotFoundError, match=r"openuni\.pth, other\.pth.*model\.options\.weights"):
+    with pytest.raises(ValueError, match=r"openuni\.pth, other\.pth.*model\.options\.weights"):
         load(trained, parts=parts)
     with pytest.raises(ValueError, match=r"projector\.weight.*not OpenUni's weights"):
         load(trained, parts=parts, weights="other.pth")

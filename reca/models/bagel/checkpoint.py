@@ -1,11 +1,12 @@
 """BAGEL's official folder: ``llm_config.json``, ``vit_config.json``, weights, ``ae.safetensors``, tokenizer files.
 
-The weights are ``ema.safetensors`` in ByteDance's repository, ``model_bf16.safetensors`` in RecA's and
-``model.safetensors`` in the output of trainers; each may be in shards. Sizes that the JSON files leave out follow from
-the shapes of the weights.
+The weights are ``ema.safetensors`` in ByteDance's repository, whose ``model.safetensors.index.json`` lists them and the
+autoencoder's, ``model_bf16.safetensors`` in RecA's and ``model.safetensors`` in the output of trainers; each may be in
+shards. Sizes that the JSON files leave out follow from the shapes of the weights.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isqrt
@@ -63,8 +64,10 @@ class BagelFiles:
 
     @property
     def stem(self) -> str:
-        """File name of the weights without extensions."""
-        return self.weights.name.split(".")[0]
+        """File name of the weights without number and extensions; an index may have another one than its files."""
+        is_index = self.weights.name.endswith(".index.json")
+        names = set(read_json(self.weights)["weight_map"].values()) if is_index else {self.weights.name}
+        return re.sub(r"(-\d+-of-\d+)?\.\w+$", "", min(names - {AUTOENCODER}))
 
 
 def read_checkpoint(folder: Path, base: Path | None = None) -> BagelFiles:
@@ -81,14 +84,16 @@ def read_checkpoint(folder: Path, base: Path | None = None) -> BagelFiles:
     configs = Configs(read_json(_locate(LLM, folder, base)), read_json(_locate(VIT, folder, base)))
     autoencoder_file = _locate(AUTOENCODER, folder, base)
     weights = find_weights(folder, STEMS)
+    autoencoder_state = read_weights(autoencoder_file)
     state = read_weights(weights)
     if base is not None and not any(name.startswith("vit_model.") for name in state):
         # Trainers that froze the vision tower may have left it out.
         state = {**read_weights(find_weights(base, STEMS)), **state}
+    state = {name: value for name, value in state.items() if name not in autoencoder_state}
     scale_file = autoencoder_file.parent / AUTOENCODER_SCALE
     scale = read_json(scale_file) if scale_file.is_file() else {}
     autoencoder = flux_autoencoder.load_autoencoder(
-        read_weights(autoencoder_file),
+        autoencoder_state,
         autoencoder_file,
         scale.get("scale_factor", flux_autoencoder.SCALE),
         scale.get("shift_factor", flux_autoencoder.SHIFT),

@@ -17,7 +17,7 @@ from transformers.initialization import no_init_weights
 
 from reca.models.autoencoder_kl import Kl16Sizes
 from reca.models.harmon.network import CLASS_EMBEDDING, LM_HEAD, VAE, HarmonNetwork, from_official_state
-from reca.models.weights import PICKLED, find_weights, load_strictly, read_json, read_weights
+from reca.models.weights import choose_weights, load_strictly, read_json, read_weights
 
 HEADS_BY_WIDTH = {768: 12, 1024: 16, 1280: 16}
 """Attention heads of MAR-Base, -Large and -Huge: the one size that no shape shows."""
@@ -53,7 +53,7 @@ def load_network(
             f"{path} is missing: it should hold the entries llm and mar; for a .pth checkpoint without it, set "
             "model.parts.llm to the folder of its Qwen2.5"
         )
-    state = read_weights(_weights_file(folder, weights))
+    state = read_weights(choose_weights(folder, weights))
     if not any(key.startswith(VAE) for key in state):
         state |= {VAE + key: value for key, value in _read_autoencoder(folder, parts).items()}
     official_vae = {key.removeprefix(VAE): value for key, value in state.items() if key.startswith(VAE)}
@@ -135,24 +135,6 @@ def _llm_config(config: Mapping[str, Any], parts: Mapping[str, str]) -> dict[str
     return {
         key: value for key, value in config.items() if not key.startswith(_RUNTIME_KEYS) and not key.endswith("dtype")
     }
-
-
-def _weights_file(folder: Path, name: str | None) -> Path:
-    if name is not None:
-        return folder / name
-    try:
-        return find_weights(folder)
-    except FileNotFoundError as error:
-        suffixes = (".safetensors", *PICKLED)
-        files = [p for p in sorted(folder.glob("*")) if p.suffix in suffixes and not p.name.startswith("kl16")]
-        if len(files) == 1:
-            return files[0]
-        if len(files) > 1:
-            names = ", ".join(path.name for path in files)
-            raise ValueError(
-                f"{folder} holds {len(files)} sets of weights ({names}): choose one with model.options.weights"
-            ) from None
-        raise FileNotFoundError(f"{error}, nor a single .pth") from None
 
 
 def _read_autoencoder(folder: Path, parts: Mapping[str, str]) -> dict[str, Tensor]:

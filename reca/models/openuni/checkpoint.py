@@ -1,7 +1,7 @@
 """Checkpoints of OpenUni on disk, in two layouts.
 
 *Whole*: one folder with ``config.json`` (the networks' own configurations side by side), the weights of all parts under
-their official names, and the tokenizer. This is what we write.
+their official names, and the tokenizer. This is what we write; it needs no parts.
 
 *Official*: the trained weights are one file of ``wusize/openuni`` or ``sanaka87/OpenUni-RecA``; the parts that it
 extends are in folders of their own, each in its repository's layout:
@@ -25,7 +25,7 @@ from typing import Any
 from torch import Tensor
 
 from reca.models.openuni.network import CONNECTOR_HEAD_SIZE
-from reca.models.weights import PICKLED, find_weights, read_json, read_weights
+from reca.models.weights import choose_weights, find_weights, read_json, read_weights
 
 PARTS = ("lmm", "sana", "vae")
 
@@ -53,15 +53,14 @@ def read_checkpoint(folder: Path, parts: Mapping[str, Path], weights: str | None
     """
     if unknown := sorted(parts.keys() - set(PARTS)):
         raise ValueError(f"model.parts: unknown part {unknown[0]!r}; OpenUni's parts are {', '.join(PARTS)}")
-    if parts:
-        return _read_official(folder, parts, weights)
-    config = read_json(folder / "config.json")
-    if "lmm" not in config:
-        raise ValueError(
-            f"{folder / 'config.json'} does not describe an OpenUni (it lacks 'lmm'): set model.parts for its parts"
-        )
-    source = folder / weights if weights else find_weights(folder, ["model"])
-    return OpenUniFiles(config, read_weights(source), folder, source)
+    path = folder / "config.json"
+    config = read_json(path) if path.is_file() or not parts else {}
+    if "lmm" in config:  # whole: the parts and the weights' name are those of the base that it was trained from
+        source = find_weights(folder, ["model"])
+        return OpenUniFiles(config, read_weights(source), folder, source)
+    if not parts:
+        raise ValueError(f"{path} does not describe an OpenUni (it lacks 'lmm'): set model.parts for its parts")
+    return _read_official(folder, parts, weights)
 
 
 def _read_official(folder: Path, parts: Mapping[str, Path], weights: str | None) -> OpenUniFiles:
@@ -69,7 +68,7 @@ def _read_official(folder: Path, parts: Mapping[str, Path], weights: str | None)
         if name not in parts:
             raise ValueError(f"model.parts.{name} is not set: OpenUni's weights alone do not describe that part")
     vae = parts.get("vae", parts["sana"] / "vae")
-    source = _trained_file(folder, weights)
+    source = choose_weights(folder, weights)
     trained = read_weights(source)
     for key in ("meta_queries", "projector.weight", "connector.layers.0.mlp.fc1.weight"):
         if key not in trained:
@@ -100,17 +99,3 @@ def _read_official(folder: Path, parts: Mapping[str, Path], weights: str | None)
     for name, path in folders.items():
         state |= {f"{name}.{key}": value for key, value in read_weights(path).items()}
     return OpenUniFiles(config, state | trained, parts["lmm"], source)
-
-
-def _trained_file(folder: Path, weights: str | None) -> Path:
-    if weights is not None:
-        return folder / weights
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is missing: model.checkpoint must be a folder")
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", *PICKLED))
-    if len(files) != 1:
-        names = ", ".join(path.name for path in files) or "none"
-        raise FileNotFoundError(
-            f"{folder} should hold one weights file and holds {names}: name it in model.options.weights"
-        )
-    return files[0]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from reca.models import weights
-from reca.models.weights import load_strictly, read_weights, write_weights
+from reca.models.weights import choose_weights, load_strictly, read_weights, write_weights
 
 STATE = {"b": torch.arange(6.0), "a.weight": torch.ones(3, 2), "c": torch.zeros(4, dtype=torch.bfloat16)}
 
@@ -75,3 +75,17 @@ def test_strict_loading_accounts_for_every_key() -> None:
     assert not bool(network.weight.any())
     with pytest.raises(ValueError, match=r"of another size: weight \(2, 2\), expected \(3, 2\)"):
         load_strictly(network, {"weight": torch.zeros(2, 2), "bias": torch.zeros(3)}, "here")
+
+
+def test_named_weights_are_looked_for_only_in_the_folder_they_were_chosen_in(tmp_path: Path) -> None:
+    for name in ("a.pth", "b.pth", "kl16.ckpt"):
+        torch.save(STATE, tmp_path / name)
+    assert choose_weights(tmp_path, "b.pth").name == "b.pth"
+    with pytest.raises(ValueError, match=r"a\.pth, b\.pth: choose one"):
+        choose_weights(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"nor c\.pth"):
+        choose_weights(tmp_path, "c.pth")
+    (tmp_path / "a.pth").unlink()
+    assert choose_weights(tmp_path).name == "b.pth"
+    write_weights(STATE, tmp_path)  # as training writes a model
+    assert choose_weights(tmp_path, "a.pth").name == "model.safetensors"

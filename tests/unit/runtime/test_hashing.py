@@ -40,6 +40,14 @@ def test_weights_digest_ignores_other_files(tmp_path):
     assert weights_digest(folder) != before
 
 
+def test_weights_digest_covers_torch_files(tmp_path):
+    """Some authors publish nothing else."""
+    folder = make(tmp_path / "model", [("harmon.pth", b"w"), ("vae/kl16.ckpt", b"w")])
+    before = weights_digest(folder)
+    (folder / "harmon.pth").write_bytes(b"v")
+    assert weights_digest(folder) != before
+
+
 def test_digest_of_an_empty_folder_is_an_error(tmp_path):
     with pytest.raises(UserError, match="holds no file"):
         folder_digest(tmp_path)
