@@ -46,7 +46,9 @@ def deploy(gpus: int | None) -> int:
                 client.create_work_pool(
                     WorkPoolCreate(name=name, type="process", description=text, base_job_template=template)
                 )
-        if not client.read_automations_by_name(ZOMBIES):
+        if known := client.read_automations_by_name(ZOMBIES):
+            client.update_automation(known[0].id, _heartbeat_automation())
+        else:
             client.create_automation(_heartbeat_automation())
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
     process = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
@@ -111,11 +113,17 @@ def _heartbeat_automation() -> "AutomationCore":
     ends = ("Completed", "Failed", "Cancelled", "Crashed")
     return AutomationCore(
         name=ZOMBIES,
-        description="Every flow run sends a heartbeat every 30 s; after 90 s without one it is marked as crashed.",
+        description="Every run of reca sends a heartbeat every 30 s; after 90 s without one it is marked as crashed.",
         trigger=EventTrigger(
             after={"prefect.flow-run.heartbeat"},
             expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{end}" for end in ends)},
             match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+            match_related=ResourceSpecification(
+                {  # a shared server has other teams' flows
+                    "prefect.resource.role": ["flow"],
+                    "prefect.resource.name": ["reca"],
+                }
+            ),
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,

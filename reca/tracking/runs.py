@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
@@ -28,13 +29,14 @@ import mlflow
 import psutil  # type: ignore[import-untyped]
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
+from mlflow.store.db.db_types import DATABASE_ENGINES
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from reca.config import Config
 from reca.reporting.inputs import read_curve
 from reca.runtime.errors import UserError
 from reca.tracking.lineage import Lineage, dvc_cache
-from reca.tracking.store_errors import check_database, friendly_store_errors, is_absent
+from reca.tracking.store_errors import check_store, friendly_store_errors, is_absent
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 FLOW_RUN_VARIABLE = "RECA_FLOW_RUN_ID"
@@ -54,7 +56,7 @@ class Store:
     database: Path | None
     """The SQLite file; ``None`` for a server."""
     artifacts: Path | None
-    """Folder of new artifacts; ``None``: the server decides."""
+    """Folder of new artifacts, absolute; ``None``: the server decides."""
     lock: Path
     """Held while the registry is changed; next to the database, so that all its users share it."""
     experiment: str
@@ -74,8 +76,10 @@ def locate_store(config: Config, root: Path) -> Store:
         folder = database.parent
         lock = folder / "registry.lock"
         return Store(f"sqlite:///{database}", database, folder / "artifacts", lock, config.tracking.experiment)
-    state = root / config.paths.state
-    return Store(uri, None, None, state / "registry.lock", config.tracking.experiment)
+    state = (root / config.paths.state).resolve()
+    # MLflow would put a database's artifacts under the working directory, which may be a worktree that is removed.
+    artifacts = state / "artifacts" if urlsplit(uri).scheme.split("+")[0] in DATABASE_ENGINES else None
+    return Store(uri, None, artifacts, state / "registry.lock", config.tracking.experiment)
 
 
 @contextmanager
@@ -91,7 +95,7 @@ def open_store(store: Store) -> Iterator[Client]:
     with friendly_store_errors(store.database, store.uri), _locked(store.lock), _selected(store):
         if store.database is not None and is_absent(store.database):
             create_database(store.database)
-        check_database(store.database)
+        check_store(store.database, store.uri)
         yield mlflow.MlflowClient(store.uri)
 
 
@@ -105,7 +109,7 @@ def open_store_read_only(store: Store) -> Iterator[Client]:
     if store.database is not None and is_absent(store.database):
         raise UserError(f"nothing is registered yet: {store.database} does not exist; `reca run` makes the first model")
     with friendly_store_errors(store.database, store.uri), _selected(store):
-        check_database(store.database)
+        check_store(store.database, store.uri)
         yield mlflow.MlflowClient(store.uri)
 
 
@@ -133,7 +137,7 @@ def get_or_create_experiment(client: Client, store: Store) -> str:
     if experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment.experiment_id)
     recorded = experiment.artifact_location.removeprefix("file://")
-    if artifacts is not None and recorded.startswith("/") and recorded != artifacts:
+    if store.database is not None and recorded.startswith("/") and recorded != artifacts:
         raise UserError(
             f"{store.database} keeps the artifacts of experiment {store.experiment!r} in {recorded}, "
             f"not in {artifacts}: the project was moved or copied. Move it back, or set tracking.experiment to a new "

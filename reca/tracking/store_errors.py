@@ -10,6 +10,7 @@ from reca.runtime.errors import UserError
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
+ANSWER_SECONDS = 5
 
 
 class StoreError(UserError):
@@ -39,14 +40,35 @@ def is_absent(database: Path) -> bool:
     return not database.exists() or (database.is_file() and database.stat().st_size == 0)
 
 
-def check_database(database: Path | None) -> None:
-    """Check the SQLite file before MLflow opens it; a server or a file that does not exist yet passes.
+def check_store(database: Path | None, uri: str) -> None:
+    """Check the SQLite file, or that the server answers, before MLflow opens it and retries for minutes.
 
     Raises:
-        StoreError: The file is broken or not a database of MLflow.
+        StoreError: The file is broken or not a database of MLflow, or the server does not answer.
     """
-    if database is None or is_absent(database):
-        return
+    if database is None:
+        _check_server(uri)
+    elif not is_absent(database):
+        _check_database(database)
+
+
+def _check_server(uri: str) -> None:
+    import requests
+    from sqlalchemy import create_engine
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        if uri.startswith(("http://", "https://")):
+            requests.get(f"{uri.rstrip('/')}/health", timeout=ANSWER_SECONDS)
+        elif "://" in uri:
+            create_engine(uri, connect_args={"connect_timeout": ANSWER_SECONDS}).connect().close()
+    except ModuleNotFoundError as error:
+        raise StoreError(f"the database of MLflow needs a driver ({error}); `pip install 'reca[postgres]'`") from None
+    except (requests.RequestException, SQLAlchemyError) as error:
+        raise StoreError(f"{_no_answer(uri)} ({str(error).splitlines()[0]})") from None
+
+
+def _check_database(database: Path) -> None:
     try:
         connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
         try:
@@ -87,8 +109,13 @@ def _message(error: Exception, database: Path | None, uri: str) -> str | None:
             f"`python -m mlflow db upgrade sqlite:///{location}`, or install the version that wrote it"
         )
     if database is None and ("Max retries exceeded" in text or "API request to" in text):
-        return f"the MLflow server at {location} does not answer; start it, or set tracking.uri (null: a local file)"
+        return _no_answer(uri)
     return None
+
+
+def _no_answer(uri: str) -> str:
+    location = uri.rsplit("@", 1)[-1]
+    return f"the MLflow server at {location} does not answer; start it, or set tracking.uri (null: a local file)"
 
 
 def _broken(database: Path, problem: str) -> str:

@@ -88,3 +88,32 @@ def test_deployments_run_on_demand_and_by_schedule_and_are_cancelled(
     gone(pids, 400)
     run = until(ended, 120)
     assert run.state.name == "Cancelled"
+
+
+def test_only_runs_of_reca_are_watched(client, until, monkeypatch):
+    """On a shared server another team's run without a heartbeat stays as it is."""
+    from prefect import flow
+    from prefect.events import emit_event
+    from prefect.states import Running
+
+    from flows import deploy
+
+    monkeypatch.setattr(deploy, "HEARTBEAT_TIMEOUT", timedelta(seconds=10))  # Prefect's minimum
+    watch = client.create_automation(deploy._heartbeat_automation().model_copy(update={"name": "a faster watch"}))
+    runs = {}
+    for name in ("another team's", "reca"):
+        runs[name] = client.create_flow_run(flow(name=name)(lambda: None), state=Running()).id
+        emit_event(
+            "prefect.flow-run.heartbeat",
+            resource={"prefect.resource.id": f"prefect.flow-run.{runs[name]}"},
+            related=[
+                {
+                    "prefect.resource.id": "prefect.flow.1",
+                    "prefect.resource.role": "flow",
+                    "prefect.resource.name": name,
+                }
+            ],
+        )
+    until(lambda: client.read_flow_run(runs["reca"]).state.name == "Crashed", 120)
+    assert client.read_flow_run(runs["another team's"]).state.name == "Running"
+    client.delete_automation(watch)
