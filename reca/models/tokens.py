@@ -1,15 +1,32 @@
-"""Batches of token sequences: padding, loss masks and the next-token loss."""
+"""Tokenizers of checkpoints, and batches of token sequences: padding, loss masks and the next-token loss."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import AutoTokenizer
 
 from reca.models.base import Loss
 
 IGNORE_INDEX = -100
 """Label of a token without a loss, as in PyTorch and transformers."""
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """Return the tokenizer in a folder; Python files in it are never run, nor is the user asked to allow it.
+
+    Raises:
+        FileNotFoundError: The folder has no vocabulary; transformers would make up one.
+    """
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise FileNotFoundError(f"{folder / 'tokenizer.json'} is missing")
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    for name in ("is_local", "local_files_only"):  # transformers would save how it was read
+        tokenizer.init_kwargs.pop(name, None)
+    return tokenizer
 
 
 def pad_token_ids(

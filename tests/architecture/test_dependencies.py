@@ -66,3 +66,18 @@ def test_lock_pins_every_declared_dependency() -> None:
             f"requirements.lock has {name} {pins[name]}, not {requirement}"
         )
     assert not [version for version in pins.values() if "+" in version], "a local version belongs to one machine"
+
+
+def test_no_class_runs_code_from_a_folder() -> None:
+    """Transformers' Auto classes, and classes that are arguments, would ask the user whether they may."""
+    calls = [
+        (path, node.func.value.id, {word.arg: word.value for word in node.keywords})
+        for path in (ROOT / "reca").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "from_pretrained"
+        if isinstance(node.func.value, ast.Name)
+    ]
+    risky = [(path, words) for path, name, words in calls if name.startswith("Auto") or name.islower()]
+    assert len(risky) >= 6
+    refused = ast.dump(ast.Constant(False))
+    assert not [path for path, words in risky if ast.dump(words.get("trust_remote_code", ast.Pass())) != refused]

@@ -1,5 +1,7 @@
 """Every preset of a published model, from files as its repositories hold them, to what we write, and back."""
 
+import builtins
+import json
 from pathlib import Path
 
 import pytest
@@ -42,3 +44,27 @@ def test_bagel_keeps_the_name_of_its_weights(preset: str, tmp_path: Path, monkey
     load(section, tmp_path).save_official(tmp_path / "outputs/model")
     written = {path.name for path in (tmp_path / "outputs/model").glob("*.safetensors*")}
     assert written == {"ae.safetensors", "model_bf16.safetensors" if preset.endswith("reca") else "ema.safetensors"}
+
+
+@pytest.mark.parametrize("preset", ["janus_pro_1b", "openuni_b_512", "showo_256", "bagel_7b", "harmon_0_5b"])
+def test_code_in_a_checkpoint_is_never_run_nor_asked_about(
+    preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = publish(preset, tmp_path, monkeypatch)
+    marker = tmp_path / "ran"
+    entries = {
+        "config.json": {"AutoConfig": "remote.Remote"},
+        "tokenizer_config.json": {"AutoTokenizer": ["remote.Remote", None]},
+    }
+    folders = [path.parent for path in (tmp_path / section.checkpoint).rglob("tokenizer_config.json")]
+    assert folders
+    for folder in folders:
+        (folder / "remote.py").write_text(f"open({str(marker)!r}, 'w').close()\nclass Remote: pass\n")
+        for name, entry in entries.items():
+            content = json.loads((folder / name).read_text()) if (folder / name).is_file() else {}
+            (folder / name).write_text(json.dumps({**content, "auto_map": entry}))
+    asked: list[object] = []
+    monkeypatch.setattr(builtins, "input", lambda *words: asked.append(words) or "y")
+    load(section, tmp_path)
+    assert not asked
+    assert not marker.exists()

@@ -39,7 +39,7 @@ class Clip:
         """
         network = load_complete(CLIPModel, folder, "CLIP")
         with explain_load_errors(folder, "CLIP"):
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         return cls(network.to(device), tokenizer)
 
     @property

@@ -38,7 +38,7 @@ class ImageEncoder:
         """
         network = load_complete(AutoModel, folder, WHAT)
         with explain_load_errors(folder, WHAT):
-            processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+            processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         return cls(network.to(device), processor)
 
     @torch.inference_mode()

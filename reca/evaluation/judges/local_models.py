@@ -87,7 +87,7 @@ def load_complete(model_class: Any, folder: Path, kind: str) -> Any:
 
     with explain_load_errors(folder, kind):
         network, report = model_class.from_pretrained(
-            folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+            folder, local_files_only=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
         )
     if absent := sorted(report["missing_keys"]):
         raise ValueError(f"{folder} lacks {len(absent)} weights of its {kind}, such as {absent[0]}")

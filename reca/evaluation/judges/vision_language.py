@@ -27,8 +27,10 @@ class VisionLanguageModel:
         """
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         with explain_load_errors(folder, "vision-language model"):
-            network = AutoModelForImageTextToText.from_pretrained(folder, local_files_only=True, dtype=dtype)
-            processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+            network = AutoModelForImageTextToText.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False, dtype=dtype
+            )
+            processor = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         return cls(network.to(device), processor)
 
     @torch.inference_mode()

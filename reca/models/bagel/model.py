@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from reca.data.resize import Resize
 from reca.models.bagel.autoencoder import decode, encode, sample_latents
@@ -46,6 +45,7 @@ from reca.models.base import (
     UnifiedModel,
 )
 from reca.models.sampling import Sampling
+from reca.models.tokens import read_tokenizer
 from reca.runtime.files import atomic_folder
 from reca.runtime.seeding import SampleRng, derive_seed
 
@@ -128,7 +128,7 @@ class Bagel(UnifiedModel, ImageEditor):
         """See :meth:`UnifiedModel.load`; ``options["parts"]["base"]`` is a complete folder for missing files."""
         base = options["parts"].get("base")
         files = read_checkpoint(checkpoint, Path(base) if base else None)
-        tokenizer = AutoTokenizer.from_pretrained(files.tokenizer, local_files_only=True)
+        tokenizer = read_tokenizer(files.tokenizer)
         ids = tokenizer.convert_tokens_to_ids(list(MARKERS))
         if None in ids or tokenizer.unk_token_id in ids:
             raise ValueError(f"the tokenizer in {files.tokenizer} lacks one of BAGEL's markers {', '.join(MARKERS)}")

@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoTokenizer
 from transformers.cache_utils import DynamicCache
 
 from reca.models.base import RECONSTRUCTION_PROMPT, Cacheable, Dialogue, ImageSpec, Loss, Semantic, Target, UnifiedModel
@@ -29,7 +28,7 @@ from reca.models.harmon.diffusion_head import TRAINING_STEPS
 from reca.models.harmon.mar import VisibleTokens, gather_tokens, mask_first, random_mask, unmasking_schedule
 from reca.models.harmon.network import CLASS_EMBEDDING, HarmonNetwork, Prefix
 from reca.models.sampling import Sampling, greedy_decode
-from reca.models.tokens import IGNORE_INDEX, masked_indices, next_token_loss
+from reca.models.tokens import IGNORE_INDEX, masked_indices, next_token_loss, read_tokenizer
 from reca.models.weights import write_weights
 from reca.runtime.files import atomic_folder, write_json
 from reca.runtime.seeding import SampleRng
@@ -105,14 +104,13 @@ class Harmon(UnifiedModel):
         parts = options["parts"]
         network, config = load_network(checkpoint, parts, options["weights"])
         folders = [checkpoint, *(Path(parts[name]) for name in ("tokenizer", "llm") if name in parts)]
-        folder = next((folder for folder in folders if (folder / "tokenizer.json").is_file()), None)
+        folder = next((folder for folder in folders if (folder / "tokenizer_config.json").is_file()), None)
         if folder is None:
             raise FileNotFoundError(
                 f"{checkpoint / 'tokenizer.json'} is missing: put Qwen2.5's tokenizer files there, or set "
                 "model.parts.tokenizer to their folder"
             )
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        return cls(network, config, tokenizer, options).to_eval(device)
+        return cls(network, config, read_tokenizer(folder), options).to_eval(device)
 
     def save_official(self, path: Path) -> None:
         """See :meth:`UnifiedModel.save_official`; always the whole layout, autoencoder included."""

@@ -28,13 +28,13 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoTokenizer, JanusConfig, JanusForConditionalGeneration
+from transformers import JanusConfig, JanusForConditionalGeneration
 from transformers.cache_utils import DynamicCache
 from transformers.utils import logging as transformers_logging
 
 from reca.models.base import RECONSTRUCTION_PROMPT, Cacheable, Dialogue, ImageSpec, Loss, Semantic, Target, UnifiedModel
 from reca.models.sampling import Sampling, classifier_free_guidance, greedy_decode
-from reca.models.tokens import last_tokens_mask, next_token_loss, pad_token_ids
+from reca.models.tokens import last_tokens_mask, next_token_loss, pad_token_ids, read_tokenizer
 from reca.models.weights import read_weights
 from reca.runtime.files import atomic_folder
 from reca.runtime.seeding import SampleRng
@@ -120,8 +120,7 @@ class Janus(UnifiedModel):
             raise ValueError(f"{checkpoint} does not fit its own config.json: {wrong}")
         for part in (network.config, *(getattr(network.config, name) for name in network.config.sub_configs)):
             part.dtype = torch.float32  # the dtype in the config that save_official writes
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
-        return cls(network, tokenizer, options).to_eval(device)
+        return cls(network, read_tokenizer(checkpoint), options).to_eval(device)
 
     def save_official(self, path: Path) -> None:
         """See :meth:`UnifiedModel.save_official`."""

@@ -16,7 +16,6 @@ from typing import Any, ClassVar, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoTokenizer
 from transformers.cache_utils import DynamicCache
 from transformers.initialization import no_init_weights
 
@@ -24,7 +23,7 @@ from reca.models.base import RECONSTRUCTION_PROMPT, Cacheable, Dialogue, ImageSp
 from reca.models.openuni.checkpoint import read_checkpoint
 from reca.models.openuni.network import OpenUniNetwork
 from reca.models.sampling import Sampling, greedy_decode
-from reca.models.tokens import last_tokens_mask, next_token_loss, pad_token_ids
+from reca.models.tokens import last_tokens_mask, next_token_loss, pad_token_ids, read_tokenizer
 from reca.models.weights import load_strictly, write_weights
 from reca.runtime.files import atomic_folder
 from reca.runtime.seeding import SampleRng
@@ -85,10 +84,7 @@ class OpenUni(UnifiedModel):
         head = ["lmm.language_model.lm_head.weight"] if tied else []
         load_strictly(network, network.from_official(files.state), files.source, may_lack=head)
         network.lmm.language_model.tie_weights()
-        if not (files.tokenizer / "tokenizer_config.json").is_file():
-            raise FileNotFoundError(f"{files.tokenizer / 'tokenizer_config.json'} is missing")
-        tokenizer = AutoTokenizer.from_pretrained(files.tokenizer, local_files_only=True)
-        return cls(network, tokenizer, options).to_eval(device)
+        return cls(network, read_tokenizer(files.tokenizer), options).to_eval(device)
 
     def save_official(self, path: Path) -> None:
         """See :meth:`UnifiedModel.save_official`; always writes the whole layout."""

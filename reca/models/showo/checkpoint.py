@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoTokenizer, CLIPVisionModel, PhiConfig, PhiForCausalLM
+from transformers import CLIPVisionModel, PhiConfig, PhiForCausalLM
 from transformers.models.phi.modeling_phi import PhiRotaryEmbedding
 from transformers.utils import logging as transformers_logging
 
 from reca.models.showo.autoencoder import Magvit, MagvitSizes, SignQuantizer
 from reca.models.showo.sequence import Vocabulary
+from reca.models.tokens import read_tokenizer
 from reca.models.weights import find_weights, load_strictly, read_json, read_weights, write_weights
 from reca.runtime.files import atomic_folder
 
@@ -103,7 +104,7 @@ def read_checkpoint(checkpoint: Path, part_paths: Mapping[str, str]) -> ShowoPar
     with_clip = bool(config.get("w_clip_vit", "mm_projector.0.weight" in weights))
     names = ("phi", "magvit", "clip") if with_clip else ("phi", "magvit")
     folders = {name: _part_folder(checkpoint, name, part_paths) for name in names}
-    tokenizer = _read_tokenizer(folders["phi"])
+    tokenizer = read_tokenizer(folders["phi"])
     vocabulary = build_vocabulary(config, tokenizer.eos_token_id)
     if not 0 <= vocabulary.eos < vocabulary.pad:
         raise ValueError(
@@ -115,7 +116,7 @@ def read_checkpoint(checkpoint: Path, part_paths: Mapping[str, str]) -> ShowoPar
             f"{folders['magvit']} has {magvit.sizes.codebook} codes, {checkpoint / 'config.json'} {vocabulary.codebook}"
         )
     clip = _read_clip(folders["clip"]) if with_clip else None
-    phi = empty_phi(PhiConfig.from_pretrained(folders["phi"], local_files_only=True), int(config["vocab_size"]))
+    phi = empty_phi(PhiConfig.from_dict(read_json(folders["phi"] / "config.json")), int(config["vocab_size"]))
     modules = nn.ModuleDict({"showo": phi})
     projector = None
     if clip is not None:
@@ -171,16 +172,6 @@ def _part_folder(checkpoint: Path, name: str, part_paths: Mapping[str, str]) -> 
     raise FileNotFoundError(
         f"Show-o's part {name!r} is missing: {checkpoint / name} is not a folder; set model.parts.{name} ({state})"
     )
-
-
-def _read_tokenizer(folder: Path) -> Any:
-    for name in ("config.json", "tokenizer.json"):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder / name} is missing: {folder} lacks Phi's config or tokenizer")
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    for name in ("is_local", "local_files_only"):  # transformers would save how it was read
-        tokenizer.init_kwargs.pop(name, None)
-    return tokenizer
 
 
 def _read_magvit(path: Path) -> Magvit:
