@@ -12,7 +12,7 @@ from reca.config import Config
 from reca.runtime.errors import UserError
 from reca.runtime.files import HUB_SOURCE, write_json
 
-UNUSED = ("*.msgpack", "*.h5", "*.onnx", "*.gguf", "*.png", "*.jpg", "*.gif", "*.mp4", "assets/*", "figures/*")
+UNUSED = ("*.msgpack", "*.h5", "*.onnx", "*.gguf", "*.fp16*", "*.py", "*.png", "*.jpg", "*.gif", "*.mp4", "assets/*")
 """Files of a repository that no loader reads."""
 
 

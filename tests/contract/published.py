@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
@@ -20,6 +21,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from reca.config import ROOT, compose
 from reca.config.model import ModelSection
+from reca.data.download import UNUSED
 from reca.models.autoencoder_kl import Kl16Sizes
 from reca.models.bagel.autoencoder import official_state
 from reca.models.base import UnifiedModel
@@ -51,7 +53,21 @@ def publish(preset: str, root: Path, patch: pytest.MonkeyPatch) -> ModelSection:
     patch.setattr("reca.models.weights.SHARD_BYTES", SMALL_SHARDS)
     patch.setitem(HEADS_BY_WIDTH, harmon_tiny.WIDTH, harmon_tiny.HEADS)
     WRITERS[section.family](module.build(), preset, folders)
+    for part, source in section.hub.items():
+        _keep_what_is_fetched(folders[part], source, set(folders.values()))
     return section
+
+
+def _keep_what_is_fetched(folder: Path, source: str, folders: set[Path]) -> None:
+    """Delete the files of a repository that the download leaves out; parts below it are other repositories."""
+    others = [other for other in folders if other != folder and other.is_relative_to(folder)]
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    names = {path.relative_to(folder).as_posix(): path for path in files if not any(map(path.is_relative_to, others))}
+    patterns = source.partition("#")[2].split(",") if "#" in source else None
+    fetched = set(filter_repo_objects(names, allow_patterns=patterns, ignore_patterns=UNUSED))
+    assert fetched, source
+    for name in names.keys() - fetched:
+        names[name].unlink()
 
 
 def load(section: ModelSection, root: Path, folder: str | Path | None = None, **changes: Any) -> UnifiedModel:
@@ -119,7 +135,7 @@ OPENUNI_TRAINED = ("connector.", "projector.", "meta_queries", "transformer.")
 def write_openuni(
     model: Any,
     folders: Mapping[str, Path],
-    name: str = "openuni.pth",
+    weights: str = "openuni.pth",
     trained: tuple[str, ...] = OPENUNI_TRAINED,
     dtype: torch.dtype = torch.bfloat16,
 ) -> None:
@@ -134,8 +150,10 @@ def write_openuni(
         _json(folder / "config.json", {**config[part], **diffusers})
         write_weights(_part(state, f"{part}."), folder, "diffusion_pytorch_model")
     _json(folders["sana"] / "scheduler/scheduler_config.json", {**config["sched"], **diffusers})
-    weights = {key: value.to(dtype) for key, value in state.items() if key.startswith(trained)}
-    torch.save({"state_dict": weights}, folders["checkpoint"] / name)
+    for name in ("transformer/diffusion_pytorch_model.fp16", "text_encoder/model", "tokenizer/tokenizer"):
+        _json(folders["sana"] / f"{name}.safetensors", {})
+    found = {key: value.to(dtype) for key, value in state.items() if key.startswith(trained)}
+    torch.save({"state_dict": found}, folders["checkpoint"] / weights)
 
 
 def _openuni(model: Any, preset: str, folders: Mapping[str, Path]) -> None:
@@ -158,6 +176,7 @@ def _showo(model: Any, preset: str, folders: Mapping[str, Path]) -> None:
     save_file(state, folders["checkpoint"] / "pytorch_model.safetensors")
     save_file(_part(model.magvit.state_dict(), ""), folders["magvit"] / "pytorch_model.safetensors")
     _json(folders["phi"] / "config.json", model.showo.config.to_dict() | {"qk_layernorm": False})
+    _json(folders["phi"] / "model.safetensors", {})
     _tokenizer(folders["tokenizer"], folders["phi"], "CodeGenTokenizer")
 
 

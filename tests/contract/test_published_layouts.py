@@ -68,3 +68,14 @@ def test_code_in_a_checkpoint_is_never_run_nor_asked_about(
     load(section, tmp_path)
     assert not asked
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("preset", [name for name in PRESETS if name.startswith(("openuni", "showo"))])
+def test_only_what_is_read_is_fetched(preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No text encoder of SANA, no weights of Phi, no code, no copies in half precision."""
+    section = publish(preset, tmp_path, monkeypatch)
+    files = {path.relative_to(tmp_path / section.checkpoint) for path in (tmp_path / section.checkpoint).rglob("*.*")}
+    names = {path.as_posix() for path in files}
+    assert names >= ({"sana/transformer/config.json"} if "sana" in section.parts else {"phi/tokenizer.json"})
+    unread = ("phi/model", "sana/text_encoder", "sana/tokenizer", "sana/vae", "sana/model_index")
+    assert not [name for name in names if name.startswith(unread) or name.endswith(".py") or ".fp16" in name]
