@@ -14,15 +14,11 @@ OPTIONS: dict[str, Any] = {
     "generation_size": None,
     "train_vision": False,
     "prompt_dropout": 0.0,
-    # BAGEL; Harmon and Show-o, which stretch
-    "resize": "fit",
+    # Harmon, Show-o, and BAGEL, which keeps shapes
+    "resize": "stretch",
     "freeze_understanding": True,
     "training_shift": 1.0,
     "sampling_shift": 3.0,
-    "guidance_interval": (0.0, 1.0),
-    "guidance_renorm": "global",
-    "edit_guidance_interval": (0.0, 1.0),
-    "edit_guidance_renorm": "text_channel",
     # Harmon
     "gradient_scale": 0.1,
     "train_encoder": True,
@@ -60,12 +56,14 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
             "vision": vision(96, 4, 4, 192, 24, 6),
             "autoencoder": ((32, 64), 1, 4),
             "grids": (6, 4),
+            "options": {"resize": "fit"},
         },
         "middle": {
             "text": text(4096, 320, 8, 5, 5, 960, 512),
             "vision": vision(320, 6, 5, 960, 48, 6),
             "autoencoder": ((32, 64), 1, 4),
             "grids": (12, 8),
+            "options": {"resize": "fit"},
         },
     },
     "harmon": {
@@ -73,13 +71,11 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
             "llm": text(64, 96, 5, 4, 2, 256, 256),
             "mar": {**mar(24, 4, 96, 4, 4, (3, 128)), "buffer_size": 8},
             "vae": {"ch": 32, "ch_mult": (1, 1, 2), "num_res_blocks": 1},
-            "options": {"resize": "stretch"},
         },
         "middle": {
             "llm": text(4096, 320, 8, 5, 5, 960, 1024),
             "mar": {**mar(48, 4, 320, 6, 5, (4, 320)), "buffer_size": 16},
             "vae": {"ch": 32, "ch_mult": (1, 1, 2), "num_res_blocks": 1},
-            "options": {"resize": "stretch"},
         },
     },
     "janus": {
@@ -130,8 +126,8 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
 """Family -> size -> arguments of :func:`bench.models.build`."""
 
 _REAL = {
-    "bagel": ("bagel_7b", {}),
-    "harmon": ("harmon_1_5b", {"generation_size": 512, "resize": "stretch"}),
+    "bagel": ("bagel_7b", {"resize": "fit"}),
+    "harmon": ("harmon_1_5b", {"generation_size": 512}),
     "janus": ("janus_pro_1b", {}),
     "openuni": ("openuni_l_512", {}),
     "showo": ("showo_512", {"template_tokens": 125}),

@@ -181,6 +181,13 @@ class PublishedSettings(Section):
 PUBLISHED = tuple(PublishedSettings.model_fields)
 
 
+def drawing_settings(section: Mapping[str, Any], benchmark: str = "") -> dict[str, Any]:
+    """Return the arguments of ``Sampling`` in a benchmark, from the plain ``generate`` section."""
+    changes = section.get("benchmarks", {}).get(benchmark, {})
+    layers = ((name, value) for layer in (section, changes) for name, value in layer.items())
+    return {name: value for name, value in layers if name != "benchmarks" and value is not None}
+
+
 def sampling_settings(section: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the settings of a benchmark that its samples depend on."""
     return {name: value for name, value in (section or {}).items() if name not in JUDGING}

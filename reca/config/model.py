@@ -105,14 +105,6 @@ class BagelOptions(Section):
     """Shift of the training timesteps towards noise; 1: none (paper)."""
     sampling_shift: PositiveFloat = 3.0
     """Shift of the sampling timesteps."""
-    guidance_interval: tuple[Fraction, Fraction] = (0.4, 1.0)
-    """Timesteps (first, second] with guidance; 1 is noise. The official GenEval script has (0, 1)."""
-    guidance_renorm: Literal["global", "channel", "text_channel"] = "global"
-    """Axis that renormalises a guided velocity to the unguided norm: image, token, or token before image guidance."""
-    edit_guidance_interval: tuple[Fraction, Fraction] = (0.0, 1.0)
-    """``guidance_interval`` of editing."""
-    edit_guidance_renorm: Literal["global", "channel", "text_channel"] = "text_channel"
-    """``guidance_renorm`` of editing."""
 
 
 class BagelModel(_Model):

@@ -186,12 +186,34 @@ class TrainSection(Section):
         return self
 
 
-class GenerateSection(Section):
+class SamplingSettings(Section):
+    """Sampling of images; ``None``: the default in ``reca/models/sampling.py``, which also says what the keys mean."""
+
+    guidance_scale: NonNegativeFloat | None = None
+    temperature: PositiveFloat | None = None
+    num_steps: PositiveInt | None = None
+    image_guidance_scale: NonNegativeFloat | None = None
+    guidance_interval: tuple[Fraction, Fraction] | None = None
+    guidance_renorm: Literal["global", "channel", "text_channel"] | None = None
+    guidance_renorm_min: Fraction | None = None
+    guidance_schedule: Literal["constant", "linear"] | None = None
+
+
+class GenerateSection(SamplingSettings):
     """Sampling of benchmark images."""
 
     guidance_scale: NonNegativeFloat
     temperature: PositiveFloat
-    num_steps: PositiveInt | None = None
+    benchmarks: dict[BenchmarkName, SamplingSettings] = Field(default_factory=dict)
+    """Values of single benchmarks, which win over the general ones."""
+
+    def refuse_keys_of_others(self, family: str) -> None:
+        """Raise a ``ValueError`` for a key that the family's sampler would ignore."""
+        bagel = ("image_guidance_scale", "guidance_interval", "guidance_renorm", "guidance_renorm_min")
+        owners = {**dict.fromkeys(bagel, "bagel"), "guidance_schedule": "harmon"}
+        for key, owner in owners.items():
+            if owner != family and any(getattr(s, key) is not None for s in (self, *self.benchmarks.values())):
+                raise ValueError(f"generate: {key} belongs to {owner}, and {family} would ignore it")
 
 
 class ScenesSettings(Section):
@@ -348,3 +370,8 @@ class AllSections(Section):
     hardware: HardwareSection
     tracking: TrackingSection
     paths: PathsSection
+
+    @model_validator(mode="after")
+    def _sampling_is_the_familys(self) -> Self:
+        self.generate.refuse_keys_of_others(self.model.family)
+        return self

@@ -3,9 +3,14 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+Renorm = Literal["global", "channel", "text_channel"]
+"""Scope in which BAGEL shortens a guided velocity to the length of the unguided one: the whole image, every token, or
+every token after text guidance but before image guidance."""
 
 
 @dataclass(frozen=True)
@@ -19,12 +24,25 @@ class Sampling:
     """Sampler steps; ``None``: the family's default. Autoregressive families ignore it."""
     image_guidance_scale: float = 1.0
     """Second guidance weight, towards the source image of an edit; 1 disables it."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """BAGEL guides where t, after its shift, is in (first, second]."""
+    guidance_renorm: Renorm = "global"
+    guidance_renorm_min: float = 0.0
+    """Smallest factor by which BAGEL shortens a guided velocity."""
+    guidance_schedule: Literal["constant", "linear"] = "constant"
+    """Harmon's guidance is the same in every step, or rises from 1 with the share of the image that is drawn."""
     size: tuple[int, int] | None = None
-    """Height and width in pixels, where a family keeps the shape of images; ``None``: the family's square."""
+    """Height and width in pixels, where a family draws other shapes; ``None``: the family's square."""
 
     def __post_init__(self) -> None:
-        if not (0 <= self.guidance_scale < math.inf and 0 < self.temperature < math.inf and (self.num_steps or 1) > 0):
+        steps = 1 if self.num_steps is None else self.num_steps
+        if not (0 <= self.guidance_scale < math.inf and 0 < self.temperature < math.inf and steps > 0):
             raise ValueError(f"guidance_scale must be at least 0, temperature and num_steps above 0: {self}")
+
+    def refuse_other_sizes(self, side: int) -> None:
+        """Raise a ``ValueError`` if another size than the family's only one, a square, is asked for."""
+        if self.size not in (None, (side, side)):
+            raise ValueError(f"images of {side} x {side} pixels only can be drawn, not {self.size}")
 
 
 def classifier_free_guidance(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:

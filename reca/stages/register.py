@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from reca.config import Config
+from reca.config.evaluate import drawing_settings
 from reca.evaluation.benchmark import read_items, read_scores, values_of
 from reca.evaluation.promotion import Champion, Deltas, PromotionDecision, describe_delta, evaluate_champion_rules
 from reca.evaluation.statistics import BenchmarkDelta, paired_delta, scored_pairs
@@ -113,7 +114,7 @@ def _log_model(config: Config, root: Path, lineage: Lineage) -> str:
     settings: dict[str, Any] = {
         "family": config.model.family,
         "options": config.model.load_options(Path()),
-        "sampling": config.generate.model_dump(mode="json"),
+        "sampling": drawing_settings(config.to_dict()["generate"]),
         "batch_size": config.hardware.generate_batch_size,
     }
     # A local part of a version ("2.13.0+cpu") names a build of this machine; the index has the release only.
@@ -130,8 +131,8 @@ def _log_model(config: Config, root: Path, lineage: Lineage) -> str:
             write_json(written / "reference.json", runs.dvc_reference(root, MODEL, lineage))
             artifacts["reference"] = written / "reference.json"
             print(f"the model has {size / 2**20:,.0f} MiB: registered by its DVC hash, not copied")
-        sampling = {name: value for name, value in settings["sampling"].items() if value is not None}
-        return registry.log_model(artifacts, requirements, {"seed": 0, **sampling})
+        numbers = {name: value for name, value in settings["sampling"].items() if isinstance(value, int | float)}
+        return registry.log_model(artifacts, requirements, {"seed": 0, **numbers})
 
 
 def _log_files(client: Any, run_id: str, root: Path, lineage: Lineage) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from reca.config import Config
-from reca.config.evaluate import sampling_settings
+from reca.config.evaluate import drawing_settings, sampling_settings
 from reca.evaluation.benchmark import Benchmark, ItemScore, Scores, load_benchmark, read_item, values_of, write_items
 from reca.evaluation.samples import Row, read_manifest
 from reca.evaluation.statistics import OVERALL, Estimate, intervals
@@ -171,7 +171,10 @@ def _summarise(
         failed=failed,
         images_per_prompt=bench.images_per_prompt,
         seed=bench.seed,
-        settings={"generate": generation["params"]["generate"], "evaluate": config.to_dict()["evaluate"][bench.name]},
+        settings={
+            "generate": drawing_settings(generation["params"]["generate"], bench.name),
+            "evaluate": config.to_dict()["evaluate"][bench.name],
+        },
         checkpoint=generation["checkpoint"],
         judge=bench.judge,
         details=bench.details(items),

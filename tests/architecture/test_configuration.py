@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from reca.config import CONF, ROOT, Config, compose, flatten, yaml_io
+from reca.config import CONF, ROOT, Config, ConfigError, compose, flatten, yaml_io
+from reca.config.evaluate import drawing_settings
 
 CHOICES = sorted(path.relative_to(CONF) for path in CONF.glob("*/*.yaml"))
 
@@ -42,9 +43,58 @@ def test_images_without_captions_train_the_reconstruction_loss_alone(data: str) 
     assert compose(["experiment=smoke", *words]).train.max_steps == 40
 
 
+def documented_sampling() -> list[tuple[str, str, dict[str, object]]]:
+    """The table of docs/models.md: start of the presets' names, benchmark, settings."""
+    text = (ROOT / "docs/models.md").read_text().split("## Sampling, per benchmark")[1].split("\n## ")[0]
+    lines = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    (_, _, *keys), _, *rows = lines
+    return [
+        (prefix, benchmark, {key: yaml_io.loads(cell) for key, cell in zip(keys, cells, strict=True) if cell != "–"})
+        for prefix, benchmark, *cells in rows
+    ]
+
+
+PUBLISHED_PRESETS = sorted(path.stem for path in CONF.glob("model/*.yaml") if not path.stem.endswith("_tiny"))
+
+
+@pytest.mark.parametrize("preset", PUBLISHED_PRESETS)
+def test_published_presets_draw_every_benchmark_as_documented(preset: str) -> None:
+    edits = ["imgedit", "gedit"] if preset.startswith("bagel") else []
+    for benchmark in ["geneval", "dpgbench", "wise", *edits]:
+        config = compose([f"model={preset}", f"evaluate.benchmarks=[{benchmark}]"])
+        settings = drawing_settings(config.to_dict()["generate"], benchmark)
+        (expected,) = (
+            row
+            for prefix, name, row in documented_sampling()
+            if preset.startswith(prefix) and name in (benchmark, "all")
+        )
+        defaults = {"temperature": 1.0, "guidance_renorm_min": 0.0, "guidance_schedule": "constant"}
+        assert {key: value for key, value in settings.items() if key not in defaults} == expected
+        assert all(settings.get(key, value) == value for key, value in defaults.items())
+
+
+@pytest.mark.parametrize("preset", PUBLISHED_PRESETS)
+@pytest.mark.parametrize("data", [(), ("data=folder", "data.path=x")])
+def test_published_presets_bring_their_recipe(preset: str, data: tuple[str, ...]) -> None:
+    recipe = compose([f"model={preset}", *data]).train
+    assert recipe == compose([f"model={preset}", f"experiment={preset.removesuffix('_reca')}", *data]).train
+    assert recipe.learning_rate < compose().train.learning_rate / 10
+    assert recipe.precision == "bfloat16"
+
+
+def test_sampling_that_another_family_has_is_refused() -> None:
+    for word in ("generate.image_guidance_scale=2", "generate.guidance_schedule=linear"):
+        with pytest.raises(ConfigError, match="janus would ignore it"):
+            compose([word])
+    with pytest.raises(ConfigError, match=r"generate\.benchmarks\.geneval\.guidance"):
+        compose(["++generate.benchmarks.geneval.guidance=2"])
+    with pytest.raises(ConfigError, match="unknown benchmark"):
+        compose(["++generate.benchmarks.genevil.guidance_scale=2"])
+
+
 @pytest.mark.parametrize("size", ["0_5b", "1_5b"])
 def test_harmon_clips_as_its_release_whose_loss_is_a_mean_over_four_micro_batches(size: str) -> None:
-    recipe = compose([f"model=harmon_{size}", f"experiment=harmon_{size}"]).train
+    recipe = compose([f"model=harmon_{size}"]).train
     assert recipe.mixture.reconstruction == recipe.mixture.understanding == 1
     assert recipe.max_grad_norm / recipe.mixture.reconstruction == 1.0 / (2 / 4)
 

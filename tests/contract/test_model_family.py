@@ -1,5 +1,6 @@
 """The contract of :mod:`reca.models.base`, tested on the tiny preset of every family."""
 
+import dataclasses
 import gc
 import re
 import shutil
@@ -122,6 +123,15 @@ def test_sizes_are_as_declared(model: UnifiedModel) -> None:
     assert images.shape == (3, 3, spec.generation_size, spec.generation_size)
     assert images.min() >= -1
     assert images.max() <= 1
+
+
+def test_another_size_is_drawn_or_refused(model: UnifiedModel) -> None:
+    wide = dataclasses.replace(few_steps(), size=(16, 24))
+    if model.family in ("bagel", "harmon"):
+        assert model.generate(PROMPTS[:1], wide, SampleRng([1])).shape == (1, 3, 16, 24)
+    else:
+        with pytest.raises(ValueError, match="24 x 24 pixels only"):
+            model.generate(PROMPTS[:1], wide, SampleRng([1]))
 
 
 def test_gradients_reach_exactly_the_trainable_parameters(model: UnifiedModel, preset: str) -> None:

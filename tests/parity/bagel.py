@@ -23,9 +23,7 @@ from reca.models.bagel.model import Bagel
 from reca.models.bagel.network import Markers
 from reca.models.bagel.packing import pack
 from reca.models.bagel.sampling import (
-    Conditions,
     FlowSample,
-    Guidance,
     answer_ids,
     condition,
     sample_latent_tokens,
@@ -202,12 +200,13 @@ class BagelReplay:
             return
         grid, noise = grid_of(self.model, self.recording, name), outputs[f"{name}.init_noise"][None]
         guided = "nocfg" not in name
-        conditions = Conditions([condition(network, None, ids.tolist())], [[]] if guided else None)
-        guidance = Guidance(
-            self.sampling.guidance_scale, 1.0, INTERVALS[0], "global", self.steps, self.model.sampling_shift
-        )
+        text = [condition(network, None, ids.tolist())]
+        sampling = replace(self.sampling, image_guidance_scale=1.0, **({} if guided else {"guidance_scale": 1.0}))
+        shift = self.model.sampling_shift
         candidates = [
-            sample_latent_tokens(network, conditions, grid, noise, replace(guidance, interval=interval))[0]
+            sample_latent_tokens(
+                network, [text, [[]], text], grid, noise, replace(sampling, guidance_interval=interval), shift
+            )[0]
             for interval in (INTERVALS if guided else INTERVALS[:1])
         ]
         self.recording.skip(f"{name}.init_noise", "it is an input of the replay")
@@ -235,10 +234,10 @@ class BagelReplay:
             return
         candidates = []
         for interval in reversed(INTERVALS):
-            self.model.edit_guidance_interval = interval
+            sampling = replace(self.sampling, guidance_interval=interval, guidance_renorm="text_channel")
             rng = RecordedRng({"posterior": posterior, "noise": start[None]}, 1)
             source, understood = images[which], self.inputs[f"vit_image.{which}"]
-            latents = self.model.edit_latents(source, understood, ids.tolist(), self.sampling, rng)
+            latents = self.model.edit_latents(source, understood, ids.tolist(), sampling, rng)
             candidates.append(latents[0])
         self.recording.skip("edit.noise.", "it is an input of the replay")
         self._check_latents("edit", candidates)

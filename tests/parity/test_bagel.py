@@ -263,7 +263,7 @@ def test_bad_requests_are_refused(model: Bagel) -> None:
     with pytest.raises(ValueError, match=r"model\.understanding_size=22"):
         tiny(understanding_size=22)
     with pytest.raises(ValueError, match="num_steps=0"):
-        model.generate(PROMPTS[:1], Sampling(1.0, num_steps=0), SampleRng([1]))
+        Sampling(1.0, num_steps=0)
 
 
 # -- real sizes -------------------------------------------------------------------------------------------------

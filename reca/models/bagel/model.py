@@ -22,10 +22,8 @@ from reca.models.bagel.checkpoint import Configs, load_network, read_checkpoint,
 from reca.models.bagel.network import BagelNetwork, Markers
 from reca.models.bagel.packing import Segment
 from reca.models.bagel.sampling import (
-    Conditions,
     FlowSample,
-    Guidance,
-    Renorm,
+    Samples,
     answer_ids,
     condition,
     fit,
@@ -53,8 +51,6 @@ MARKERS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
 GENERATION_PREFIXES = ("network.vae2llm.", "network.llm2vae.", "network.time_embedder.")
 UNDERSTANDING_SIZE = 224
 """Side in pixels of the condition in the paper: the lowest resolution that the vision tower was trained for."""
-NUM_STEPS = 49
-"""Steps between the official 50 points of time."""
 MAX_ANSWER_TOKENS = 16
 
 
@@ -84,10 +80,6 @@ class Bagel(UnifiedModel, ImageEditor):
         self.prompt_dropout = float(options["prompt_dropout"])
         self.training_shift = float(options["training_shift"])
         self.sampling_shift = float(options["sampling_shift"])
-        self.guidance_interval: tuple[float, float] = tuple(options["guidance_interval"])
-        self.guidance_renorm: Renorm = options["guidance_renorm"]
-        self.edit_guidance_interval: tuple[float, float] = tuple(options["edit_guidance_interval"])
-        self.edit_guidance_renorm: Renorm = options["edit_guidance_renorm"]
         # A trained vision tower needs the gradient that passes through the understanding expert, frozen or not.
         network.language_model.detach_understanding = self.freeze_understanding and not self.train_vision
         self.spec = self._spec(options)
@@ -267,26 +259,22 @@ class Bagel(UnifiedModel, ImageEditor):
     @torch.no_grad()
     def generate(self, prompts: Sequence[str], sampling: Sampling, rng: SampleRng) -> Tensor:
         """Return one image per prompt; guidance is away from the empty prompt."""
-        return self._sample([condition(self.network, None, ids) for ids in self._ids(prompts)], sampling, rng)
+        conditions = [condition(self.network, None, ids) for ids in self._ids(prompts)]
+        return self._sample(conditions, conditions, sampling, rng)
 
     @torch.no_grad()
     def reconstruct(self, semantic: Semantic, sampling: Sampling, rng: SampleRng) -> Tensor:
         """Return images generated from understanding embeddings; guidance is away from neither image nor template."""
         (template,) = self._ids([RECONSTRUCTION_PROMPT])
-        return self._sample([condition(self.network, tokens, template) for tokens in semantic.rows()], sampling, rng)
+        conditions = [condition(self.network, tokens, template) for tokens in semantic.rows()]
+        return self._sample(conditions, [condition(self.network, None, template)] * len(conditions), sampling, rng)
 
-    def _sample(self, conditions: Sequence[Sequence[Segment]], sampling: Sampling, rng: SampleRng) -> Tensor:
+    def _sample(self, full: Samples, without_image: Samples, sampling: Sampling, rng: SampleRng) -> Tensor:
         grid = self._grid(*(sampling.size or [self.spec.generation_size] * 2))
-        empty: list[list[Segment]] | None = [[]] * len(conditions) if sampling.guidance_scale > 1 else None
         noise = rng.normal("noise", (grid[0] * grid[1], self.network.vae2llm.in_features))
-        guidance = self._guidance(sampling, self.guidance_interval, self.guidance_renorm)
-        latents = sample_latent_tokens(self.network, Conditions(conditions, empty), grid, noise, guidance)
+        conditions = [full, [[]] * len(full), without_image]
+        latents = sample_latent_tokens(self.network, conditions, grid, noise, sampling, self.sampling_shift)
         return self.decode_latents(latents, grid)
-
-    def _guidance(self, sampling: Sampling, interval: tuple[float, float], renorm: Renorm) -> Guidance:
-        steps = NUM_STEPS if sampling.num_steps is None else sampling.num_steps
-        scales = (sampling.guidance_scale, sampling.image_guidance_scale)
-        return Guidance(*scales, interval, renorm, steps, self.sampling_shift)
 
     @torch.no_grad()
     def decode_latents(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -339,14 +327,9 @@ class Bagel(UnifiedModel, ImageEditor):
         latents = self.network.latent_segment(patchify(clean, patch), grid, torch.zeros((), device=self._device()))
         image = [latents, self.network.image_segment(self.network.encode_images([understood])[0])]
         text = [self.network.text_segment(ids)]
-        conditions = Conditions(
-            [[*image, *text]],
-            [image] if sampling.guidance_scale > 1 else None,
-            [text] if sampling.image_guidance_scale > 1 else None,
-        )
         noise = rng.normal("noise", (grid[0] * grid[1], self.network.vae2llm.in_features))
-        guidance = self._guidance(sampling, self.edit_guidance_interval, self.edit_guidance_renorm)
-        return sample_latent_tokens(self.network, conditions, grid, noise, guidance)
+        conditions = [[[*image, *text]], [image], [text]]
+        return sample_latent_tokens(self.network, conditions, grid, noise, sampling, self.sampling_shift)
 
     def answer(self, images: Tensor | Sequence[Tensor], questions: Sequence[str]) -> list[str]:
         """Return greedy answers of at most ``MAX_ANSWER_TOKENS`` tokens."""

@@ -7,7 +7,6 @@ Training compares v; sampling integrates it from noise (t = 1) to latents (t = 0
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +16,12 @@ from reca.data.resize import Resize
 from reca.models.bagel.network import BagelNetwork
 from reca.models.bagel.packing import Segment
 from reca.models.bagel.vision import patchify
-from reca.models.sampling import classifier_free_guidance, greedy_decode
+from reca.models.sampling import Sampling, classifier_free_guidance, greedy_decode
 
-Renorm = Literal["global", "channel", "text_channel"]
-"""Scope in which a guided velocity is shortened to the length of the unguided one: the whole image, every token, or
-every token after text guidance but before image guidance."""
+Samples = Sequence[Sequence[Segment]]
+"""Segments of every sample's condition."""
+NUM_STEPS = 49
+"""Default steps: those between the official 50 points of time."""
 
 
 @dataclass(frozen=True)
@@ -38,29 +38,6 @@ class FlowSample:
     """Understanding embeddings (N, D)."""
     prompt: Sequence[int] | None = None
     """Token ids; ``None``: dropped."""
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """Conditions per sample, complete and without its text or image for guidance."""
-
-    full: Sequence[Sequence[Segment]]
-    without_text: Sequence[Sequence[Segment]] | None = None
-    without_image: Sequence[Sequence[Segment]] | None = None
-
-
-@dataclass(frozen=True)
-class Guidance:
-    """Settings of guided sampling."""
-
-    text_scale: float
-    image_scale: float
-    interval: tuple[float, float]
-    """Guidance acts where t, after the shift, is in (first, second]."""
-    renorm: Renorm
-    num_steps: int
-    shift: float
-    """See :func:`shift_times`."""
 
 
 def condition(network: BagelNetwork, semantic: Tensor | None, prompt: Sequence[int] | None) -> list[Segment]:
@@ -88,29 +65,39 @@ def squared_errors(network: BagelNetwork, batch: Sequence[FlowSample], shift: fl
 
 @torch.no_grad()
 def sample_latent_tokens(
-    network: BagelNetwork, conditions: Conditions, grid: tuple[int, int], noise: Tensor, guidance: Guidance
+    network: BagelNetwork,
+    conditions: Sequence[Samples],
+    grid: tuple[int, int],
+    noise: Tensor,
+    sampling: Sampling,
+    shift: float,
 ) -> Tensor:
     """Integrate noise to latent tokens, (B, T, p · p · C) both; conditions are computed once and cached.
 
     Guided and unguided velocities come from one forward pass over a batch of two or three times the length.
+
+    Args:
+        network: The network.
+        conditions: Per sample, complete, without its text, and without its image. Guidance takes as many as it needs;
+            without text guidance there is no image guidance (official).
+        grid: Rows and columns of latent tokens.
+        noise: Start, at t = 1.
+        sampling: Guidance and number of steps.
+        shift: See :func:`shift_times`.
     """
-    parts = [part for part in (conditions.full, conditions.without_text, conditions.without_image) if part]
-    _, context = network.prefill([sample for part in parts for sample in part])
+    branches = 1 if sampling.guidance_scale <= 1 else 2 if sampling.image_guidance_scale <= 1 else 3
+    low, high = torch.tensor(sampling.guidance_interval).tolist()  # in float32, as the times
+    _, context = network.prefill([sample for part in conditions[:branches] for sample in part])
     device, batch = network.vae2llm.weight.device, len(noise)
 
     def velocity_at(x_t: Tensor, time: float) -> Tensor:
-        count = len(parts) if guidance.interval[0] < time <= guidance.interval[1] else 1
+        count = branches if low < time <= high else 1
         scalar = torch.tensor(time, device=device)
         samples = [[network.latent_segment(row, grid, scalar)] for _ in range(count) for row in x_t]
         velocities = torch.stack(network.velocities(samples, context.rows(slice(0, count * batch)))).float()
-        full, *unguided = velocities.chunk(count)
-        if not unguided:
-            return full
-        without_text = unguided.pop(0) if conditions.without_text else None
-        without_image = unguided.pop(0) if conditions.without_image else None
-        return guide(full, without_text, without_image, guidance)
+        return velocities if count == 1 else guide(sampling, *velocities.chunk(count))
 
-    return integrate(noise.to(device), velocity_at, guidance.num_steps, guidance.shift)
+    return integrate(noise.to(device), velocity_at, sampling.num_steps or NUM_STEPS, shift)
 
 
 def shift_times(times: Tensor, shift: float) -> Tensor:
@@ -118,40 +105,33 @@ def shift_times(times: Tensor, shift: float) -> Tensor:
     return shift * times / (1 + (shift - 1) * times)
 
 
-def guide(full: Tensor, without_text: Tensor | None, without_image: Tensor | None, guidance: Guidance) -> Tensor:
+def guide(sampling: Sampling, full: Tensor, without_text: Tensor, without_image: Tensor | None = None) -> Tensor:
     """Guide velocities by text and by image (Brooks et al., arXiv 2211.09800) without making them longer.
 
     Args:
+        sampling: Scales, and the scope and lower limit of the renormalisation.
         full: Velocities given text and image, (B, T, C).
-        without_text: Velocities given the image only; ``None``: no text guidance.
+        without_text: Velocities given the image only.
         without_image: Velocities given the text only; ``None``: no image guidance.
-        guidance: Scales, and the scope of the renormalisation.
     """
-    guided = full
-    if without_text is not None:
-        guided = classifier_free_guidance(full, without_text, guidance.text_scale)
-    if guidance.renorm == "text_channel":
-        guided = _clip_length(guided, full, (-1,))
+    renorm, minimum = sampling.guidance_renorm, sampling.guidance_renorm_min
+    guided = classifier_free_guidance(full, without_text, sampling.guidance_scale)
+    if renorm == "text_channel":
+        guided = _clip_length(guided, full, (-1,), minimum)
     if without_image is not None:
-        guided = classifier_free_guidance(guided, without_image, guidance.image_scale)
-    if guidance.renorm == "text_channel":
+        guided = classifier_free_guidance(guided, without_image, sampling.image_guidance_scale)
+    if renorm == "text_channel":
         return guided
-    return _clip_length(guided, full, (-2, -1) if guidance.renorm == "global" else (-1,))
+    return _clip_length(guided, full, (-2, -1) if renorm == "global" else (-1,), minimum)
 
 
-def _clip_length(vectors: Tensor, reference: Tensor, dims: tuple[int, ...]) -> Tensor:
+def _clip_length(vectors: Tensor, reference: Tensor, dims: tuple[int, ...], minimum: float) -> Tensor:
     limit, length = (torch.linalg.vector_norm(values, dim=dims, keepdim=True) for values in (reference, vectors))
-    return vectors * (limit / (length + 1e-8)).clamp(max=1)
+    return vectors * (limit / (length + 1e-8)).clamp(min=minimum, max=1)
 
 
 def integrate(noise: Tensor, velocity_at: Callable[[Tensor, float], Tensor], num_steps: int, shift: float) -> Tensor:
-    """Integrate from t = 1 to 0 by Euler's method.
-
-    Raises:
-        ValueError: ``num_steps`` is below 1.
-    """
-    if num_steps < 1:
-        raise ValueError(f"sampling needs at least one step, got num_steps={num_steps}")
+    """Integrate from t = 1 to 0 by Euler's method."""
     times = shift_times(torch.linspace(1, 0, num_steps + 1), shift)
     x_t = noise
     for time, next_time in zip(times[:-1].tolist(), times[1:].tolist(), strict=True):

@@ -143,13 +143,17 @@ class Harmon(UnifiedModel):
         return Target(self._latents(images))
 
     def _latents(self, images: Tensor) -> Tensor:
-        pixels = self.network.mar.sizes.pixels
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images must have the shape (B, 3, H, W), these have {tuple(images.shape)}")
-        if any(side == 0 or side % pixels for side in images.shape[2:]):
-            size = f"{images.shape[3]} x {images.shape[2]}"
-            raise ValueError(f"images of {size} pixels: both sides must be multiples of {pixels}")
+        self._grid(*images.shape[2:])
         return self.network.to_latents(images)
+
+    def _grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of an image's tokens."""
+        pixels = self.network.mar.sizes.pixels
+        if any(side <= 0 or side % pixels for side in (height, width)):
+            raise ValueError(f"images of {width} x {height} pixels: both sides must be multiples of {pixels}")
+        return height // pixels, width // pixels
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -283,8 +287,8 @@ class Harmon(UnifiedModel):
     def _sample_images(self, turns: Sequence[ChatTurn], sampling: Sampling, rng: SampleRng) -> Tensor:
         if sampling.guidance_scale != 1:  # the unconditional half has neither text nor image
             turns = [*turns, *self._generation_turns([UNCONDITIONAL_PROMPT] * len(turns))]
-        side = self.spec.generation_size // self.network.mar.sizes.pixels
-        return self.network.to_images(self.sample_latents(turns, (side, side), sampling, rng)).clamp(-1, 1)
+        grid = self._grid(*(sampling.size or [self.spec.generation_size] * 2))
+        return self.network.to_images(self.sample_latents(turns, grid, sampling, rng)).clamp(-1, 1)
 
     @torch.no_grad()
     def sample_latents(
@@ -311,13 +315,16 @@ class Harmon(UnifiedModel):
             indices = (hidden & ~still_hidden).nonzero()[:, 1].view(batch, -1)
             visible = VisibleTokens.from_hidden(hidden.repeat(copies, 1))
             states = network.conditions(prefix, tokens.repeat(copies, 1, 1), grid, visible, cache)
+            scale = sampling.guidance_scale
+            if sampling.guidance_schedule == "linear":
+                scale = 1 + (scale - 1) * (length - max(count, 1)) / length
             conditional, *unconditional = gather_tokens(states, indices.repeat(copies, 1)).chunk(copies)
             sampled = network.mar.diffloss.sample(
                 conditional,
                 rng,
                 sampling.temperature,
                 unconditional[0] if unconditional else None,
-                sampling.guidance_scale,
+                scale,
             )
             tokens = tokens.scatter(1, indices[..., None].expand_as(sampled), sampled.to(tokens))
             hidden = still_hidden

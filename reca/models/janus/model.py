@@ -330,6 +330,7 @@ class Janus(UnifiedModel):
 
     @torch.no_grad()
     def _sample(self, prompt: PromptEmbeds, sampling: Sampling, rng: SampleRng) -> Tensor:
+        sampling.refuse_other_sizes(self.spec.generation_size)
         prefix, cache, codes = self.prefix(prompt), DynamicCache(), []
         boi = self._embed(torch.full((len(prompt.embeds), 1), self._id(BOI), device=prompt.embeds.device))
         hidden, mask = torch.cat([prefix.embeds, boi], dim=1), F.pad(prefix.mask, (0, 1), value=True)

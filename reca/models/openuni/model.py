@@ -228,6 +228,7 @@ class OpenUni(UnifiedModel):
         self, prompts: Sequence[str], semantic: Semantic | None, sampling: Sampling, rng: SampleRng
     ) -> Tensor:
         """Return latents (B, C, h, w) of new images; guidance is away from ``UNCONDITIONAL``."""
+        sampling.refuse_other_sizes(self.spec.generation_size)
         condition = self.condition(self.prompt_embeds(prompts, semantic))
         unconditional = None
         if sampling.guidance_scale != 1:

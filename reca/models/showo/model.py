@@ -282,6 +282,7 @@ class Showo(UnifiedModel):
         Positions before [soi] do not attend to the image, so they run once, and each step runs the image only.
         Guidance scale g of the official code is w = g + 1 here.
         """
+        sampling.refuse_other_sizes(self.spec.generation_size)
         guided = sampling.guidance_scale != 1
         device = self.showo.lm_head.weight.device
         codes = torch.full((len(prompts), self.spec.target_tokens), self.vocabulary.codebook, device=device)

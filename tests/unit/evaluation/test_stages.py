@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from reca.config.sections import SamplingSettings
 from reca.evaluation.benchmark import load_benchmark, read_items, read_scores
 from reca.evaluation.samples import read_manifest
 from reca.runtime.errors import UserError
@@ -156,6 +157,23 @@ def test_leftovers_of_other_settings_stay_apart(config, project, use_model, perf
     use_model(perfect)
     generate(config.model_copy(update={"generate": generation}), project, "base", "scenes")
     assert len(perfect.drawn_prompts) == 32 + 60
+
+
+def test_a_benchmark_has_its_own_sampling(config, project, use_model, perfect, capsys):
+    use_model(dying(perfect, after=32))
+    with pytest.raises(Killed):
+        generate(config, project, "base", "scenes")
+    use_model(perfect)
+    own = {"scenes": SamplingSettings(guidance_scale=5.0)}
+    changed = config.model_copy(update={"generate": config.generate.model_copy(update={"benchmarks": own})})
+    scores = run(changed, project, "scenes")
+    assert len(perfect.drawn_prompts) == 32 + 60, "leftovers of the general sampling are not used"
+    assert scores.settings["generate"] == {"guidance_scale": 5.0, "temperature": 1.0}
+    assert {row["guidance_scale"] for row in read_manifest(project / SCENES)} == {5.0}
+    assert "scenes has its own sampling" in capsys.readouterr().out
+    generate(changed, project, "base", "understanding")
+    rows = read_manifest(project / "outputs/samples/base/understanding")
+    assert {row["guidance_scale"] for row in rows} == {config.generate.guidance_scale}
 
 
 def test_missing_weights_are_named_with_the_way_out(config, project, use_model):
