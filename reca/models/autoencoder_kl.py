@@ -73,8 +73,8 @@ class Kl16Sizes:
     """Levels of the decoder with attention, counted like the encoder's."""
 
     @classmethod
-    def of(cls, config: Mapping[str, Any] | None, weights: Mapping[str, Tensor]) -> Self:
-        """Return the sizes in the ``vae`` entry of config.json, or else those of the weights' shapes and names.
+    def of(cls, weights: Mapping[str, Tensor]) -> Self:
+        """Return the sizes that the weights' shapes and names show.
 
         Raises:
             ValueError: These are not the weights of such an autoencoder.
@@ -82,15 +82,13 @@ class Kl16Sizes:
         for name in ("encoder.conv_in.weight", "quant_conv.weight"):
             if name not in weights:
                 raise ValueError(f"these are not KL16 weights: {name} is missing")
-        if config is not None:
-            names = ("ch", "num_res_blocks", "z_channels")
-            sizes: dict[str, Any] = {name: int(config[name]) for name in names if name in config}
-            if "ch_mult" in config:
-                sizes["ch_mult"] = tuple(config["ch_mult"])
-        else:
-            sizes = _sizes_from_shapes(weights)
+        width = weights["encoder.conv_in.weight"].shape[0]
+        channels, blocks = level_sizes(weights, "encoder.down")
         return cls(
-            **sizes,
+            ch=width,
+            ch_mult=tuple(output // width for output in channels),
+            num_res_blocks=max(blocks, default=0),
+            z_channels=weights["quant_conv.weight"].shape[0] // 2,
             encoder_attention=_levels_with_attention(weights, "encoder.down"),
             decoder_attention=_levels_with_attention(weights, "decoder.up"),
         )
@@ -117,17 +115,6 @@ class Kl16Sizes:
         )
         autoencoder.set_attn_processor(ContiguousAttention())
         return autoencoder
-
-
-def _sizes_from_shapes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    width = weights["encoder.conv_in.weight"].shape[0]
-    channels, blocks = level_sizes(weights, "encoder.down")
-    return {
-        "ch": width,
-        "ch_mult": tuple(output // width for output in channels),
-        "num_res_blocks": max(blocks, default=0),
-        "z_channels": weights["quant_conv.weight"].shape[0] // 2,
-    }
 
 
 def level_sizes(weights: Mapping[str, Tensor], half: str) -> tuple[tuple[int, ...], tuple[int, ...]]:

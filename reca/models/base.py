@@ -145,8 +145,8 @@ class UnifiedModel(nn.Module, ABC):
         """
 
     @abstractmethod
-    def save_official(self, path: Path) -> None:
-        """Write the official layout, atomically; loading and saving it again gives the same bytes."""
+    def save_official(self, path: Path, for_scripts: bool = False) -> None:
+        """Write the official layout, atomically and repeatably; or, ``for_scripts``, what the authors' scripts open."""
 
     @abstractmethod
     def trainable(self) -> Iterable[str]:

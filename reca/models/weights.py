@@ -7,7 +7,7 @@ Layouts: ``model.safetensors`` as transformers and diffusers write it, the same 
 import json
 import pickle
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
 
+from reca.runtime.files import atomic_file, write_json
 from reca.runtime.hashing import PICKLED
 
 STEMS = ("model", "diffusion_pytorch_model", "pytorch_model")
@@ -26,13 +28,12 @@ SHARD_BYTES = 5 * 2**30
 MAX_LISTED_KEYS = 8
 
 
-def find_weights(folder: Path, stems: Iterable[str] = STEMS) -> Path:
+def find_weights(folder: Path, stems: Sequence[str] = STEMS) -> Path:
     """Return the weights file of a folder, or the index of its shards.
 
     Raises:
         FileNotFoundError: The folder has none of the known names.
     """
-    stems = tuple(stems)
     names = [f"{stem}{end}" for stem in stems for end in (".safetensors.index.json", ".safetensors", *PICKLED)]
     for name in names:
         if (folder / name).is_file():
@@ -43,8 +44,6 @@ def find_weights(folder: Path, stems: Iterable[str] = STEMS) -> Path:
 
 def choose_weights(folder: Path, name: str | None = None) -> Path:
     """Return a folder's weights, whose name is the authors' choice: ``name``, else a known name, else the only file.
-
-    What we write has a known name, also where the base's was chosen by ``name``.
 
     Raises:
         FileNotFoundError: The folder has no weights, or not this file.
@@ -95,8 +94,6 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         raise ValueError(f"{index} is not an index of shards ({error!r}): fetch or write it again") from None
     state: dict[str, Tensor] = {}
     for name in sorted(set(shard_of.values())):
-        if not (index.parent / name).is_file():
-            raise FileNotFoundError(f"{index.parent / name} is missing, a shard in {index.name}")
         state |= read_weights(index.parent / name)
     if absent := sorted(shard_of.keys() - state.keys()):
         raise ValueError(f"{index} lists keys that its shards lack: {_listed(absent)}")
@@ -138,31 +135,39 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def write_weights(state: Mapping[str, Tensor], folder: Path, stem: str = "model") -> None:
+def write_torch_file(state: Mapping[str, Tensor], path: Path) -> None:
+    """Write a plain state dict as ``torch.load`` reads it, also with ``weights_only=True``."""
+    with atomic_file(path) as temporary:
+        torch.save({name: _alone(tensor) for name, tensor in state.items()}, temporary)
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """Return a tensor on the CPU that is no view of a larger one: safetensors refuses those, torch saves the larger."""
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+def write_weights(state: Mapping[str, Tensor], folder: Path, stem: str = "model", sharded: bool = True) -> None:
     """Write ``<stem>.safetensors``, or shards of at most 5 GiB and their index; keys are sorted for equal bytes."""
     shards: list[dict[str, Tensor]] = [{}]
     size = 0
     for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        if tensor.untyped_storage().nbytes() != tensor.nbytes:  # a view of a larger tensor, which safetensors refuses
-            tensor = tensor.clone()
-        if shards[-1] and size + tensor.nbytes > SHARD_BYTES:
+        tensor = _alone(state[name])
+        if sharded and shards[-1] and size + tensor.nbytes > SHARD_BYTES:
             shards.append({})
             size = 0
         shards[-1][name] = tensor
         size += tensor.nbytes
-    metadata = {"format": "pt"}
     names = [f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
-    if len(shards) == 1:
-        names = [f"{stem}.safetensors"]
+    names = names if len(shards) > 1 else [f"{stem}.safetensors"]
     for name, shard in zip(names, shards, strict=True):
-        save_file(shard, folder / name, metadata)
+        save_file(shard, folder / name, {"format": "pt"})
         (folder / name).chmod(0o644)
     if len(shards) > 1:
         shard_of = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
         total = sum(tensor.nbytes for shard in shards for tensor in shard.values())
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(shard_of.items()))}
-        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+        write_json(folder / f"{stem}.safetensors.index.json", index)
 
 
 def load_strictly(
@@ -201,6 +206,25 @@ def load_strictly(
         raise ValueError(f"the weights of {source} do not fit their config: {problems}")
     common = {key: state[key] for key in expected if key in state}
     network.load_state_dict(common, strict=False, assign=True)
+
+
+def load_stock(model_class: Any, folder: Path, may_ignore: tuple[str, ...] = (), **options: Any) -> Any:
+    """Load a class of transformers from its own layout, strictly; ``may_ignore`` as in :func:`load_strictly`.
+
+    Raises:
+        ValueError: The weights cannot be read, or do not fit their config.
+    """
+    transformers_logging.disable_progress_bar()
+    try:
+        network, report = model_class.from_pretrained(
+            folder, output_loading_info=True, local_files_only=True, trust_remote_code=False, **options
+        )
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ValueError(f"the weights of {folder} cannot be read: {error}") from None
+    keys = {kind: [key for key in map(str, found) if not _any_match(key, may_ignore)] for kind, found in report.items()}
+    if wrong := {kind: _listed(sorted(names)) for kind, names in keys.items() if names}:
+        raise ValueError(f"the weights of {folder} do not fit their config: {wrong}")
+    return network
 
 
 def _any_match(key: str, patterns: tuple[str, ...]) -> bool:

@@ -102,13 +102,13 @@ def byte_tokenizer(words: PreTrainedTokenizerFast, folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
-def _tokenizer(source: Path, folder: Path, tokenizer_class: str, without: tuple[str, ...] = ()) -> None:
+def _tokenizer(source: Path, folder: Path, tokenizer_class: str, without: tuple[str, ...] = (), **entries: Any) -> None:
     """Copy the tokenizer's files, as a repository of this class has them."""
     for file in source.iterdir():
         if file.name not in without:
             shutil.copy(file, folder)
     config = json.loads((source / "tokenizer_config.json").read_text())
-    _json(folder / "tokenizer_config.json", {**config, "tokenizer_class": tokenizer_class})
+    _json(folder / "tokenizer_config.json", {**config, "tokenizer_class": tokenizer_class, **entries})
 
 
 def _json(path: Path, content: Mapping[str, Any]) -> None:
@@ -126,7 +126,11 @@ def _janus(model: Any, preset: str, folders: Mapping[str, Path]) -> None:
     folder = folders["checkpoint"]
     del model.network.config.gist  # ours
     model.network.bfloat16().save_pretrained(folder, max_shard_size="1MB" if preset.endswith("7b") else "50GB")
-    _tokenizer(folders["tokenizer"], folder, "LlamaTokenizerFast", ("vocab.json", "merges.txt", "added_tokens.json"))
+    _json(folder / "preprocessor_config.json", {"image_processor_type": "JanusImageProcessor"})
+    _json(folder / "processor_config.json", {"processor_class": "JanusProcessor", "num_image_tokens": 16})
+    named = {"image_token": "<image_placeholder>", "boi_token": "<begin_of_image>", "eoi_token": "<end_of_image>"}
+    without = ("vocab.json", "merges.txt", "added_tokens.json")
+    _tokenizer(folders["tokenizer"], folder, "LlamaTokenizerFast", without, extra_special_tokens=named)
 
 
 OPENUNI_TRAINED = ("connector.", "projector.", "meta_queries", "transformer.")
@@ -210,7 +214,7 @@ def _harmon(model: Any, preset: str, folders: Mapping[str, Path]) -> None:
     state, config, folder = model.network.official_state(), model.config, folders["checkpoint"]
     if preset.endswith("_reca"):
         mar = {key: value for key, value in config["mar"].items() if key != "mlp_ratio"}  # no shape shows this size
-        sizes = Kl16Sizes.of(None, _part(state, "vae."))
+        sizes = Kl16Sizes.of(_part(state, "vae."))
         write_harmon_parts(HarmonNetwork({**config, "mar": mar}, sizes).official_state(), config["llm"], folders)
         _tokenizer(folders["tokenizer"], folders["llm"], "Qwen2Tokenizer", ("added_tokens.json", "merges.txt"))
         return

@@ -292,7 +292,7 @@ def test_autoencoder_names_translate_both_ways() -> None:
     official = to_official(stock)
     assert "encoder.down.1.attn.0.q.weight" in official
     assert official["decoder.up.2.attn.1.proj_out.weight"].shape == (64, 64, 1, 1)
-    assert Kl16Sizes.of(None, official) == sizes
+    assert Kl16Sizes.of(official) == sizes
     back = to_stock(official)
     assert back.keys() == stock.keys()
     assert all(torch.equal(back[name], stock[name]) for name in stock)

@@ -5,7 +5,6 @@ autoencoder's, ``model_bf16.safetensors`` in RecA's and ``model.safetensors`` in
 shards. Sizes that the JSON files leave out follow from the shapes of the weights.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from reca.models.bagel import autoencoder as flux_autoencoder
 from reca.models.bagel.network import BagelNetwork, Markers, Sizes
 from reca.models.positions import sincos_table
 from reca.models.weights import find_weights, load_strictly, read_json, read_weights, write_weights
+from reca.runtime.files import write_json
 
 LLM, VIT, AUTOENCODER, AUTOENCODER_SCALE = "llm_config.json", "vit_config.json", "ae.safetensors", "ae_config.json"
 STEMS = ("model", "model_bf16", "ema")
@@ -103,17 +103,17 @@ def read_checkpoint(folder: Path, base: Path | None = None) -> BagelFiles:
 
 
 def write_checkpoint(
-    folder: Path, configs: Configs, network: BagelNetwork, autoencoder: AutoencoderKL, stem: str
+    folder: Path, configs: Configs, network: BagelNetwork, autoencoder: AutoencoderKL, stem: str, sharded: bool
 ) -> None:
     """Write all files but the tokenizer's into an existing folder."""
     for name, config in ((LLM, configs.llm), (VIT, configs.vit)):
-        (folder / name).write_text(json.dumps(config, indent=2) + "\n")
-    write_weights(network.state_dict(), folder, stem)
+        write_json(folder / name, config)
+    write_weights(network.state_dict(), folder, stem, sharded)
     write_weights(flux_autoencoder.official_state(autoencoder), folder, "ae")
     scale, shift = autoencoder.config.scaling_factor, autoencoder.config.shift_factor
     if (scale, shift) != (flux_autoencoder.SCALE, flux_autoencoder.SHIFT):
         values = {"scale_factor": scale, "shift_factor": shift}
-        (folder / AUTOENCODER_SCALE).write_text(json.dumps(values, indent=2) + "\n")
+        write_json(folder / AUTOENCODER_SCALE, values)
 
 
 def load_network(

@@ -129,12 +129,13 @@ class Bagel(UnifiedModel, ImageEditor):
         network = load_network(files.state, text, vision, channels, Markers(*ids), files.weights)
         return cls(network, files.autoencoder, tokenizer, options, files.configs, files.stem).to_eval(device)
 
-    def save_official(self, path: Path) -> None:
-        """See :meth:`UnifiedModel.save_official`; weights keep their file name."""
+    def save_official(self, path: Path, for_scripts: bool = False) -> None:
+        """See :meth:`UnifiedModel.save_official`; weights in shards keep their file name."""
         if self._configs is None:
             raise ValueError("this model was not built from official configuration files, so there are none to save")
         with atomic_folder(path) as folder:
-            write_checkpoint(folder, self._configs, self.network, self.autoencoder, self._stem)
+            stem = "ema" if for_scripts else self._stem
+            write_checkpoint(folder, self._configs, self.network, self.autoencoder, stem, not for_scripts)
             self.tokenizer.save_pretrained(folder)
 
     def trainable(self) -> Iterable[str]:

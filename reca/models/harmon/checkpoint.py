@@ -45,20 +45,14 @@ def load_network(
     """
     if unknown := sorted(parts.keys() - PARTS):
         raise ValueError(f"unknown part {unknown[0]!r} of model.parts; Harmon's are {', '.join(sorted(PARTS))}")
-    path, config = folder / "config.json", {}
-    if path.is_file():
-        config = read_json(path)
-    elif "llm" not in parts:
-        raise FileNotFoundError(
-            f"{path} is missing: it should hold the entries llm and mar; for a .pth checkpoint without it, set "
-            "model.parts.llm to the folder of its Qwen2.5"
-        )
+    path = folder / "config.json"
+    config = {} if "llm" in parts and not path.is_file() else read_json(path)
     state = read_weights(choose_weights(folder, weights))
     if not any(key.startswith(VAE) for key in state):
         state |= {VAE + key: value for key, value in _read_autoencoder(folder, parts).items()}
     official_vae = {key.removeprefix(VAE): value for key, value in state.items() if key.startswith(VAE)}
     try:
-        autoencoder = Kl16Sizes.of(config.get("vae"), official_vae)
+        autoencoder = Kl16Sizes.of(official_vae)
         config = {
             **config,
             "llm": _llm_config(config.get("llm") or {}, parts),
@@ -138,9 +132,8 @@ def _llm_config(config: Mapping[str, Any], parts: Mapping[str, str]) -> dict[str
 
 
 def _read_autoencoder(folder: Path, parts: Mapping[str, str]) -> dict[str, Tensor]:
-    path = Path(parts["vae"]) if "vae" in parts else folder / "kl16.ckpt"
-    if path.is_dir() and (path / "kl16.ckpt").is_file():
-        path = path / "kl16.ckpt"
+    path = Path(parts.get("vae", folder / "kl16.ckpt"))
+    path = path / "kl16.ckpt" if (path / "kl16.ckpt").is_file() else path
     if not path.exists():
         raise FileNotFoundError(
             f"{path} is missing: the weights of {folder} hold no autoencoder (vae.*); put kl16.ckpt of wusize/harmon "

@@ -26,10 +26,10 @@ from reca.models.base import RECONSTRUCTION_PROMPT, Cacheable, Dialogue, ImageSp
 from reca.models.harmon.checkpoint import load_network
 from reca.models.harmon.diffusion_head import TRAINING_STEPS
 from reca.models.harmon.mar import VisibleTokens, gather_tokens, mask_first, random_mask, unmasking_schedule
-from reca.models.harmon.network import CLASS_EMBEDDING, HarmonNetwork, Prefix
+from reca.models.harmon.network import CLASS_EMBEDDING, VAE, HarmonNetwork, Prefix
 from reca.models.sampling import Sampling, greedy_decode
 from reca.models.tokens import IGNORE_INDEX, masked_indices, next_token_loss, read_tokenizer
-from reca.models.weights import write_weights
+from reca.models.weights import write_torch_file, write_weights
 from reca.runtime.files import atomic_folder, write_json
 from reca.runtime.seeding import SampleRng
 
@@ -104,19 +104,18 @@ class Harmon(UnifiedModel):
         parts = options["parts"]
         network, config = load_network(checkpoint, parts, options["weights"])
         folders = [checkpoint, *(Path(parts[name]) for name in ("tokenizer", "llm") if name in parts)]
-        folder = next((folder for folder in folders if (folder / "tokenizer_config.json").is_file()), None)
-        if folder is None:
-            raise FileNotFoundError(
-                f"{checkpoint / 'tokenizer.json'} is missing: put Qwen2.5's tokenizer files there, or set "
-                "model.parts.tokenizer to their folder"
-            )
+        folder = next((folder for folder in folders if (folder / "tokenizer_config.json").is_file()), checkpoint)
         return cls(network, config, read_tokenizer(folder), options).to_eval(device)
 
-    def save_official(self, path: Path) -> None:
+    def save_official(self, path: Path, for_scripts: bool = False) -> None:
         """See :meth:`UnifiedModel.save_official`; always the whole layout, autoencoder included."""
+        state = self.network.official_state()
+        if for_scripts:  # a state dict to load over Qwen2.5 and kl16.ckpt
+            write_torch_file({key: state[key] for key in state if not key.startswith(VAE)}, path / "harmon.pth")
+            return
         with atomic_folder(path) as folder:
             write_json(folder / "config.json", self.config)
-            write_weights(self.network.official_state(), folder)
+            write_weights(state, folder)
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(folder)
 

@@ -17,7 +17,6 @@ others learn to generate. Gist states vary little compared with their mean, so t
 (:meth:`Janus.centre_gists`). Without the entry (official checkpoints) all layers attend to the whole turn.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -26,7 +25,6 @@ from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import JanusConfig, JanusForConditionalGeneration
 from transformers.cache_utils import DynamicCache
@@ -35,7 +33,7 @@ from transformers.utils import logging as transformers_logging
 from reca.models.base import RECONSTRUCTION_PROMPT, Cacheable, Dialogue, ImageSpec, Loss, Semantic, Target, UnifiedModel
 from reca.models.sampling import Sampling, classifier_free_guidance, greedy_decode
 from reca.models.tokens import last_tokens_mask, next_token_loss, pad_token_ids, read_tokenizer
-from reca.models.weights import read_weights
+from reca.models.weights import load_stock, read_json, read_weights
 from reca.runtime.files import atomic_folder
 from reca.runtime.seeding import SampleRng
 
@@ -59,8 +57,8 @@ class PromptEmbeds:
 
 def read_config(checkpoint: Path) -> JanusConfig:
     """Return the checkpoint's configuration; the stock class replaces the grid of codes by the vision tower's."""
-    config = JanusConfig.from_pretrained(checkpoint)
-    raw = json.loads((checkpoint / "config.json").read_text())
+    raw = read_json(checkpoint / "config.json")
+    config = JanusConfig.from_dict(raw)
     config.vq_config.num_patches = raw.get("vq_config", {}).get("num_patches", config.vq_config.num_patches)
     return config
 
@@ -99,31 +97,16 @@ class Janus(UnifiedModel):
     @classmethod
     def load(cls, checkpoint: Path, options: Mapping[str, Any], device: torch.device | None) -> Self:
         """See :meth:`UnifiedModel.load`; the layout is that of the transformers-native repositories."""
-        for name in ("config.json", "tokenizer.json"):
-            if not (checkpoint / name).is_file():
-                raise FileNotFoundError(f"{checkpoint / name} is missing: {checkpoint} is not a Janus checkpoint")
-        transformers_logging.disable_progress_bar()
-        try:
-            network, report = JanusForConditionalGeneration.from_pretrained(
-                checkpoint,
-                config=read_config(checkpoint),
-                output_loading_info=True,
-                local_files_only=True,
-                use_safetensors=True,
-                # The file's widest dtype, not the config's, so that no weight is converted or copied.
-                dtype=reduce(torch.promote_types, {value.dtype for value in read_weights(checkpoint).values()}),
-            )
-        except (OSError, SafetensorError, RuntimeError) as error:
-            raise ValueError(f"the weights of {checkpoint} (model.safetensors) cannot be read: {error}") from None
-        wrong = {kind: sorted(map(str, keys)) for kind, keys in report.items() if keys}
-        if wrong:
-            raise ValueError(f"{checkpoint} does not fit its own config.json: {wrong}")
+        config, tokenizer = read_config(checkpoint), read_tokenizer(checkpoint)
+        # The file's widest dtype, not the config's, so that no weight is converted or copied.
+        dtype = reduce(torch.promote_types, {value.dtype for value in read_weights(checkpoint).values()})
+        network = load_stock(JanusForConditionalGeneration, checkpoint, config=config, dtype=dtype)
         for part in (network.config, *(getattr(network.config, name) for name in network.config.sub_configs)):
             part.dtype = torch.float32  # the dtype in the config that save_official writes
-        return cls(network, read_tokenizer(checkpoint), options).to_eval(device)
+        return cls(network, tokenizer, options).to_eval(device)
 
-    def save_official(self, path: Path) -> None:
-        """See :meth:`UnifiedModel.save_official`."""
+    def save_official(self, path: Path, for_scripts: bool = False) -> None:
+        """See :meth:`UnifiedModel.save_official`; below 50 GB there is one file."""
         transformers_logging.disable_progress_bar()
         with atomic_folder(path) as folder:
             self.network.save_pretrained(folder)

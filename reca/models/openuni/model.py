@@ -8,7 +8,6 @@ InternVL and DC-AE are frozen; SANA, the connector, the projector and the querie
 ``image2image_loss`` with the image as its own target). :mod:`reca.models.openuni.network` has the networks.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -24,8 +23,8 @@ from reca.models.openuni.checkpoint import read_checkpoint
 from reca.models.openuni.network import OpenUniNetwork
 from reca.models.sampling import Sampling, greedy_decode
 from reca.models.tokens import last_tokens_mask, next_token_loss, pad_token_ids, read_tokenizer
-from reca.models.weights import load_strictly, write_weights
-from reca.runtime.files import atomic_folder
+from reca.models.weights import load_strictly, write_torch_file, write_weights
+from reca.runtime.files import atomic_folder, write_json
 from reca.runtime.seeding import SampleRng
 
 IMAGE, IMAGE_START, IMAGE_END = "<IMG_CONTEXT>", "<img>", "</img>"
@@ -86,10 +85,13 @@ class OpenUni(UnifiedModel):
         network.lmm.language_model.tie_weights()
         return cls(network, read_tokenizer(files.tokenizer), options).to_eval(device)
 
-    def save_official(self, path: Path) -> None:
+    def save_official(self, path: Path, for_scripts: bool = False) -> None:
         """See :meth:`UnifiedModel.save_official`; always writes the whole layout."""
+        if for_scripts:  # a state dict to load over InternVL3, SANA and DC-AE; it has all parts
+            write_torch_file(self.network.to_official(), path / "openuni.pth")
+            return
         with atomic_folder(path) as folder:
-            (folder / "config.json").write_text(json.dumps(self.network.config, indent=2) + "\n")
+            write_json(folder / "config.json", self.network.config)
             write_weights(self.network.to_official(), folder)
             self.tokenizer.save_pretrained(folder)
 

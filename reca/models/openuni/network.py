@@ -35,29 +35,8 @@ from reca.models.sampling import classifier_free_guidance
 VISION = "lmm.vision_model."
 CONNECTOR_HEAD_SIZE = 64
 """Head width of the connector in all released checkpoints."""
-_LLM_KEYS = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "hidden_act",
-    "max_position_embeddings",
-    "initializer_range",
-    "rms_norm_eps",
-    "tie_word_embeddings",
-    "rope_theta",
-    "rope_scaling",
-    "rope_parameters",
-    "use_sliding_window",
-    "sliding_window",
-    "max_window_layers",
-    "attention_dropout",
-    "bos_token_id",
-    "eos_token_id",
-    "pad_token_id",
-)
+_LLM_KEYS = {*Qwen2Config.__annotations__, "rope_theta", "rope_scaling"}
+"""Entries of ``llm_config`` that describe the network; InternVL's has those of a runtime and of text generation too."""
 """Keys of ``llm_config`` that describe the network; files of old versions have a hundred others."""
 
 

@@ -33,13 +33,16 @@ _FUSED, _SPLIT = ".attn.qkv.", tuple(f".attention.{name}_proj." for name in "qkv
 
 def vision_config(official: Mapping[str, Any]) -> InternVLVisionConfig:
     """Return the stock configuration for a remote-code ``vision_config``."""
+    widths = (
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "image_size",
+        "patch_size",
+    )
     return InternVLVisionConfig(
-        hidden_size=official["hidden_size"],
-        intermediate_size=official["intermediate_size"],
-        num_hidden_layers=official["num_hidden_layers"],
-        num_attention_heads=official["num_attention_heads"],
-        image_size=official["image_size"],
-        patch_size=official["patch_size"],
+        **{name: official[name] for name in widths},
         num_channels=official.get("num_channels", 3),
         attention_bias=official.get("qkv_bias", True),
         use_qk_norm=official.get("qk_normalization", False),
@@ -52,13 +55,10 @@ def vision_config(official: Mapping[str, Any]) -> InternVLVisionConfig:
 
 def names_from_official(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Rename the keys under ``prefix`` from remote code to the stock class; other keys are kept."""
-    renamed: dict[str, Tensor] = {}
-    for key, value in state.items():
-        if not key.startswith(prefix):
-            renamed[key] = value
-            continue
+    renamed = {key: value for key, value in state.items() if not key.startswith(prefix)}
+    for key in [key for key in state if key.startswith(prefix)]:
         fused = _FUSED in key
-        pieces = value.chunk(3) if fused else [value]
+        pieces = state[key].chunk(3) if fused else [state[key]]
         for part, piece in zip(_SPLIT, pieces, strict=fused):
             name = key.removeprefix(prefix).replace(_FUSED, part)
             for official, stock in _NAMES:
@@ -69,14 +69,11 @@ def names_from_official(state: Mapping[str, Tensor], prefix: str) -> dict[str, T
 
 def names_to_official(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Rename the keys under ``prefix`` from the stock class to remote code."""
-    renamed: dict[str, Tensor] = {}
-    for key, value in state.items():
-        if not key.startswith(prefix):
-            renamed[key] = value
-            continue
+    renamed = {key: value for key, value in state.items() if not key.startswith(prefix)}
+    for key in [key for key in state if key.startswith(prefix)]:
         if any(part in key for part in _SPLIT[1:]):
             continue  # part of the fused matrix, which replaces the query
-        name = key.removeprefix(prefix)
+        name, value = key.removeprefix(prefix), state[key]
         if _SPLIT[0] in name:
             value = torch.cat([state[key.replace(_SPLIT[0], part)] for part in _SPLIT])
             name = name.replace(_SPLIT[0], _FUSED)

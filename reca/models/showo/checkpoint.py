@@ -1,31 +1,28 @@
 """Show-o's parts and the folders they come from: language model, CLIP, image tokenizer."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CLIPVisionModel, PhiConfig, PhiForCausalLM
 from transformers.models.phi.modeling_phi import PhiRotaryEmbedding
-from transformers.utils import logging as transformers_logging
 
 from reca.models.showo.autoencoder import Magvit, MagvitSizes, SignQuantizer
 from reca.models.showo.sequence import Vocabulary
 from reca.models.tokens import read_tokenizer
-from reca.models.weights import find_weights, load_strictly, read_json, read_weights, write_weights
-from reca.runtime.files import atomic_folder
+from reca.models.weights import find_weights, load_stock, load_strictly, read_json, read_weights, write_weights
+from reca.runtime.files import atomic_folder, write_json
 
 WEIGHTS_STEM = "pytorch_model"
 """The official file is ``pytorch_model.safetensors``."""
 STEMS = (WEIGHTS_STEM, "model", "diffusion_pytorch_model", "magvit")
 ROTARY_CONSTANTS = "showo.model.layers.*.self_attn.rotary_emb.inv_freq"
 """Constants in older files."""
-CLIP_NON_VISION_PREFIXES = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
-"""Other parameters in a repository of the whole CLIP; ``position_ids`` are constants of older files."""
+CLIP_UNUSED = ("text_model.*", "text_projection.*", "visual_projection.*", "logit_scale", "*embeddings.position_ids")
+"""Other parameters in a repository of the whole CLIP, and constants of older files."""
 REQUIRED_SIZES = ("vocab_size", "llm_vocab_size", "codebook_size", "num_vq_tokens")
 
 
@@ -98,7 +95,6 @@ def read_checkpoint(checkpoint: Path, part_paths: Mapping[str, str]) -> ShowoPar
     config = read_json(checkpoint / "config.json")
     if absent := [name for name in REQUIRED_SIZES if name not in config]:
         raise ValueError(f"{checkpoint / 'config.json'} is not a Show-o's: {', '.join(absent)} is missing")
-    transformers_logging.disable_progress_bar()
     weights_file = find_weights(checkpoint, STEMS[:3])
     weights = read_weights(weights_file)
     with_clip = bool(config.get("w_clip_vit", "mm_projector.0.weight" in weights))
@@ -115,7 +111,7 @@ def read_checkpoint(checkpoint: Path, part_paths: Mapping[str, str]) -> ShowoPar
         raise ValueError(
             f"{folders['magvit']} has {magvit.sizes.codebook} codes, {checkpoint / 'config.json'} {vocabulary.codebook}"
         )
-    clip = _read_clip(folders["clip"]) if with_clip else None
+    clip = load_stock(CLIPVisionModel, folders["clip"], CLIP_UNUSED, dtype=torch.float32) if with_clip else None
     phi = empty_phi(PhiConfig.from_dict(read_json(folders["phi"] / "config.json")), int(config["vocab_size"]))
     modules = nn.ModuleDict({"showo": phi})
     projector = None
@@ -139,18 +135,18 @@ def read_checkpoint(checkpoint: Path, part_paths: Mapping[str, str]) -> ShowoPar
     )
 
 
-def write_checkpoint(path: Path, parts: ShowoParts, clip_trained: bool) -> None:
+def write_checkpoint(path: Path, parts: ShowoParts, clip_trained: bool, sharded: bool) -> None:
     """Write the layout that :func:`read_checkpoint` reads, whole or not at all.
 
     Phi's config and tokenizer are always written, because they are small; CLIP and the image tokenizer only if they
     were in the checkpoint before, or (CLIP) have been trained.
     """
     with atomic_folder(path) as folder:
-        (folder / "config.json").write_text(json.dumps(dict(parts.config), indent=2) + "\n")
+        write_json(folder / "config.json", dict(parts.config))
         state: dict[str, Tensor] = {f"showo.{name}": value for name, value in parts.phi.state_dict().items()}
         if parts.projector is not None:
             state |= {f"mm_projector.{name}": value for name, value in parts.projector.state_dict().items()}
-        write_weights(state, folder, parts.stem)
+        write_weights(state, folder, parts.stem, sharded)
         parts.phi.config.save_pretrained(folder / "phi")
         parts.tokenizer.save_pretrained(folder / "phi")
         if parts.clip is not None and ("clip" in parts.saved_parts or clip_trained):
@@ -164,14 +160,10 @@ def write_checkpoint(path: Path, parts: ShowoParts, clip_trained: bool) -> None:
 
 def _part_folder(checkpoint: Path, name: str, part_paths: Mapping[str, str]) -> Path:
     """Return the folder of a part: the checkpoint's own first, because training may have changed it."""
-    if (checkpoint / name).is_dir():
-        return checkpoint / name
-    if name in part_paths and Path(part_paths[name]).exists():
-        return Path(part_paths[name])
-    state = f"{part_paths[name]} does not exist" if name in part_paths else "it is not set"
-    raise FileNotFoundError(
-        f"Show-o's part {name!r} is missing: {checkpoint / name} is not a folder; set model.parts.{name} ({state})"
-    )
+    folder = checkpoint / name if (checkpoint / name).is_dir() else Path(part_paths.get(name, checkpoint / name))
+    if not folder.exists():
+        raise FileNotFoundError(f"Show-o's part {name!r} is missing: {folder} does not exist; set model.parts.{name}")
+    return folder
 
 
 def _read_magvit(path: Path) -> Magvit:
@@ -186,24 +178,3 @@ def _read_magvit(path: Path) -> Magvit:
     magvit.quantize = SignQuantizer(sizes.bits)  # constants, so it does not matter if the file lacks them
     load_strictly(magvit, weights, file, may_lack=("quantize.*",), may_ignore=("quantize.*",))
     return magvit
-
-
-def _read_clip(folder: Path) -> CLIPVisionModel:
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder / 'config.json'} is missing: {folder} is not a CLIP checkpoint")
-    try:
-        clip, report = CLIPVisionModel.from_pretrained(
-            folder, output_loading_info=True, local_files_only=True, dtype=torch.float32
-        )
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise ValueError(f"the weights of {folder} cannot be read: {error}") from None
-    unexpected = [key for key in report["unexpected_keys"] if not _is_not_vision(key)]
-    wrong = {"missing": report["missing_keys"], "unexpected": unexpected, "other sizes": report["mismatched_keys"]}
-    if any(wrong.values()):
-        examples = {kind: sorted(map(str, keys))[:8] for kind, keys in wrong.items() if keys}
-        raise ValueError(f"the weights of {folder} do not fit their config: {examples}")
-    return clip
-
-
-def _is_not_vision(key: str) -> bool:
-    return key.startswith(CLIP_NON_VISION_PREFIXES) or key.endswith("embeddings.position_ids")

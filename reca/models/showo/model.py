@@ -102,9 +102,9 @@ class Showo(UnifiedModel):
         """See :meth:`UnifiedModel.load`; ``options["parts"]`` has the paths of ``phi``, ``clip`` and ``magvit``."""
         return cls(read_checkpoint(checkpoint, options["parts"]), options).to_eval(device)
 
-    def save_official(self, path: Path) -> None:
+    def save_official(self, path: Path, for_scripts: bool = False) -> None:
         """See :meth:`UnifiedModel.save_official`."""
-        write_checkpoint(path, self.parts, clip_trained=self.train_vision)
+        write_checkpoint(path, self.parts, self.train_vision, not for_scripts)
 
     def trainable(self) -> Iterable[str]:
         """Phi and the projector; with ``train_vision`` CLIP up to ``clip_select_layer``; never the image tokenizer."""

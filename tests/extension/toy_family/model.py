@@ -58,7 +58,7 @@ class Toy(UnifiedModel):
         load_strictly(model, read_weights(checkpoint / "model.safetensors"), checkpoint)
         return model.to_eval(device)
 
-    def save_official(self, path: Path) -> None:
+    def save_official(self, path: Path, for_scripts: bool = False) -> None:
         """See :meth:`UnifiedModel.save_official`."""
         with atomic_folder(path) as folder:
             write_text(folder / "config.json", json.dumps({"family": self.family}))
