@@ -207,14 +207,6 @@ class GenerateSection(SamplingSettings):
     benchmarks: dict[BenchmarkName, SamplingSettings] = Field(default_factory=dict)
     """Values of single benchmarks, which win over the general ones."""
 
-    def refuse_keys_of_others(self, family: str) -> None:
-        """Raise a ``ValueError`` for a key that the family's sampler would ignore."""
-        bagel = ("image_guidance_scale", "guidance_interval", "guidance_renorm", "guidance_renorm_min")
-        owners = {**dict.fromkeys(bagel, "bagel"), "guidance_schedule": "harmon"}
-        for key, owner in owners.items():
-            if owner != family and any(getattr(s, key) is not None for s in (self, *self.benchmarks.values())):
-                raise ValueError(f"generate: {key} belongs to {owner}, and {family} would ignore it")
-
 
 class ScenesSettings(Section):
     """GenEval's six categories over rendered scenes."""
@@ -373,5 +365,10 @@ class AllSections(Section):
 
     @model_validator(mode="after")
     def _sampling_is_the_familys(self) -> Self:
-        self.generate.refuse_keys_of_others(self.model.family)
+        keys = {"bagel": ("image_guidance_scale", "guidance_interval", "guidance_renorm", "guidance_renorm_min")}
+        family, settings = self.model.family, (self.generate, *self.generate.benchmarks.values())
+        for owner, names in {**keys, "harmon": ("guidance_schedule",)}.items():
+            for key in names if owner != family else ():
+                if any(getattr(values, key) is not None for values in settings):
+                    raise ValueError(f"generate: {key} belongs to {owner}, and {family} would ignore it")
         return self

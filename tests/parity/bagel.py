@@ -1,13 +1,11 @@
 """Replay a BAGEL recording: losses with all gradients, embeddings, drawing, editing, and a greedy answer.
 
 Packing, masks and positions are ours; :func:`packing_differences` compares them with the recorded ones (``batch.*``).
-Sampler settings that a recording leaves out have the official default, or the value in the folder's README, written as
-``6 = num_timesteps``, ``shift 3``, ``cfg_text_scale 4``, ``cfg_img_scale 2``.
 """
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields
 from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
@@ -32,13 +30,17 @@ from reca.models.bagel.sampling import (
 from reca.models.bagel.vision import unpatchify
 from reca.models.sampling import Sampling
 from reca.models.weights import read_weights
-from tests.parity.comparison import EMBEDDING, LOSS, THROUGH_VAE, RecordedRng, Recording, options_of, relative_error
+from tests.parity.comparison import EMBEDDING, LOSS, THROUGH_VAE, RecordedRng, Recording, options_of
 
 SAMPLED = 1e-4
-DEFAULTS = {"num_timesteps": 6, "shift": 3, "cfg_text_scale": 4, "cfg_img_scale": 2}
-INTERVALS = ((0.4, 1.0), (0.0, 1.0))
-"""Official guidance intervals: the inferencer's, and the network's and the GenEval script's. Recordings do not name
-theirs; the closer result counts."""
+DEFAULTS = {"guidance_scale": 4.0, "num_steps": 5, "shift": 3.0, "guidance_interval": (0.4, 1.0)}
+EDIT_DEFAULTS = {
+    **DEFAULTS,
+    "image_guidance_scale": 2.0,
+    "guidance_renorm": "text_channel",
+    "guidance_interval": (0.0, 1.0),
+}
+"""Arguments of the first recording, whose ``config.json`` has none."""
 EVERYTHING = {"freeze_understanding": False, "train_vision": True}
 
 
@@ -67,21 +69,13 @@ def build(folder: Path, **options: Any) -> Bagel:
         folder / "model.safetensors",
         bagel.get("connector_act", "gelu_pytorch_tanh"),
     )
-    return Bagel(
-        network, autoencoder, None, options_of("bagel", sampling_shift=settings(folder)["shift"], **options)
-    ).eval()
+    return Bagel(network, autoencoder, None, options_of("bagel", **options)).eval()
 
 
-def settings(folder: Path) -> dict[str, float]:
-    """Return the sampler settings: the README's, else the official ones."""
-    readme = (folder / "README.md").read_text() if (folder / "README.md").is_file() else ""
-    values: dict[str, float] = dict(DEFAULTS)
-    for name in DEFAULTS:
-        number = r"(\d+(?:\.\d+)?)"
-        match = re.search(rf"(?<![\w]){name}\s*[=:]?\s*{number}|{number}\s*=\s*{name}\b", readme)
-        if match:
-            values[name] = float(match[1] or match[2])
-    return values
+def sampling_of(arguments: Mapping[str, Any]) -> Sampling:
+    """Return a run's arguments as the settings of our sampler."""
+    names = {field.name for field in fields(Sampling)}
+    return Sampling(**{name: value for name, value in arguments.items() if name in names})
 
 
 def numbered(tensors: Mapping[str, Tensor], name: str) -> list[Tensor]:
@@ -89,8 +83,10 @@ def numbered(tensors: Mapping[str, Tensor], name: str) -> list[Tensor]:
     return [tensors[f"{name}.{number}"] for number in takewhile(lambda n: f"{name}.{n}" in tensors, count())]
 
 
-def flow_samples(model: Bagel, recording: Recording, noise: Tensor) -> list[FlowSample]:
-    """Return the batch of the losses, from raw images, ids and noise.
+def flow_samples(
+    model: Bagel, recording: Recording, noise: Tensor, rows: Sequence[int] | None = None, drop_text: bool = False
+) -> list[FlowSample]:
+    """Return the batch of a loss, from raw images, ids and noise: all recorded samples, or some rows.
 
     The official trainer pads images to a common size with zeros before encoding them, and the padding leaks into their
     latents; the replay does the same.
@@ -104,8 +100,12 @@ def flow_samples(model: Bagel, recording: Recording, noise: Tensor) -> list[Flow
     latents = padded_latents(model, images, inputs["vae_noise"])
     cropped = [row[:, : grid[0] * patch, : grid[1] * patch] for row, grid in zip(latents, grids, strict=True)]
     embeds = model.network.encode_images(numbered(inputs, "vit_image"))
-    rows = zip(cropped, noise.split(counts), times, embeds, texts, strict=True)
-    return [FlowSample(x, n, t, s, ids.tolist()) for x, n, t, s, ids in rows]
+    rows = range(len(images)) if rows is None else rows
+    noises = noise.split([counts[row] for row in rows])
+    return [
+        FlowSample(cropped[row], noises[n], times[row], embeds[row], None if drop_text else texts[row].tolist())
+        for n, row in enumerate(rows)
+    ]
 
 
 @torch.no_grad()
@@ -163,11 +163,6 @@ class BagelReplay:
     def __init__(self, recording: Recording) -> None:
         self.recording, self.inputs, self.outputs = recording, recording.inputs, recording.outputs
         self.model = build(recording.folder)
-        values = settings(recording.folder)
-        self.steps = int(values["num_timesteps"]) - 1
-        self.sampling = Sampling(
-            values["cfg_text_scale"], num_steps=self.steps, image_guidance_scale=values["cfg_img_scale"]
-        )
 
     @torch.no_grad()
     def vision(self) -> None:
@@ -178,15 +173,17 @@ class BagelReplay:
 
     def losses(self, name: str) -> None:
         """Check a loss, its error per latent token, and the norm of every gradient."""
-        shift = float(read_json(self.recording.folder / "config.json")["bagel"].get("timestep_shift", 1.0))
+        shift = self.recording.config["bagel"].get("timestep_shift", 1.0)
         if match := re.search(r"_shift([\d.]+)$", name):
-            shift = float(match[1])
-        options = {} if name.startswith("freeze_und") else EVERYTHING
-        model = build(self.recording.folder, **options)
-        noise = self.outputs[f"{name}.noise"]
-        errors = torch.cat(squared_errors(model.network, flow_samples(model, self.recording, noise), shift))
+            shift = match[1]
+        defaults = {"shift": shift, "freeze_und": name.startswith("freeze_und"), "samples": None, "drop_text": False}
+        run = self.recording.arguments(name, defaults)
+        model = build(self.recording.folder, **({} if run["freeze_und"] else EVERYTHING))
+        rows = [run["samples"]] if isinstance(run["samples"], int) else run["samples"]
+        batch = flow_samples(model, self.recording, self.outputs[f"{name}.noise"], rows, run["drop_text"])
+        errors = torch.cat(squared_errors(model.network, batch, float(run["shift"])))
         errors.mean().backward()
-        self.recording.skip(f"{name}.noise", "it is an input of the replay")
+        self.recording.skip(f"{name}.noise", "", "input")
         self.recording.check(f"{name}.mse", errors, THROUGH_VAE)
         self.recording.check(f"{name}.loss", errors.mean(), LOSS)
         self.recording.check_gradients(f"{name}.gradnorm.", model.network.named_parameters())
@@ -199,61 +196,55 @@ class BagelReplay:
             self.recording.skip(f"{name}.", "its prompt_ids were not recorded")
             return
         grid, noise = grid_of(self.model, self.recording, name), outputs[f"{name}.init_noise"][None]
-        guided = "nocfg" not in name
+        run = self.recording.arguments(name, {**DEFAULTS, **({"guidance_scale": 1.0} if "nocfg" in name else {})})
         text = [condition(network, None, ids.tolist())]
-        sampling = replace(self.sampling, image_guidance_scale=1.0, **({} if guided else {"guidance_scale": 1.0}))
-        shift = self.model.sampling_shift
-        candidates = [
-            sample_latent_tokens(
-                network, [text, [[]], text], grid, noise, replace(sampling, guidance_interval=interval), shift
-            )[0]
-            for interval in (INTERVALS if guided else INTERVALS[:1])
-        ]
-        self.recording.skip(f"{name}.init_noise", "it is an input of the replay")
-        self.recording.skip(f"{name}.prompt_ids", "it is an input of the replay")
-        self._check_latents(name, candidates)
+        latents = sample_latent_tokens(network, [text, [[]], text], grid, noise, sampling_of(run), float(run["shift"]))
+        self.recording.skip(f"{name}.init_noise", "", "input")
+        self.recording.skip(f"{name}.prompt_ids", "", "input")
+        self.recording.check(f"{name}.latent", latents[0], SAMPLED)
         if f"{name}.image" in outputs:
             latents = unpatchify(outputs[f"{name}.latent"][None], *grid, network.sizes.latent_patch)
             with torch.no_grad():
                 images = flux_autoencoder.decode(self.model.autoencoder, latents)
             self.recording.check(f"{name}.image", images, THROUGH_VAE)
 
-    def editing(self) -> None:
-        """Check an edit by the text-to-image prompt of the first image of the recorded noise's size."""
-        noise = [self.outputs[key] for key in sorted(self.outputs) if key.startswith("edit.noise.")]
-        ids = self.outputs.get("edit.prompt_ids", self.outputs.get("t2i.prompt_ids"))
+    def editing(self, name: str) -> None:
+        """Check an edit of the sample in ``config.json``, or the first of the noise's size."""
+        noise = [self.outputs[key] for key in sorted(self.outputs) if key.startswith(f"{name}.noise.")]
+        candidates = (self.outputs.get(f"{run}.prompt_ids") for run in (name, "edit", "t2i"))
+        ids = next((candidate for candidate in candidates if candidate is not None), None)
         if ids is None or len(noise) != 2:
-            self.recording.skip("edit.", "a prompt and two draws are needed: for the posterior, for the start")
+            self.recording.skip(f"{name}.", "a prompt and two draws are needed: for the posterior, for the start")
             return
         posterior, start = noise
         sides = [side * self.model.stride // self.model.network.sizes.latent_patch for side in posterior.shape[-2:]]
         images = numbered(self.inputs, "vae_image")
         which = next((n for n, image in enumerate(images) if list(image.shape[1:]) == sides), None)
+        run = self.recording.arguments(name, {**EDIT_DEFAULTS, "samples": which})
+        which = run["samples"][0] if isinstance(run["samples"], list) else run["samples"]
         if which is None:
-            self.recording.skip("edit.", f"no vae_image has {sides} pixels, which the recorded noise is for")
+            self.recording.skip(f"{name}.", f"no vae_image has {sides} pixels, which the recorded noise is for")
             return
-        candidates = []
-        for interval in reversed(INTERVALS):
-            sampling = replace(self.sampling, guidance_interval=interval, guidance_renorm="text_channel")
-            rng = RecordedRng({"posterior": posterior, "noise": start[None]}, 1)
-            source, understood = images[which], self.inputs[f"vit_image.{which}"]
-            latents = self.model.edit_latents(source, understood, ids.tolist(), sampling, rng)
-            candidates.append(latents[0])
-        self.recording.skip("edit.noise.", "it is an input of the replay")
-        self._check_latents("edit", candidates)
+        self.model.sampling_shift = float(run["shift"])
+        rng = RecordedRng({"posterior": posterior, "noise": start[None]}, 1)
+        source, understood = images[which], self.inputs[f"vit_image.{which}"]
+        latents = self.model.edit_latents(source, understood, ids.tolist(), sampling_of(run), rng)
+        self.recording.skip(f"{name}.noise.", "", "input")
+        self.recording.skip(f"{name}.prompt_ids", "", "input")
+        self.recording.check(f"{name}.latent", latents[0], SAMPLED)
+        if f"{name}.image" in self.outputs:
+            image = self.model.decode_latents(self.outputs[f"{name}.latent"][None], self.model._grid(*source.shape[1:]))
+            self.recording.check(f"{name}.image", image, THROUGH_VAE)
 
-    def _check_latents(self, name: str, candidates: Sequence[Tensor]) -> None:
-        recorded = self.outputs[f"{name}.latent"]
-        best = min(candidates, key=lambda latents: relative_error(latents, recorded))
-        self.recording.check(f"{name}.latent", best, SAMPLED)
-
-    def answering(self) -> None:
-        """Check a greedy answer about the first image; the recording starts with the marker that opens a text."""
-        recorded, network = self.outputs["und.text_ids"], self.model.network
-        questions = [self.outputs["und.prompt_ids"].tolist()]
-        (ids,) = answer_ids(network, [self.inputs["vit_image.0"]], questions, len(recorded) - 1)
-        self.recording.skip("und.prompt_ids", "it is an input of the replay")
-        self.recording.check("und.text_ids", torch.tensor([network.markers.bos, *ids]), 0)
+    def answering(self, name: str) -> None:
+        """Check a greedy answer about an image; the recording starts with the marker that opens a text."""
+        recorded, network = self.outputs[f"{name}.text_ids"], self.model.network
+        which = self.recording.arguments(name, {"samples": 0})["samples"]
+        which = which[0] if isinstance(which, list) else which
+        questions = [self.outputs.get(f"{name}.prompt_ids", self.outputs.get("und.prompt_ids")).tolist()]
+        (ids,) = answer_ids(network, [self.inputs[f"vit_image.{which}"]], questions, len(recorded) - 1)
+        self.recording.skip(f"{name}.prompt_ids", "", "input")
+        self.recording.check(f"{name}.text_ids", torch.tensor([network.markers.bos, *ids]), 0)
 
 
 def replay(recording: Recording) -> None:
@@ -270,12 +261,15 @@ def replay(recording: Recording) -> None:
         recording.skip(f"{name}.", f"{name}.noise was not recorded")
     for name in sorted({key.removesuffix(".init_noise") for key in outputs if key.endswith(".init_noise")}):
         if f"{name}.latent" in outputs:
-            parts.text_to_image(name)
+            recording.part(f"the drawing {name}", [], lambda name=name: parts.text_to_image(name), [f"{name}."])
         recording.skip(f"{name}.", f"{name}.latent was not recorded")
-    if "edit.latent" in outputs:
-        recording.part("editing", ["vae_image.0", "vit_image.0"], parts.editing, ["edit."])
-    recording.skip("edit.", "edit.latent was not recorded")
-    if {"und.text_ids", "und.prompt_ids"} <= outputs.keys():
-        recording.part("the answer", ["vit_image.0"], parts.answering, ["und."])
-    recording.skip("und.", "und.text_ids or und.prompt_ids was not recorded")
+    for name in recording.runs("edit"):
+        if f"{name}.latent" in outputs:
+            needs = ["vae_image.0", "vit_image.0"]
+            recording.part(f"the edit {name}", needs, lambda name=name: parts.editing(name), [f"{name}."])
+        recording.skip(f"{name}.", f"{name}.latent was not recorded")
+    for name in recording.runs("und"):
+        if f"{name}.text_ids" in outputs and outputs.keys() & {f"{name}.prompt_ids", "und.prompt_ids"}:
+            recording.part(f"the answer {name}", ["vit_image.0"], lambda name=name: parts.answering(name), [f"{name}."])
+        recording.skip(f"{name}.", f"{name}.text_ids or its prompt_ids were not recorded")
     recording.skip("t2i", "the noise of this part was not recorded")

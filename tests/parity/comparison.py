@@ -2,15 +2,30 @@
 
 A fixture folder holds ``config.json``, weights under their official names, ``inputs.safetensors`` and
 ``outputs.safetensors``. A family's module here replays the inputs and passes its results to :class:`Recording`.
-A recorded key without a result is reported as not compared, with a reason.
+
+``config.json`` may have, beside the sizes of the networks:
+
+    runs           {run: arguments of the official call}, for runs such as "t2i", "edit_b", "freeze_und", "gen_linear":
+                   guidance, steps, seed, "samples" (rows of the inputs) and so on, under the official or our names
+    gen            the arguments of "gen"
+    records        {key or prefix: how a tensor was stored}: {"area": [h, w]} (averaged to a smaller size),
+                   {"bits": shape} (booleans, eight in a byte), {"samples": rows}
+    not_compared   {key or prefix: why}
+
+An argument that is not there is that of the first recordings, which stand in the families' modules. A key that cannot
+be compared is a failure, unless ``not_compared`` says why or the replay reads it as an input.
 """
 
+import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from pydantic import TypeAdapter
 from safetensors.torch import load_file
 from torch import Tensor
@@ -26,7 +41,33 @@ losses and embeddings (27 unit roundoffs of float32), 3.6e-6 through a VAE. Grad
 several steps (7.6e-7; 1e-4 in the families' modules) have more room, because larger networks can be replayed too.
 """
 
-Verdict = Literal["ok", "differs", "not compared"]
+Verdict = Literal["ok", "differs", "not compared", "excused", "input"]
+FAILURES = ("differs", "not compared")
+
+ALIASES = {
+    "guidance_scale": ("cfg_text_scale", "text_scale", "cfg_scale", "cfg_weight", "cfg", "guidance"),
+    "image_guidance_scale": ("cfg_img_scale", "cfg_image_scale", "img_scale", "image_scale"),
+    "num_steps": ("num_inference_steps", "num_iter", "num_iters", "generation_timesteps", "steps", "timesteps"),
+    "num_points": ("num_timesteps",),
+    "shift": ("timestep_shift", "sampling_shift"),
+    "guidance_interval": ("cfg_interval", "interval"),
+    "guidance_renorm": ("cfg_renorm_type", "renorm_type", "cfg_renorm", "renorm"),
+    "guidance_renorm_min": ("cfg_renorm_min", "renorm_min"),
+    "guidance_schedule": ("cfg_schedule", "schedule"),
+    "temperature": ("temp",),
+    "seed": ("generator_seed", "manual_seed", "torch_seed"),
+    "samples": ("sample", "rows", "row", "select", "selection", "indices", "index", "image"),
+    "drop_text": ("dropped", "text_dropped", "drop_prompt"),
+    "freeze_und": ("freeze_understanding",),
+}
+"""Our name of an argument -> names in official calls."""
+_FORMS = {
+    "area": ("area_resized", "resized", "downsampled"),
+    "bits": ("bit_packed", "bitpacked", "packed", "packbits"),
+    "samples": ("selected", "rows"),
+}
+_FORM_NAMES = {alias: name for name, aliases in _FORMS.items() for alias in (name, *aliases)}
+_CANONICAL = {alias: name for name, aliases in ALIASES.items() for alias in (name, *aliases)}
 
 
 @dataclass(frozen=True)
@@ -64,9 +105,74 @@ class Recording:
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder / name} is missing: {folder} is not a parity folder")
         self.folder = folder
-        self.inputs: Mapping[str, Tensor] = load_file(folder / "inputs.safetensors")
-        self.outputs: Mapping[str, Tensor] = load_file(folder / "outputs.safetensors")
+        self.config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+        self.inputs: Mapping[str, Tensor] = {
+            key: self._unpacked(key, value) for key, value in load_file(folder / "inputs.safetensors").items()
+        }
+        self.outputs: Mapping[str, Tensor] = {
+            key: self._unpacked(key, value) for key, value in load_file(folder / "outputs.safetensors").items()
+        }
         self._rows: dict[str, Row] = {}
+        for prefix, why in self.config.get("not_compared", {}).items():
+            self.skip(prefix, str(why), "excused")
+
+    def arguments(self, run: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments of a run under our names: ``defaults``, those of its kind, then its own.
+
+        The kind of "t2i_b" is "t2i". A group of arguments inside a run counts as part of it.
+        """
+        runs, kind = _by_name(self.config.get("runs", {})), run.split("_")[0]
+        sources = [self.config.get(kind), self.config.get(run), runs.get(kind), runs.get(run)]
+        values = dict(defaults)
+        for source in sources:
+            if isinstance(source, Mapping):
+                values |= _canonical(source)
+                values |= _canonical(source.get(run, {})) if isinstance(source.get(run), Mapping) else {}
+        if "num_points" in values:  # points of time, between which the steps are
+            values["num_steps"] = int(values.pop("num_points")) - 1
+        return values
+
+    def runs(self, kind: str) -> list[str]:
+        """Return the recorded runs of a kind: "gen" and "gen_linear" of "gen"."""
+        names = {key.split(".")[0] for key in self.outputs}
+        return sorted(name for name in names if name == kind or name.startswith(f"{kind}_"))
+
+    def input(self, run: str, name: str) -> Tensor | None:
+        """Return an input of a run, or of its kind."""
+        return self.inputs.get(f"{run}.{name}", self.inputs.get(f"{run.split('_')[0]}.{name}"))
+
+    def _record(self, key: str) -> dict[str, Any]:
+        """Return how a tensor was stored: by ``records``, or by an entry of ``config.json`` named after the form."""
+        form: dict[str, Any] = {}
+        for prefix, entry in self.config.get("records", {}).items():
+            if key.startswith(prefix):
+                form |= entry if isinstance(entry, Mapping) else {str(entry): True}
+        for name in _FORM_NAMES.keys() & self.config.keys():
+            keys = self.config[name]
+            for prefix in keys if isinstance(keys, Mapping | list) else ():
+                if isinstance(prefix, str) and key.startswith(prefix):
+                    form[name] = keys[prefix] if isinstance(keys, Mapping) else True
+        return {_FORM_NAMES.get(name, name): value for name, value in form.items()}
+
+    def _unpacked(self, key: str, value: Tensor) -> Tensor:
+        shape = self._record(key).get("bits")
+        if not isinstance(shape, list | tuple):
+            return value
+        bits = (value.flatten()[:, None] >> torch.arange(7, -1, -1)) & 1  # the first bit is the highest, as numpy's
+        return bits.flatten()[: math.prod(shape)].reshape(tuple(shape)).bool()
+
+    def _as_recorded(self, key: str, ours: Tensor) -> Tensor:
+        """Select, shrink or pack our value as the recorded one was."""
+        record, recorded = self._record(key), self.outputs[key]
+        if (rows := record.get("samples")) is not None:
+            ours = ours[[rows] if isinstance(rows, int) else list(rows)]
+        if (size := record.get("area")) and ours.shape != recorded.shape:
+            size = recorded.shape[-2:] if size is True else size
+            ours = F.interpolate(ours.float(), size=tuple(size) if isinstance(size, Sequence) else size, mode="area")
+        if record.get("bits") is True:
+            axis = -1 if ours.ndim == recorded.ndim else None
+            ours = torch.from_numpy(np.packbits(ours.numpy().astype(bool), axis=axis))
+        return ours
 
     def check(self, key: str, ours: Tensor | float, tolerance: float) -> None:
         """Compare a value; a key that was not recorded is ignored.
@@ -76,7 +182,7 @@ class Recording:
         if key not in self.outputs:
             return
         official = self.outputs[key]
-        value = torch.as_tensor(ours).detach().cpu()
+        value = self._as_recorded(key, torch.as_tensor(ours).detach().cpu())
         if value.shape != official.shape:
             why = f"shape {tuple(value.shape)}, recorded {tuple(official.shape)}"
             self._rows[key] = Row(key, "differs", None, tolerance, why)
@@ -103,11 +209,11 @@ class Recording:
             error = abs(norm - float(official)) / max(float(official.abs()), floor, 1e-12)
             self._rows[key] = Row(key, "ok" if error <= tolerance else "differs", error, tolerance)
 
-    def skip(self, prefix: str, why: str) -> None:
-        """Mark keys that start with ``prefix`` as not compared, except those compared already."""
+    def skip(self, prefix: str, why: str, verdict: Verdict = "not compared") -> None:
+        """Mark keys that start with ``prefix``, except those that have a verdict."""
         for key in self.outputs:
             if key.startswith(prefix):
-                self._rows.setdefault(key, Row(key, "not compared", why=why))
+                self._rows.setdefault(key, Row(key, verdict, why=why))
 
     def part(self, name: str, needs: Iterable[str], run: Callable[[], None], covers: Iterable[str]) -> None:
         """Run a part of a replay if the folder has its inputs.
@@ -138,6 +244,19 @@ class Recording:
         """Return a row per recorded key, sorted by key."""
         unknown = "this replay knows no such key"
         return [self._rows.get(key, Row(key, "not compared", why=unknown)) for key in sorted(self.outputs)]
+
+
+def _by_name(runs: Any) -> Mapping[str, Any]:
+    """Runs by name, from a mapping or from a list of entries that have one."""
+    return runs if isinstance(runs, Mapping) else {str(entry.get("name")): entry for entry in runs}
+
+
+def _canonical(source: Mapping[str, Any]) -> dict[str, Any]:
+    groups = [
+        source,
+        *(source[name] for name in ("args", "arguments", "sampling") if isinstance(source.get(name), Mapping)),
+    ]
+    return {_CANONICAL[key]: value for group in groups for key, value in group.items() if key in _CANONICAL}
 
 
 def relative_error(ours: Tensor, theirs: Tensor) -> float:

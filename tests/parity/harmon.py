@@ -21,8 +21,8 @@ from tests.parity.comparison import LOSS, THROUGH_VAE, RecordedRng, Recording, o
 from tests.parity.tokens import unpadded
 
 IMAGE = -200
-GUIDANCE_SCALE = 3.0
-"""The official scripts', used unless the folder's README names another."""
+DEFAULTS = {"guidance_scale": 3.0, "guidance_schedule": "constant", "temperature": 1.0}
+"""Arguments of the first recording, whose ``config.json`` has none."""
 SIZE = 512
 """Pixels that ``pixel_values_low`` is enlarged to, if neither latents nor masks show the size."""
 SAMPLED = 1e-4
@@ -135,21 +135,23 @@ class Replay:
         loss = self.model.answer_loss(self.turns("i2t", images, self.inputs["i2t.labels"])).value
         self.check_with_gradients("i2t", loss)
 
-    def drawing(self) -> None:
+    def drawing(self, name: str) -> None:
         """Latents, with the recorded order and noise."""
-        keys = sorted(key for key in self.inputs if re.fullmatch(r"gen\.rng\.\d+\.randn(_like)?", key))
         rounds: list[list[Tensor]] = []
-        for key in keys:
+        for key in sorted(key for key in self.inputs if re.fullmatch(rf"{name}\.rng\.\d+\.randn(_like)?", key)):
             if not key.endswith("_like"):
                 rounds.append([])
             rounds[-1].append(self.inputs[key])
         copies = len(rounds[0][1]) // len(rounds[0][0]) if len(rounds[0]) > 1 else 1
-        turns = self.turns("gen", self._shown(len(self.inputs["gen.input_ids"])))
+        ids, orders = self.recording.input(name, "input_ids"), self.recording.input(name, "orders")
+        assert ids is not None
+        assert orders is not None
+        turns = self.turns(name if f"{name}.input_ids" in self.inputs else "gen", self._shown(ids))
         batch = len(turns) // copies
         mar = self.network.mar
         if len(rounds[0]) - 1 != len(mar.diffloss.sampling_schedule.steps):
             mar.diffloss.sampling_schedule = NoiseSchedule(len(rounds[0]) - 1)
-        orders = self.inputs["gen.orders"][:batch]
+        orders = orders[:batch]
         recorded_draws = {
             "order": orders,
             "latent_noise": [first.view(batch, -1, first.shape[-1]) for first, *_ in rounds],
@@ -158,35 +160,34 @@ class Replay:
                 step[: len(first)].view(batch, -1, first.shape[-1]) for first, *rest in rounds for step in rest[:-1]
             ],
         }
-        guidance_scale = self._guidance_scale() if copies > 1 else 1.0
-        latents = self.model.sample_latents(
-            turns,
-            self._grid(orders.shape[1]),
-            Sampling(guidance_scale, num_steps=len(rounds)),
-            RecordedRng(recorded_draws, batch),
+        run = self.recording.arguments(name, DEFAULTS)
+        sampling = Sampling(
+            float(run["guidance_scale"]) if copies > 1 else 1.0,
+            float(run["temperature"]),
+            num_steps=int(run.get("num_steps", len(rounds))),
+            guidance_schedule=run["guidance_schedule"],
         )
-        tokens = mar.tokens(latents).unflatten(1, self._grid(orders.shape[1]))
-        recorded = self.recording.outputs["gen.latents"]
-        self.recording.check("gen.latents", tokens.repeat(len(recorded) // batch, 1, 1, 1), SAMPLED)
+        grid = self._grid(name, orders.shape[1])
+        latents = self.model.sample_latents(turns, grid, sampling, RecordedRng(recorded_draws, batch))
+        tokens = mar.tokens(latents).unflatten(1, grid)
+        recorded = self.recording.outputs[f"{name}.latents"]
+        self.recording.check(f"{name}.latents", tokens.repeat(len(recorded) // batch, 1, 1, 1), SAMPLED)
+        if f"{name}.image" in self.recording.outputs:
+            images = self.network.to_images(latents)
+            self.recording.check(f"{name}.image", images, SAMPLED)
 
-    def _shown(self, rows: int) -> Tensor | None:
+    def _shown(self, ids: Tensor) -> Tensor | None:
         """Embeddings for recorded reconstructions, whose ids hold the placeholder."""
-        if not bool((self.inputs["gen.input_ids"] == IMAGE).any()):
+        if not bool((ids == IMAGE).any()):
             return None
         images = self.model.semantic_of(self.target()).embeds.detach()
-        return images.repeat(-(-rows // len(images)), 1, 1)[:rows]
+        return images.repeat(-(-len(ids) // len(images)), 1, 1)[: len(ids)]
 
-    def _grid(self, length: int) -> tuple[int, int]:
-        recorded = self.recording.outputs["gen.latents"]
+    def _grid(self, name: str, length: int) -> tuple[int, int]:
+        recorded = self.recording.outputs[f"{name}.latents"]
         if recorded.ndim == 4 and recorded.shape[1] * recorded.shape[2] == length:
             return recorded.shape[1], recorded.shape[2]
         return round(length**0.5), round(length**0.5)
-
-    def _guidance_scale(self) -> float:
-        readme = self.recording.folder / "README.md"
-        text = readme.read_text() if readme.is_file() else ""
-        named = re.search(r"(?:\bcfg|guidance)(?:[_ ]scale)?\s*[=:]?\s*(\d+(?:\.\d+)?)", text, re.IGNORECASE)
-        return float(named[1]) if named else GUIDANCE_SCALE
 
 
 def draws(inputs: Mapping[str, Tensor], part: str, kind: str) -> list[Tensor]:
@@ -211,5 +212,7 @@ def replay(recording: Recording) -> None:
     recording.part("the text-to-image loss", needs("t2i", pixels), now.text_to_image, ["t2i."])
     ids = "i2t.input_ids" if "i2t.input_ids" in now.inputs else "recon.input_ids"
     recording.part("the answer loss", [pixels, ids, "i2t.labels"], now.understanding, ["i2t."])
-    noise = [] if draws(now.inputs, "gen", "randn") else ["gen.rng.*.randn"]
-    recording.part("drawing", ["gen.input_ids", "gen.orders", *noise], now.drawing, ["gen."])
+    for name in recording.runs("gen"):
+        keys = [f"{name}.{key}" if f"{name}.{key}" in now.inputs else f"gen.{key}" for key in ("input_ids", "orders")]
+        noise = [] if draws(now.inputs, name, "randn") else [f"{name}.rng.*.randn"]
+        recording.part(f"drawing {name}", [*keys, *noise], lambda name=name: now.drawing(name), [f"{name}."])

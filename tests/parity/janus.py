@@ -4,7 +4,6 @@ There is no official RecA for Janus; the recorded loss is the cross-entropy that
 taken from the stock class in one forward pass.
 """
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,8 @@ from reca.runtime.seeding import SampleRng
 from tests.parity.comparison import EMBEDDING, LOSS, THROUGH_VAE, Recording, options_of
 from tests.parity.tokens import RecordedTokenizer, prompts, unpadded
 
-GUIDANCE_SCALE = 5.0
-"""The stock ``generate``'s default, used unless the folder's README names another."""
+DEFAULTS = {"guidance_scale": 5.0}
+"""The stock ``generate``'s, and of the first recording, whose ``config.json`` has none."""
 
 
 class GreedyRng(SampleRng):
@@ -88,9 +87,6 @@ def replay(recording: Recording) -> None:
     """Compare one folder; see :mod:`tests.parity.replay`."""
     model = build(recording.folder)
     inputs = recording.inputs
-    readme = recording.folder / "README.md"
-    match = re.search(r"(?:CFG|guidance)\D{0,12}?(\d+(?:\.\d+)?)", readme.read_text()) if readme.is_file() else None
-    guidance_scale = float(match[1]) if match else GUIDANCE_SCALE
 
     def encoders() -> None:
         images = inputs["pixel_values"]
@@ -114,16 +110,20 @@ def replay(recording: Recording) -> None:
         recording.check("recon.logits", logits, EMBEDDING)
         recording.check_gradients("recon.gradnorm.", model.network.named_parameters())
 
-    def sampling() -> None:
-        texts = prompts_of(model, inputs["gen.input_ids"], inputs.get("gen.attention_mask"))
+    def sampling(name: str) -> None:
+        ids = recording.input(name, "input_ids")
+        assert ids is not None
+        texts = prompts_of(model, ids, recording.input(name, "attention_mask"))
         rng = GreedyRng(len(texts))
-        model.generate(texts, Sampling(guidance_scale), rng)
+        model.generate(texts, Sampling(float(recording.arguments(name, DEFAULTS)["guidance_scale"])), rng)
         codes = torch.stack(rng.codes, dim=1)
-        recording.check("gen.tokens", codes, 0)
+        recording.check(f"{name}.tokens", codes, 0)
         with torch.no_grad():
             images = model.network.model.vqmodel.decode(codes)
-        recording.check("gen.image", images.permute(0, 2, 3, 1), THROUGH_VAE)
+        recording.check(f"{name}.image", images.permute(0, 2, 3, 1), THROUGH_VAE)
 
     recording.part("the encoders", ["pixel_values"], encoders, ["image_features", "codes"])
     recording.part("the loss", ["pixel_values", "recon.input_ids"], reconstruction, ["recon."])
-    recording.part("sampling", ["gen.input_ids"], sampling, ["gen."])
+    for name in recording.runs("gen"):
+        needs = [f"{name}.input_ids" if f"{name}.input_ids" in inputs else "gen.input_ids"]
+        recording.part(f"sampling {name}", needs, lambda name=name: sampling(name), [f"{name}."])

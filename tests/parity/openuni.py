@@ -6,6 +6,7 @@ The recording holds images, token ids and noise; padding, masks, positions, time
 import re
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,19 +14,18 @@ from transformers.initialization import no_init_weights
 
 from reca.models.base import Loss, Target
 from reca.models.openuni.checkpoint import read_checkpoint
-from reca.models.openuni.model import IMAGE, NUM_STEPS, OpenUni
+from reca.models.openuni.model import IMAGE, OpenUni
 from reca.models.openuni.network import VISION, OpenUniNetwork
 from reca.models.openuni.vision_language import names_to_official
 from reca.models.sampling import Sampling
 from reca.models.weights import load_strictly
 from reca.runtime.seeding import SampleRng
-from tests.parity.comparison import EMBEDDING, LOSS, THROUGH_VAE, RecordedRng, Recording, options_of, relative_error
+from tests.parity.comparison import EMBEDDING, LOSS, THROUGH_VAE, RecordedRng, Recording, options_of
 from tests.parity.tokens import RecordedTokenizer, prompts, unpadded
 
-GUIDANCE_SCALE = 4.5
-"""The authors' default, used unless the folder's README names another."""
+DEFAULTS = {"guidance_scale": 4.5, "num_steps": 5}
+"""Arguments of the first recording, whose ``config.json`` has none."""
 SAMPLED = 1e-4
-MAX_STEPS = 51
 
 
 def build(recording: Recording) -> OpenUni:
@@ -126,45 +126,33 @@ class _Replay:
             self.recording.check("query_hidden", queries, EMBEDDING)
             self.recording.check("prompt_embeds", self.model.network.condition(queries), EMBEDDING)
 
-    def sampling(self) -> None:
+    def sampling(self, name: str) -> None:
         """Check guided sampling from recorded noise.
 
         The recording has a prompt per noise, then the unconditional one; with fewer, the first prompt is repeated.
         """
-        noise, official = self.inputs["gen.init_latents"], self.recording.outputs.get("gen.latents")
-        ids, mask = self._generation_turns()
-        scale, steps = self._settings()
-        if official is None or len(ids) < 2:
-            self.recording.skip("gen.", f"guidance needs a prompt and an unconditional one, {len(ids)} are recorded")
+        noise, kind = self.recording.input(name, "init_latents"), name if f"{name}.input_ids" in self.inputs else "gen"
+        ids, mask = self._generation_turns(kind)
+        run = self.recording.arguments(name, DEFAULTS)
+        assert noise is not None
+        if len(ids) < 2:
+            self.recording.skip(f"{name}.", "guidance needs a prompt and an unconditional one, one is recorded")
             return
         repeated = len(ids) <= len(noise)
         texts = read_with(self.model, ids, mask, otherwise=1 if repeated else len(noise))
         texts = texts[:1] * len(noise) if repeated else texts[: len(noise)]
-        # The number of steps is not recorded: it is the README's, or else the one that gives the recorded latents.
-        first = ours = self._sample(texts, noise, scale, steps)
-        for number in range(1, MAX_STEPS):
-            if ours.shape != official.shape or relative_error(ours, official) <= SAMPLED:
-                break
-            ours = self._sample(texts, noise, scale, number)
-        else:
-            ours = first
-        self.recording.check("gen.latents", ours, SAMPLED)
+        sampling = Sampling(float(run["guidance_scale"]), num_steps=int(run["num_steps"]))
+        side = noise.shape[-1] * self.model.network.pixels_per_latent
+        self.model.spec = replace(self.model.spec, generation=replace(self.model.spec.generation, max_side=side))
+        latents = self.model.sample_latents(texts, None, sampling, RecordedRng({"latents": noise}, len(noise)))
+        self.recording.check(f"{name}.latents", latents, SAMPLED)
+        if f"{name}.image" in self.recording.outputs:
+            with torch.no_grad():
+                self.recording.check(f"{name}.image", self.model.network.decode(latents), SAMPLED)
 
-    def _sample(self, texts: list[str], noise: Tensor, guidance_scale: float, num_steps: int) -> Tensor:
-        rng = RecordedRng({"latents": noise}, len(noise))
-        return self.model.sample_latents(texts, None, Sampling(guidance_scale, num_steps=num_steps), rng)
-
-    def _generation_turns(self) -> tuple[Tensor, Tensor | None]:
-        kind = "gen" if "gen.input_ids" in self.inputs else "t2i"
+    def _generation_turns(self, kind: str = "gen") -> tuple[Tensor, Tensor | None]:
+        kind = kind if f"{kind}.input_ids" in self.inputs else "t2i"
         return self.inputs[f"{kind}.input_ids"], self.inputs.get(f"{kind}.attention_mask")
-
-    def _settings(self) -> tuple[float, int]:
-        """Return guidance scale and steps from the folder's README, or the defaults."""
-        readme = self.recording.folder / "README.md"
-        text = readme.read_text() if readme.is_file() else ""
-        scale = re.search(r"(?:CFG|guidance)\D{0,12}?(\d+(?:\.\d+)?)", text)
-        steps = re.search(r"(\d+) steps", text)
-        return float(scale[1]) if scale else GUIDANCE_SCALE, int(steps[1]) if steps else NUM_STEPS
 
     def _target(self, images: Tensor) -> Target:
         return self.model.encode_target(images, SampleRng([0] * len(images)))
@@ -188,4 +176,6 @@ def replay(recording: Recording) -> None:
         recording.part(f"the {kind} loss", needs, run.loss(kind), [f"{kind}."])
     turns = "gen.input_ids" if "gen.input_ids" in recording.inputs else "t2i.input_ids"
     recording.part("the conditions", [turns], run.conditions, ["query_hidden", "prompt_embeds"])
-    recording.part("sampling", ["gen.init_latents", turns], run.sampling, ["gen."])
+    for name in recording.runs("gen"):
+        needs = [f"{name}.init_latents" if f"{name}.init_latents" in recording.inputs else "gen.init_latents", turns]
+        recording.part(f"sampling {name}", needs, lambda name=name: run.sampling(name), [f"{name}."])

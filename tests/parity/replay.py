@@ -1,8 +1,11 @@
 """Replay a recording of the official code through our model: ``python -m tests.parity.replay FAMILY FOLDER``.
 
 Prints one line per key of the folder's ``outputs.safetensors``: the key, the maximum relative error, the tolerance,
-and whether it is ok, differs, or was not compared and why. Exit status 1 if a key differs, 2 if the folder is
-unusable. ``--device cuda`` computes on a GPU without TF32; tolerances are ten times as wide there, because the order of
+and whether it is ok, differs, or was not compared and why. Arguments of the recorded calls are read from the folder's
+``config.json`` (:mod:`tests.parity.comparison`). Exit status 1 if a key differs, or cannot be compared and is not
+excused there; 2 if the folder is unusable.
+
+``--device cuda`` computes on a GPU without TF32; tolerances are ten times as wide there, because the order of
 sums differs. Tokens and codes must still be equal.
 """
 
@@ -12,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from typing import get_args
 from unittest import mock
 
 import torch
@@ -20,7 +24,7 @@ from torch import Tensor, nn
 
 from reca.models.base import UnifiedModel
 from reca.models.loading import FAMILIES
-from tests.parity.comparison import GRADIENT_NORM, RecordedRng, Recording, Row
+from tests.parity.comparison import FAILURES, GRADIENT_NORM, RecordedRng, Recording, Row, Verdict
 
 CPU = torch.device("cpu")
 DEVICE_TOLERANCE_FACTOR = 10.0
@@ -89,7 +93,7 @@ def replay(family: str, folder: Path, device: torch.device = CPU) -> list[Row]:
         return recording.rows()
     recording = DeviceRecording(folder, device)
     if family in ON_CPU_ONLY:
-        recording.skip(*ON_CPU_ONLY[family])  # replaced if the key is compared after all
+        recording.skip(*ON_CPU_ONLY[family], "excused")
     # SampleRng draws on the CPU for all devices.
     with moving_models(device, draws=device if family in MASKED_BY_DRAWS else CPU):
         run(recording)
@@ -113,9 +117,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     for row in rows:
         print(row)
-    counts = {verdict: sum(row.verdict == verdict for row in rows) for verdict in ("ok", "differs", "not compared")}
+    counts = {verdict: sum(row.verdict == verdict for row in rows) for verdict in get_args(Verdict)}
     print(", ".join(f"{number} {verdict}" for verdict, number in counts.items()))
-    return int(counts["differs"] > 0)
+    return int(any(counts[verdict] for verdict in FAILURES))
 
 
 if __name__ == "__main__":

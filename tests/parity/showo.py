@@ -6,11 +6,10 @@ are cut out of the recorded ids, and everything around them is batch by us.
 """
 
 import json
-import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,8 @@ from tests.parity.comparison import EMBEDDING, LOSS, RecordedRng, Recording, opt
 from tests.parity.tokens import RecordedTokenizer
 
 THROUGH_VAE = 2e-5
-USUAL_SEEDS = (*range(128), 1234, 12345, 2024, 2025, 3407)
-"""Candidates of an unstated seed; that all codes agree by chance is out of the question."""
+DEFAULTS = {"guidance_scale": 5.0, "temperature": 1.0, "num_steps": 6, "seed": 123}
+"""Arguments of the first recording, whose ``config.json`` has none; the official scale g is w - 1."""
 CPU = torch.device("cpu")
 
 
@@ -49,13 +48,6 @@ class GeneratorRng(SampleRng):
         """Classes of all rows at once."""
         flat = logits.softmax(dim=-1).flatten(0, -2)
         return torch.multinomial(flat, 1, generator=self._generator).view(logits.shape[:-1])
-
-
-def setting(folder: Path, name: str, default: float) -> float:
-    """A number that the folder's README names behind ``name`` (``timesteps 6``)."""
-    readme = folder / "README.md"
-    match = re.search(rf"\b{name}\s*[=:]?\s*(\d+(?:\.\d+)?)", readme.read_text()) if readme.is_file() else None
-    return float(match[1]) if match else default
 
 
 def load(recording: Recording, variant: str, **options: Any) -> Showo | None:
@@ -171,7 +163,9 @@ def replay(recording: Recording) -> None:
     recording.part("recon_vq", needs("recon_vq"), lambda: _codes(recording), ["recon_vq."])
     recording.part("t2i", needs("t2i"), lambda: _text_to_image(recording, plain), ["t2i."])
     recording.part("mmu", ["pixel_values", "mmu.input_ids"], lambda: _understanding(recording, plain), ["mmu."])
-    recording.part("gen", ["gen.input_ids"], lambda: _drawing(recording, plain), ["gen."])
+    for name in recording.runs("gen"):
+        needs_ids = [f"{name}.input_ids" if f"{name}.input_ids" in recording.inputs else "gen.input_ids"]
+        recording.part(name, needs_ids, lambda name=name: _drawing(recording, plain, name), [f"{name}."])
 
 
 @torch.no_grad()
@@ -287,34 +281,22 @@ def _understanding(recording: Recording, model: Showo) -> None:
 
 
 @torch.no_grad()
-def _drawing(recording: Recording, model: Showo) -> None:
-    ids = recording.inputs["gen.input_ids"]
-    tokens = int(recording.outputs["gen.tokens"].shape[1]) if "gen.tokens" in recording.outputs else None
-    tokens = tokens or model.spec.target_tokens
+def _drawing(recording: Recording, model: Showo, name: str) -> None:
+    ids = recording.input(name, "input_ids")
+    assert ids is not None
+    recorded = recording.outputs.get(f"{name}.tokens")
+    tokens = model.spec.target_tokens if recorded is None else recorded.shape[1]
     prompts = prompts_of(model, drawn_texts(model, ids, tokens))
     size = len(ids)
     codes = torch.full((size, tokens), model.vocabulary.codebook)
     rows = [*model.text_ids(prompts), *[[]] * size]
     batch = generation_sequences(model.vocabulary, rows, codes.repeat(2, 1), length=ids.shape[1])
-    warn_of_differences(recording, "gen", batch)
+    warn_of_differences(recording, name, batch)
     logits = model.showo.lm_head(model.run_phi(model.embed(batch), batch.attention_mask))
-    recording.check("gen.step0_logits", logits, EMBEDDING)
-    sampling = Sampling(
-        guidance_scale=1 + setting(recording.folder, "guidance", 5),
-        temperature=setting(recording.folder, "temperature", 1),
-        num_steps=round(setting(recording.folder, "timesteps", 6)),
-    )
-    codes = _with_seed(recording, lambda seed: model.sample(prompts, None, sampling, GeneratorRng(size, seed)))
-    recording.check("gen.tokens", codes, 0)
-    recording.check("gen.image", model.magvit.decode(codes), THROUGH_VAE)
-
-
-def _with_seed(recording: Recording, draw: Callable[[int], Tensor]) -> Tensor:
-    """Codes drawn with the seed that the README states; one it leaves out is looked for among the usual ones."""
-    stated = round(setting(recording.folder, "seed", 123))
-    recorded = recording.outputs.get("gen.tokens")
-    first = draw(stated)
-    if recorded is None or first.shape != recorded.shape or torch.equal(first, recorded):
-        return first
-    matches = (codes for seed in USUAL_SEEDS if torch.equal(codes := draw(seed), recorded))
-    return next(matches, first)
+    run = recording.arguments(name, DEFAULTS)
+    guided = float(run["guidance_scale"]) > 0
+    recording.check(f"{name}.step0_logits", logits if guided else logits[:size], EMBEDDING)
+    sampling = Sampling(1 + float(run["guidance_scale"]), float(run["temperature"]), int(run["num_steps"]))
+    own_codes = model.sample(prompts, None, sampling, GeneratorRng(size, int(run["seed"])))
+    recording.check(f"{name}.tokens", own_codes, 0)
+    recording.check(f"{name}.image", model.magvit.decode(own_codes), THROUGH_VAE)

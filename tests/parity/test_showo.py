@@ -158,9 +158,9 @@ def test_the_loss_on_cached_embeddings_is_the_live_loss(tiny: Showo, by_codes: S
 @pytest.mark.parametrize("clip_normalization", [True, False])
 def test_clip_sees_images_of_questions_in_its_own_normalization(clip_normalization: bool) -> None:
     torch.manual_seed(0)
-    model, seen = showo_tiny.build(clip_normalization=clip_normalization), []
+    model, inputs_of_clip = showo_tiny.build(clip_normalization=clip_normalization), []
     assert model.clip is not None
-    model.clip.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model.clip.register_forward_pre_hook(lambda _, inputs: inputs_of_clip.append(inputs[0]))
     images = pictures(2, model.spec.understanding_size)
     processor = CLIPImageProcessorPil(do_resize=False, do_center_crop=False, do_rescale=False)
     official = processor(list((images + 1) / 2), return_tensors="pt", input_data_format="channels_first")[
@@ -170,11 +170,11 @@ def test_clip_sees_images_of_questions_in_its_own_normalization(clip_normalizati
         model.encode_semantic(images)
         model.understanding_loss(images, DIALOGUES, SampleRng([7, 8]))
         model.answer(images, [dialogue.question for dialogue in DIALOGUES])
-    reconstructed, *asked = seen
+    reconstructed, *of_questions = inputs_of_clip
     torch.testing.assert_close(reconstructed, images)
-    for pixels in asked:
+    for pixels in of_questions:
         torch.testing.assert_close(pixels, official if clip_normalization else images)
-    assert len(asked) == 2
+    assert len(of_questions) == 2
 
 
 def test_images_are_stretched_as_the_authors_do_unless_told_to_crop(tiny: Showo) -> None:

@@ -75,15 +75,8 @@ def sample_latent_tokens(
     """Integrate noise to latent tokens, (B, T, p · p · C) both; conditions are computed once and cached.
 
     Guided and unguided velocities come from one forward pass over a batch of two or three times the length.
-
-    Args:
-        network: The network.
-        conditions: Per sample, complete, without its text, and without its image. Guidance takes as many as it needs;
-            without text guidance there is no image guidance (official).
-        grid: Rows and columns of latent tokens.
-        noise: Start, at t = 1.
-        sampling: Guidance and number of steps.
-        shift: See :func:`shift_times`.
+    ``conditions`` are complete, without text, and without image; guidance takes as many as it needs. Without text
+    guidance there is no image guidance (official).
     """
     branches = 1 if sampling.guidance_scale <= 1 else 2 if sampling.image_guidance_scale <= 1 else 3
     low, high = torch.tensor(sampling.guidance_interval).tolist()  # in float32, as the times

@@ -317,14 +317,9 @@ class Harmon(UnifiedModel):
             scale = sampling.guidance_scale
             if sampling.guidance_schedule == "linear":
                 scale = 1 + (scale - 1) * (length - max(count, 1)) / length
-            conditional, *unconditional = gather_tokens(states, indices.repeat(copies, 1)).chunk(copies)
-            sampled = network.mar.diffloss.sample(
-                conditional,
-                rng,
-                sampling.temperature,
-                unconditional[0] if unconditional else None,
-                scale,
-            )
+            parts = gather_tokens(states, indices.repeat(copies, 1)).chunk(copies)
+            unconditional = parts[1] if copies > 1 else None
+            sampled = network.mar.diffloss.sample(parts[0], rng, sampling.temperature, unconditional, scale)
             tokens = tokens.scatter(1, indices[..., None].expand_as(sampled), sampled.to(tokens))
             hidden = still_hidden
         return network.mar.latents(tokens, grid)

@@ -170,10 +170,7 @@ class Janus(UnifiedModel):
             hidden = content & dropout_mask.to(ids.device)[:, None]
         else:
             hidden = torch.zeros_like(mask)
-        embeds = self._embed(ids)
-        if semantic is not None:
-            is_image = ids == self._id(IMAGE)
-            embeds = embeds.masked_scatter(is_image[..., None], semantic.embeds.to(embeds.dtype))
+        embeds = self._embed(ids, semantic)
         pad = self._embed(torch.tensor(self.tokenizer.pad_token_id, device=ids.device))
         return PromptEmbeds(torch.where(hidden[..., None], pad, embeds), mask)
 
@@ -189,8 +186,11 @@ class Janus(UnifiedModel):
     def _id(self, token: str) -> int:
         return int(self.tokenizer.convert_tokens_to_ids(token))
 
-    def _embed(self, ids: Tensor) -> Tensor:
-        return self.network.model.language_model.embed_tokens(ids)
+    def _embed(self, ids: Tensor, semantic: Semantic | None = None) -> Tensor:
+        embeds = self.network.model.language_model.embed_tokens(ids)
+        if semantic is None:
+            return embeds
+        return embeds.masked_scatter((ids == self._id(IMAGE))[..., None], semantic.embeds.to(embeds.dtype))
 
     def run_layers(
         self, hidden: Tensor, mask: Tensor, first: int, last: int | None = None, cache: DynamicCache | None = None
@@ -286,10 +286,7 @@ class Janus(UnifiedModel):
         answers = self.tokenizer(
             [f" {d.answer}{self.tokenizer.eos_token}" for d in dialogues], add_special_tokens=False
         )
-        embeds = self._embed(ids)
-        semantic = self.encode_semantic(images)
-        is_image = ids == self._id(IMAGE)
-        embeds = embeds.masked_scatter(is_image[..., None], semantic.embeds.to(embeds.dtype))
+        embeds = self._embed(ids, self.encode_semantic(images))
         hidden = self.network.model.language_model.norm(self.run_layers(embeds, mask, 0))
         loss_mask = last_tokens_mask([len(tokens) for tokens in answers["input_ids"]], ids.shape[1])
         return next_token_loss(hidden, ids, loss_mask, self.network.lm_head)

@@ -88,9 +88,9 @@ def test_without_text_guidance_there_is_no_image_guidance(
 def test_renormalisation_reaches_drawing_and_editing(model: Bagel) -> None:
     base = Sampling(6.0, num_steps=2, image_guidance_scale=2.0)
     for change in ({"guidance_renorm_min": 1.0}, {"guidance_renorm": "channel"}, {"guidance_interval": (0.99, 1.0)}):
-        drawn = [model.generate(PROMPT, replace(base, **c), SampleRng([1])) for c in ({}, change)]
+        images = [model.generate(PROMPT, replace(base, **c), SampleRng([1])) for c in ({}, change)]
         edits = [
             model.edit([torch.zeros(3, 24, 24)], PROMPT, replace(base, **c), SampleRng([1]))[0] for c in ({}, change)
         ]
-        assert not torch.equal(*drawn), change
+        assert not torch.equal(*images), change
         assert not torch.equal(*edits), change

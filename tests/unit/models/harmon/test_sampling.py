@@ -24,9 +24,9 @@ def test_linear_guidance_rises_with_the_drawn_share(monkeypatch: pytest.MonkeyPa
     for settings in (constant, replace(constant, guidance_schedule="linear")):
         model.generate(["a red circle"], settings, SampleRng([1]))
     assert {scale for _, scale in scales[:5]} == {3.0}
-    drawn, total = 0, model.spec.target_tokens
+    visible, total = 0, model.spec.target_tokens
     for tokens, scale in scales[5:]:
-        drawn += tokens
-        still_hidden = max(total - drawn, 1)  # official: at least one, even after the last round
+        visible += tokens
+        still_hidden = max(total - visible, 1)  # official: at least one, even after the last round
         assert scale == pytest.approx(1 + 2.0 * (total - still_hidden) / total)
-    assert drawn == total
+    assert visible == total
