@@ -97,10 +97,10 @@ plots:
 """
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """A copy of the project's code, with the committed bases linked."""
-    root = tmp_path / "project"
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project's code, with the committed bases linked; the toys are added one after the other."""
+    root = tmp_path_factory.mktemp("extension") / "project"
     root.mkdir()
     for name in PROJECT:
         source = ROOT / name
@@ -112,10 +112,26 @@ def project(tmp_path: Path) -> Path:
     return root
 
 
-def run_pytest(root: Path, contract: str, chosen: str) -> str:
-    """Run the copy's own contract and two guards over the copy's own code, in one process; a line per test."""
-    checks = ("tests/architecture/test_configuration.py", "tests/architecture/test_graph.py")
-    return run(root, "-m", "pytest", "-v", "-p", "no:cacheprovider", contract, *checks, "-k", chosen)
+@pytest.fixture(scope="module")
+def changed(project: Path) -> dict[str, set[str]]:
+    """The files outside the toy's own folder that each toy's addition has changed."""
+    changes = {}
+    for toy, (folder, add) in TOYS.items():
+        before = contents(project)
+        add(project)
+        after = contents(project)
+        changes[toy] = {file for file in after if not file.startswith(folder) and after[file] != before.get(file)}
+    return changes
+
+
+@pytest.fixture(scope="module")
+def output(project: Path, changed: dict[str, set[str]]) -> str:
+    """Run the copy's own contracts and two guards over the copy's own code, in one process; a line per test."""
+    contracts = [f"tests/contract/test_{name}.py" for name in ("model_family", "benchmark")]
+    guards = [f"tests/architecture/test_{name}.py" for name in ("configuration", "graph")]
+    run(project, "-m", "reca", "compose")
+    chosen = "toy or default_composition or depends_on_the_digest or count"
+    return run(project, "-m", "pytest", "-v", "-p", "no:cacheprovider", *contracts, *guards, "-k", chosen)
 
 
 def run(root: Path, *arguments: str) -> str:
@@ -155,59 +171,67 @@ def filled(paths: Iterable[str], name: str) -> set[str]:
     return {re.sub(r"<\w+>", name, path) for path in paths}
 
 
-def changed_files(root: Path, folder: str) -> set[str]:
-    """Return the files of the copy that differ from the project, outside the toy's own folder."""
-    files = {path.relative_to(root) for name in PROJECT for path in [root / name, *(root / name).rglob("*")]}
-    return {
-        file.as_posix()
-        for file in files
-        if (root / file).is_file()
-        and not file.as_posix().startswith(folder)
-        and "__pycache__" not in file.parts
-        and not ((ROOT / file).is_file() and (ROOT / file).read_bytes() == (root / file).read_bytes())
-    }
+def contents(root: Path) -> dict[str, bytes]:
+    """Return the files of the copy."""
+    files = [path for name in PROJECT for path in [root / name, *(root / name).rglob("*")] if path.is_file()]
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in files if "__pycache__" not in path.parts}
 
 
-def test_a_family_needs_its_folder_and_the_documented_edits(project: Path) -> None:
-    add_folder(HERE / "toy_family", project / "reca/models/toy")
-    replace_once(project / "reca/config/model.py", "\nModelSection = Annotated[\n    ", FAMILY_CONFIG)
-    (project / "conf/model/toy_tiny.yaml").write_text(FAMILY_PRESET)
-    (project / "tools/tiny_bases/toy_tiny.py").write_text(FAMILY_BASE)
-    edits = documented_edits("Add a model family")
-    assert changed_files(project, "reca/models/toy/") == filled(edits, "toy")
-    assert len(edits) <= 3
-    output = run_pytest(project, "tests/contract/test_model_family.py", "toy_tiny or conf or depends_on_the_digest")
-    assert len(re.findall(r"^tests/contract/.*toy_tiny.* PASSED", output, re.MULTILINE)) >= 10, output
+def add_family(root: Path) -> None:
+    add_folder(HERE / "toy_family", root / "reca/models/toy")
+    replace_once(root / "reca/config/model.py", "\nModelSection = Annotated[\n    ", FAMILY_CONFIG)
+    (root / "conf/model/toy_tiny.yaml").write_text(FAMILY_PRESET)
+    (root / "tools/tiny_bases/toy_tiny.py").write_text(FAMILY_BASE)
 
 
-def test_a_benchmark_needs_its_folder_and_the_documented_edits(project: Path) -> None:
-    add_folder(HERE / "toy_benchmark", project / "reca/evaluation/benchmarks/toy")
-    settings = project / "reca/config/evaluate.py"
+def add_benchmark(root: Path) -> None:
+    add_folder(HERE / "toy_benchmark", root / "reca/evaluation/benchmarks/toy")
+    settings = root / "reca/config/evaluate.py"
     replace_once(settings, "\nclass PublishedSettings(Section):", BENCHMARK_CONFIG)
     field = "    scene_editing: SceneEditingSettings | None = None\n"
     replace_once(settings, field, f"{field}    toy: ToySettings | None = None\n")
-    (project / "conf/evaluate/toy.yaml").write_text(BENCHMARK_PRESET)
-    run(project, "-m", "reca", "compose")
-    edits = documented_edits("Add a benchmark")
-    assert changed_files(project, "reca/evaluation/benchmarks/toy/") == filled(edits, "toy")
-    assert len(edits) <= 3
-    contract = "tests/contract/test_benchmark.py"
-    output = run_pytest(project, contract, "toy or not test_benchmark and not dvc_settings")
-    assert len(re.findall(r"^tests/contract/.*toy.* PASSED", output, re.MULTILINE)) == 5, output
+    (root / "conf/evaluate/toy.yaml").write_text(BENCHMARK_PRESET)
+    run(root, "-m", "reca", "compose")
 
 
-def test_a_stage_needs_its_module_and_the_documented_edits(project: Path) -> None:
-    shutil.copy(HERE / "toy_stage/count.py", project / "reca/stages/count.py")
-    sections = (project / "reca/config/sections.py").read_text()
+def add_stage(root: Path) -> None:
+    shutil.copy(HERE / "toy_stage/count.py", root / "reca/stages/count.py")
+    sections = (root / "reca/config/sections.py").read_text()
     (all_sections,) = re.findall(r'\nclass AllSections\(Section\):\n    """.*?"""\n', sections, re.DOTALL)
-    replace_once(project / "reca/config/sections.py", all_sections, STAGE_SECTION)
-    with (project / "conf/config.yaml").open("a") as file:
+    replace_once(root / "reca/config/sections.py", all_sections, STAGE_SECTION)
+    with (root / "conf/config.yaml").open("a") as file:
         file.write("\ncount:\n  min_side: 24\n")
-    replace_once(project / "dvc.yaml", "\nplots:\n", STAGE_BLOCK)
-    edits = documented_edits("Add a stage")
-    assert changed_files(project, "reca/stages/count.py") == set(edits)
+    replace_once(root / "dvc.yaml", "\nplots:\n", STAGE_BLOCK)
+
+
+TOYS = {
+    "family": ("reca/models/toy/", add_family),
+    "benchmark": ("reca/evaluation/benchmarks/toy/", add_benchmark),
+    "stage": ("reca/stages/count.py", add_stage),
+}
+
+
+def test_a_family_needs_its_folder_and_the_documented_edits(changed: dict[str, set[str]], output: str) -> None:
+    edits = documented_edits("Add a model family")
+    assert changed["family"] == filled(edits, "toy")
     assert len(edits) <= 3
-    for words in (["compose", "data.num_images=8"], ["ingest"], ["count"]):
-        run(project, "-m", "reca", *words)
+    assert len(re.findall(r"^tests/contract/test_model_family.*toy_tiny.* PASSED", output, re.MULTILINE)) >= 10, output
+
+
+def test_a_benchmark_needs_its_folder_and_the_documented_edits(changed: dict[str, set[str]], output: str) -> None:
+    edits = documented_edits("Add a benchmark")
+    assert changed["benchmark"] == filled(edits, "toy")
+    assert len(edits) <= 3
+    assert len(re.findall(r"^tests/contract/test_benchmark.*toy.* PASSED", output, re.MULTILINE)) == 5, output
+
+
+def test_a_stage_needs_its_module_and_the_documented_edits(
+    project: Path, changed: dict[str, set[str]], output: str
+) -> None:
+    edits = documented_edits("Add a stage")
+    assert changed["stage"] == set(edits)
+    assert len(edits) <= 3
+    assert len(re.findall(r"^tests/architecture/test_graph.*count.* PASSED", output, re.MULTILINE)) >= 3, output
+    words = [["compose", "data.num_images=8"], ["ingest"], ["count"]]
+    run(project, "-c", f"import sys; from reca.cli import main; sys.exit(any(main(word) for word in {words}))")
     assert json.loads((project / "outputs/count/result.json").read_text())["images"] == 8
-    run(project, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/architecture/test_graph.py", "-k", "count")

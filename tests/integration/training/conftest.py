@@ -18,12 +18,13 @@ from safetensors.torch import load_file
 
 from reca.config import Config, compose
 from reca.models.base import Semantic
+from reca.models.janus.model import Janus
 from reca.stages.extract import extract
 from reca.stages.ingest import ingest
 from reca.training.loader import TrainingData
 from reca.training.losses import Kind, TrainingBatch
 from tests.integration.training.ranks import CHILD_SECONDS, start_slowly
-from tools.tiny_bases.janus_tiny import build
+from tools.tiny_bases.janus_tiny import GIST_LAYER, build
 
 SMALL = (
     "data.num_images=48",
@@ -143,6 +144,14 @@ def poisoned(read: Callable[..., TrainingBatch], step: int) -> Callable[..., Tra
     return read_nan
 
 
+def shallow(model: Janus) -> Janus:
+    """Keep one layer above the gists and one of the vision tower: what is tested is the training, not the model."""
+    network = model.network.model
+    del network.language_model.layers[GIST_LAYER + 1 :], network.vision_model.encoder.layers[1:]
+    network.config.text_config.num_hidden_layers, network.config.vision_config.num_hidden_layers = GIST_LAYER + 1, 1
+    return model
+
+
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project that every test gets a copy of."""
@@ -153,7 +162,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "conf/data").mkdir(parents=True)
     shutil.copy(Path(__file__).resolve().parents[3] / config.data.path, root / config.data.path)
     torch.manual_seed(0)
-    build().save_official(root / "base")
+    shallow(build()).save_official(root / "base")
     ingest(config, root)
     extract(config, root)
     shutil.rmtree(root / ".reca")  # so that a copy does not reuse this extraction

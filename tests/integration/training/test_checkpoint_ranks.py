@@ -27,8 +27,9 @@ from reca.training.fsdp import shard_model
 from reca.training.low_bit_adamw import StateDtype
 from reca.training.optimizer import build_optimizer, freeze
 from reca.training.step import set_learning_rate
-from tests.contract.test_model_family import load
+from tests.integration.training.conftest import shallow
 from tests.integration.training.ranks import ranks
+from tools.tiny_bases.janus_tiny import build
 
 CPU = torch.device("cpu")
 STATE_DTYPES: tuple[StateDtype, ...] = get_args(StateDtype)
@@ -58,7 +59,8 @@ def network(kind: str, mesh: Mesh) -> dict[str, nn.Parameter]:
         if mesh != (1, 1):
             fully_shard(model, mesh=init_device_mesh("cpu", mesh, mesh_dim_names=("replicate", "shard")))
         return dict(model.named_parameters())
-    model = load("janus_tiny")
+    torch.manual_seed(0)
+    model = shallow(build())
     if kind == "adapters":
         from reca.training.lora import adapt
 

@@ -45,6 +45,7 @@ print("statuses:", [main([stage]) for stage in ("ingest", "extract", "train")])
 
 
 def test_ingest_extract_and_train_run_without_orchestration(project, elsewhere) -> None:
+    project.configure("train.max_steps=2")
     command = [sys.executable, "-c", STAGES]
     done = subprocess.run(command, cwd=project.root, env=elsewhere, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -21,10 +21,10 @@ WORDS = (
     *SMALL,
     "model.prompt_dropout=0.5",
     "train.max_steps=2",
-    "train.eval_every=1",
-    "train.global_batch_size=24",  # eight per loss
+    "train.eval_every=2",
+    "train.global_batch_size=12",  # four per loss
     "train.mixture={reconstruction: 1, text_to_image: 1, understanding: 1}",
-    "hardware.micro_batch_size=8",
+    "hardware.micro_batch_size=4",
 )
 
 
@@ -34,7 +34,7 @@ def _train(root: Path) -> None:
 
 @pytest.fixture(scope="module")
 def whole(template: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingProject:
-    """A Harmon with the published dropout, trained eight at a time on one process."""
+    """A Harmon with the published dropout, trained four at a time on one process."""
     project = TrainingProject(tmp_path_factory.mktemp("whole") / "project", compose(WORDS))
     shutil.copytree(template / "outputs/dataset", project.root / "outputs/dataset")
     (project.root / "params.yaml").write_text(project.config.to_yaml())
@@ -53,7 +53,7 @@ def again(project: TrainingProject, root: Path, *overrides: str) -> TrainingProj
     return TrainingProject(root, config)
 
 
-def test_micro_batches_of_one_equal_one_batch_of_eight(whole: TrainingProject, tmp_path: Path) -> None:
+def test_micro_batches_of_one_equal_one_batch_of_four(whole: TrainingProject, tmp_path: Path) -> None:
     single = again(whole, tmp_path / "single", "hardware.micro_batch_size=1")
     _train(single.root)
     assert_same_curves(single, whole, 1e-5)

@@ -22,8 +22,8 @@ from tests.integration.training.ranks import ranks
 WORDS = (
     "model=bagel_tiny",
     *SMALL,
-    "train.max_steps=3",
-    "train.eval_every=3",
+    "train.max_steps=2",
+    "train.eval_every=2",
     "train.global_batch_size=4",
     "train.precision=bfloat16",
     "hardware.gradient_checkpointing=true",
@@ -92,7 +92,7 @@ def test_bfloat16_storage_is_bit_equal(published: Path, tmp_path: Path) -> None:
     wide, narrow = copied(published, tmp_path / "wide"), copied(published, tmp_path / "narrow")
     train(wide, narrow=False)
     with pytest.raises(Interrupted):
-        train(narrow, narrow=True, last=2)
+        train(narrow, narrow=True, last=1)
     train(narrow, narrow=True)
     assert written(narrow) == written(wide)
 
