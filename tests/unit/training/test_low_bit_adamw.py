@@ -35,8 +35,7 @@ LOW_BIT: tuple[StateDtype, ...] = ("bfloat16", "8bit")
 CURVE_DISTANCE = {"bfloat16": 1e-4, "8bit": 1e-3}
 """Largest mean distance of the loss over 50 steps from that with float32 moments, relative to the loss.
 
-Over ten times what was measured with and without vector instructions (5.7e-6 and 8.2e-5), because another CPU's sums
-meet other random roundings.
+Over ten times what was measured (7.2e-6 and 5.2e-5), because another CPU's sums meet other random roundings.
 """
 each_kind = pytest.mark.parametrize("state_dtype", LOW_BIT)
 
