@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bench.models import build
+from bench.sizes import OPTIONS
 from reca.config import ROOT
 from reca.models.loading import load_model
 from reca.runtime.distributed import init_distributed
@@ -45,7 +46,6 @@ MIB = 2**20
 MMAP_BYTES = 2**18
 """Threshold above which glibc returns freed memory to the system. By default glibc raises it over time, so that freed
 memory would be counted."""
-OPTIONS = {"train_vision": False, "prompt_dropout": 0.0}
 CPU = torch.device("cpu")
 
 

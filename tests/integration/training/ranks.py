@@ -17,10 +17,12 @@ from reca.stages import evaluate, extract, generate, train  # noqa: F401
 from reca.training.metrics import CurveFile
 
 CHILD_SECONDS = 240
-# A fresh process needs seconds of imports; a fork of this server none.
+# A fresh process needs seconds of imports and first calls; a fork of this server none.
 SERVER = multiprocessing.get_context("forkserver")
 MODELS = [f"reca.models.{family}.model" for family in FAMILIES]
-SERVER.set_forkserver_preload([__name__, *MODELS, "pyarrow.dataset", "torch._inductor.config"])
+SERVER.set_forkserver_preload(
+    [__name__, *MODELS, "pyarrow.dataset", "torch._inductor.config", "tests.integration.training.first_calls"]
+)
 
 
 def ranks(size: int, function, *arguments, hosts: int = 1) -> list[int | None]:

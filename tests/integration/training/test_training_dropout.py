@@ -20,8 +20,8 @@ WORDS = (
     "model=harmon_tiny",
     *SMALL,
     "model.prompt_dropout=0.5",
-    "train.max_steps=2",
-    "train.eval_every=2",
+    "train.max_steps=1",
+    "train.warmup_steps=1",
     "train.global_batch_size=12",  # four per loss
     "train.mixture={reconstruction: 1, text_to_image: 1, understanding: 1}",
     "hardware.micro_batch_size=4",

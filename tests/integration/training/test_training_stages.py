@@ -35,7 +35,7 @@ def test_cache_equals_the_models_encoding(project) -> None:
         "semantic": "bfloat16",
         "target": "int16",
     }
-    model = load_model("janus", root / "base", config.model.model_dump(), torch.device("cpu"))
+    model = load_model("janus", root / "base", config.model.load_options(root), torch.device("cpu"))
     ids = embeddings.ids[5:9]
     images = [image for _, image in load_images(root / "outputs/dataset", ids)]
     pixels = square_tensor(images, model.spec.understanding_size)
@@ -88,7 +88,7 @@ def test_training_leaves_model_curves_and_checkpoints(project) -> None:
 
 
 def test_only_trainable_parameters_change(project) -> None:
-    options = project.config.model.model_dump()
+    options = project.config.model.load_options(project.root)
     before = load_model("janus", project.root / "base", options, torch.device("cpu"))
     train(project.config, project.root)
     after = load_model("janus", project.root / "outputs/model", options, torch.device("cpu"))
