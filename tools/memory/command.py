@@ -42,6 +42,7 @@ def lines(prediction: Forecast) -> Iterator[str]:
     yield _row("training", f"{prediction.steps:,} steps, {_duration(prediction.train_seconds)}")
     verdict = "" if _fits(prediction, step.extract_peak) else ", which DOES NOT FIT"
     yield _row("extraction", f"{_gigabytes(step.extract_peak)}{verdict}; {_duration(prediction.extract_seconds)}")
+    yield _row("on disk", _disk_text(prediction))
     yield _row("evaluation", "not predicted: generation and answering are not bound by operations")
     if prediction.device_hours is not None:
         price = "no hardware.price_per_hour is set" if prediction.dollars is None else f"$ {prediction.dollars:,.2f}"
@@ -59,6 +60,16 @@ def _fit_text(prediction: Forecast) -> str:
         return "; to compare it with a GPU, set hardware.forecast_gpu=h100"
     room = f"of {prediction.capacity / 1e9:.1f} GB, {USABLE_FRACTION:.0%} of which can be filled"
     return f" {room}: {'fits' if _fits(prediction, prediction.step.peak) else 'DOES NOT FIT'}"
+
+
+def _disk_text(prediction: Forecast) -> str:
+    stored, images = prediction.step.stored, prediction.images
+    total = (
+        "for every image of the data set"
+        if images is None
+        else f"x {images:,} images = {_gigabytes(stored * images).strip()}"
+    )
+    return f"{_gigabytes(stored)} of embeddings and targets an image {total}"
 
 
 def _fits(prediction: Forecast, needed: int) -> bool:

@@ -44,6 +44,8 @@ class Forecast:
     step: Step
     """The step on one device, after sharding."""
     steps: int
+    images: int | None
+    """Images of the data set, if ``data.num_images`` names them."""
     devices: int
     device: str | None
     """``None`` if unknown; then ``fits`` is too."""
@@ -92,6 +94,7 @@ def forecast(config: Config, root: Path) -> Forecast:
         sizes=sizes,
         step=step,
         steps=config.train.max_steps,
+        images=config.data.num_images,
         devices=config.hardware.devices,
         device=None if device is None else device.name,
         capacity=None if device is None else device.memory,
@@ -175,6 +178,7 @@ def build_plan(config: Config, bf16_parameters: frozenset[str]) -> Plan:
         templates=train.prompt_templates,
         optimizer_state_dtype=train.optimizer_state_dtype,
         bf16_parameters=bf16_parameters,
+        embedding_dtype=getattr(torch, config.extract.dtype),
     )
 
 

@@ -59,6 +59,8 @@ class Plan:
     optimizer_state_dtype: StateDtype = "float32"
     bf16_parameters: frozenset[str] = frozenset()
     """Names of the matrices that training stores in bfloat16 (:mod:`reca.training.precision`)."""
+    embedding_dtype: torch.dtype = torch.bfloat16
+    """``extract.dtype``."""
 
     def share(self, kind: Kind) -> int:
         """Return the number of samples of a kind on one rank."""
@@ -88,6 +90,8 @@ class Step:
     """Bytes on one device while ``extract`` encodes a micro-batch with only the encoders in memory."""
     extract_flops: int
     """Operations to encode one image's cacheable outputs."""
+    stored: int
+    """Bytes on disk of what ``extract`` stores of one image."""
 
     @property
     def peak(self) -> int:
@@ -159,6 +163,7 @@ def measure_step(model: UnifiedModel, plan: Plan) -> Step:
         flops=sum(flops.values()),
         extract_peak=extract_peak,
         extract_flops=extract_flops,
+        stored=inputs.stored(plan.embedding_dtype),
     )
 
 
@@ -250,6 +255,11 @@ class _Inputs:
 
     def _pixels(self, count: int, size: int) -> Tensor:
         return torch.zeros(count, 3, size, size)
+
+    def stored(self, dtype: torch.dtype) -> int:
+        """Return the bytes that ``extract`` stores of an image, with embeddings in ``dtype``."""
+        semantic = self._semantic.numel() * dtype.itemsize if "semantic" in self._model.cacheable else 0
+        return semantic + (self._target.nbytes if "target" in self._model.cacheable else 0)
 
     @torch.no_grad()
     def encode(self, count: int) -> None:

@@ -37,6 +37,7 @@ STEP = Step(
     flops=1000,
     extract_peak=60,
     extract_flops=10,
+    stored=20,
 )
 SMALL = ("train.global_batch_size=4", "hardware.micro_batch_size=2")
 RECA_ONLY = (*SMALL, "train.mixture={reconstruction: 1.0, text_to_image: 0.0, understanding: 0.0}")
@@ -54,6 +55,15 @@ def test_json_forecast_is_consistent(capsys: pytest.CaptureFixture[str]) -> None
     assert forecast_json["train_seconds"] == pytest.approx(forecast_json["steps"] * forecast_json["step_seconds"])
     assert forecast_json["dollars"] == pytest.approx(2 * forecast_json["device_hours"])
     assert any("assumed" in assumption or "measured" in assumption for assumption in forecast_json["assumptions"])
+
+
+def test_disk_of_the_embeddings_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert predict([*TINY, "data.num_images=1000"], ROOT) == 0
+    # 16 embeddings of CLIP in bfloat16 and 36 codes of 8 bytes.
+    assert "x 1,000 images = 3.36 MB" in capsys.readouterr().out
+    assert forecast(compose([*TINY, "extract.dtype=float32"]), ROOT).step.stored == 16 * 96 * 4 + 36 * 8
+    trained = forecast(compose([*TINY, "model.train_vision=true"]), ROOT)
+    assert trained.step.stored == 36 * 8
 
 
 def test_cpu_forecast_has_no_time(capsys: pytest.CaptureFixture[str]) -> None:
