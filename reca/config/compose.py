@@ -74,7 +74,7 @@ def compose(overrides: Sequence[str] = ()) -> Config:
     return _compose(tuple(overrides))
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=64)
 def _compose(overrides: tuple[str, ...]) -> Config:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir

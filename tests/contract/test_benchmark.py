@@ -3,6 +3,7 @@
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from reca.config import ROOT, Config, compose
 from reca.config.evaluate import BENCHMARKS
+from reca.config.sections import EvaluateSection
 from reca.evaluation.benchmark import Benchmark, Scores, load_benchmark, read_items, read_scores
 from reca.evaluation.samples import Row, row_key
 from reca.models.base import ImageSpec, Semantic
@@ -28,7 +30,8 @@ def config_for(name: str, *words: str) -> Config:
 
 def is_published(name: str) -> bool:
     """Return whether a benchmark is published: only these have ``max_prompts``, and prompts or judges to download."""
-    return hasattr(getattr(config_for(name).evaluate, name), "max_prompts")
+    settings = EvaluateSection.model_fields[name].annotation
+    return any("max_prompts" in getattr(kind, "model_fields", {}) for kind in (settings, *get_args(settings)))
 
 
 OFFLINE = [name for name in BENCHMARKS if not is_published(name)]
