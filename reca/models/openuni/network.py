@@ -37,7 +37,6 @@ CONNECTOR_HEAD_SIZE = 64
 """Head width of the connector in all released checkpoints."""
 _LLM_KEYS = {*Qwen2Config.__annotations__, "rope_theta", "rope_scaling"}
 """Entries of ``llm_config`` that describe the network; InternVL's has those of a runtime and of text generation too."""
-"""Keys of ``llm_config`` that describe the network; files of old versions have a hundred others."""
 
 
 class MultimodalModel(nn.Module):
