@@ -293,9 +293,10 @@ def _selected(store: Store) -> Iterator[None]:
     try:
         yield
     finally:
-        mlflow.set_tracking_uri(uri)
-        if before is None:
-            os.environ.pop(URI_VARIABLE, None)
+        mlflow.set_tracking_uri(uri)  # which sets the variable too
+        os.environ.pop(URI_VARIABLE, None)
+        if before is not None:
+            os.environ[URI_VARIABLE] = before
 
 
 def _quiet() -> None:

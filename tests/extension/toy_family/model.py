@@ -130,6 +130,7 @@ class Toy(UnifiedModel):
 
     @torch.no_grad()
     def _sample(self, condition: Tensor, sampling: Sampling, rng: SampleRng) -> Tensor:
+        sampling.refuse_other_sizes(self.spec.generation_size)
         x, steps = rng.normal("noise", (LATENTS,)), sampling.num_steps or 4
         for step in range(steps):
             t = torch.full((len(x), 1), 1 - step / steps)

@@ -23,7 +23,7 @@ def worker(server, project):
     yield process
     process.send_signal(signal.SIGTERM)
     try:
-        process.wait(60)
+        process.wait(10)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
 
