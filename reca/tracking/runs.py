@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
@@ -29,14 +28,13 @@ import mlflow
 import psutil  # type: ignore[import-untyped]
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
-from mlflow.store.db.db_types import DATABASE_ENGINES
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from reca.config import Config
 from reca.reporting.inputs import read_curve
 from reca.runtime.errors import UserError
 from reca.tracking.lineage import Lineage, dvc_cache
-from reca.tracking.store_errors import check_store, friendly_store_errors, is_absent
+from reca.tracking.store_errors import check_store, friendly_store_errors, is_absent, is_database
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 FLOW_RUN_VARIABLE = "RECA_FLOW_RUN_ID"
@@ -78,7 +76,7 @@ def locate_store(config: Config, root: Path) -> Store:
         return Store(f"sqlite:///{database}", database, folder / "artifacts", lock, config.tracking.experiment)
     state = (root / config.paths.state).resolve()
     # MLflow would put a database's artifacts under the working directory, which may be a worktree that is removed.
-    artifacts = state / "artifacts" if urlsplit(uri).scheme.split("+")[0] in DATABASE_ENGINES else None
+    artifacts = state / "artifacts" if is_database(uri) else None
     return Store(uri, None, artifacts, state / "registry.lock", config.tracking.experiment)
 
 

@@ -5,12 +5,19 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
+
+import requests
+from mlflow.store.db.db_types import DATABASE_ENGINES
+from sqlalchemy import NullPool, create_engine
+from sqlalchemy.exc import SQLAlchemyError
 
 from reca.runtime.errors import UserError
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 ANSWER_SECONDS = 5
+"""How long a server may take to answer."""
 
 
 class StoreError(UserError):
@@ -35,6 +42,11 @@ def friendly_store_errors(database: Path | None, uri: str) -> Iterator[None]:
         raise StoreError(message) from error
 
 
+def is_database(uri: str) -> bool:
+    """Return whether a store is a database that MLflow opens itself, not a server of its own or a folder."""
+    return urlsplit(uri).scheme.split("+")[0] in DATABASE_ENGINES
+
+
 def is_absent(database: Path) -> bool:
     """Return whether there is no database yet; an empty file does not count as one."""
     return not database.exists() or (database.is_file() and database.stat().st_size == 0)
@@ -53,15 +65,11 @@ def check_store(database: Path | None, uri: str) -> None:
 
 
 def _check_server(uri: str) -> None:
-    import requests
-    from sqlalchemy import create_engine
-    from sqlalchemy.exc import SQLAlchemyError
-
     try:
         if uri.startswith(("http://", "https://")):
             requests.get(f"{uri.rstrip('/')}/health", timeout=ANSWER_SECONDS)
-        elif "://" in uri:
-            create_engine(uri, connect_args={"connect_timeout": ANSWER_SECONDS}).connect().close()
+        elif is_database(uri):
+            create_engine(uri, poolclass=NullPool, connect_args={"connect_timeout": ANSWER_SECONDS}).connect().close()
     except ModuleNotFoundError as error:
         raise StoreError(f"the database of MLflow needs a driver ({error}); `pip install 'reca[postgres]'`") from None
     except (requests.RequestException, SQLAlchemyError) as error:

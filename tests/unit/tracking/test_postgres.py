@@ -60,7 +60,7 @@ def address(request: pytest.FixtureRequest) -> Iterator[str]:
         yield address
 
 
-@pytest.mark.timeout(30)  # MLflow alone retries for an hour
+@pytest.mark.timeout(30)  # MLflow alone retries ten times, for minutes
 @pytest.mark.parametrize("scheme", ["postgresql", "http"])
 def test_a_server_that_does_not_answer_is_one_message(
     make_project: Callable[..., Project], address: str, scheme: str, monkeypatch: pytest.MonkeyPatch
