@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import requests
+import httpx
 from mlflow.store.db.db_types import DATABASE_ENGINES
 from sqlalchemy import NullPool, create_engine
 from sqlalchemy.exc import SQLAlchemyError
@@ -67,12 +67,12 @@ def check_store(database: Path | None, uri: str) -> None:
 def _check_server(uri: str) -> None:
     try:
         if uri.startswith(("http://", "https://")):
-            requests.get(f"{uri.rstrip('/')}/health", timeout=ANSWER_SECONDS)
+            httpx.get(f"{uri.rstrip('/')}/health", timeout=ANSWER_SECONDS)
         elif is_database(uri):
             create_engine(uri, poolclass=NullPool, connect_args={"connect_timeout": ANSWER_SECONDS}).connect().close()
     except ModuleNotFoundError as error:
         raise StoreError(f"the database of MLflow needs a driver ({error}); `pip install 'reca[postgres]'`") from None
-    except (requests.RequestException, SQLAlchemyError) as error:
+    except (httpx.HTTPError, SQLAlchemyError) as error:
         raise StoreError(f"{_no_answer(uri)} ({str(error).splitlines()[0]})") from None
 
 

@@ -86,3 +86,10 @@ def test_the_driver_is_named_if_it_is_absent(
         runs.open_store(make_project(database=False).store()),
     ):
         pass
+
+
+@pytest.mark.parametrize("uri", ["file:///tmp/nowhere", "databricks"])
+def test_other_stores_are_left_to_mlflow(uri: str) -> None:
+    store_errors.check_store(None, uri)
+    assert not store_errors.is_database(uri)
+    assert store_errors.is_database("postgresql+psycopg2://host/db")
