@@ -118,12 +118,8 @@ def _heartbeat_automation() -> "AutomationCore":
             after={"prefect.flow-run.heartbeat"},
             expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{end}" for end in ends)},
             match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
-            match_related=ResourceSpecification(
-                {  # a shared server has other teams' flows
-                    "prefect.resource.role": ["flow"],
-                    "prefect.resource.name": ["reca"],
-                }
-            ),
+            # A shared server has other teams' flows.
+            match_related=ResourceSpecification({"prefect.resource.role": ["flow"], "prefect.resource.name": ["reca"]}),
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,

@@ -97,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
     reproduce.add_argument(
         "--no-from-scratch", dest="from_scratch", action="store_false", help="let DVC restore what it has cached"
     )
-    export = verb("export", _registered, "write a registered model in the files that its family's own tools open")
+    export = verb("export", _export, "write a registered model in the files that its family's own tools open")
     export.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="a new folder")
     export.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="default: as in the base")
     for registered in (lineage, reproduce, export):
@@ -253,6 +253,17 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _registered(options: argparse.Namespace) -> int:
-    module = importlib.import_module(f"reca.tracking.{'export' if options.verb == 'export' else 'reproduce'}")
-    code: int = getattr(module, f"{options.verb}_command")(options, workspace.project_root())
-    return code
+    from reca.tracking import reproduce
+
+    commands = {
+        "lineage": reproduce.lineage_command,
+        "rollback": reproduce.rollback_command,
+        "reproduce": reproduce.reproduce_command,
+    }
+    return commands[options.verb](options, workspace.project_root())
+
+
+def _export(options: argparse.Namespace) -> int:
+    from reca.tracking.export import export_command
+
+    return export_command(options, workspace.project_root())

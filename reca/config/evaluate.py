@@ -181,11 +181,11 @@ class PublishedSettings(Section):
 PUBLISHED = tuple(PublishedSettings.model_fields)
 
 
-def drawing_settings(section: Mapping[str, Any], benchmark: str = "") -> dict[str, Any]:
-    """Return the arguments of ``Sampling`` in a benchmark, from the plain ``generate`` section."""
-    changes = section.get("benchmarks", {}).get(benchmark, {})
-    layers = ((name, value) for layer in (section, changes) for name, value in layer.items())
-    return {name: value for name, value in layers if name != "benchmarks" and value is not None}
+def sampling_arguments(generate: Mapping[str, Any], benchmark: str = "") -> dict[str, Any]:
+    """Return the arguments of ``Sampling`` in a benchmark, from the ``generate`` section as plain values."""
+    own = generate.get("benchmarks", {}).get(benchmark, {})
+    merged = {**generate, **{name: value for name, value in own.items() if value is not None}}
+    return {name: value for name, value in merged.items() if name != "benchmarks" and value is not None}
 
 
 def sampling_settings(section: Mapping[str, Any] | None) -> dict[str, Any]:

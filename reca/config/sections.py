@@ -186,6 +186,10 @@ class TrainSection(Section):
         return self
 
 
+BAGELS_SAMPLING = ("image_guidance_scale", "guidance_interval", "guidance_renorm", "guidance_renorm_min")
+SAMPLING_OF_ONE_FAMILY = {**dict.fromkeys(BAGELS_SAMPLING, "bagel"), "guidance_schedule": "harmon"}
+
+
 class SamplingSettings(Section):
     """Sampling of images; ``None``: the default in ``reca/models/sampling.py``, which also says what the keys mean."""
 
@@ -365,10 +369,9 @@ class AllSections(Section):
 
     @model_validator(mode="after")
     def _sampling_is_the_familys(self) -> Self:
-        keys = {"bagel": ("image_guidance_scale", "guidance_interval", "guidance_renorm", "guidance_renorm_min")}
-        family, settings = self.model.family, (self.generate, *self.generate.benchmarks.values())
-        for owner, names in {**keys, "harmon": ("guidance_schedule",)}.items():
-            for key in names if owner != family else ():
-                if any(getattr(values, key) is not None for values in settings):
-                    raise ValueError(f"generate: {key} belongs to {owner}, and {family} would ignore it")
+        settings = (self.generate, *self.generate.benchmarks.values())
+        for key, family in SAMPLING_OF_ONE_FAMILY.items():
+            is_set = any(getattr(values, key) is not None for values in settings)
+            if is_set and family != self.model.family:
+                raise ValueError(f"generate: {key} belongs to {family}, and {self.model.family} would ignore it")
         return self

@@ -22,7 +22,7 @@ def read_tokenizer(folder: Path) -> Any:
         FileNotFoundError: The folder has no vocabulary; transformers would make up one.
     """
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-        raise FileNotFoundError(f"{folder / 'tokenizer.json'} is missing")
+        raise FileNotFoundError(f"{folder / 'tokenizer.json'} is missing: put the published tokenizer there")
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     for name in ("is_local", "local_files_only"):  # transformers would save how it was read
         tokenizer.init_kwargs.pop(name, None)

@@ -54,7 +54,7 @@ def choose_weights(folder: Path, name: str | None = None) -> Path:
     try:
         return find_weights(folder)
     except FileNotFoundError as error:
-        suffixes = (".safetensors", *PICKLED)
+        suffixes = (".safetensors", *PICKLED)  # kl16: the autoencoder next to Harmon's weights
         files = [path for path in sorted(folder.glob("*")) if path.suffix in suffixes and path.stem != "kl16"]
         if name is not None or not files:
             raise FileNotFoundError(f"{error}, nor {name or 'a single .pth'}") from None

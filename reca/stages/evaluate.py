@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reca.config import Config, compose
-from reca.config.evaluate import PUBLISHED, drawing_settings, sampling_settings
+from reca.config.evaluate import PUBLISHED, sampling_arguments, sampling_settings
 from reca.evaluation.benchmark import Benchmark, load_benchmark
 from reca.evaluation.early_stopping import decide, shuffle_prompts
 from reca.evaluation.samples import Row, read_manifest, row_key
@@ -128,7 +128,7 @@ def _has_samples(folder: Path, config: Config, name: str, checkpoint: str) -> bo
         return False
     values, params = config.to_dict(), result["params"]
     same = sampling_settings(params["evaluate"].get(name)) == sampling_settings(values["evaluate"][name])
-    old, new = (drawing_settings(section["generate"], name) for section in (params, values))
+    old, new = (sampling_arguments(section["generate"], name) for section in (params, values))
     return same and result["checkpoint"] == checkpoint and old == new
 
 
@@ -189,7 +189,7 @@ class _Side:
     def __post_init__(self) -> None:
         self.weights = weights_digest(self.checkpoint)
         name = self.bench.name
-        shared = {**drawing_settings(self.config.to_dict()["generate"], name), "checkpoint": self.weights}
+        shared = {**sampling_arguments(self.config.to_dict()["generate"], name), "checkpoint": self.weights}
         self._state = generation.state_folder(self.config, self.root, self.variant, name, self.plan, shared)
         complete = self.root / "outputs/samples" / self.variant / name
         planned = {row_key(row): {**row, **shared} for row in self.plan}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reca.config import Config
-from reca.config.evaluate import drawing_settings
+from reca.config.evaluate import sampling_arguments
 from reca.evaluation.benchmark import Benchmark, load_benchmark
 from reca.evaluation.samples import Row, row_key, write_manifest
 from reca.runtime.device import choose_device
@@ -50,7 +50,7 @@ def generate(config: Config, root: Path, variant: str, benchmark: str, *, output
     bench = load_benchmark(benchmark, config, root)
     folder = checkpoint_folder(config, root, variant)
     checkpoint = weights_digest(folder)
-    sampling = drawing_settings(config.to_dict()["generate"], benchmark)
+    sampling = sampling_arguments(config.to_dict()["generate"], benchmark)
     if benchmark in config.generate.benchmarks:
         print(f"{benchmark} has its own sampling: {json.dumps(sampling)}", flush=True)
     shared = {**sampling, "checkpoint": checkpoint}
@@ -144,7 +144,7 @@ def make_batch(bench: Benchmark, model: "UnifiedModel", batch: Sequence[Row], co
 
     state.mkdir(parents=True, exist_ok=True)
     with torch.inference_mode():
-        settings = drawing_settings(config.to_dict()["generate"], bench.name)
+        settings = sampling_arguments(config.to_dict()["generate"], bench.name)
         rows = bench.make(model, batch, Sampling(**settings), state)
     digests = {name: file_digest(state / name) for row in rows for name in _files(row)}
     part = hashlib.sha256("\0".join(map(row_key, rows)).encode()).hexdigest()[:16]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from reca.config import Config
-from reca.config.evaluate import drawing_settings
+from reca.config.evaluate import sampling_arguments
 from reca.evaluation.benchmark import read_items, read_scores, values_of
 from reca.evaluation.promotion import Champion, Deltas, PromotionDecision, describe_delta, evaluate_champion_rules
 from reca.evaluation.statistics import BenchmarkDelta, paired_delta, scored_pairs
@@ -114,7 +114,7 @@ def _log_model(config: Config, root: Path, lineage: Lineage) -> str:
     settings: dict[str, Any] = {
         "family": config.model.family,
         "options": config.model.load_options(Path()),
-        "sampling": drawing_settings(config.to_dict()["generate"]),
+        "sampling": sampling_arguments(config.to_dict()["generate"]),
         "batch_size": config.hardware.generate_batch_size,
     }
     # A local part of a version ("2.13.0+cpu") names a build of this machine; the index has the release only.

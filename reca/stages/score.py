@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from reca.config import Config
-from reca.config.evaluate import drawing_settings, sampling_settings
+from reca.config.evaluate import sampling_arguments, sampling_settings
 from reca.evaluation.benchmark import Benchmark, ItemScore, Scores, load_benchmark, read_item, values_of, write_items
 from reca.evaluation.samples import Row, read_manifest
 from reca.evaluation.statistics import OVERALL, Estimate, intervals
@@ -172,7 +172,7 @@ def _summarise(
         images_per_prompt=bench.images_per_prompt,
         seed=bench.seed,
         settings={
-            "generate": drawing_settings(generation["params"]["generate"], bench.name),
+            "generate": sampling_arguments(generation["params"]["generate"], bench.name),
             "evaluate": config.to_dict()["evaluate"][bench.name],
         },
         checkpoint=generation["checkpoint"],

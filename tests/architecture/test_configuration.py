@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from reca.config import CONF, ROOT, Config, ConfigError, compose, flatten, yaml_io
-from reca.config.evaluate import drawing_settings
+from reca.config.evaluate import sampling_arguments
 
 CHOICES = sorted(path.relative_to(CONF) for path in CONF.glob("*/*.yaml"))
 
@@ -62,7 +62,7 @@ def test_published_presets_draw_every_benchmark_as_documented(preset: str) -> No
     edits = ["imgedit", "gedit"] if preset.startswith("bagel") else []
     for benchmark in ["geneval", "dpgbench", "wise", *edits]:
         config = compose([f"model={preset}", f"evaluate.benchmarks=[{benchmark}]"])
-        settings = drawing_settings(config.to_dict()["generate"], benchmark)
+        settings = sampling_arguments(config.to_dict()["generate"], benchmark)
         (expected,) = (
             row
             for prefix, name, row in documented_sampling()

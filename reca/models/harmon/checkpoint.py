@@ -46,7 +46,9 @@ def load_network(
     if unknown := sorted(parts.keys() - PARTS):
         raise ValueError(f"unknown part {unknown[0]!r} of model.parts; Harmon's are {', '.join(sorted(PARTS))}")
     path = folder / "config.json"
-    config = {} if "llm" in parts and not path.is_file() else read_json(path)
+    if not path.is_file() and "llm" not in parts:
+        raise FileNotFoundError(f"{path} is missing: for a .pth alone, set model.parts.llm to its Qwen2.5")
+    config = read_json(path) if path.is_file() else {}
     state = read_weights(choose_weights(folder, weights))
     if not any(key.startswith(VAE) for key in state):
         state |= {VAE + key: value for key, value in _read_autoencoder(folder, parts).items()}
